@@ -1,0 +1,1 @@
+"""Correctness first, then time: fastres against what else a user could pick."""

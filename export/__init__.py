@@ -1,0 +1,1 @@
+"""Plan readers that write deployment formats."""

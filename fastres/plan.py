@@ -1,0 +1,271 @@
+"""The Plan: a network as a flat tuple of fused steps.
+
+A plan is plain data. Each step names the value it reads, the value it writes and, for a convolution with a residual
+connection, the value it adds; it holds its folded weights and attributes, and nothing about how or where it will run.
+Executors, exporters and the roofline model each read plans and do not know of one another.
+
+Layouts: activations are NHWC, convolution weights KRSC (``[K, R, S, C / groups]``), biases ``[K]`` in float32.
+The value called ``"input"`` is the image batch, the last step writes ``"logits"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .architectures import Architecture
+from .errors import InputError
+
+INPUT = "input"
+LOGITS = "logits"
+
+Shape = tuple[int, ...]
+
+
+def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Output height or width of a convolution or pooling window."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What all steps have: a name, the values read and written, and a weight and bias."""
+
+    kind: ClassVar[str]
+    name: str
+    input: str
+    output: str
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape written, NHWC, for an input of ``shape``."""
+        raise NotImplementedError
+
+    def macs(self, shape: Shape) -> int:
+        """Multiply-accumulates for an input of ``shape``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Stem(Step):
+    """Normalisation (for uint8 input), convolution + bias + ReLU and, if ``pool``, a 3×3/2 max-pool.
+
+    Floating-point input is taken as normalised already; ``uint8`` input is ``(x / 255 - mean) / std`` first.
+    """
+
+    kind: ClassVar[str] = "stem"
+    stride: int
+    padding: int
+    pool: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def conv_shape(self, shape: Shape) -> Shape:
+        n, h, w, _ = shape
+        k, r, s, _ = self.weight.shape
+        return (n, conv_size(h, r, self.stride, self.padding), conv_size(w, s, self.stride, self.padding), k)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        n, p, q, k = self.conv_shape(shape)
+        return (n, conv_size(p, 3, 2, 1), conv_size(q, 3, 2, 1), k) if self.pool else (n, p, q, k)
+
+    def macs(self, shape: Shape) -> int:
+        n, p, q, _ = self.conv_shape(shape)
+        return n * p * q * self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Step):
+    """Convolution + bias, plus ``residual`` where there is one, then ReLU where ``relu``."""
+
+    kind: ClassVar[str] = "conv"
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    relu: bool = True
+    residual: str | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input,) if self.residual is None else (self.input, self.residual)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        n, h, w, _ = shape
+        k, r, s, _ = self.weight.shape
+        return (n, conv_size(h, r, self.stride, self.padding), conv_size(w, s, self.stride, self.padding), k)
+
+    def macs(self, shape: Shape) -> int:
+        n, p, q, _ = self.output_shape(shape)
+        return n * p * q * self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Head(Step):
+    """Global average pool, then the linear classifier; ``weight`` is ``[classes, C]``."""
+
+    kind: ClassVar[str] = "head"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], self.weight.shape[0])
+
+    def macs(self, shape: Shape) -> int:
+        return shape[0] * self.weight.numel()
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Arithmetic and unavoidable memory traffic of one step: each input, weight and output moved once."""
+
+    name: str
+    kind: str
+    input_shape: Shape
+    output_shape: Shape
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A network's steps in order, with the architecture they came from.
+
+    ``features`` maps the names that :meth:`fastres.Model.features` returns to values of the plan.
+    """
+
+    architecture: Architecture
+    steps: tuple[Step, ...]
+    features: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def stem(self) -> Stem:
+        stem = self.steps[0]
+        assert isinstance(stem, Stem)
+        return stem
+
+    @property
+    def head(self) -> Head:
+        head = self.steps[-1]
+        assert isinstance(head, Head)
+        return head
+
+    def shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
+        """Shape (NHWC) of every value for a batch of ``height`` × ``width`` images."""
+        check_image_size(self.architecture, height, width)
+        shapes: dict[str, Shape] = {INPUT: (batch, height, width, 3)}
+        for step in self.steps:
+            shapes[step.output] = step.output_shape(shapes[step.input])
+        return shapes
+
+    def last_reads(self) -> dict[str, int]:
+        """Index of the last step that reads each value; a value never read maps to the step that writes it."""
+        last: dict[str, int] = {}
+        for index, step in enumerate(self.steps):
+            last[step.output] = index
+            for value in step.reads:
+                last[value] = index
+        return last
+
+    def costs(
+        self, batch: int = 1, height: int = 224, width: int = 224, dtype: torch.dtype | None = None
+    ) -> list[StepCost]:
+        """FLOPs (two per multiply-accumulate) and bytes of each step, activations and weights in ``dtype``.
+
+        Logits and biases count four bytes an element, and so does the input: three channels, as given.
+        """
+        size = (dtype or self.stem.weight.dtype).itemsize
+        shapes = self.shapes(batch, height, width)
+        costs = []
+        for step in self.steps:
+            moved = sum(math.prod(shapes[value]) for value in step.reads) * size
+            moved += step.weight.numel() * size + step.bias.numel() * 4
+            moved += math.prod(shapes[step.output]) * (4 if isinstance(step, Head) else size)
+            in_shape, out_shape = shapes[step.input], shapes[step.output]
+            costs.append(StepCost(step.name, step.kind, in_shape, out_shape, 2 * step.macs(in_shape), moved))
+        return costs
+
+    def outline(self) -> Plan:
+        """The same plan without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
+        return self.map_tensors(lambda tensor: tensor.to("meta"))
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Plan:
+        """A plan with ``function`` applied to every weight and bias."""
+        steps = tuple(
+            dataclasses.replace(step, weight=function(step.weight), bias=function(step.bias)) for step in self.steps
+        )
+        return dataclasses.replace(self, steps=steps)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
+
+    def __str__(self) -> str:
+        size = max(224 if self.architecture.stem == "imagenet" else 32, self.architecture.minimum_size)
+        return self.table(height=size, width=size)
+
+    def table(self, batch: int = 1, height: int = 224, width: int = 224) -> str:
+        """The plan as text: one row per step, with shapes (NHWC), FLOPs and bytes for a batch."""
+        header = ("step", "op", "reads", "output", "attributes", "MFLOP", "MB")
+        rows = [header]
+        costs = self.costs(batch, height, width)
+        for step, cost in zip(self.steps, costs, strict=True):
+            rows.append(
+                (
+                    step.name,
+                    step.kind,
+                    " + ".join(step.reads),
+                    "×".join(map(str, cost.output_shape)),
+                    describe(step),
+                    f"{cost.flops / 1e6:,.1f}",
+                    f"{cost.bytes / 1e6:,.2f}",
+                )
+            )
+        flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
+        rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        lines = []
+        for row in rows:
+            text = [cell.ljust(width) for cell, width in zip(row[:5], widths[:5], strict=True)]
+            text += [cell.rjust(width) for cell, width in zip(row[5:], widths[5:], strict=True)]
+            lines.append("  ".join(text).rstrip())
+        title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
+        return "\n".join([title, *lines])
+
+
+def describe(step: Step) -> str:
+    """A step's attributes in a few words, such as ``3×3/2 g32 relu +residual``."""
+    if isinstance(step, Head):
+        return "average pool, linear"
+    assert isinstance(step, (Stem, Conv))
+    r, s = step.weight.shape[1:3]
+    words = [f"{r}×{s}/{step.stride}"]
+    if isinstance(step, Stem):
+        words += ["relu", "max-pool 3×3/2"] if step.pool else ["relu"]
+    else:
+        words += [f"groups {step.groups}"] if step.groups > 1 else []
+        words += ["+ residual"] if step.residual else []
+        words += ["relu"] if step.relu else []
+    return " ".join(words)
+
+
+def check_image_size(arch: Architecture, height: int, width: int) -> None:
+    """Raise ``InputError`` where an image is smaller than the network allows."""
+    least = arch.minimum_size
+    if height < least or width < least:
+        raise InputError(
+            f"{arch.name} takes images of at least {least}×{least} pixels and was given {height}×{width}; resize them first"
+        )

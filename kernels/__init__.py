@@ -1,0 +1,1 @@
+"""Triton kernels for ResNet inference: fused conv + bias + residual + ReLU, stem, head."""
