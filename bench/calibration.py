@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from fastres.architectures import Architecture
 
-from .eager import EagerResNet
+from .eager import Block, EagerResNet
+
+# Residual branches at full scale make deep networks chaotic: ResNet-152 then amplifies float32 rounding 500-fold.
+RESIDUAL_SCALE = 0.5
 
 
 def smooth_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -38,7 +41,7 @@ def pixels(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def randomise_(module: nn.Module, seed: int = 0) -> None:
-    """Draw every batch-norm scale in [0.5, 1.5], offset ~ N(0, 0.2²) and the classifier's weights, in place."""
+    """Draw every batch-norm scale in [0.5, 1.5] (half that at the end of a residual branch), offset ~ N(0, 0.2²) and the classifier's weights, in place."""
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -50,6 +53,9 @@ def randomise_(module: nn.Module, seed: int = 0) -> None:
         elif isinstance(layer, nn.Linear):
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
             layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=generator))
+    for layer in module.modules():
+        if isinstance(layer, Block) and layer.skip:
+            getattr(layer, f"bn{layer.depth}").weight.mul_(RESIDUAL_SCALE)
 
 
 @torch.no_grad()
