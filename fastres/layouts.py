@@ -1,0 +1,147 @@
+"""Other libraries' checkpoints → a flat state dict with torchvision's names.
+
+Training scripts wrap a state dict in a dictionary (``{"state_dict": …, "epoch": …}``) and its names in prefixes
+(``module.`` of ``DataParallel``, ``_orig_mod.`` of ``torch.compile``), and some libraries name the layers themselves
+otherwise. What is known of these habits stands in the tables below; nothing here looks at a tensor's values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from .architectures import Architecture, state_dict_shapes
+from .errors import StateDictMismatchError, WeightsError
+
+# In order of preference: plain weights before their moving average.
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+    "ema",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
+PREFIX_SHARE = 0.9  # of the keys: a head that stands beside its backbone, or a counter, goes without the prefix
+NOT_WEIGHTS = ("n_averaged",)  # AveragedModel's counter of updates
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A naming of layers: regular expressions, applied in order to each key, that make torchvision's names of it."""
+
+    name: str
+    rules: tuple[tuple[str, str], ...]
+
+    def rename(self, key: str) -> str:
+        for pattern, replacement in self.rules:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+
+LAYOUTS = (
+    Layout("torchvision", ()),
+    Layout("CIFAR training codes", ((r"^linear\.", "fc."), (r"\.shortcut\.(\d+)\.", r".downsample.\1."))),
+    Layout("pretrainedmodels", ((r"^last_linear\.", "fc."),)),
+)
+
+
+def unwrap(obj: object) -> dict[str, Tensor]:
+    """The flat state dict inside what a checkpoint file held or a caller passed, without wrappers and prefixes.
+
+    Where a checkpoint holds both weights and their moving average, the plain weights are returned: pass
+    ``checkpoint["model_ema"]`` for the other. Raises ``StateDictMismatchError`` where there is no state dict inside or
+    it holds something other than tensors, and ``WeightsError`` for a whole module.
+    """
+    if isinstance(obj, nn.Module):
+        raise WeightsError(
+            f"The weights are a whole module ({type(obj).__name__}), not a state dict. Pass module.state_dict(), "
+            "or use fastres.from_module(module)."
+        )
+    if not isinstance(obj, Mapping):
+        raise StateDictMismatchError(
+            f"The checkpoint holds {_article(obj)}, not a state dict: give a mapping from parameter names to tensors."
+        )
+    inner = _wrapped(obj)
+    while inner is not None:
+        obj, inner = inner, _wrapped(inner)
+    return _without_prefixes({key: value for key, value in _tensors(obj).items() if key not in NOT_WEIGHTS})
+
+
+def to_torchvision(state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
+    """``state`` under torchvision's names: the layout that explains most of ``arch``'s parameters is taken.
+
+    Keys that no layout knows stay as they are, for the fit check to name.
+    """
+    wanted = state_dict_shapes(arch).keys()
+    candidates = [_renamed(state, layout.rename) for layout in LAYOUTS]
+    possible = [candidate for candidate in candidates if candidate is not None]
+    return max(possible, key=lambda candidate: len(wanted & candidate.keys()))
+
+
+def _wrapped(obj: Mapping[str, object]) -> Mapping[str, object] | None:
+    """The mapping in ``obj`` under a known name, or the only one in it with tensors; ``None`` if it wraps none."""
+    for name in WRAPPERS:
+        value = obj.get(name)
+        if isinstance(value, Mapping):
+            return value
+        if isinstance(value, nn.Module):
+            raise WeightsError(
+                f"The checkpoint's {name!r} is a whole module ({type(value).__name__}), not a state dict. "
+                f"Pass checkpoint[{name!r}].state_dict(), or use fastres.from_module(checkpoint[{name!r}])."
+            )
+    if any(isinstance(value, Tensor) for value in obj.values()):
+        return None
+    inside = [
+        value
+        for value in obj.values()
+        if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
+    ]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """``state`` itself, if it is not empty and maps strings to tensors throughout."""
+    if not state:
+        raise StateDictMismatchError("The state dict is empty: it holds no parameters at all.")
+    wrong = [f"{key!r} ({_article(value)})" for key, value in state.items() if not isinstance(value, Tensor)]
+    wrong += [f"{key!r} (a key that is {_article(key)})" for key in state if not isinstance(key, str)]
+    if wrong:
+        raise StateDictMismatchError(
+            f"A state dict maps names to tensors; this one holds something else too ({len(wrong)} in all): "
+            f"{', '.join(wrong[:8])}{' …' if wrong[8:] else ''}. Pass the part of it that holds the weights."
+        )
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Strip known prefixes, nested ones too, where (nearly) every key has them."""
+    for prefix in PREFIXES:
+        if state and sum(key.startswith(prefix) for key in state) >= PREFIX_SHARE * len(state):
+            stripped = _renamed(state, lambda key, prefix=prefix: key.removeprefix(prefix))  # type: ignore[misc]
+            if stripped is None:
+                raise StateDictMismatchError(
+                    f"The state dict holds the same names with and without the prefix {prefix!r}. Pass one set of them."
+                )
+            return _without_prefixes(stripped)
+    return state
+
+
+def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor] | None:
+    """``state`` with its keys renamed; ``None`` where two keys would become one."""
+    renamed = {rename(key): value for key, value in state.items()}
+    return renamed if len(renamed) == len(state) else None
+
+
+def _article(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
