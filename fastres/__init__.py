@@ -1,1 +1,14 @@
+"""fastres runs ResNets as fast as the hardware allows. Inference only.
 
+>>> import fastres
+>>> model = fastres.load("resnet50")
+>>> model.predict("cat.jpg")
+"""
+
+from .architectures import list_models
+from .errors import FastresError
+from .loading import from_module, load
+from .model import Model, Prediction
+from .version import __version__
+
+__all__ = ["FastresError", "Model", "Prediction", "__version__", "from_module", "list_models", "load"]

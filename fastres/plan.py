@@ -5,14 +5,14 @@ connection, the value it adds; it holds its folded weights and attributes, and n
 Executors, exporters and the roofline model each read plans and do not know of one another.
 
 Layouts: activations are NHWC, convolution weights KRSC (``[K, R, S, C / groups]``), biases ``[K]`` in float32.
-The value called ``"input"`` is the image batch, the last step writes ``"logits"``.
+The value called ``"input"`` is the image batch, the last step writes ``"logits"`` (and, on request, ``"pooled"``).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ from .architectures import Architecture
 from .errors import InputError
 
 INPUT = "input"
+POOLED = "pooled"  # what the head computes on its way: the average-pooled features, [N, C]
 LOGITS = "logits"
 
 Shape = tuple[int, ...]
@@ -180,6 +181,12 @@ class Plan:
             for value in step.reads:
                 last[value] = index
         return last
+
+    def steps_for(self, outputs: Sequence[str]) -> tuple[Step, ...]:
+        """The steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
+        written = {step.output: index for index, step in enumerate(self.steps)}
+        written[POOLED] = len(self.steps) - 1
+        return self.steps[: 1 + max(written[output] for output in outputs)]
 
     def costs(
         self, batch: int = 1, height: int = 224, width: int = 224, dtype: torch.dtype | None = None

@@ -1,0 +1,215 @@
+"""The CPU executor: a Plan on oneDNN's fused convolutions.
+
+Activations are channels-last tensors, weights are packed once into the layout that oneDNN prefers for the shape at
+hand, and bias, residual add and ReLU run inside the convolution: ``_convolution_pointwise`` for conv + bias + ReLU,
+``_convolution_pointwise_.binary`` for conv + bias + add + ReLU in place on the residual. Threads are torch's
+(:func:`torch.set_num_threads`). Nothing is compiled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import DeviceError, DtypeError
+from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Shape, Stem, Step
+
+# Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
+SHAPES_KEPT = 8
+
+_NO_SCALARS: list[float] = []
+_NO_DILATION = [1, 1]
+
+
+def supported_dtypes() -> list[torch.dtype]:
+    """The dtypes that oneDNN computes in on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    dtypes = [torch.float32]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.append(torch.bfloat16)
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        dtypes.append(torch.float16)
+    return dtypes
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ``DtypeError`` where this CPU does not compute in ``dtype``."""
+    supported = supported_dtypes()
+    if not supported:
+        raise DeviceError("This build of torch has no oneDNN, which fastres runs on; install an official torch wheel")
+    if dtype not in supported:
+        names = ", ".join(str(known).removeprefix("torch.") for known in supported)
+        raise DtypeError(
+            f"This CPU does not compute in {str(dtype).removeprefix('torch.')}; it has {names}. "
+            "Use model.float(), or move the model to a GPU first"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedConv:
+    """A convolution with its weight in oneDNN's layout for one input shape."""
+
+    weight: Tensor
+    bias: Tensor
+    padding: list[int]
+    stride: list[int]
+    groups: int
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x,
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            _NO_DILATION,
+            self.groups,
+            self.activation,
+            _NO_SCALARS,
+            "",
+        )
+
+    def add_(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual`` becomes ``activation(conv(x) + bias + residual)``; returns it."""
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual,
+            x,
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            _NO_DILATION,
+            self.groups,
+            "add",
+            1.0,
+            None if self.activation == "none" else self.activation,
+            _NO_SCALARS,
+            "",
+        )
+
+
+class CpuExecutor:
+    """Runs a plan whose weights are CPU tensors of a dtype in :func:`supported_dtypes`."""
+
+    def __init__(self, plan: Plan) -> None:
+        dtype = plan.stem.weight.dtype
+        check_dtype(dtype)
+        self.dtype = dtype
+        self._plan = plan
+        self._packed: OrderedDict[Shape, dict[str, PackedConv]] = OrderedDict()
+        self._lock = threading.Lock()
+        scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
+        shift = torch.tensor([-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)])
+        self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
+        head = plan.head
+        self._classifier = (head.weight, head.bias.to(dtype))
+
+    def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
+        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
+
+        Returns float32 logits ``[N, classes]``, the pooled features ``[N, C]`` or a plan's value as a channels-last
+        ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``.
+        """
+        n, _, h, w = x.shape
+        steps = self._plan.steps_for(outputs)
+        packed = self._packed_for((n, h, w, 3))
+        last_reads = self._plan.last_reads()
+        values: dict[str, Tensor] = {INPUT: self._prepare(x)}
+        for index, step in enumerate(steps):
+            if isinstance(step, Head):
+                self._head(values, step, LOGITS in outputs)
+                continue
+            conv = packed[step.name]
+            source = values[step.input]
+            if isinstance(step, Conv) and step.residual is not None:
+                residual = values[step.residual]
+                if step.residual in outputs or last_reads[step.residual] > index:
+                    residual = residual.clone(memory_format=torch.channels_last)
+                values[step.output] = conv.add_(residual, source)
+            else:
+                y = conv(source)
+                pooled = isinstance(step, Stem) and step.pool
+                values[step.output] = functional.max_pool2d(y, 3, 2, 1) if pooled else y
+            for value in step.reads:
+                if last_reads[value] == index and value not in outputs:
+                    values.pop(value, None)
+        return [values[output] for output in outputs]
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Channels-last input in the executor's dtype; uint8 pixels are normalised in float32."""
+        if x.dtype == torch.uint8:
+            x = x.to(torch.float32, memory_format=torch.channels_last)
+            x = torch.addcmul(self._shift, x, self._scale)
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+    def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
+        pooled = values[head.input].mean((2, 3))
+        values[POOLED] = pooled
+        if classify:
+            values[LOGITS] = functional.linear(pooled, *self._classifier).to(torch.float32)
+
+    def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
+        """Weights packed for images of ``shape`` (NHWC); packed at the first call with that shape, then kept."""
+        with self._lock:
+            packed = self._packed.get(shape)
+            if packed is None:
+                packed = self._pack(shape)
+                self._packed[shape] = packed
+                if len(self._packed) > SHAPES_KEPT:
+                    self._packed.popitem(last=False)
+            else:
+                self._packed.move_to_end(shape)
+            return packed
+
+    def _pack(self, shape: Shape) -> dict[str, PackedConv]:
+        n, h, w, _ = shape
+        shapes = self._plan.shapes(n, h, w)
+        packed = {}
+        for step in self._plan:
+            if isinstance(step, (Stem, Conv)):
+                conv = _pack_step(step, shapes[step.input])
+                packed[step.name] = self._shared(step.name, conv)
+        return packed
+
+    def _shared(self, name: str, conv: PackedConv) -> PackedConv:
+        """An equal packing kept for another shape, if there is one: most shapes share most layouts."""
+        layout = _layout(conv.weight)
+        for packed in self._packed.values():
+            if _layout(packed[name].weight) == layout:
+                return packed[name]
+        return conv
+
+
+def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
+    n, h, w, c = shape
+    weight = step.weight.permute(0, 3, 1, 2)
+    padding, stride = [step.padding] * 2, [step.stride] * 2
+    groups = 1 if isinstance(step, Stem) else step.groups
+    activation = "relu" if isinstance(step, Stem) or step.relu else "none"
+    weight = torch.ops.mkldnn._reorder_convolution_weight(
+        weight, padding, stride, _NO_DILATION, groups, [n, c, h, w]
+    )
+    return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
+
+
+def _layout(weight: Tensor) -> bytes:
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes()
+
+
+def describe(step: Step) -> str:
+    """The oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
+    if isinstance(step, Head):
+        return "mean, linear"
+    if isinstance(step, Stem):
+        return "oneDNN conv+bias+relu" + (", max_pool2d" if step.pool else "")
+    assert isinstance(step, Conv)
+    parts = ["conv+bias"] + ["+add"] * (step.residual is not None) + ["+relu"] * step.relu
+    return "oneDNN " + "".join(parts)

@@ -1,0 +1,192 @@
+"""``fastres.load`` and ``fastres.from_module``: where models come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import categories
+from .architectures import ARCHITECTURES, Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
+from .errors import ArchitectureError, DeviceError, FastresError
+from .folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
+from .images import Transforms
+from .model import Model, parse_dtype
+from .weights import LoadedWeights, load_state
+
+CIFAR_SIZE = 32
+IMAGENET_RESIZE, IMAGENET_CROP = 256, 224
+
+
+def load(
+    name: str,
+    weights: str | PathLike[str] | Mapping[str, Tensor] | Any | None = "DEFAULT",
+    *,
+    num_classes: int | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | int | None = None,
+    progress: bool = True,
+) -> Model:
+    """Load a model by name.
+
+    ``weights`` is ``"DEFAULT"``, an entry of the model's published weights (``"IMAGENET1K_V1"``), a torchvision enum
+    member, a path (``.pth``, ``.pt``, ``.safetensors``), a state dict, or ``None`` for random weights as torchvision
+    draws them. Published weights are downloaded once into torch's hub cache and checked against their sha256 at every
+    load. ``num_classes`` other than the weights' gives a fresh classifier, with a warning. ``dtype="auto"`` computes in
+    float16 on CUDA and float32 on the CPU.
+
+    Raises ``UnknownModelError``, ``WeightsError`` and its kinds, ``DtypeError``, ``DeviceError``.
+
+    >>> model = fastres.load("resnet50").cuda()
+    >>> model.predict("cat.jpg")[0][0].label
+    """
+    arch = get_architecture(name)
+    parse_dtype(dtype)
+    loaded = load_state(arch, weights, num_classes=num_classes, progress=progress)
+    model = Model(
+        loaded.state,
+        loaded.arch,
+        transforms=_transforms(loaded),
+        categories=_categories(loaded),
+        dtype=dtype,
+        weights=loaded.source,
+    )
+    return model if device is None else model.to(_device(device))
+
+
+def _device(device: torch.device | str | int) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from error
+
+
+def _transforms(loaded: LoadedWeights) -> Transforms:
+    entry = loaded.entry
+    if entry is not None:
+        return Transforms(resize=entry.resize, crop=entry.crop, mean=entry.mean, std=entry.std)
+    return default_transforms(loaded.arch)
+
+
+def default_transforms(arch: Architecture) -> Transforms:
+    """What weights without a record of their own are taken to have been trained with: ImageNet's usual."""
+    resize, crop = (IMAGENET_RESIZE, IMAGENET_CROP) if arch.stem == "imagenet" else (CIFAR_SIZE, CIFAR_SIZE)
+    return Transforms(resize=resize, crop=crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
+    if loaded.entry is None:
+        return None
+    names = categories.load(loaded.entry.categories)
+    return names if len(names) == loaded.arch.num_classes else None
+
+
+def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Model:
+    """Make a fastres model of a live torchvision ResNet: its own weights, class count and device.
+
+    The module's structure is read from its layers, so custom depths, widths and heads are fine; then both are run on
+    one small random batch and must agree, so that a subclass whose ``forward`` does something else is refused.
+    Raises ``ArchitectureError`` saying what differs.
+    """
+    if isinstance(module, Model):
+        return module
+    arch = infer_architecture(module)
+    state = {key: value.detach().clone() for key, value in module.state_dict().items()}
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    model = Model(floats, arch, transforms=default_transforms(arch), dtype=dtype, weights=f"from {name}")
+    _check_agreement(module, model)
+    return model
+
+
+def infer_architecture(module: nn.Module) -> Architecture:
+    """The architecture of a live module with torchvision's layout; raises ``ArchitectureError`` where it has none."""
+    try:
+        arch = _read_structure(module)
+    except (AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
+        raise _refusal(module, f"it is not laid out as torchvision's ResNet ({error})") from error
+    shapes = {key: tuple(value.shape) for key, value in module.state_dict().items() if "num_batches" not in key}
+    expected = state_dict_shapes(arch)
+    if shapes != expected:
+        odd = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
+        raise _refusal(module, f"its parameters are not a ResNet's, for example {', '.join(key for key, _ in odd)}")
+    specs = [stem_spec(arch)]
+    for block in block_specs(arch):
+        specs += [*block.convs, *([block.projection] if block.projection else [])]
+    for spec in specs:
+        conv, norm = module.get_submodule(spec.conv), module.get_submodule(spec.norm)
+        wanted: dict[str, Any] = {"stride": (spec.stride,) * 2, "padding": (spec.padding,) * 2, "dilation": (1, 1)}
+        wanted["groups"] = spec.groups
+        for attribute, value in wanted.items():
+            if getattr(conv, attribute) != value:
+                raise _refusal(module, f"{spec.conv}.{attribute} is {getattr(conv, attribute)}, fastres runs {value}")
+        if getattr(norm, "eps", None) != BATCH_NORM_EPSILON:
+            raise _refusal(module, f"{spec.norm} is {norm}, fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
+    return arch
+
+
+def _read_structure(module: nn.Module) -> Architecture:
+    def sub(name: str) -> Any:
+        return module.get_submodule(name)
+
+    stages = 0
+    while hasattr(module, f"layer{stages + 1}"):
+        stages += 1
+    if not stages:
+        raise ValueError("it has no layer1")
+    depths = tuple(len(sub(f"layer{stage}")) for stage in range(1, stages + 1))
+    bottleneck = hasattr(sub("layer1.0"), "conv3")
+    outputs = tuple(sub(f"layer{s}.0.conv{3 if bottleneck else 2}").out_channels for s in range(1, stages + 1))
+    widths = tuple(k // 4 for k in outputs) if bottleneck else outputs
+    groups = sub("layer1.0.conv2").groups if bottleneck else 1
+    width_per_group = sub("layer1.0.conv2").out_channels * 64 // (widths[0] * groups) if bottleneck else 64
+    stem = "imagenet" if sub("conv1").kernel_size == (7, 7) else "cifar"
+    own = getattr(module, "architecture", None)
+    shortcut = own.shortcut if isinstance(own, Architecture) else "projection"
+    found = Architecture(
+        "custom",
+        "bottleneck" if bottleneck else "basic",
+        depths,
+        widths,
+        groups,
+        width_per_group,
+        stem,  # type: ignore[arg-type]
+        shortcut,
+        module.get_submodule("fc").out_features,  # type: ignore[arg-type]
+    )
+    for row in ARCHITECTURES.values():
+        if row.with_classes(found.num_classes) == Architecture(**{**vars(found), "name": row.name}):
+            return row.with_classes(found.num_classes)
+    return found
+
+
+def _refusal(module: nn.Module, reason: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"{type(module).__name__} cannot be run: {reason}. fastres.from_module takes torchvision.models ResNets, "
+        "ResNeXts and Wide ResNets"
+    )
+
+
+@torch.no_grad()
+def _check_agreement(module: nn.Module, model: Model) -> None:
+    """Run both on one small random batch, in float32 on the CPU, and raise where they differ."""
+    import copy
+
+    reference = copy.deepcopy(module).float().cpu().eval()
+    candidate = copy.deepcopy(model).float().cpu()
+    size = max(48, model.architecture.minimum_size)
+    x = torch.randn(2, 3, size, size + 7, generator=torch.Generator().manual_seed(0))
+    expected = reference(x)
+    try:
+        error = float((candidate(x) - expected).norm() / expected.norm())
+    except FastresError:
+        raise
+    except (RuntimeError, TypeError, AttributeError) as problem:
+        raise _refusal(module, f"its forward returns something other than logits ({problem})") from problem
+    if not error < 1e-3:
+        raise _refusal(
+            module, f"its forward computes something else than a ResNet's (relative difference {error:.2g} on random input)"
+        )

@@ -1,0 +1,373 @@
+"""The model that users hold: a torchvision ResNet's interface over a plan and an executor."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import cpu
+from .architectures import Architecture
+from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError, InputError
+from .explain import Explanation
+from .folding import build_plan
+from .images import Transforms
+from .parameters import Parameters, tree
+from .plan import LOGITS, POOLED, Plan, Shape, check_image_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+
+
+class Prediction(NamedTuple):
+    """One class of an image: its name, its index and its softmax probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+class Executor(Protocol):
+    """What runs a plan: :class:`fastres.cpu.CpuExecutor`, :class:`fastres.gpu.GpuExecutor`."""
+
+    def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]: ...
+
+
+class Model(nn.Module):
+    """A ResNet for inference. ``fastres.load`` and ``fastres.from_module`` make it; see those.
+
+    Calling it with ``x`` ``[N, 3, H, W]`` (any H and W from the least size on, any memory format, on the model's
+    device) returns float32 logits ``[N, num_classes]``. Floating-point ``x`` is taken as normalised already;
+    ``uint8`` ``x`` is raw RGB pixels, normalised with the weights' mean and std inside the first kernel.
+
+    Parameters and buffers are the checkpoint's, in float32 and under torchvision's names; ``dtype`` is what the
+    folded copy that runs is computed in. Inference only: ``train()`` and inputs that require grad raise.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        arch: Architecture,
+        *,
+        transforms: Transforms,
+        categories: Sequence[str] | None = None,
+        dtype: torch.dtype | str = "auto",
+        weights: str = "a state dict",
+    ) -> None:
+        super().__init__()
+        self.training = False
+        self.architecture = arch
+        self.transforms = transforms
+        self.categories: tuple[str, ...] | None = tuple(categories) if categories is not None else None
+        self.weights = weights
+        self._requested_dtype = parse_dtype(dtype)
+        for name, child in tree(state).items():
+            self.add_module(name, child)
+        self._reset()
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: as asked for, or float16 on CUDA and float32 on the CPU."""
+        if self._requested_dtype is not None:
+            return self._requested_dtype
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def num_classes(self) -> int:
+        return self.architecture.num_classes
+
+    @property
+    def plan(self) -> Plan:
+        """The network as fused steps with folded weights in the model's dtype and device, made anew at each access."""
+        with torch.no_grad():
+            return build_plan(
+                self.state_dict(),
+                self.architecture,
+                dtype=self.dtype,
+                mean=self.transforms.mean,
+                std=self.transforms.std,
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.architecture.name}, {self.weights}, {self.num_classes} classes, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        )
+
+    def __repr__(self) -> str:
+        return f"fastres.Model({self.extra_repr()})"
+
+    # -- running it ------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(x, (LOGITS,))[0]
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The stem's and each stage's output, ``{"stem": …, "layer1": …}``, each ``[N, C, h, w]`` in ``dtype``."""
+        names = self._outline.features
+        return dict(zip(names, self._run(x, tuple(names.values())), strict=True))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Average-pooled features of the last stage, float32 ``[N, C]``: what the classifier sees."""
+        return self._run(x, (POOLED,))[0].float()
+
+    def predict(
+        self, images: Any, top_k: int = 5, *, batch_size: int = 32, progress: bool | None = None
+    ) -> list[list[Prediction]]:
+        """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of them.
+
+        Each image is resized, cropped and normalised as ``transforms`` says. Returns, for each image, the ``top_k``
+        classes by falling probability. Raises ``ImageError`` for what is not an image. A bar is shown on a terminal
+        when there is more than one batch; ``progress`` forces it on or off.
+        """
+        from .predict import predict
+
+        return predict(self, images, top_k, batch_size=batch_size, progress=progress)
+
+    def warmup(self, batch_sizes: Iterable[int] | int = (1,), image_size: int | tuple[int, int] = 224) -> None:
+        """Do ahead of time what the first call of each shape does: fold, pack, compile and load kernels."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
+            self(torch.zeros(batch, 3, height, width, device=self.device))
+
+    def explain(self, batch: int = 1, image_size: int | tuple[int, int] = 224) -> Explanation:
+        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, and what fell back and why."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        return Explanation.of(self._outline, self.device, self.dtype, batch, height, width)
+
+    def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]:
+        if torch.compiler.is_compiling():
+            return torch.ops.fastres.run(x, self._handle, ",".join(outputs))
+        self._check_input(x)
+        if x.shape[0] == 0:
+            return self._empty(x.shape, outputs)
+        with torch.no_grad():
+            return self._executor.run(x, outputs)
+
+    def _empty(self, shape: Sequence[int], outputs: tuple[str, ...], device: torch.device | None = None) -> list[Tensor]:
+        """Uninitialised outputs for an input of ``shape``, in the layouts that the executors return."""
+        n, _, h, w = shape
+        shapes: dict[str, Shape] = self._outline.shapes(n, h, w)
+        device = device or self.device
+        results = []
+        for output in outputs:
+            if output == LOGITS:
+                results.append(torch.empty(shapes[LOGITS], device=device))
+            elif output == POOLED:
+                results.append(torch.empty(n, self.architecture.features, dtype=self.dtype, device=device))
+            else:
+                nhwc = torch.empty(shapes[output], dtype=self.dtype, device=device)
+                results.append(nhwc.permute(0, 3, 1, 2))
+        return results
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"The model takes a tensor [N, 3, H, W] and was given {type(x).__name__}; "
+                "model.predict(...) takes paths, PIL images and arrays"
+            )
+        shape = tuple(x.shape)
+        if x.dim() != 4 or shape[1] != 3:
+            raise InputError(f"The model takes images [N, 3, H, W] and was given {list(shape)}. {_shape_hint(shape)}")
+        if x.dtype not in INPUT_DTYPES:
+            raise DtypeError(
+                f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
+                f"{str(x.dtype).removeprefix('torch.')}; call x.float() for normalised values, x.to(torch.uint8) for pixels"
+            )
+        if x.device != self.device:
+            raise DeviceError(
+                f"The input is on {x.device} and the model on {self.device}; call x.to({str(self.device)!r}) "
+                f"or model.to({str(x.device)!r})"
+            )
+        if x.requires_grad and torch.is_grad_enabled():
+            raise GradientError(
+                "The input requires grad, and fastres computes no gradients (its kernels are for inference). "
+                "Pass x.detach(), or call inside torch.no_grad()"
+            )
+        check_image_size(self.architecture, shape[2], shape[3])
+
+    # -- its executor, built when first needed ---------------------------------------------------------------
+
+    def _reset(self) -> None:
+        """Forget everything derived from the parameters."""
+        object.__setattr__(self, "_lock", threading.Lock())
+        object.__setattr__(self, "_executor_cache", None)
+        object.__setattr__(self, "_outline_cache", None)
+        object.__setattr__(self, "_handle", _register(self))
+
+    @property
+    def _outline(self) -> Plan:
+        if self._outline_cache is None:
+            meta = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+            outline = build_plan(
+                meta, self.architecture, dtype=self.dtype, mean=self.transforms.mean, std=self.transforms.std
+            )
+            object.__setattr__(self, "_outline_cache", outline.outline())
+        return self._outline_cache  # type: ignore[no-any-return]
+
+    @property
+    def _executor(self) -> Executor:
+        executor: Executor | None = self._executor_cache
+        if executor is None:
+            with self._lock:
+                executor = self._executor_cache
+                if executor is None:
+                    executor = make_executor(self)
+                    object.__setattr__(self, "_executor_cache", executor)
+        return executor
+
+    # -- being an nn.Module ----------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        """``.cuda()``, ``.to()``, ``.half()`` and their like: moves parameters, notes the dtype, folds anew later."""
+        try:
+            moved = [fn(torch.empty(0, dtype=dtype, device=self.device)) for dtype in (torch.float32, torch.float16)]
+        except (RuntimeError, AssertionError) as error:
+            raise DeviceError(
+                f"The model cannot be moved: {error}. "
+                f"{'A CUDA GPU is available' if torch.cuda.is_available() else 'No CUDA GPU is available here'}; "
+                "model.to('cpu') always works"
+            ) from error
+        device = moved[0].device
+        check_device(device)
+        if moved[0].dtype == moved[1].dtype:
+            self._requested_dtype = parse_dtype(moved[0].dtype)
+        super()._apply(lambda tensor: tensor.to(device), recurse)
+        self._reset()
+        return self
+
+    def train(self, mode: bool = True) -> Model:
+        if mode:
+            raise GradientError(
+                "fastres is for inference: batch norm is folded away and no gradients are computed. Train the "
+                "torchvision model, then fastres.from_module(model) or fastres.load(name, weights=state_dict)"
+            )
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Model:
+        if requires_grad:
+            raise GradientError("fastres computes no gradients; train the torchvision model and load its state dict")
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``nn.Module.load_state_dict``; the network is folded anew at the next call."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self._reset()
+        return result
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_modules" in self.__dict__ and name in self._modules:
+            self._replace_head(name, value)
+        elif isinstance(value, nn.Module):
+            raise ArchitectureError(f"model.{name} cannot be set: fastres runs a fixed plan and would ignore the module")
+        else:
+            super().__setattr__(name, value)
+
+    def _replace_head(self, name: str, value: Any) -> None:
+        features = self.architecture.features
+        if name != "fc" or not isinstance(value, nn.Linear) or value.in_features != features or value.bias is None:
+            raise ArchitectureError(
+                f"model.{name} cannot be replaced by {type(value).__name__}: fastres runs a fixed plan. "
+                f"model.fc takes an nn.Linear({features}, classes); model.embed(x) gives what the classifier sees; "
+                "for anything else change the torchvision model and use fastres.from_module"
+            )
+        head = {"weight": value.weight.detach(), "bias": value.bias.detach()}
+        self.architecture = self.architecture.with_classes(value.out_features)
+        self._modules["fc"] = Parameters({part: t.to(self.device, torch.float32) for part, t in head.items()})
+        if self.categories is not None and len(self.categories) != value.out_features:
+            self.categories = None
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("_lock", "_executor_cache", "_outline_cache", "_handle")
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset()
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
+    """A compute dtype from a ``torch.dtype`` or its name; ``None`` for ``"auto"``. Raises ``DtypeError``."""
+    if dtype == "auto":
+        return None
+    names = {str(known).removeprefix("torch."): known for known in COMPUTE_DTYPES}
+    known = names.get(str(dtype).removeprefix("torch."))
+    if known is None:
+        raise DtypeError(f"fastres computes in {', '.join(names)} or 'auto' and was asked for {dtype}")
+    return known
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ``DeviceError`` for a kind of device that fastres has no executor for."""
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"fastres runs on 'cpu' and 'cuda' devices and was asked for {str(device)!r}")
+
+
+def make_executor(model: Model) -> Executor:
+    """Fold ``model`` and build what runs it on its device."""
+    if model.device.type == "cpu":
+        cpu.check_dtype(model.dtype)
+        return cpu.CpuExecutor(model.plan)
+    from .gpu import GpuExecutor
+
+    return GpuExecutor(model.plan)
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] == 3:
+        return "Add a batch dimension: x[None]"
+    if len(shape) == 4 and shape[3] == 3:
+        return "It looks like NHWC: pass x.permute(0, 3, 1, 2)"
+    if len(shape) == 4 and shape[1] == 1:
+        return "Greyscale images are repeated over the channels: x.expand(-1, 3, -1, -1)"
+    if len(shape) == 4 and shape[1] == 4:
+        return "Drop the alpha channel: x[:, :3]"
+    return "model.predict(...) takes single images of any mode"
+
+
+# -- torch.compile: the whole network is one registered op ---------------------------------------------------
+
+_models: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
+_handles = iter(range(1, 1 << 62))
+
+
+def _register(model: Model) -> int:
+    """A number by which compiled code finds the model again, for as long as it lives unchanged."""
+    handle = next(_handles)
+    _models[handle] = model
+    return handle
+
+
+def _find(handle: int) -> Model:
+    try:
+        return _models[handle]
+    except KeyError:
+        raise FastresError(
+            "Compiled code calls a fastres model that no longer exists or was changed; compile again after loading, "
+            "moving or replacing a model"
+        ) from None
+
+
+@torch.library.custom_op("fastres::run", mutates_args=())
+def _run_op(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
+    return _find(handle)._run(x, tuple(outputs.split(",")))
+
+
+@_run_op.register_fake
+def _(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
+    return _find(handle)._empty(x.shape, tuple(outputs.split(",")), x.device)

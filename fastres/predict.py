@@ -1,0 +1,52 @@
+"""``model.predict``: images of any kind in, named classes out."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .images import batch_sources
+
+if TYPE_CHECKING:
+    from .model import Model, Prediction
+
+
+def predict(
+    model: Model, images: Any, top_k: int, *, batch_size: int = 32, progress: bool | None = None
+) -> list[list[Prediction]]:
+    """See :meth:`fastres.Model.predict`."""
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    sources = batch_sources(images)
+    if progress is None:
+        progress = len(sources) > batch_size and sys.stderr.isatty()
+    predictions: list[list[Prediction]] = []
+    from tqdm import tqdm
+
+    with tqdm(total=len(sources), desc="predict", unit="image", disable=not progress) as bar:
+        for start in range(0, len(sources), batch_size):
+            chunk = sources[start : start + batch_size]
+            pixels = torch.stack([model.transforms.pixels(source) for source in chunk])
+            logits = model(pixels.to(model.device))
+            predictions += top_predictions(logits, top_k, model.categories)
+            bar.update(len(chunk))
+    return predictions
+
+
+def top_predictions(logits: Tensor, top_k: int, categories: tuple[str, ...] | None) -> list[list[Prediction]]:
+    """The ``top_k`` classes of each row of ``logits`` ``[N, classes]``, by falling softmax probability."""
+    from .model import Prediction
+
+    scores, indices = logits.softmax(1).topk(min(top_k, logits.shape[1]), dim=1)
+    return [
+        [
+            Prediction(categories[index] if categories else f"class {index}", index, score)
+            for index, score in zip(row_indices, row_scores, strict=True)
+        ]
+        for row_indices, row_scores in zip(indices.tolist(), scores.tolist(), strict=True)
+    ]
