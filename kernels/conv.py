@@ -1,0 +1,276 @@
+"""Convolution + bias + residual + ReLU as one implicit GEMM.
+
+    y[n, p, q, k] = relu(bias[k] + residual[n, p, q, k]
+                         + Σ_{r, s, c} x[n, p·stride + r − padding, q·stride + s − padding, g·C + c] · w[k, r, s, c])
+
+with g the group of output channel k and C the input channels of a group; x is zero outside the image. The GEMM has
+M = N·P·Q rows (output pixels), K columns (output channels) and a reduction of R·S·C. Nothing is unfolded in memory:
+each program computes BLOCK_M pixels × BLOCK_N channels and finds its input pixels by index arithmetic, in one flat loop
+over (r, s, channel block), so that the software pipeline fills and drains once.
+
+Activations are NHWC, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S, stride, padding and
+group size; the least efficient sizes are those where C is no multiple of BLOCK_K.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastres.errors import KernelError
+
+from .launch import (
+    ACTIVATION_DTYPES,
+    INT32_ELEMENTS,
+    cdiv,
+    check_dtype,
+    check_shape,
+    check_tensors,
+    device_guard,
+    dot_upcast,
+    float32_precision,
+    kernel_op,
+    launchable,
+    needs_wide_offsets,
+)
+from .routing import ConvConfig, ConvShape, gpu_of, route_conv
+
+
+@triton.jit(do_not_specialize=["M", "H", "W", "P", "Q"])
+def conv_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    residual_ptr,
+    y_ptr,
+    M,  # N · P · Q
+    H,
+    W,
+    P,
+    Q,
+    C: tl.constexpr,  # input channels of a group
+    K: tl.constexpr,  # output channels of a group
+    GROUPS: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    WIDE: tl.constexpr,  # 64-bit offsets: some tensor has 2³¹ elements or more
+    PRECISION: tl.constexpr,  # of a float32 dot: "ieee" or "tf32"
+    UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    MASK_C: tl.constexpr = C % BLOCK_K != 0
+    MASK_N: tl.constexpr = K % BLOCK_N != 0
+
+    # Programs that share input pixels (all channel blocks of one pixel block) run next to each other.
+    pid = tl.program_id(0)
+    pid_n = pid % (N_BLOCKS * GROUPS)
+    pid_m = pid // (N_BLOCKS * GROUPS)
+    group = pid_n // N_BLOCKS
+    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = (pid_n % N_BLOCKS) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+
+    offs_q = offs_m % Q
+    offs_p = (offs_m // Q) % P
+    offs_image = offs_m // (P * Q)
+    if WIDE:
+        offs_image = offs_image.to(tl.int64)
+        offs_m = offs_m.to(tl.int64)
+    top = offs_p * STRIDE - PADDING
+    left = offs_q * STRIDE - PADDING
+    x_offs = ((offs_image * H + top) * W + left)[:, None] * (C * GROUPS) + offs_k[None, :]  # [BLOCK_M, BLOCK_K]
+    w_offs = offs_n[None, :] * (R * S * C) + offs_k[:, None]  # [BLOCK_K, BLOCK_N]
+    x_ptr += group * C
+    w_ptr += group * (K * R * S * C)
+    top = tl.where(offs_m < M, top, -(1 << 24))  # rows past the end read nothing
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for block in range(0, R * S * C_BLOCKS):
+        tap = block // C_BLOCKS
+        c = (block % C_BLOCKS) * BLOCK_K
+        r = tap // S
+        s = tap % S
+        # One unsigned comparison checks both ends of a range.
+        inside = ((top + r).to(tl.uint32) < H) & ((left + s).to(tl.uint32) < W)
+        mask_x = inside[:, None]
+        if MASK_C:
+            mask_x = mask_x & (c + offs_k < C)[None, :]
+        x = tl.load(x_ptr + ((r * W + s) * (C * GROUPS) + c) + x_offs, mask=mask_x, other=0.0)
+        if MASK_C and MASK_N:
+            mask_w = (c + offs_k < C)[:, None] & (offs_n < K)[None, :]
+            w = tl.load(w_ptr + (tap * C + c) + w_offs, mask=mask_w, other=0.0)
+        elif MASK_C:
+            w = tl.load(w_ptr + (tap * C + c) + w_offs, mask=(c + offs_k < C)[:, None], other=0.0)
+        elif MASK_N:
+            w = tl.load(w_ptr + (tap * C + c) + w_offs, mask=(offs_n < K)[None, :], other=0.0)
+        else:
+            w = tl.load(w_ptr + (tap * C + c) + w_offs)
+        if UPCAST:
+            x = x.to(tl.float32)
+            w = w.to(tl.float32)
+        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+
+    offs_k_out = group * K + offs_n
+    mask_y = (offs_m < M)[:, None]
+    if MASK_N:
+        mask_y = mask_y & (offs_n < K)[None, :]
+        acc += tl.load(bias_ptr + offs_k_out, mask=offs_n < K, other=0.0)[None, :]
+    else:
+        acc += tl.load(bias_ptr + offs_k_out)[None, :]
+    y_offs = offs_m[:, None] * (K * GROUPS) + offs_k_out[None, :]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual_ptr + y_offs, mask=mask_y, other=0.0).to(tl.float32)
+    if RELU:
+        # Not tl.maximum alone: it would turn NaN into 0 and hide a broken input.
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask_y)
+
+
+def conv_constants(
+    shape: ConvShape,
+    dtype: torch.dtype,
+    config: ConvConfig,
+    *,
+    residual: bool,
+    relu: bool,
+    wide: bool = False,
+    precision: str = "ieee",
+) -> dict[str, Any]:
+    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    return {
+        "C": shape.C,
+        "K": shape.K,
+        "GROUPS": shape.groups,
+        "R": shape.R,
+        "S": shape.S,
+        "STRIDE": shape.stride,
+        "PADDING": shape.padding,
+        "HAS_RESIDUAL": residual,
+        "RELU": relu,
+        "WIDE": wide,
+        "PRECISION": precision,
+        "UPCAST": dot_upcast(dtype),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+
+
+def conv_grid(shape: ConvShape, config: ConvConfig) -> tuple[int]:
+    """One program per tile of output pixels × output channels."""
+    return (cdiv(shape.M, config.block_m) * cdiv(shape.K, config.block_n) * shape.groups,)
+
+
+def conv_shape(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> ConvShape:
+    """The sizes of a convolution of ``x`` [N, H, W, groups·C] with ``weight`` [groups·K, R, S, C]."""
+    n, h, w, _ = x.shape
+    k, r, s, c = weight.shape
+    return ConvShape(n, h, w, c, k // groups, r, s, stride, padding, groups)
+
+
+def conv2d_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    relu: bool = False,
+    config: ConvConfig | None = None,
+) -> None:
+    """Write the convolution of ``x`` into ``y``; ``config`` overrides the routing.
+
+    ``x`` [N, H, W, groups·C], ``weight`` [groups·K, R, S, C], ``bias`` float32 [groups·K], ``y`` and ``residual``
+    [N, P, Q, groups·K]; all contiguous and on one device. ``x``, ``weight`` and ``residual`` share a dtype of float32,
+    bfloat16 and float16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else.
+    Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
+    """
+    shape = conv_shape(x, weight, stride, padding, groups)
+    if config is None:
+        config = route_conv(shape, x.dtype, gpu_of(x.device), float32_precision())
+    constants = conv_constants(
+        shape,
+        x.dtype,
+        config,
+        residual=residual is not None,
+        relu=relu,
+        wide=needs_wide_offsets(x, y),
+        precision=float32_precision(),
+    )
+    with device_guard(x.device):
+        launchable(conv_kernel)[conv_grid(shape, config)](
+            x,
+            weight,
+            bias,
+            residual,
+            y,
+            shape.M,
+            shape.H,
+            shape.W,
+            shape.P,
+            shape.Q,
+            **constants,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+
+def check_conv(
+    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shape: ConvShape
+) -> None:
+    """Raise where the tensors are not what :func:`conv2d_into` takes."""
+    op = "fastres::conv2d"
+    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, y=y)
+    check_dtype(op, "x", x, *ACTIVATION_DTYPES)
+    check_dtype(op, "weight", weight, x.dtype)
+    check_dtype(op, "bias", bias, torch.float32)
+    check_dtype(op, "y", y, x.dtype, torch.float32)
+    check_shape(op, "weight", weight, (shape.K * shape.groups, shape.R, shape.S, shape.C))
+    check_shape(op, "x", x, (shape.N, shape.H, shape.W, shape.C * shape.groups))
+    check_shape(op, "bias", bias, (shape.K * shape.groups,))
+    check_shape(op, "y", y, (shape.N, shape.P, shape.Q, shape.K * shape.groups))
+    if residual is not None:
+        check_dtype(op, "residual", residual, x.dtype)
+        check_shape(op, "residual", residual, tuple(y.shape))
+    if shape.P < 1 or shape.Q < 1:
+        raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
+    if shape.M >= INT32_ELEMENTS - 256:
+        raise KernelError(f"{op}: {shape.M} output pixels are more than 2³¹; split the batch")
+
+
+@kernel_op("conv2d", mutates_args=())
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """The convolution as the registered op ``torch.ops.fastres.conv2d``; shapes as in :func:`conv2d_into`.
+
+    Returns a new tensor [N, P, Q, groups·K] of ``x``'s dtype.
+    """
+    shape = conv_shape(x, weight, stride, padding, groups)
+    y = x.new_empty(shape.N, max(shape.P, 0), max(shape.Q, 0), weight.shape[0])
+    check_conv(y, x, weight, bias, residual, shape)
+    if y.numel():
+        conv2d_into(y, x, weight, bias, residual, stride=stride, padding=padding, groups=groups, relu=relu)
+    return y

@@ -1,0 +1,92 @@
+"""What all kernels share: the interpreter switch, device guards, op registration, argument checks.
+
+``kernels`` knows torch and triton and nothing of the rest of fastres but its errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+from fastres.errors import DeviceError, DtypeError, KernelError
+
+# TRITON_INTERPRET=1 runs kernels in Python on CPU tensors. Triton reads it when a kernel is defined.
+INTERPRETED: bool = bool(knobs.runtime.interpret)
+
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+INT32_ELEMENTS = 2**31
+
+
+def device_guard(device: torch.device) -> AbstractContextManager[Any]:
+    """Make ``device`` current: Triton launches on the current device and its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def kernel_op(name: str, mutates_args: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
+    """Register a host function as the torch op ``fastres::name``, which ``torch.compile`` sees through."""
+    return torch.library.triton_op(f"fastres::{name}", mutates_args=mutates_args)
+
+
+def launchable(kernel: Any) -> Any:
+    """``kernel``, wrapped so that ``torch.compile`` traces its launch when it is being traced."""
+    if INTERPRETED or not torch.compiler.is_compiling():
+        return kernel
+    return torch.library.wrap_triton(kernel)
+
+
+def check_tensors(op: str, device: torch.device, **tensors: Tensor | None) -> None:
+    """Every tensor is contiguous and on ``device``, and ``device`` is one that kernels run on."""
+    if device.type != ("cpu" if INTERPRETED else "cuda"):
+        where = "CPU tensors (TRITON_INTERPRET=1 is set)" if INTERPRETED else "CUDA tensors"
+        raise DeviceError(f"{op} takes {where} and was given tensors on {device}")
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != device:
+            raise DeviceError(f"{op}: {name} is on {tensor.device}, the other tensors on {device}")
+        if not tensor.is_contiguous():
+            raise KernelError(
+                f"{op}: {name} {list(tensor.shape)} has strides {tensor.stride()}; pass {name}.contiguous()"
+            )
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise KernelError(f"{op}: {name} is {list(tensor.shape)} and must be {list(shape)}")
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
+    if tensor.dtype not in accepted:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
+        raise DtypeError(f"{op}: {name} is {str(tensor.dtype).removeprefix('torch.')} and must be {names}")
+
+
+def needs_wide_offsets(*tensors: Tensor | None) -> bool:
+    """Whether some element's offset does not fit 32 bits."""
+    return any(tensor is not None and tensor.numel() >= INT32_ELEMENTS for tensor in tensors)
+
+
+def dot_upcast(dtype: torch.dtype) -> bool:
+    """The interpreter's bfloat16 dot returns garbage (Triton 3.6 to 3.9), so it multiplies in float32."""
+    return INTERPRETED and dtype == torch.bfloat16
+
+
+def float32_precision() -> str:
+    """Precision of float32 dots: ``"ieee"``, or ``"tf32"`` after ``torch.set_float32_matmul_precision("high")``."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def next_power_of_2(value: int) -> int:
+    return triton.next_power_of_2(value)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,187 @@
+"""Which kernel and which configuration: a pure function of (shape, dtype, GPU).
+
+The executor, the tests, the benchmarks and the ahead-of-time inspection all ask here, so what is inspected and tested
+is what runs. The rules below are derived from the compiler's resource reports and from occupancy arithmetic (see
+``docs/performance.md``); nothing is tuned while a user waits.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .launch import INTERPRETED, cdiv, next_power_of_2
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The facts about a GPU that routing depends on."""
+
+    name: str
+    arch: str  # "sm_90", "gfx942", …
+    multiprocessors: int
+    shared_memory: int  # bytes a program may use
+
+    @property
+    def is_amd(self) -> bool:
+        return self.arch.startswith("gfx")
+
+
+A100 = Gpu("A100", "sm_80", 108, 166_912)
+H100 = Gpu("H100", "sm_90", 132, 232_448)
+MI300X = Gpu("MI300X", "gfx942", 304, 65_536)
+# Triton's interpreter: no GPU at all. Each operation costs the same however large its tile.
+INTERPRETER = Gpu("Triton interpreter", "interpreter", 1, 1 << 40)
+KNOWN_GPUS = {gpu.arch: gpu for gpu in (A100, H100, MI300X)}
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU at ``device``, or the interpreter for a CPU device."""
+    if device.type != "cuda":
+        assert INTERPRETED, device
+        return INTERPRETER
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        arch = properties.gcnArchName.split(":")[0]
+        return Gpu(properties.name, arch, properties.multi_processor_count, 65_536)
+    arch = f"sm_{properties.major}{properties.minor}"
+    return Gpu(properties.name, arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution's sizes: input [N, H, W, groups·C], weight [groups·K, R, S, C] (C and K count one group)."""
+
+    N: int
+    H: int
+    W: int
+    C: int
+    K: int
+    R: int
+    S: int
+    stride: int
+    padding: int
+    groups: int = 1
+
+    @property
+    def P(self) -> int:
+        return (self.H + 2 * self.padding - self.R) // self.stride + 1
+
+    @property
+    def Q(self) -> int:
+        return (self.W + 2 * self.padding - self.S) // self.stride + 1
+
+    @property
+    def M(self) -> int:
+        return self.N * self.P * self.Q
+
+
+@dataclass(frozen=True)
+class ConvConfig:
+    """A kernel and its launch parameters. ``note`` says why a slower kernel was taken, where one was."""
+
+    kernel: str
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.block_m}×{self.block_n}×{self.block_k}, {self.num_warps} warps, {self.num_stages} stages"
+
+
+@dataclass(frozen=True)
+class StemConfig:
+    """Launch parameters of the stem: ``block_q`` output columns of ``rows`` output rows per program."""
+
+    kernel: str
+    block_q: int
+    rows: int
+    num_warps: int
+    num_stages: int
+
+    def __str__(self) -> str:
+        return f"{self.block_q} columns × {self.rows} rows, {self.num_warps} warps"
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Launch parameters of the average pool: ``block_c`` channels, ``block_hw`` pixels at a time."""
+
+    kernel: str
+    block_c: int
+    block_hw: int
+    num_warps: int
+
+    def __str__(self) -> str:
+        return f"{self.block_c} channels × {self.block_hw} pixels, {self.num_warps} warps"
+
+
+# Smallest group that fills a tensor-core instruction's reduction (16) and keeps block-diagonal padding cheap:
+# ResNeXt's groups of 4 and 8 channels are merged into dense groups of this many (see grouping.py).
+DENSE_GROUP = 32
+
+
+@functools.lru_cache(maxsize=4096)
+def route_conv(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") -> ConvConfig:
+    """The kernel and configuration for one convolution."""
+    if gpu is INTERPRETER:
+        block_m, block_n = (max(16, min(256, next_power_of_2(size))) for size in (shape.M, shape.K))
+        return ConvConfig("conv", block_m, block_n, max(16, min(512, next_power_of_2(shape.C))), 4, 1)
+    if dtype == torch.float32 and precision == "ieee":
+        return _conv_float32(shape, gpu)
+    block_k = min(64 // (dtype.itemsize // 2), max(16, next_power_of_2(shape.C)))
+    block_n = min(128, max(16, next_power_of_2(shape.K)))
+    block_m = 128
+    # Smaller tiles until every multiprocessor has one; below 64 rows Hopper has no wgmma.
+    for block_m, block_n in _shrinking(block_m, block_n):
+        if _tiles(shape, block_m, block_n) >= gpu.multiprocessors:
+            break
+    num_warps = 8 if block_m * block_n >= 128 * 128 else 4
+    if gpu.is_amd:
+        return ConvConfig("conv", block_m, block_n, min(block_k, 32), num_warps, 2)
+    # 3 stages of 128×128×64 leave shared memory for two programs on a multiprocessor.
+    return ConvConfig("conv", block_m, block_n, block_k, num_warps, 3 if block_m * block_n >= 128 * 128 else 4)
+
+
+def _shrinking(block_m: int, block_n: int) -> list[tuple[int, int]]:
+    """Tile sizes to try, largest first."""
+    sizes = [(block_m, block_n)]
+    for m, n in ((128, 64), (64, 64), (64, 32)):
+        if n <= block_n and (m, n) != sizes[-1]:
+            sizes.append((m, n))
+    if block_n < 32:
+        sizes.append((64, block_n))
+    return sizes
+
+
+def _tiles(shape: ConvShape, block_m: int, block_n: int) -> int:
+    return cdiv(shape.M, block_m) * cdiv(shape.K, block_n) * shape.groups
+
+
+def _conv_float32(shape: ConvShape, gpu: Gpu) -> ConvConfig:
+    """IEEE float32 runs on the ordinary multiply-add units; its tiles live in registers, so they are small."""
+    block_n = min(64, max(16, next_power_of_2(shape.K)))
+    block_k = min(16, max(16, next_power_of_2(shape.C)))
+    block_m = 64 if _tiles(shape, 64, block_n) >= gpu.multiprocessors else 32
+    note = "float32 without tf32 does not use the tensor cores"
+    return ConvConfig("conv", block_m, block_n, block_k, 4, 2, note)
+
+
+def route_stem(channels: int, columns: int, dtype: torch.dtype, gpu: Gpu, pool: bool) -> StemConfig:
+    """The stem's configuration for ``columns`` convolution output columns and ``channels`` output channels."""
+    block_q = min(128, max(16, next_power_of_2(columns + 1 if pool else columns)))
+    if dtype == torch.float32:
+        block_q = min(block_q, 64)
+    return StemConfig("stem_pool" if pool else "stem", block_q, 8 if pool else 1, 4, 2)
+
+
+def route_pool(channels: int, pixels: int) -> PoolConfig:
+    """The average pool's configuration."""
+    block_c = min(128, next_power_of_2(channels))
+    return PoolConfig("average_pool", block_c, min(16, next_power_of_2(pixels)), 4)
