@@ -144,17 +144,16 @@ class Transforms:
     def _cropped(self, image: ImageSource) -> Tensor:
         """``[3, crop, crop]``: uint8, or floating point in 0..1 for a floating-point tensor."""
         source = checked_tensor(image) if isinstance(image, Tensor) else load_image(image)
-        size = (source.shape[1], source.shape[2]) if isinstance(source, Tensor) else (source.height, source.width)
-        new = _resized_size(*size, self.resize)
+        size = source.shape[1:] if isinstance(source, Tensor) else (source.height, source.width)
+        new = _resized_size(size[0], size[1], self.resize)
         top, left = (_crop_start(length, self.crop) for length in new)
         if new[0] * new[1] > MAX_RESIZED_PIXELS:
             tensor = source if isinstance(source, Tensor) else _to_tensor(source)
             return _resized_window(tensor, new, top, left, self.crop).expand(3, -1, -1)
         if isinstance(source, Tensor):
             return _crop(_resize(source, new), top, left, self.crop).expand(3, -1, -1)
-        if new != size:
-            source = source.resize((new[1], new[0]), Image.Resampling.BILINEAR)
-        return _to_tensor(source.crop((left, top, left + self.crop, top + self.crop)))  # black outside the image
+        resized = source.resize((new[1], new[0]), Image.Resampling.BILINEAR)
+        return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))  # black outside the image
 
 
 def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:

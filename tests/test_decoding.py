@@ -71,9 +71,9 @@ class TestSources:
             assert not file.closed
         for source in (str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data), Image.open(path)):
             assert np.array_equal(pixels(source), expected)
-        for values in (array, array / 255, (array / 255).astype(np.float16), array.astype(np.uint16) * 257):
+        for values in (array, array / 255, (array / 255).astype(np.float16), array.astype(np.uint16) * 256 + 77):
             assert np.array_equal(pixels(values), expected)
-        for tensor in (chw, chw.contiguous(), chw / 255, chw.double() / 255, (chw.int() * 257).to(torch.uint16)):
+        for tensor in (chw, chw.contiguous(), chw / 255, chw.double() / 255, (chw.int() * 256 + 77).to(torch.uint16)):
             assert np.array_equal(pixels(tensor), expected)
         half = (chw / 255).to(
             torch.bfloat16
@@ -288,10 +288,15 @@ class TestOrientation:
         exif[ORIENTATION] = value
         assert np.array_equal(pixels(encoded(small, "PNG", exif=exif)), np.asarray(small))
 
-    @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 40])
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+    @pytest.mark.parametrize("exif", [b"", b"garbage", b"II*\0", b"II*\0\xff\xff\xff\xff", b"\xff" * 40])
     def test_damaged_exif_beside_sound_pixels(self, small: Image.Image, exif: bytes) -> None:
-        data = encoded(small, "JPEG", exif=exif)
-        assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        for format in ("JPEG", "PNG", "WEBP"):
+            data = encoded(small, format, exif=b"Exif\0\0" + exif)
+            assert np.array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+        copied = small.copy()
+        copied.info["exif"] = exif
+        assert np.array_equal(pixels(copied), np.asarray(small))
 
 
 class TestDamagedFiles:
