@@ -41,7 +41,9 @@ def pixels(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def randomise_(module: nn.Module, seed: int = 0) -> None:
-    """Draw every batch-norm scale in [0.5, 1.5] (half that at the end of a residual branch), offset ~ N(0, 0.2²) and the classifier's weights, in place."""
+    """Draw every parameter, in place: scales in [0.5, 1.5] (half that at the end of a residual branch), offsets and
+    weights normal with mean zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):

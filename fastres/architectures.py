@@ -118,9 +118,7 @@ def block_specs(arch: Architecture) -> Iterator[BlockSpec]:
             changes = stride != 1 or channels != out_channels
             projection = None
             if changes and arch.shortcut == "projection":
-                projection = ConvSpec(
-                    f"{name}.downsample.0", f"{name}.downsample.1", channels, out_channels, 1, stride
-                )
+                projection = ConvSpec(f"{name}.downsample.0", f"{name}.downsample.1", channels, out_channels, 1, stride)
             yield BlockSpec(
                 name,
                 stage,
@@ -174,9 +172,7 @@ def state_dict_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 def _cifar(name: str, depth: int, shortcut: Literal["pad", "none"]) -> Architecture:
     blocks = (depth - 2) // 6
-    return Architecture(
-        name, "basic", (blocks,) * 3, (16, 32, 64), stem="cifar", shortcut=shortcut, num_classes=10
-    )
+    return Architecture(name, "basic", (blocks,) * 3, (16, 32, 64), stem="cifar", shortcut=shortcut, num_classes=10)
 
 
 _ROWS = (

@@ -41,8 +41,8 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
         if step.output not in keep and not isinstance(step, Head):
             elements = _aligned(math.prod(shapes[step.output]))
             residual = step.residual if isinstance(step, Conv) else None
-            if residual in live and last_read[residual] == index:  # type: ignore[index]
-                start = live.pop(residual)[0]  # type: ignore[arg-type]
+            if residual in live and last_read[residual] == index:
+                start = live.pop(residual)[0]
             else:
                 start = _first_gap(live.values(), elements)
             offsets[step.output] = start

@@ -194,9 +194,7 @@ def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     padding, stride = [step.padding] * 2, [step.stride] * 2
     groups = 1 if isinstance(step, Stem) else step.groups
     activation = "relu" if isinstance(step, Stem) or step.relu else "none"
-    weight = torch.ops.mkldnn._reorder_convolution_weight(
-        weight, padding, stride, _NO_DILATION, groups, [n, c, h, w]
-    )
+    weight = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, _NO_DILATION, groups, [n, c, h, w])
     return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from . import cpu
 from .plan import Plan, describe
+from .text import text_table
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Explanation:
     rows: tuple[ExplainedStep, ...]
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device, dtype: torch.dtype, batch: int, height: int, width: int) -> Explanation:
+    def of(
+        cls, plan: Plan, device: torch.device, dtype: torch.dtype, batch: int, height: int, width: int
+    ) -> Explanation:
         """Explain ``plan`` for a batch of ``height`` × ``width`` images. Weight data is not needed."""
         costs = plan.costs(batch, height, width, dtype)
         if device.type == "cpu":
@@ -47,7 +50,9 @@ class Explanation:
         else:
             from . import gpu
 
-            choices = [gpu.describe(step, cost.input_shape, dtype, device) for step, cost in zip(plan, costs, strict=True)]
+            choices = [
+                gpu.describe(step, cost.input_shape, dtype, device) for step, cost in zip(plan, costs, strict=True)
+            ]
         rows = tuple(
             ExplainedStep(
                 step.name,
@@ -75,14 +80,13 @@ class Explanation:
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
-        header = ("step", "op", "kernel", "config", "input", "output", "MFLOP", "MB", "note")
-        table = [header]
+        table: list[tuple[str, ...]] = [
+            ("step", "op", "kernel", "config", "input", "output", "MFLOP", "MB", "note"),
+        ]
         for row in self.rows:
             shapes = ["×".join(map(str, shape)) for shape in (row.input_shape, row.output_shape)]
             numbers = [f"{row.flops / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"]
-            table.append((row.step, row.op, row.kernel, row.config, *shapes, *numbers, row.note))  # type: ignore[arg-type]
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([f"{self.model}, {self.dtype} on {self.device}", *lines])
+            table.append((row.step, row.op, row.kernel, row.config, *shapes, *numbers, row.note))
+        return f"{self.model}, {self.dtype} on {self.device}\n{text_table(table)}"
 
     __repr__ = __str__

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ BATCH_NORM_EPSILON = 1e-5
 
 StateDict = Mapping[str, Tensor]
 Triple = tuple[float, float, float]
+WeightAndBias = tuple[Tensor, Tensor]
 
 
 def fold_batch_norm(weight: Tensor, state: StateDict, norm: str) -> tuple[Tensor, Tensor]:
@@ -44,58 +46,86 @@ def build_plan(
     ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]; they apply to uint8 input only.
     Biases stay float32, and the weights stay on the device where the state dict is.
     """
+
+    def fold(spec: ConvSpec) -> tuple[Tensor, Tensor]:
+        weight, bias = fold_batch_norm(state[f"{spec.conv}.weight"], state, spec.norm)
+        return weight.permute(0, 2, 3, 1).to(dtype).contiguous(), bias.to(torch.float32)
+
+    def pad(in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
+        device = state["fc.weight"].device
+        weight = pad_shortcut_weight(in_channels, out_channels).to(device, dtype)
+        return weight, torch.zeros(out_channels, device=device)
+
+    fc = (state["fc.weight"].to(dtype).contiguous(), state["fc.bias"].to(torch.float32))
+    return _assemble(arch, fold, pad, fc, mean, std)
+
+
+@functools.lru_cache(maxsize=64)
+def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Plan:
+    """The plan of ``arch`` without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
+
+    def empty(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        return torch.empty(shape, dtype=dtype, device="meta"), torch.empty(shape[0], device="meta")
+
+    def fold(spec: ConvSpec) -> tuple[Tensor, Tensor]:
+        k, c, r, s = spec.weight_shape
+        return empty((k, r, s, c))
+
+    def pad(in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
+        return empty((out_channels, 1, 1, in_channels))
+
+    return _assemble(arch, fold, pad, empty((arch.num_classes, arch.features)), mean, std)
+
+
+def _assemble(
+    arch: Architecture,
+    fold: Callable[[ConvSpec], WeightAndBias],
+    pad: Callable[[int, int], WeightAndBias],
+    fc: WeightAndBias,
+    mean: Triple,
+    std: Triple,
+) -> Plan:
+    """The steps of ``arch``; ``fold`` gives a convolution's weight and bias, ``pad`` those of an option-A shortcut."""
     spec = stem_spec(arch)
-    weight, bias = _packed(state, spec, dtype)
     imagenet = arch.stem == "imagenet"
-    stem = Stem("stem", INPUT, "stem", weight, bias, spec.stride, spec.padding, imagenet, mean, std)
+    stem = Stem("stem", INPUT, "stem", *fold(spec), spec.stride, spec.padding, imagenet, mean, std)
     steps: list[Step] = [stem]
     features = {"stem": "stem"}
     value = "stem"
     for block in block_specs(arch):
-        steps += _block_steps(state, arch, block, value, dtype)
+        steps += _block_steps(arch, block, value, fold, pad)
         value = features[f"layer{block.stage}"] = block.name
-    fc = state["fc.weight"].to(dtype).contiguous()
-    steps.append(Head("head", value, LOGITS, fc, state["fc.bias"].to(torch.float32)))
+    steps.append(Head("head", value, LOGITS, *fc))
     return Plan(arch, tuple(steps), features)
 
 
 def _block_steps(
-    state: StateDict, arch: Architecture, block: BlockSpec, value: str, dtype: torch.dtype
+    arch: Architecture,
+    block: BlockSpec,
+    value: str,
+    fold: Callable[[ConvSpec], WeightAndBias],
+    pad: Callable[[int, int], WeightAndBias],
 ) -> Iterator[Step]:
     """The steps of one block that reads ``value``; its result is called by the block's name."""
+
+    def conv(spec: ConvSpec, source: str, output: str, relu: bool = True, residual: str | None = None) -> Conv:
+        name = spec.conv.removesuffix(".0")
+        return Conv(name, source, output, *fold(spec), spec.stride, spec.padding, spec.groups, relu, residual)
+
     inner = value
     for spec in block.convs[:-1]:
-        yield _conv(state, spec, inner, spec.conv, dtype)
+        yield conv(spec, inner, spec.conv)
         inner = spec.conv
     residual = value if arch.skip else None
+    shortcut = f"{block.name}.downsample"
     if block.projection is not None:
-        residual = f"{block.name}.downsample"
-        yield _conv(state, block.projection, value, residual, dtype, relu=False)
+        yield conv(block.projection, value, shortcut, relu=False)
+        residual = shortcut
     elif block.pad:
-        residual = f"{block.name}.downsample"
-        weight = pad_shortcut_weight(block.in_channels, block.out_channels).to(state["fc.weight"].device, dtype)
-        bias = torch.zeros(block.out_channels, device=weight.device)
-        yield Conv(residual, value, residual, weight, bias, stride=block.stride, relu=False)
-    yield _conv(state, block.convs[-1], inner, block.name, dtype, residual=residual)
-
-
-def _conv(
-    state: StateDict,
-    spec: ConvSpec,
-    value: str,
-    output: str,
-    dtype: torch.dtype,
-    relu: bool = True,
-    residual: str | None = None,
-) -> Conv:
-    weight, bias = _packed(state, spec, dtype)
-    name = spec.conv.removesuffix(".0")
-    return Conv(name, value, output, weight, bias, spec.stride, spec.padding, spec.groups, relu, residual)
-
-
-def _packed(state: StateDict, spec: ConvSpec, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight, bias = fold_batch_norm(state[f"{spec.conv}.weight"], state, spec.norm)
-    return weight.permute(0, 2, 3, 1).to(dtype).contiguous(), bias.to(torch.float32)
+        weight, bias = pad(block.in_channels, block.out_channels)
+        yield Conv(shortcut, value, shortcut, weight, bias, stride=block.stride, relu=False)
+        residual = shortcut
+    yield conv(block.convs[-1], inner, block.name, residual=residual)
 
 
 def pad_shortcut_weight(in_channels: int, out_channels: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .arena import Arena, plan_arena
 from .errors import InputError
+from .folding import outline
 from .kernels import conv, grouping, head, launch, routing, stem
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Shape, Stem, Step
 
@@ -42,11 +43,9 @@ class GpuExecutor:
         self.device = plan.stem.weight.device
         self._plan = pack(plan)
         packed = self._plan.stem
-        self._normalisation = stem.pack_normalisation(
-            packed.mean, packed.std, packed.weight.shape[2], self.device
-        )
+        self._normalisation = stem.pack_normalisation(packed.mean, packed.std, packed.weight.shape[2], self.device)
         self._schedules: OrderedDict[tuple[Shape, tuple[str, ...]], Schedule] = OrderedDict()
-        self._shape_plan = plan.outline()
+        self._outline = outline(plan.architecture, self.dtype)
         self._lock = threading.Lock()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
@@ -122,7 +121,7 @@ class GpuExecutor:
         n, h, w, _ = shape
         if h * w * stem.CHANNELS >= launch.INT32_ELEMENTS:
             raise InputError(f"An image of {h}×{w} has 2³¹ elements or more; resize it")
-        shapes = self._shape_plan.shapes(n, h, w)
+        shapes = self._outline.shapes(n, h, w)
         steps = self._plan.steps_for(outputs)
         strides = {value: _strides(value_shape) for value, value_shape in shapes.items()}
         return Schedule(steps, shapes, strides, plan_arena(steps, shapes, outputs))

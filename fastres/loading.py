@@ -94,6 +94,9 @@ def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Mode
     if isinstance(module, Model):
         return module
     arch = infer_architecture(module)
+    own = next(module.parameters()).dtype
+    if dtype == "auto" and own != torch.float32:
+        dtype = own
     state = {key: value.detach().clone() for key, value in module.state_dict().items()}
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     name = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -188,5 +191,6 @@ def _check_agreement(module: nn.Module, model: Model) -> None:
         raise _refusal(module, f"its forward returns something other than logits ({problem})") from problem
     if not error < 1e-3:
         raise _refusal(
-            module, f"its forward computes something else than a ResNet's (relative difference {error:.2g} on random input)"
+            module,
+            f"its forward computes something else than a ResNet (relative difference {error:.2g}, random input)",
         )

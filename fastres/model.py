@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from . import cpu
 from .architectures import Architecture
 from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError, InputError
 from .explain import Explanation
-from .folding import build_plan
+from .folding import build_plan, outline
 from .images import Transforms
 from .parameters import Parameters, tree
 from .plan import LOGITS, POOLED, Plan, Shape, check_image_size
@@ -26,7 +27,8 @@ COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
-class Prediction(NamedTuple):
+@dataclass(frozen=True)
+class Prediction:
     """One class of an image: its name, its index and its softmax probability."""
 
     label: str
@@ -50,6 +52,11 @@ class Model(nn.Module):
     Parameters and buffers are the checkpoint's, in float32 and under torchvision's names; ``dtype`` is what the
     folded copy that runs is computed in. Inference only: ``train()`` and inputs that require grad raise.
     """
+
+    _executor_cache: Executor | None
+    _handle: int
+    _lock: threading.Lock
+    _outline: Plan
 
     def __init__(
         self,
@@ -145,7 +152,7 @@ class Model(nn.Module):
             self(torch.zeros(batch, 3, height, width, device=self.device))
 
     def explain(self, batch: int = 1, image_size: int | tuple[int, int] = 224) -> Explanation:
-        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, and what fell back and why."""
+        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why."""
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return Explanation.of(self._outline, self.device, self.dtype, batch, height, width)
 
@@ -158,7 +165,9 @@ class Model(nn.Module):
         with torch.no_grad():
             return self._executor.run(x, outputs)
 
-    def _empty(self, shape: Sequence[int], outputs: tuple[str, ...], device: torch.device | None = None) -> list[Tensor]:
+    def _empty(
+        self, shape: Sequence[int], outputs: tuple[str, ...], device: torch.device | None = None
+    ) -> list[Tensor]:
         """Uninitialised outputs for an input of ``shape``, in the layouts that the executors return."""
         n, _, h, w = shape
         shapes: dict[str, Shape] = self._outline.shapes(n, h, w)
@@ -186,7 +195,8 @@ class Model(nn.Module):
         if x.dtype not in INPUT_DTYPES:
             raise DtypeError(
                 f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
-                f"{str(x.dtype).removeprefix('torch.')}; call x.float() for normalised values, x.to(torch.uint8) for pixels"
+                f"{str(x.dtype).removeprefix('torch.')}; call x.float() for normalised values, x.to(torch.uint8) for "
+                "pixels"
             )
         if x.device != self.device:
             raise DeviceError(
@@ -206,22 +216,13 @@ class Model(nn.Module):
         """Forget everything derived from the parameters."""
         object.__setattr__(self, "_lock", threading.Lock())
         object.__setattr__(self, "_executor_cache", None)
-        object.__setattr__(self, "_outline_cache", None)
+        plan = outline(self.architecture, self.dtype, tuple(self.transforms.mean), tuple(self.transforms.std))
+        object.__setattr__(self, "_outline", plan)
         object.__setattr__(self, "_handle", _register(self))
 
     @property
-    def _outline(self) -> Plan:
-        if self._outline_cache is None:
-            meta = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
-            outline = build_plan(
-                meta, self.architecture, dtype=self.dtype, mean=self.transforms.mean, std=self.transforms.std
-            )
-            object.__setattr__(self, "_outline_cache", outline.outline())
-        return self._outline_cache  # type: ignore[no-any-return]
-
-    @property
     def _executor(self) -> Executor:
-        executor: Executor | None = self._executor_cache
+        executor = self._executor_cache
         if executor is None:
             with self._lock:
                 executor = self._executor_cache
@@ -273,7 +274,9 @@ class Model(nn.Module):
         if "_modules" in self.__dict__ and name in self._modules:
             self._replace_head(name, value)
         elif isinstance(value, nn.Module):
-            raise ArchitectureError(f"model.{name} cannot be set: fastres runs a fixed plan and would ignore the module")
+            raise ArchitectureError(
+                f"model.{name} cannot be set: fastres runs a fixed plan and would ignore the module"
+            )
         else:
             super().__setattr__(name, value)
 
@@ -293,7 +296,7 @@ class Model(nn.Module):
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_lock", "_executor_cache", "_outline_cache", "_handle")
+        derived = ("_lock", "_executor_cache", "_outline", "_handle")
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -10,9 +10,8 @@ The value called ``"input"`` is the image batch, the last step writes ``"logits"
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from .architectures import Architecture
 from .errors import InputError
+from .text import text_table
 
 INPUT = "input"
 POOLED = "pooled"  # what the head computes on its way: the average-pooled features, [N, C]
@@ -206,17 +206,6 @@ class Plan:
             costs.append(StepCost(step.name, step.kind, in_shape, out_shape, 2 * step.macs(in_shape), moved))
         return costs
 
-    def outline(self) -> Plan:
-        """The same plan without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
-        return self.map_tensors(lambda tensor: tensor.to("meta"))
-
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Plan:
-        """A plan with ``function`` applied to every weight and bias."""
-        steps = tuple(
-            dataclasses.replace(step, weight=function(step.weight), bias=function(step.bias)) for step in self.steps
-        )
-        return dataclasses.replace(self, steps=steps)
-
     def __repr__(self) -> str:
         return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
 
@@ -243,14 +232,8 @@ class Plan:
             )
         flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
         rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = []
-        for row in rows:
-            text = [cell.ljust(width) for cell, width in zip(row[:5], widths[:5], strict=True)]
-            text += [cell.rjust(width) for cell, width in zip(row[5:], widths[5:], strict=True)]
-            lines.append("  ".join(text).rstrip())
         title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
-        return "\n".join([title, *lines])
+        return f"{title}\n{text_table(rows, right=(5, 6))}"
 
 
 def describe(step: Step) -> str:
@@ -274,5 +257,6 @@ def check_image_size(arch: Architecture, height: int, width: int) -> None:
     least = arch.minimum_size
     if height < least or width < least:
         raise InputError(
-            f"{arch.name} takes images of at least {least}×{least} pixels and was given {height}×{width}; resize them first"
+            f"{arch.name} takes images of at least {least}×{least} pixels and was given {height}×{width}; "
+            "resize them first"
         )

@@ -97,7 +97,7 @@ def conv_kernel(
     top = tl.where(offs_m < M, top, -(1 << 24))  # rows past the end read nothing
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for block in range(0, R * S * C_BLOCKS):
+    for block in range(R * S * C_BLOCKS):
         tap = block // C_BLOCKS
         c = (block % C_BLOCKS) * BLOCK_K
         r = tap // S
@@ -230,9 +230,7 @@ def conv2d_into(
         )
 
 
-def check_conv(
-    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shape: ConvShape
-) -> None:
+def check_conv(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shape: ConvShape) -> None:
     """Raise where the tensors are not what :func:`conv2d_into` takes."""
     op = "fastres::conv2d"
     check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, y=y)

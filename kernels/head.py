@@ -65,7 +65,10 @@ def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None)
 
 
 def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Write ``x`` [N, C] times ``weight`` [K, C] plus ``bias`` float32 [K] into ``y`` [N, K], of ``x``'s dtype or float32."""
+    """Write ``x`` [N, C] times ``weight`` [K, C] plus ``bias`` float32 [K] into ``y`` [N, K].
+
+    ``y`` has ``x``'s dtype or float32.
+    """
     n, c = x.shape
     k = weight.shape[0]
     conv2d_into(y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias)

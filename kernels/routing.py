@@ -48,7 +48,8 @@ def gpu_of(device: torch.device) -> Gpu:
         arch = properties.gcnArchName.split(":")[0]
         return Gpu(properties.name, arch, properties.multi_processor_count, 65_536)
     arch = f"sm_{properties.major}{properties.minor}"
-    return Gpu(properties.name, arch, properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    shared_memory: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return Gpu(properties.name, arch, properties.multi_processor_count, shared_memory)
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,10 @@ def route_conv(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = 
         return _conv_float32(shape, gpu)
     block_k = min(64 // (dtype.itemsize // 2), max(16, next_power_of_2(shape.C)))
     block_n = min(128, max(16, next_power_of_2(shape.K)))
-    block_m = 128
     # Smaller tiles until every multiprocessor has one; below 64 rows Hopper has no wgmma.
-    for block_m, block_n in _shrinking(block_m, block_n):
-        if _tiles(shape, block_m, block_n) >= gpu.multiprocessors:
-            break
+    candidates = _tile_sizes(block_n)
+    filling = [(m, n) for m, n in candidates if _tiles(shape, m, n) >= gpu.multiprocessors]
+    block_m, block_n = (filling or candidates[-1:])[0]
     num_warps = 8 if block_m * block_n >= 128 * 128 else 4
     if gpu.is_amd:
         return ConvConfig("conv", block_m, block_n, min(block_k, 32), num_warps, 2)
@@ -149,15 +149,10 @@ def route_conv(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = 
     return ConvConfig("conv", block_m, block_n, block_k, num_warps, 3 if block_m * block_n >= 128 * 128 else 4)
 
 
-def _shrinking(block_m: int, block_n: int) -> list[tuple[int, int]]:
-    """Tile sizes to try, largest first."""
-    sizes = [(block_m, block_n)]
-    for m, n in ((128, 64), (64, 64), (64, 32)):
-        if n <= block_n and (m, n) != sizes[-1]:
-            sizes.append((m, n))
-    if block_n < 32:
-        sizes.append((64, block_n))
-    return sizes
+def _tile_sizes(widest: int) -> list[tuple[int, int]]:
+    """Tiles (rows, columns) to try, largest first, none wider than ``widest``."""
+    sizes = [(128, widest), (128, 64), (64, 64), (64, 32), (64, min(32, widest))]
+    return [size for index, size in enumerate(sizes) if size[1] <= widest and size not in sizes[:index]]
 
 
 def _tiles(shape: ConvShape, block_m: int, block_n: int) -> int:
@@ -178,7 +173,8 @@ def route_stem(channels: int, columns: int, dtype: torch.dtype, gpu: Gpu, pool: 
     block_q = min(128, max(16, next_power_of_2(columns + 1 if pool else columns)))
     if dtype == torch.float32:
         block_q = min(block_q, 64)
-    return StemConfig("stem_pool" if pool else "stem", block_q, 8 if pool else 1, 4, 2)
+    # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
+    return StemConfig("stem_pool" if pool else "stem", block_q, 8 if pool else 1, 8 if block_q == 128 else 4, 2)
 
 
 def route_pool(channels: int, pixels: int) -> PoolConfig:

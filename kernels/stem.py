@@ -71,7 +71,7 @@ def _conv_row(
 ):
     """One row of the convolution after ReLU, float32 [BLOCK_Q, BLOCK_K]; zeros outside the output."""
     acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-    for r in range(0, R):
+    for r in range(R):
         h = row * STRIDE - PADDING + r
         mask = mask_x & (h >= 0) & (h < H)
         x = tl.load(x_ptr + h * stride_h + x_offs, mask=mask, other=0)
@@ -154,44 +154,33 @@ def stem_kernel(
         index0 = tl.broadcast_to((2 * offs_i)[:, None], (HALF, BLOCK_K))
         index1 = tl.broadcast_to((2 * offs_i + 1)[:, None], (HALF, BLOCK_K))
         index2 = tl.broadcast_to(tl.minimum(2 * offs_i + 2, BLOCK_Q - 1)[:, None], (HALF, BLOCK_K))
-        start = row_block * ROWS
-        last = _conv_row(
-            x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, 2 * start - 1, P, H, stride_h, w_offs,
+        rows = 2 * ROWS + 1
+        first_row = 2 * row_block * ROWS - 1
+    else:
+        rows = ROWS
+        first_row = row_block * ROWS
+    highest = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32 if UPCAST else Y)  # over the rows of the current window
+    for i in range(rows):
+        row = first_row + i
+        z = _conv_row(
+            x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, row, P, H, stride_h, w_offs,
             R, J, STRIDE, PADDING, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
         )  # fmt: skip
-        if not UPCAST:
-            last = last.to(Y)
-        for i in range(0, ROWS):
-            pool_p = start + i
-            upper = _conv_row(
-                x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, 2 * pool_p, P, H, stride_h, w_offs,
-                R, J, STRIDE, PADDING, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
-            )  # fmt: skip
-            if not UPCAST:
-                upper = upper.to(Y)
-            vertical = tl.maximum(last, upper, propagate_nan=tl.PropagateNan.ALL)
-            last = _conv_row(
-                x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, 2 * pool_p + 1, P, H, stride_h, w_offs,
-                R, J, STRIDE, PADDING, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
-            )  # fmt: skip
-            if not UPCAST:
-                last = last.to(Y)
-            vertical = tl.maximum(vertical, last, propagate_nan=tl.PropagateNan.ALL)
-            y = tl.maximum(
-                tl.gather(vertical, index0, 0), tl.gather(vertical, index1, 0), propagate_nan=tl.PropagateNan.ALL
-            )
-            y = tl.maximum(y, tl.gather(vertical, index2, 0), propagate_nan=tl.PropagateNan.ALL)
-            y_offs = (pool_p * POOL_Q + pool_q)[:, None] * K + offs_k[None, :]
-            tl.store(y_ptr + y_offs, y.to(Y), mask=mask_pool & (pool_p < POOL_P))
-    else:
-        for i in range(0, ROWS):
-            p = row_block * ROWS + i
-            y = _conv_row(
-                x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, p, P, H, stride_h, w_offs,
-                R, J, STRIDE, PADDING, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
-            )  # fmt: skip
-            y_offs = (p * Q + offs_q)[:, None] * K + offs_k[None, :]
-            tl.store(y_ptr + y_offs, y.to(Y), mask=mask_column[:, None] & mask_k[None, :] & (p < P))
+        if POOL:
+            z = z.to(highest.dtype)
+            highest = tl.maximum(highest, z, propagate_nan=tl.PropagateNan.ALL)
+            if row % 2 == 1 and i > 0:  # the window of pooled row (row − 1) / 2 is complete; this row starts the next
+                pool_p = row // 2
+                y = tl.maximum(
+                    tl.gather(highest, index0, 0), tl.gather(highest, index1, 0), propagate_nan=tl.PropagateNan.ALL
+                )
+                y = tl.maximum(y, tl.gather(highest, index2, 0), propagate_nan=tl.PropagateNan.ALL)
+                y_offs = (pool_p * POOL_Q + pool_q)[:, None] * K + offs_k[None, :]
+                tl.store(y_ptr + y_offs, y.to(Y), mask=mask_pool & (pool_p < POOL_P))
+                highest = z
+        else:
+            y_offs = (row * Q + offs_q)[:, None] * K + offs_k[None, :]
+            tl.store(y_ptr + y_offs, z.to(Y), mask=mask_column[:, None] & mask_k[None, :] & (row < P))
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor:
@@ -202,7 +191,9 @@ def pack_stem_weight(weight: Tensor) -> Tensor:
     return packed
 
 
-def pack_normalisation(mean: Sequence[float], std: Sequence[float], j: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pack_normalisation(
+    mean: Sequence[float], std: Sequence[float], j: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """``scale`` and ``shift``, float32 [J]: ``pixel · scale + shift`` is ``(pixel / 255 − mean) / std`` by channel."""
     channel = torch.arange(j) % CHANNELS
     scale = torch.tensor([1 / (255 * s) for s in std])[channel]
