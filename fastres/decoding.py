@@ -25,7 +25,7 @@ ACCEPTED = (
     "or a tensor [H, W] or [C, H, W]"
 )
 PIXEL_TYPES = "uint8 (0..255), uint16 (0..65535) or floating point (0..1)"
-# A resize may overshoot 1 by rounding; values this near, below half a grey level, are clamped instead of refused.
+# A resize may leave 0..1 by rounding. Values this little outside, below half a grey level, are not refused.
 FLOAT_SLACK = 1e-3
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION = 258, 262, 274
@@ -184,13 +184,13 @@ def _from_array(array: np.ndarray[Any, Any], label: str | None = None) -> Image.
         array = array[:, :, :3] if array.shape[2] > 2 else array[:, :, 0]  # without alpha
     if array.dtype.kind == "f":
         _check_range(label, float(array.min()), float(array.max()))
-        array = np.rint(array.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         scale = " * 255" if array.dtype == np.bool_ else ""
         raise ImageError(f"{label} has a dtype other than {PIXEL_TYPES}; give array.astype('uint8'){scale}.")
-    return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    return Image.fromarray(array).convert("RGB")
 
 
 def checked_tensor(tensor: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def checked_tensor(tensor: Tensor) -> Tensor:
     if tensor.is_floating_point():
         low, high = torch.aminmax(tensor.to(torch.float32))
         _check_range(label, float(low), float(high))
-        return (tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)).clamp(0, 1)
+        return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
     if tensor.dtype == torch.uint16:
         return (tensor.to(torch.int32) >> 8).to(torch.uint8)
     if tensor.dtype != torch.uint8:

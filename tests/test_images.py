@@ -99,6 +99,14 @@ class TestAgainstTorchvision:
         assert torch.equal(own(tensor), theirs(tensor))
         assert torch.equal(own(tensor / 255), theirs(tensor / 255))
 
+    @pytest.mark.parametrize("channels", [1, 2, 4])
+    def test_channels_of_tensors(self, photos: list[Image.Image], channels: int) -> None:
+        rgb = to_tensor(photos[0])
+        tensor = torch.cat([rgb, rgb[:1].flip(1)])[[0, 3] if channels == 2 else list(range(channels))]
+        expected = rgb if channels == 4 else rgb[:1].expand(3, -1, -1)
+        assert torch.equal(TRANSFORMS(tensor), TRANSFORMS(expected))
+        assert torch.equal(TRANSFORMS(tensor / 255), TRANSFORMS(expected / 255))
+
     def test_both_paths_within_one_grey_level(self, photos: list[Image.Image]) -> None:
         for photo in photos:
             by_pillow, by_torch = TRANSFORMS.pixels(photo), TRANSFORMS.pixels(to_tensor(photo))
