@@ -6,21 +6,13 @@ Also the state dict of random weights. Everything returned is a plain tensor on 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .architectures import (
-    ARCHITECTURES,
-    Architecture,
-    ConvSpec,
-    block_specs,
-    conv_specs,
-    state_dict_shapes,
-    stem_spec,
-)
+from .architectures import ARCHITECTURES, Architecture, conv_specs, state_dict_shapes
 from .errors import StateDictMismatchError
 
 HEAD = ("fc.weight", "fc.bias")
@@ -80,7 +72,7 @@ def random_state(arch: Architecture) -> dict[str, Tensor]:
     head ``nn.Linear``'s default. Draws from torch's global generator.
     """
     state: dict[str, Tensor] = {}
-    for spec in (stem_spec(arch), *_constructed(arch)):
+    for spec in conv_specs(arch):
         # torchvision fills each convolution with PyTorch's default as it builds it: the draws count, not the values.
         state[f"{spec.conv}.weight"] = torch.empty(spec.weight_shape, dtype=torch.float32, device="cpu").uniform_()
     state.update(_fresh_head(arch))
@@ -89,14 +81,6 @@ def random_state(arch: Architecture) -> dict[str, Tensor]:
         for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             state[f"{spec.norm}.{part}"] = torch.full((spec.out_channels,), value, dtype=torch.float32, device="cpu")
     return _with_counters({key: state[key] for key in state_dict_shapes(arch)}, arch, {})
-
-
-def _constructed(arch: Architecture) -> Iterator[ConvSpec]:
-    """The convolutions of the blocks in the order in which torchvision builds them: a projection before its block."""
-    for block in block_specs(arch):
-        if block.projection is not None:
-            yield block.projection
-        yield from block.convs
 
 
 def _fresh_head(arch: Architecture) -> dict[str, Tensor]:
