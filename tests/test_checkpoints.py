@@ -12,13 +12,14 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from state_dicts import distinct_state, same
 from torch import Tensor
 
 from fastres.architectures import get_architecture
 from fastres.bench.eager import EagerResNet
 from fastres.checkpoints import is_path_like, read_checkpoint
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
+
+from .state_dicts import distinct_state, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from state_dicts import distinct_state, same
 from torch import Tensor
 
 from fastres import download, weights
@@ -27,6 +26,8 @@ from fastres.architectures import get_architecture
 from fastres.download import cache_folder, cached_checkpoint, file_sha256
 from fastres.errors import CorruptCheckpointError, DownloadError, WeightsError
 from fastres.weights import WeightsEntry, load_state
+
+from .state_dicts import distinct_state, same
 
 RESNET20 = get_architecture("resnet20")
 

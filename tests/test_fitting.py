@@ -7,12 +7,13 @@ import warnings
 import pytest
 import torch
 import torchvision
-from state_dicts import distinct_state, same
 from torch import Tensor
 
 from fastres.architectures import ARCHITECTURES, get_architecture, state_dict_shapes
 from fastres.errors import ArchitectureError, StateDictMismatchError
 from fastres.fitting import HEAD, Fitted, FreshHeadWarning, fit_state, known_fits, random_state
+
+from .state_dicts import distinct_state, same
 
 
 def fit(model: str, state: dict[str, Tensor], num_classes: int | None = None, copy: bool = True) -> Fitted:

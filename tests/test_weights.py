@@ -16,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from state_dicts import distinct_state, same
 from torch import Tensor
 
 import fastres
@@ -33,6 +32,8 @@ from fastres.errors import (
 )
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import FreshHeadWarning, LoadedWeights, WeightsEntry, entries, get_entry, load_state
+
+from .state_dicts import distinct_state, same
 
 TORCHVISION_MODELS = (
     "resnet18",
