@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -31,7 +30,7 @@ def predict(
     with tqdm(total=len(sources), desc="predict", unit="image", disable=not progress) as bar:
         for start in range(0, len(sources), batch_size):
             chunk = sources[start : start + batch_size]
-            pixels = torch.stack([model.transforms.pixels(source) for source in chunk])
+            pixels = model.transforms.batch(chunk, first_index=start)
             logits = model(pixels.to(model.device))
             predictions += top_predictions(logits, top_k, model.categories)
             bar.update(len(chunk))

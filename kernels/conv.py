@@ -240,13 +240,13 @@ def check_conv(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Ten
     check_dtype(op, "y", y, x.dtype, torch.float32)
     check_shape(op, "weight", weight, (shape.K * shape.groups, shape.R, shape.S, shape.C))
     check_shape(op, "x", x, (shape.N, shape.H, shape.W, shape.C * shape.groups))
+    if shape.P < 1 or shape.Q < 1:
+        raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
     check_shape(op, "bias", bias, (shape.K * shape.groups,))
     check_shape(op, "y", y, (shape.N, shape.P, shape.Q, shape.K * shape.groups))
     if residual is not None:
         check_dtype(op, "residual", residual, x.dtype)
         check_shape(op, "residual", residual, tuple(y.shape))
-    if shape.P < 1 or shape.Q < 1:
-        raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
     if shape.M >= INT32_ELEMENTS - 256:
         raise KernelError(f"{op}: {shape.M} output pixels are more than 2³¹; split the batch")
 

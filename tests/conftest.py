@@ -1,7 +1,10 @@
-"""Shared by all tests: makes torchvision importable next to a CPU build of torch."""
+"""Shared by all tests: torchvision next to a CPU build of torch, and which tests run in which process."""
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -18,3 +21,17 @@ def _define_torchvision_ops() -> torch.library.Library | None:
 
 
 _library = _define_torchvision_ops()  # lives as long as the process: its end would undo the definitions
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep interpreter tests and the others in processes of their own: Triton reads TRITON_INTERPRET once."""
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
+    keep, drop = [], []
+    for item in items:
+        (keep if ("interpreter" in item.keywords) == interpreting else drop).append(item)
+    if drop:
+        config.hook.pytest_deselected(items=drop)
+        items[:] = keep
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))

@@ -1,0 +1,68 @@
+"""What each kernel means, in plain PyTorch: the same layouts, in whatever dtype the inputs have (use float64).
+
+Nothing here is fast; it is the definition that kernels are tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    relu: bool = False,
+) -> Tensor:
+    """``x`` [N, H, W, groups·C], ``weight`` [groups·K, R, S, C], ``residual`` and result [N, P, Q, groups·K]."""
+    y = functional.conv2d(nchw(x), nchw(weight), bias.to(x.dtype), stride, padding, 1, groups)
+    y = y.permute(0, 2, 3, 1)
+    if residual is not None:
+        y = y + residual
+    return y.relu() if relu else y
+
+
+def stem(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    stride: int,
+    padding: int,
+    pool: bool,
+) -> Tensor:
+    """``x`` [N, 3, H, W], uint8 pixels or normalised; ``weight`` [K, R, S, 3] unpacked; result [N, P, Q, K]."""
+    if x.dtype == torch.uint8:
+        centre = torch.tensor(mean, dtype=weight.dtype).view(1, 3, 1, 1)
+        scale = torch.tensor(std, dtype=weight.dtype).view(1, 3, 1, 1)
+        x = (x.to(weight.dtype) / 255 - centre) / scale
+    y = functional.conv2d(x.to(weight.dtype), nchw(weight), bias.to(weight.dtype), stride, padding).relu()
+    if pool:
+        y = functional.max_pool2d(y, 3, 2, 1)
+    return y.permute(0, 2, 3, 1)
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """[N, H, W, C] to [N, C]."""
+    return x.mean((1, 2))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """[N, C] times [K, C] plus [K]."""
+    return functional.linear(x, weight, bias.to(x.dtype))
+
+
+def nchw(tensor: Tensor) -> Tensor:
+    """[A, B, C, D] as [A, D, B, C]: NHWC activations as NCHW, KRSC weights as KCRS."""
+    return tensor.permute(0, 3, 1, 2)

@@ -1,0 +1,84 @@
+"""Ahead-of-time compilation, with no GPU: every kernel of a ResNet-50 fits, does not spill, and uses the tensor cores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastres.architectures import ARCHITECTURES
+from fastres.errors import KernelError
+from fastres.folding import outline
+from fastres.kernels.inspection import (
+    Report,
+    compile_conv,
+    inspect,
+    inspect_all,
+    plan_compilations,
+    table,
+)
+from fastres.kernels.routing import H100, KNOWN_GPUS, ConvConfig, ConvShape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", list(KNOWN_GPUS))
+def test_resnet50_compiles_well(arch: str) -> None:
+    plan = outline(ARCHITECTURES["resnet50"], torch.float16)
+    batches = (1, 256) if arch == "sm_90" else (256,)
+    items = {
+        item: None for batch in batches for item in plan_compilations(plan, KNOWN_GPUS[arch], batch=batch)
+    }
+    reports = inspect_all(items, arch, workers=2, progress=False)
+    assert len(reports) >= 25
+    assert not [report for report in reports if not report.fits], table(reports)
+    assert not [report for report in reports if report.loop_spills], table(reports)
+    products = [report for report, item in zip(reports, items, strict=True) if item.kernel != "average_pool"]
+    if arch == "sm_90":
+        # All of a ResNet-50's products have M ≥ 64, N ≥ 32 and a reduction of at least 32.
+        assert all(report.wgmma for report in products), table(reports)
+    else:
+        assert all(report.mma for report in products), table(reports)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnext50_32x4d", "resnet20"])
+def test_other_families_use_the_tensor_cores(model: str) -> None:
+    plan = outline(ARCHITECTURES[model], torch.bfloat16)
+    size = 224 if model.startswith("resnext") else 32
+    items = plan_compilations(plan, H100, batch=64, height=size, width=size, dtype=torch.bfloat16)
+    if model.startswith("resnext"):  # the 1×1 convolutions are those of ResNet-50
+        items = [item for item in items if " g" in item.label]
+        assert len(items) >= 4
+    reports = inspect_all(items, "sm_90", workers=2, progress=False)
+    assert not [report for report in reports if not report.fits or report.loop_spills], table(reports)
+    convs = [report for report, item in zip(reports, items, strict=True) if item.kernel == "conv"]
+    assert all(report.mma for report in convs), table(reports)
+
+
+@pytest.mark.slow
+def test_float32_does_not_spill() -> None:
+    plan = outline(ARCHITECTURES["resnet18"], torch.float32)
+    items = plan_compilations(plan, H100, batch=8, dtype=torch.float32)
+    reports = inspect_all(items, "sm_90", workers=2, progress=False)
+    assert not [report for report in reports if not report.fits or report.loop_spills], table(reports)
+
+
+def test_a_tile_that_is_too_large_is_reported() -> None:
+    """The checks above can fail: this configuration needs more registers than there are."""
+    shape = ConvShape(64, 14, 14, 256, 256, 3, 3, 1, 1)
+    config = ConvConfig("conv", 256, 128, 64, 4, 2)
+    report = inspect(compile_conv(shape, torch.float16, config, residual=True, relu=True), "sm_90")
+    assert report.spills > 0
+    assert report.registers >= 250
+
+
+def test_shared_memory_limit() -> None:
+    report = Report("conv", "sm_90", 128, 0, 0, 232_449, 4, 4)
+    assert not report.fits
+    assert "too much" in table([report])
+
+
+def test_unknown_architecture_is_named() -> None:
+    shape = ConvShape(1, 8, 8, 64, 64, 1, 1, 1, 0)
+    item = compile_conv(shape, torch.float16, ConvConfig("conv", 64, 64, 64, 4, 2), residual=False, relu=True)
+    with pytest.raises(KernelError, match=r"'sm_1'; known: sm_80, sm_90, gfx942"):
+        inspect(item, "sm_1")
