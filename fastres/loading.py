@@ -78,7 +78,7 @@ def default_transforms(arch: Architecture) -> Transforms:
 
 
 def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
-    if loaded.entry is None:
+    if loaded.entry is None or loaded.missing_head:
         return None
     names = categories.load(loaded.entry.categories)
     return names if len(names) == loaded.arch.num_classes else None

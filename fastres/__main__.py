@@ -1,0 +1,7 @@
+"""``python -m fastres`` is the ``fastres`` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

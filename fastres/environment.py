@@ -1,0 +1,52 @@
+"""What this machine is and which versions run: for bug reports and for benchmark results."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+
+from . import cpu
+from .version import __version__
+
+
+def environment() -> dict[str, str | int | None]:
+    """Versions, processor, GPU and settings, as plain data; ``None`` for what is absent."""
+    properties = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return {
+        "fastres": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": installed_version("triton"),
+        "torchvision": installed_version("torchvision"),
+        "cuda": torch.version.cuda,
+        "gpu": properties.name if properties else None,
+        "gpu_memory_mb": properties.total_memory // 2**20 if properties else None,
+        "cpu": cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_dtypes": ", ".join(str(dtype).removeprefix("torch.") for dtype in cpu.supported_dtypes()),
+        "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
+        "platform": platform.platform(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of ``package``, or ``None``."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,149 @@
+"""The CPU executor against float64, next to eager PyTorch's own error, on networks whose logits depend on the image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fastres import cpu
+from fastres.architectures import ARCHITECTURES, get_architecture
+from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
+from fastres.bench.eager import EagerResNet
+from fastres.cpu import CpuExecutor
+from fastres.errors import DtypeError
+from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
+
+from .measures import NETWORK_FACTOR, relative_error
+from .test_architectures import TORCHVISION
+
+SIZES = ((64, 64), (97, 131))
+LOW_PRECISION = [dtype for dtype in (torch.bfloat16, torch.float16) if dtype in cpu.supported_dtypes()]
+
+
+def torchvision_module(name: str) -> nn.Module:
+    """torchvision's own model with calibrated random weights, in eval mode."""
+    module = getattr(torchvision.models, name)(weights=None)
+    module.load_state_dict(calibrated(get_architecture(name)).state_dict())
+    return module.eval()
+
+
+def executor(module: nn.Module, name: str, dtype: torch.dtype = torch.float32) -> CpuExecutor:
+    return CpuExecutor(build_plan(module.state_dict(), get_architecture(name), dtype=dtype))
+
+
+@torch.no_grad()
+def check_logits(module: nn.Module, run: CpuExecutor, x: Tensor, dtype: torch.dtype) -> None:
+    """Fails where the executor is further from float64 than eager in ``dtype`` by more than the allowed factor."""
+    eager = module(x.to(dtype))
+    module.double()
+    truth = module(x.double())
+    module.to(dtype)
+    assert len(x) == 1 or spread(truth) > 0.2, "logits must depend on the image"
+    (logits,) = run.run(x)
+    assert logits.dtype == torch.float32
+    assert relative_error(logits, truth) <= NETWORK_FACTOR[dtype] * relative_error(eager, truth)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_logits_in_float32(name: str) -> None:
+    module = torchvision_module(name)
+    run = executor(module, name)
+    for batch, (h, w) in zip((3, 1, 3), (*SIZES, SIZES[1]), strict=True):
+        check_logits(module, run, smooth_images(batch, h, w, seed=batch), torch.float32)
+
+
+@pytest.mark.skipif(not LOW_PRECISION, reason="this CPU computes in float32 only")
+@pytest.mark.parametrize("dtype", LOW_PRECISION or [torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_logits_in_low_precision(name: str, dtype: torch.dtype) -> None:
+    module = torchvision_module(name)
+    run = executor(module, name, dtype)
+    module.to(dtype)
+    for batch, (h, w) in zip((3, 1), SIZES, strict=True):
+        check_logits(module, run, smooth_images(batch, h, w, seed=batch), dtype)
+
+
+@pytest.mark.parametrize("name", ["plain18", "resnet20", "plain20", "resnet56", "resnet110"])
+def test_networks_that_torchvision_lacks(name: str) -> None:
+    module = calibrated(get_architecture(name))
+    run = executor(module, name)
+    for batch, (h, w) in ((3, (64, 75)), (1, (33, 41))):
+        check_logits(module, run, smooth_images(batch, h, w, seed=batch), torch.float32)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_intermediate_values_are_torchvisions(name: str) -> None:
+    module = torchvision_module(name).double()
+    x = smooth_images(2, 65, 97, seed=4)
+    truth: dict[str, Tensor] = {}
+    for key in ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"):
+        module.get_submodule(key).register_forward_hook(lambda _, __, y, key=key: truth.__setitem__(key, y))
+    with torch.no_grad():
+        logits = module(x.double())
+    run = executor(module.float(), name)
+    plan_values = run._plan.features
+    outputs = (*plan_values.values(), "pooled", "logits")
+    *features, pooled, ours = run.run(x, outputs)
+    for key, value in zip(("maxpool", "layer1", "layer2", "layer3", "layer4"), features, strict=True):
+        assert value.shape == truth[key].shape
+        assert relative_error(value, truth[key]) < 1e-5
+    assert relative_error(pooled, truth["avgpool"].flatten(1)) < 1e-5
+    assert relative_error(ours, logits) < 1e-5
+    # Asking for intermediate values changes nothing: residuals that are asked for are not overwritten.
+    assert torch.equal(ours, run.run(x)[0])
+
+
+def test_stops_where_nothing_more_is_asked_for() -> None:
+    run = executor(calibrated(get_architecture("resnet18")), "resnet18")
+    x = smooth_images(1, 64, 64)
+    (stem,) = run.run(x, ("stem",))
+    assert stem.shape == (1, 64, 16, 16)
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_pixels_are_normalised(layout: torch.memory_format) -> None:
+    module = calibrated(get_architecture("resnet18"))
+    x = pixels(smooth_images(3, 65, 81, seed=5)).to(memory_format=layout)
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        normalised = (x.double() / 255 - mean) / std
+        truth = EagerResNet.forward(module.double(), normalised)
+        eager = module.float()(normalised.float())
+    (logits,) = executor(module, "resnet18").run(x)
+    assert spread(truth) > 0.2
+    assert relative_error(logits, truth) <= 2 * relative_error(eager, truth)
+
+
+def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
+    run = executor(calibrated(get_architecture("resnet20")), "resnet20")
+    for size in range(32, 32 + 2 * cpu.SHAPES_KEPT):
+        run.run(smooth_images(1, size, size))
+    assert len(run._packed) == cpu.SHAPES_KEPT
+    weights = {id(packed[step.name].weight) for packed in run._packed.values() for step in run._plan.steps[:-1]}
+    assert len(weights) < 3 * len(run._plan), "layouts that are alike are shared"
+
+
+def test_input_is_left_as_it_is() -> None:
+    run = executor(calibrated(get_architecture("resnet18")), "resnet18")
+    x = smooth_images(1, 64, 64).to(memory_format=torch.channels_last)
+    before = x.clone()
+    run.run(x)
+    assert torch.equal(x, before)
+
+
+def test_dtypes_that_the_cpu_lacks_are_named() -> None:
+    lacking = {torch.bfloat16, torch.float16, torch.float64} - set(cpu.supported_dtypes())
+    for dtype in lacking:
+        with pytest.raises(DtypeError, match=f"does not compute in {str(dtype).removeprefix('torch.')}; it has float32"):
+            cpu.check_dtype(dtype)
+
+
+def test_every_architecture_has_an_executor() -> None:
+    for arch in ARCHITECTURES.values():
+        if arch.features <= 512:
+            size = 40
+            state = EagerResNet(arch).state_dict()
+            assert CpuExecutor(build_plan(state, arch)).run(torch.randn(1, 3, size, size))[0].shape == (1, arch.num_classes)
