@@ -8,11 +8,13 @@ hand, and bias, residual add and ReLU run inside the convolution: ``_convolution
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -181,9 +183,9 @@ class CpuExecutor:
 
     def _shared(self, name: str, conv: PackedConv) -> PackedConv:
         """An equal packing kept for another shape, if there is one: most shapes share most layouts."""
-        layout = _layout(conv.weight)
+        data = _packed_bytes(conv.weight)
         for packed in self._packed.values():
-            if _layout(packed[name].weight) == layout:
+            if np.array_equal(_packed_bytes(packed[name].weight), data):
                 return packed[name]
         return conv
 
@@ -198,8 +200,10 @@ def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
 
 
-def _layout(weight: Tensor) -> bytes:
-    return torch.ops.mkldnn._get_mkldnn_serialized_md(weight).numpy().tobytes()
+def _packed_bytes(weight: Tensor) -> np.ndarray:
+    """The memory of a packed weight, without a copy. Equal memory of one weight is an equal layout."""
+    size = torch.ops.mkldnn._nbytes(weight)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(weight)))
 
 
 def describe(step: Step) -> str:
