@@ -1,0 +1,186 @@
+"""What a benchmark run found, as data: ``results.json`` and ``results.csv``. Tables and charts are made of these alone.
+
+A row is one engine on one setting (model, image size, batch, dtype). ``status`` says what became of it:
+
+- ``ok``: its logits are right and it was timed
+- ``wrong``: its logits are not, so it was not timed
+- ``absent``: this machine does not have it, or it could not be built here
+- ``unsupported``: fastres does not compute in this dtype on this device
+- ``failed``: fastres itself raised an error
+
+``note`` says why, for every status but ``ok``. Figures that were not measured are null.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from fastres.errors import FastresError
+
+OK, WRONG, ABSENT, UNSUPPORTED, FAILED = STATUSES = ("ok", "wrong", "absent", "unsupported", "failed")
+ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always there; see environment.py
+JSON_NAME, CSV_NAME, CHART_NAME = "results.json", "results.csv", "throughput.png"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine on one setting.
+
+    ``p20_ms``, ``p50_ms`` and ``p80_ms`` are quantiles of one batch's time over ``samples`` calls, and ``images_per_s``
+    is ``batch`` over the median. ``ratio_to_eager`` is the median of engine ``eager`` (PyTorch, contiguous NCHW) in the
+    same dtype over this engine's; ``ratio_to_eager_float32`` the same with ``eager`` in float32. ``max_rel_error`` is
+    the largest relative L2 error of an image's logits against float64, ``error_limit`` the largest accepted.
+    ``peak_memory_mb`` (10⁶ bytes) is the growth of memory while the engine is built and called once,
+    ``first_call_s`` how long that takes, from empty compilation caches on disk (kernels that an earlier setting of the
+    run compiled stay loaded). ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic
+    over the median; ``roofline_ms`` is the least time that the ceilings allow, ``roofline_share`` that over the median.
+    """
+
+    model: str
+    size: int
+    batch: int
+    dtype: str
+    engine: str
+    status: str
+    p20_ms: float | None = None
+    p50_ms: float | None = None
+    p80_ms: float | None = None
+    images_per_s: float | None = None
+    ratio_to_eager: float | None = None
+    ratio_to_eager_float32: float | None = None
+    max_rel_error: float | None = None
+    error_limit: float | None = None
+    peak_memory_mb: float | None = None
+    first_call_s: float | None = None
+    tflops: float | None = None
+    gb_per_s: float | None = None
+    roofline_ms: float | None = None
+    roofline_share: float | None = None
+    samples: int = 0
+    note: str = ""
+
+
+FIELDS = tuple(field.name for field in fields(Row))
+_TEXTS = ("model", "dtype", "engine", "status", "note")
+_WHOLES = ("size", "batch", "samples")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run: where and with what (``environment``), and its rows in the order in which they were measured."""
+
+    environment: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"environment": self.environment, "rows": [asdict(row) for row in self.rows]}
+
+    def as_json(self) -> str:
+        """JSON text; ``ValueError`` for a figure that is not finite, which JSON does not have."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def as_csv(self) -> str:
+        """The rows with a header; figures that were not measured are empty."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        return text.getvalue()
+
+
+def from_dict(data: Any, source: str = "the results") -> Results:
+    """Parse what :meth:`Results.as_dict` gives. Raises ``FastresError`` naming the first thing that does not fit."""
+    if not isinstance(data, dict) or set(data) != {"environment", "rows"}:
+        raise FastresError(f"{source} must be an object with 'environment' and 'rows', as bench.run --out writes it")
+    if not isinstance(data["environment"], dict) or not isinstance(data["rows"], list):
+        raise FastresError(f"{source}: 'environment' must be an object and 'rows' a list")
+    absent = [name for name in ENVIRONMENT if name not in data["environment"]]
+    if absent:
+        raise FastresError(f"{source}: the environment does not say {', '.join(absent)}")
+    return Results(
+        data["environment"], tuple(_row(entry, f"{source}, row {i}") for i, entry in enumerate(data["rows"]))
+    )
+
+
+def _row(entry: Any, where: str) -> Row:
+    if not isinstance(entry, dict) or set(entry) != set(FIELDS):
+        odd = sorted(set(FIELDS).symmetric_difference(entry)) if isinstance(entry, dict) else type(entry).__name__
+        raise FastresError(f"{where} does not have exactly the fields of a row: {odd}")
+    for name, value in entry.items():
+        if name in _TEXTS:
+            fits = isinstance(value, str)
+        elif name in _WHOLES:
+            fits = type(value) is int
+        else:
+            fits = value is None or (type(value) in (int, float) and math.isfinite(value))
+        if not fits:
+            raise FastresError(f"{where}: {name} is {value!r}")
+    if entry["status"] not in STATUSES:
+        raise FastresError(f"{where}: status is {entry['status']!r}; it is one of {', '.join(STATUSES)}")
+    return Row(**entry)
+
+
+def read(path: Path) -> Results:
+    """Read a ``results.json``. Raises ``FastresError`` where the file is missing or not what a run writes."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FastresError(f"{path} cannot be read as benchmark results: {error}") from error
+    return from_dict(data, str(path))
+
+
+def write(results: Results, folder: Path) -> tuple[Path, Path]:
+    """Write ``results.json`` and ``results.csv`` into ``folder`` (made if needed); returns both paths."""
+    paths = folder / JSON_NAME, folder / CSV_NAME
+    write_whole(paths[0], results.as_json().encode())
+    write_whole(paths[1], results.as_csv().encode())
+    return paths
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises ``FastresError`` where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FastresError(f"{path} cannot be written ({error.strerror}); give another folder with --out") from error
+    finally:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def significant(value: float | None, digits: int = 5) -> float | None:
+    """``value`` rounded to ``digits`` significant digits; ``None`` for what is not finite."""
+    return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
+
+
+def with_float32_ratios(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows with ``ratio_to_eager_float32`` filled in wherever the run has that eager float32 row."""
+    rows = tuple(rows)
+    eager = {
+        (row.model, row.size, row.batch): row.p50_ms for row in rows if (row.engine, row.dtype) == ("eager", "float32")
+    }
+
+    def filled(row: Row) -> Row:
+        base = eager.get((row.model, row.size, row.batch))
+        if base is None or row.p50_ms is None:
+            return row
+        return replace(row, ratio_to_eager_float32=significant(base / row.p50_ms))
+
+    return tuple(filled(row) for row in rows)
+
+
+def exit_code(rows: Sequence[Row], engine: str = "fastres") -> int:
+    """0 where ``engine`` was right and was timed at least once; 1 where it was wrong, failed or ran nowhere."""
+    statuses = {row.status for row in rows if row.engine == engine}
+    return 0 if OK in statuses and not statuses & {WRONG, FAILED} else 1

@@ -1,0 +1,179 @@
+"""Time and memory of engines: first calls, then calls in turn.
+
+Engines of one setting are timed interleaved in one process, in a new random order each round, so that a clock that
+drifts or a neighbour that wakes up hits all of them alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+Call = Callable[[], object]
+T = TypeVar("T")
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): writing 5 resets the peak resident set size to the current one
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to time one setting: about ``seconds``, within ``fewest`` to ``most`` rounds, after ``warmups``."""
+
+    seconds: float
+    fewest: int
+    most: int
+    warmups: int
+
+    def rounds(self, seconds_a_round: float) -> int:
+        return max(self.fewest, min(self.most, int(self.seconds / max(seconds_a_round, 1e-9))))
+
+
+FULL = Budget(seconds=20, fewest=15, most=200, warmups=3)
+QUICK = Budget(seconds=4, fewest=5, most=30, warmups=2)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Milliseconds of one call."""
+
+    p20: float
+    p50: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Quantiles:
+        fifths = statistics.quantiles(samples, n=5, method="inclusive")
+        return cls(fifths[0], statistics.median(samples), fifths[3])
+
+
+def elapsed_ms(call: Call, device: torch.device) -> float:
+    """Milliseconds of one call that starts on an idle device: by CUDA events on a GPU, else by the wall clock.
+
+    The events enclose the launches too: the GPU waits, idle, for what the host is slow to submit.
+    """
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end)
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def interleaved(
+    calls: Mapping[str, Call],
+    device: torch.device,
+    budget: Budget,
+    progress: Callable[[float], object] = lambda share: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, by name: warm-ups first, then rounds in which each is called once.
+
+    ``progress`` is called after each round with the share of all rounds that are done.
+    """
+    if not calls:
+        return {}
+    order = list(calls)
+    seconds = min(sum(elapsed_ms(calls[name], device) for name in order) for _ in range(budget.warmups)) / 1e3
+    rounds = budget.rounds(seconds)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    shuffle = random.Random(0).shuffle
+    for turn in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(elapsed_ms(calls[name], device))
+        progress((turn + 1) / rounds)
+    return samples
+
+
+def measured(work: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
+    """What ``work`` returns, the seconds that it took and by how many bytes memory grew at its peak."""
+    gc.collect()
+    memory = _GpuPeak(device) if device.type == "cuda" else _HostPeak()
+    start = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start, memory.growth()
+
+
+class _GpuPeak:
+    """Bytes that torch's allocator holds on ``device``, at their highest, above the start."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self.device = device
+        self.before = torch.cuda.memory_allocated(device)
+
+    def growth(self) -> float:
+        return torch.cuda.max_memory_allocated(self.device) - self.before
+
+
+class _HostPeak:
+    """Bytes of the process that are resident, at their highest, above the start."""
+
+    def __init__(self) -> None:
+        _return_free_memory()
+        self.resets = can_reset_peak()
+        self.before = _status_bytes("VmRSS") if self.resets else _rusage_bytes()
+
+    def growth(self) -> float:
+        peak = _status_bytes("VmHWM") if self.resets else _rusage_bytes()
+        return max(0, peak - self.before)
+
+
+def memory_method(device: torch.device) -> str:
+    """How ``peak_memory_mb`` is measured on ``device``, in words."""
+    if device.type == "cuda":
+        return "torch.cuda.max_memory_allocated during build and first call, above what was allocated before"
+    if can_reset_peak():
+        return "VmHWM (reset through /proc/self/clear_refs) during build and first call, above VmRSS before"
+    return (
+        "growth of the process's ru_maxrss during build and first call; the peak cannot be reset here, so an engine "
+        "that stays below an earlier one's peak reads 0"
+    )
+
+
+def can_reset_peak() -> bool:
+    """Whether this system lets a process reset its own peak; does reset it."""
+    try:
+        _CLEAR_REFS.write_text(_RESET_PEAK)
+        return "VmHWM" in _STATUS.read_text()
+    except OSError:
+        return False
+
+
+def _status_bytes(key: str) -> int:
+    """A size from ``/proc/self/status``."""
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no {key}")
+
+
+def _rusage_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _return_free_memory() -> None:
+    """Have glibc give freed memory back, so that what the next engine takes shows as growth."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
