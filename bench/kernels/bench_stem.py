@@ -1,0 +1,75 @@
+"""Times the stem kernel of ResNet-50, on pixels and on floats: ``pytest bench/kernels/bench_stem.py`` on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres.bench.calibration import pixels, smooth_images
+from fastres.bench.kernel_timing import (
+    Layer,
+    assert_right,
+    conv_reduction,
+    draw_parameters,
+    layers,
+    needs_gpu,
+    time_kernel,
+)
+from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.kernels import reference, routing, stem
+from fastres.plan import Stem
+
+DTYPE = torch.float16
+LAYERS = [layer for batch in (1, 32) for layer in layers("stem", batch, DTYPE)]
+
+
+def prepare(layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+    """The launch, the tensor that it writes, and what it should write (float64); ``raw`` for uint8 pixels."""
+    step = layer.step
+    assert isinstance(step, Stem)
+    n, h, w, _ = layer.shape
+    images = smooth_images(n, h, w)
+    x = pixels(images).to(device) if raw else images.to(device, dtype)
+    weight, bias = draw_parameters(step, dtype, device)
+    values = x.double()
+    if raw:
+        mean, std = (torch.tensor(list(v), device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        # The kernel rounds normalised pixels to the dtype that it multiplies in.
+        values = ((values / 255 - mean) / std).to(dtype).double()
+    expected = reference.stem(
+        values,
+        weight.double(),
+        bias,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        stride=step.stride,
+        padding=step.padding,
+        pool=step.pool,
+    )
+    packed = stem.pack_stem_weight(weight)
+    scale, shift = stem.pack_normalisation(IMAGENET_MEAN, IMAGENET_STD, packed.shape[2], device)
+    y = torch.full(step.output_shape(layer.shape), float("nan"), dtype=dtype, device=device)
+
+    def run() -> None:
+        stem.stem_into(y, x, packed, bias, scale, shift, stride=step.stride, padding=step.padding, pool=step.pool)
+
+    return run, y, expected
+
+
+@needs_gpu
+@pytest.mark.parametrize("raw", [True, False], ids=["uint8", "float16"])
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_stem(benchmark: Any, layer: Layer, raw: bool) -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    run, y, expected = prepare(layer, raw, DTYPE, device)
+    run()
+    assert_right(y, expected, DTYPE, conv_reduction(layer.step))
+    del expected
+    step = layer.step
+    assert isinstance(step, Stem)
+    columns = step.conv_shape(layer.shape)[2]
+    routed = routing.route_stem(step.weight.shape[0], columns, DTYPE, routing.gpu_of(device), step.pool)
+    time_kernel(benchmark, run, layer, DTYPE, routed)
