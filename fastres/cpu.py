@@ -9,6 +9,7 @@ hand, and bias, residual add and ReLU run inside the convolution: ``_convolution
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -113,6 +114,9 @@ class CpuExecutor:
         self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
         head = plan.head
         self._classifier = (head.weight, head.bias.to(dtype))
+        # oneDNN's ReLU turns NaN into 0, so that broken weights or pixels would go unnoticed. Whatever is not finite in
+        # either makes a guard NaN, which is added to all outputs of the image; otherwise the guard is 0.
+        self._weights_guard = 0 * sum(float(step.weight.sum(dtype=torch.float32) + step.bias.sum()) for step in plan)
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
         """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
@@ -125,25 +129,34 @@ class CpuExecutor:
         packed = self._packed_for((n, h, w, 3))
         last_reads = self._plan.last_reads()
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
+        guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
         for index, step in enumerate(steps):
             if isinstance(step, Head):
                 self._head(values, step, LOGITS in outputs)
                 continue
             conv = packed[step.name]
-            source = values[step.input]
+            y = values[step.input]
             if isinstance(step, Conv) and step.residual is not None:
                 residual = values[step.residual]
                 if step.residual in outputs or last_reads[step.residual] > index:
                     residual = residual.clone(memory_format=torch.channels_last)
-                values[step.output] = conv.add_(residual, source)
+                values[step.output] = conv.add_(residual, y)
             else:
-                y = conv(source)
+                y = conv(y)
                 pooled = isinstance(step, Stem) and step.pool
                 values[step.output] = functional.max_pool2d(y, 3, 2, 1) if pooled else y
             for value in step.reads:
                 if last_reads[value] == index and value not in outputs:
                     values.pop(value, None)
-        return [values[output] for output in outputs]
+        return [self._guarded(values[output], guard) for output in outputs]
+
+    def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
+        """``value`` ``[N, …]`` with NaN in images whose pixels are not all finite, or everywhere for broken weights."""
+        if not math.isfinite(self._weights_guard):
+            value = value + self._weights_guard
+        if guard is not None and not bool(guard.isfinite().all()):
+            value = value + guard.view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
+        return value
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Channels-last input in the executor's dtype; uint8 pixels are normalised in float32."""

@@ -1,0 +1,150 @@
+"""The check before the timing: it must see every kind of wrong engine."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres.architectures import get_architecture
+from fastres.bench import checking
+from fastres.bench.calibration import calibrated
+from fastres.bench.checking import Checks, error_limit, make_checks, relative_error
+from fastres.bench.eager import EagerResNet
+from fastres.bench.peers import EAGER, FASTRES, PEERS
+from fastres.errors import FastresError
+
+CPU = torch.device("cpu")
+FLOAT = torch.float32
+
+
+@functools.cache
+def network() -> EagerResNet:
+    return calibrated(get_architecture("resnet20"))
+
+
+@functools.cache
+def checks(batch: int) -> Checks:
+    return make_checks(network(), batch, 32, CPU, FLOAT)
+
+
+@functools.cache
+def eager_error(batch: int) -> float:
+    return relative_error(network(), EAGER, checks(batch))
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(1, 8), (2, 4), (3, 2), (8, 2), (40, 2)])
+def test_batches_are_several_and_of_the_asked_size(batch: int, batches: int) -> None:
+    found = checks(batch)
+    assert [tuple(x.shape) for x in found.batches] == [(batch, 3, 32, 32)] * batches
+    assert [tuple(logits.shape) for logits in found.logits] == [(batch, 10)] * batches
+    assert all(logits.dtype == torch.float64 for logits in found.logits)
+    assert not torch.equal(found.batches[0], found.batches[1])
+    assert 0.1 <= found.spread <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 40])
+def test_references_belong_to_their_images(batch: int) -> None:
+    with torch.inference_mode():
+        reference = copy.deepcopy(network()).double()
+        for x, logits in zip(checks(batch).batches, checks(batch).logits, strict=True):
+            assert torch.allclose(reference(x.double()), logits, rtol=1e-10, atol=1e-12)
+
+
+def test_the_right_engine_is_within_its_limit() -> None:
+    assert 1e-9 < eager_error(2) < 1e-5
+    assert eager_error(2) <= error_limit(EAGER, FLOAT, float("inf"), checks(2))
+
+
+def off_by(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: network()(x) * factor
+
+
+def one_image_wrong(x: Tensor) -> Tensor:
+    logits = network()(x)
+    logits[-1] = logits[-1].roll(1)
+    return logits
+
+
+def last_batch_kept() -> Callable[[Tensor], Tensor]:
+    """An engine that, like a graph whose input is never copied in, returns the same logits for ever."""
+    kept: list[Tensor] = []
+
+    def engine(x: Tensor) -> Tensor:
+        kept[:] = kept or [network()(x)]
+        return kept[0]
+
+    return engine
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": off_by(1 + 1e-4),
+    "one image": one_image_wrong,
+    "images in another order": lambda x: network()(x).flip(0),
+    "transposed image": lambda x: network()(x.transpose(2, 3)),
+    "colours swapped": lambda x: network()(x.flip(1)),
+    "stale": last_batch_kept(),
+    "NaN": lambda x: network()(x) * float("nan"),
+    "one NaN": lambda x: network()(x).index_fill(1, torch.tensor([3]), float("nan")),
+    "too few classes": lambda x: network()(x)[:, :9],
+    "too few images": lambda x: network()(x)[:1],
+    "constant": lambda x: torch.zeros(len(x), 10),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("peer", [FASTRES, PEERS[3]], ids=lambda peer: peer.name)
+def test_wrong_engines_are_seen(kind: str, peer: checking.Peer) -> None:
+    with torch.inference_mode():
+        error = relative_error(WRONG[kind], peer, checks(2))
+    assert not error <= error_limit(peer, FLOAT, eager_error(2), checks(2))
+
+
+def test_a_stale_engine_is_seen_at_every_batch_size() -> None:
+    for batch in (1, 8, 40):
+        error = relative_error(last_batch_kept(), FASTRES, checks(batch))
+        assert error > 0.05
+
+
+def test_limits_are_multiples_of_eagers_error() -> None:
+    found = checks(2)
+    limits = {
+        (peer.name, dtype): error_limit(peer, dtype, 0.01, found)
+        for peer in (FASTRES, PEERS[1])
+        for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert {dtype: limits["fastres", dtype] for dtype in (torch.float32, torch.float16, torch.bfloat16)} == {
+        torch.float32: 0.02,
+        torch.float16: 0.0125,
+        torch.bfloat16: 0.0125,
+    }
+    assert {limits["eager_channels_last", dtype] for dtype in (torch.float32, torch.float16)} == {0.04}
+    assert error_limit(EAGER, torch.float16, float("inf"), found) == found.spread / 4
+
+
+def test_the_reference_sees_the_rounded_images() -> None:
+    found = make_checks(network(), 2, 32, CPU, torch.bfloat16)
+    assert all(x.dtype == torch.bfloat16 for x in found.batches)
+    with torch.inference_mode():
+        exact = copy.deepcopy(network()).double()(found.batches[0].double())
+    assert torch.allclose(exact, found.logits[0], rtol=1e-10, atol=1e-12)
+
+
+def test_networks_that_hardly_look_at_the_image_are_refused() -> None:
+    blind = copy.deepcopy(network())
+    with torch.no_grad():
+        blind.fc.weight.mul_(1e-3)
+    with pytest.raises(FastresError, match=r"resnet20 at 32×32 differ between images by 0\.0"):
+        make_checks(blind, 2, 32, CPU, FLOAT)
+
+
+def test_networks_with_nan_are_refused() -> None:
+    broken = copy.deepcopy(network())
+    with torch.no_grad():
+        broken.conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(FastresError, match="differ between images by nan"):
+        make_checks(broken, 2, 32, CPU, FLOAT)

@@ -1,0 +1,136 @@
+"""The engines that a benchmark compares: each computes the network's logits, and says why where it cannot."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import NoReturn
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastres.architectures import get_architecture
+from fastres.bench import peers
+from fastres.bench.calibration import calibrated
+from fastres.bench.checking import error_limit, make_checks, relative_error
+from fastres.bench.eager import EagerResNet
+from fastres.bench.peers import EAGER, FASTRES, PEERS, Peer
+from fastres.errors import DtypeError, FastresError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BY_NAME = {peer.name: peer for peer in PEERS}
+ON_CPU = [peer for peer in PEERS if peer.reason_absent(CPU, torch.float32) is None and peer.name != "compile"]
+
+
+@functools.cache
+def network(name: str = "resnet20") -> EagerResNet:
+    return calibrated(get_architecture(name))
+
+
+def assert_right(peer: Peer, module: EagerResNet, size: int = 32) -> None:
+    checks = make_checks(module, 2, size, CPU, torch.float32)
+    with torch.inference_mode():
+        engine = peer.build(module, peer.example(checks.batches[0]))
+    eager = relative_error(module, EAGER, checks)
+    error = relative_error(engine, peer, checks)
+    assert error <= error_limit(peer, torch.float32, eager, checks)
+
+
+@pytest.mark.parametrize("peer", ON_CPU, ids=lambda peer: peer.name)
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "resnext50_32x4d"])
+def test_engines_are_right_and_leave_the_network_alone(peer: Peer, name: str) -> None:
+    module = network(name)
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    layers = [type(layer) for layer in module.modules()]
+    assert_right(peer, module)
+    assert [type(layer) for layer in module.modules()] == layers
+    assert module.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+@pytest.mark.slow
+def test_compile_is_right() -> None:
+    peer = BY_NAME["compile"]
+    reason = peer.reason_absent(CPU, torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    assert_right(peer, network())
+
+
+def test_folded_networks_have_no_batch_norm() -> None:
+    with torch.inference_mode():
+        folded = peers._folded(network(), torch.zeros(1, 3, 32, 32))
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    convolutions = [layer for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 19
+    assert all(layer.bias is not None for layer in convolutions)
+
+
+def test_examples_are_in_the_engines_layout() -> None:
+    x = torch.randn(2, 3, 8, 9)
+    for name, strides in (("eager", x.stride()), ("eager_channels_last", (216, 1, 27, 3)), ("fastres", x.stride())):
+        given = BY_NAME[name].example(x)
+        assert given.stride() == strides
+        assert torch.equal(given, x)
+
+
+def test_graphs_are_absent_without_cuda_and_present_with_it() -> None:
+    for name in ("eager_cudagraph", "folded_cudagraph"):
+        assert "CUDA GPU" in (BY_NAME[name].reason_absent(CPU, torch.float32) or "")
+        assert BY_NAME[name].reason_absent(CUDA, torch.float16) is None
+
+
+def test_compile_is_absent_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def missing() -> NoReturn:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    assert "C++ compiler" in (BY_NAME["compile"].reason_absent(CPU, torch.float32) or "")
+    assert BY_NAME["compile"].reason_absent(CUDA, torch.float16) is None
+
+
+def test_fastres_says_which_dtypes_this_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(dtype: torch.dtype) -> None:
+        if dtype == torch.bfloat16:
+            raise DtypeError("This CPU does not compute in bfloat16")
+
+    monkeypatch.setattr(peers, "check_dtype", lacks)
+    assert FASTRES.reason_absent(CPU, torch.bfloat16) == "This CPU does not compute in bfloat16"
+    assert FASTRES.reason_absent(CPU, torch.float32) is None
+    assert FASTRES.reason_absent(CUDA, torch.bfloat16) is None
+
+
+def test_fastres_runs_the_networks_own_weights() -> None:
+    other = copy.deepcopy(network())
+    with torch.no_grad():
+        other.fc.bias.add_(1.0)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        found: list[Tensor] = [FASTRES.build(module, x)(x) for module in (network(), other)]
+    assert torch.allclose(found[1] - found[0], torch.ones(2, 10), atol=1e-4)
+
+
+def test_selection_keeps_eager_and_fastres_and_the_order() -> None:
+    assert peers.select(None) == PEERS
+    assert [peer.name for peer in peers.select("")] == ["eager", "fastres"]
+    assert [peer.name for peer in peers.select("compile, eager_channels_last")] == [
+        "eager",
+        "eager_channels_last",
+        "compile",
+        "fastres",
+    ]
+
+
+def test_unknown_engines_are_named() -> None:
+    with pytest.raises(FastresError, match=r"'compil'\. Did you mean 'compile'\?.*eager_channels_last"):
+        peers.select("eager,compil")
+
+
+def test_names_are_unique_and_eager_comes_first() -> None:
+    assert len(BY_NAME) == len(PEERS)
+    assert PEERS[0] is EAGER
+    assert FASTRES in PEERS

@@ -1,0 +1,344 @@
+"""``python -m bench.run``: what is wrong is not timed, what is absent is named, and the files say what happened."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres.bench import ceilings, peers, results, run, timing
+from fastres.bench.eager import EagerResNet
+from fastres.bench.peers import EAGER, FASTRES, PEERS, Engine, Peer
+from fastres.bench.results import Results, Row
+from fastres.bench.run import Options
+from fastres.errors import DtypeError, FastresError
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure little: two rounds, small ceilings."""
+    monkeypatch.setattr(timing, "QUICK", timing.Budget(0.0, 2, 2, 1))
+    monkeypatch.setattr(ceilings, "_COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr(ceilings, "_MATMUL_SIZE", {"cpu": 128})
+
+
+def options(*engines: Peer, dtypes: tuple[torch.dtype, ...] = (torch.float32,), batches: tuple[int, ...] = (2,)) -> Options:
+    return Options(("resnet20",), batches, 32, dtypes, CPU, engines, quick=True)
+
+
+def counting(peer: Peer, calls: Counter[str], factor: float = 1.0, name: str | None = None) -> Peer:
+    """``peer`` with its calls counted and its logits multiplied by ``factor``."""
+
+    def build(module: EagerResNet, x: Tensor) -> Engine:
+        engine = peer.build(module, x)
+
+        def call(x: Tensor) -> Tensor:
+            calls[name or peer.name] += 1
+            return engine(x) * factor
+
+        return call
+
+    return dataclasses.replace(peer, build=build, name=name or peer.name)
+
+
+def by_engine(found: Results) -> dict[str, Row]:
+    rows = {row.engine: row for row in found.rows}
+    assert len(rows) == len(found.rows)
+    return rows
+
+
+FIRST_AND_CHECKS = 1 + 4  # the first call, then four batches of two images
+
+
+@pytest.mark.usefixtures("small")
+def test_a_wrong_engine_is_refused_and_not_timed() -> None:
+    calls: Counter[str] = Counter()
+    engines = (
+        EAGER,
+        counting(PEERS[1], calls, name="right"),
+        counting(PEERS[1], calls, factor=1.001, name="perturbed"),
+        counting(FASTRES, calls),
+    )
+    found = run.run(options(*engines))
+    rows = by_engine(found)
+    assert {name: row.status for name, row in rows.items()} == {
+        "eager": "ok",
+        "right": "ok",
+        "perturbed": "wrong",
+        "fastres": "ok",
+    }
+    wrong = rows["perturbed"]
+    assert wrong.max_rel_error == pytest.approx(1e-3, rel=0.01)
+    assert wrong.error_limit is not None
+    assert wrong.error_limit < 1e-5
+    assert "1.00e-03" in wrong.note
+    assert wrong.p50_ms is wrong.images_per_s is wrong.ratio_to_eager is wrong.roofline_share is None
+    assert wrong.samples == 0
+    assert calls == {"right": FIRST_AND_CHECKS + 3, "perturbed": FIRST_AND_CHECKS, "fastres": FIRST_AND_CHECKS + 3}
+    assert results.exit_code(found.rows) == 0
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("factor", [1.001, float("nan")])
+def test_a_wrong_fastres_fails_the_run(factor: float) -> None:
+    calls: Counter[str] = Counter()
+    found = run.run(options(EAGER, counting(FASTRES, calls, factor=factor)))
+    assert by_engine(found)["fastres"].status == "wrong"
+    assert by_engine(found)["eager"].status == "ok"
+    assert calls == {"fastres": FIRST_AND_CHECKS}
+    assert results.exit_code(found.rows) == 1
+    assert results.from_dict(json.loads(found.as_json())) == found
+
+
+@pytest.mark.usefixtures("small")
+def test_rows_are_consistent() -> None:
+    found = run.run(options(EAGER, FASTRES, batches=(1, 3)))
+    assert [(row.batch, row.engine) for row in found.rows] == [
+        (1, "eager"),
+        (1, "fastres"),
+        (3, "eager"),
+        (3, "fastres"),
+    ]
+    eager = {row.batch: row.p50_ms for row in found.rows if row.engine == "eager"}
+    for row in found.rows:
+        assert row.p20_ms is not None
+        assert row.p50_ms is not None
+        assert row.p80_ms is not None
+        assert 0 < row.p20_ms <= row.p50_ms <= row.p80_ms
+        assert row.images_per_s == pytest.approx(1e3 * row.batch / row.p50_ms, rel=1e-3)
+        assert row.ratio_to_eager == pytest.approx(eager[row.batch] / row.p50_ms, rel=1e-3)
+        assert row.ratio_to_eager_float32 == row.ratio_to_eager
+        assert row.roofline_share == pytest.approx(row.roofline_ms / row.p50_ms, rel=1e-3)
+        assert row.max_rel_error is not None
+        assert row.error_limit is not None
+        assert 0 < row.max_rel_error <= row.error_limit
+        assert row.first_call_s is not None
+        assert row.first_call_s > 0
+        assert row.samples == 2
+    bounds = {row.roofline_ms for row in found.rows if row.batch == 1}
+    assert len(bounds) == 1
+    assert found.environment["ceilings"]["float32"]["tflops"] > 0
+    assert found.environment["complete"] is True
+
+
+def _broken(module: EagerResNet, x: Tensor) -> NoReturn:
+    raise RuntimeError("no compiler found\nand a long trace")
+
+
+@pytest.mark.usefixtures("small")
+def test_an_engine_that_cannot_be_built_is_absent_with_its_reason() -> None:
+    absent = Peer("elsewhere", "another device's engine", _broken, lambda device, dtype: "needs a TPU")
+    found = run.run(options(EAGER, Peer("broken", "", _broken), absent, FASTRES))
+    rows = by_engine(found)
+    assert (rows["broken"].status, rows["broken"].note) == ("absent", "RuntimeError: no compiler found")
+    assert (rows["elsewhere"].status, rows["elsewhere"].note) == ("absent", "needs a TPU")
+    assert rows["fastres"].status == "ok"
+    assert results.exit_code(found.rows) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_a_fastres_that_raises_fails_the_run() -> None:
+    found = run.run(options(EAGER, dataclasses.replace(FASTRES, build=_broken)))
+    assert by_engine(found)["fastres"].status == "failed"
+    assert by_engine(found)["eager"].p50_ms is not None
+    assert results.exit_code(found.rows) == 1
+
+
+@pytest.mark.usefixtures("small")
+def test_without_a_yardstick_there_is_no_run() -> None:
+    with pytest.raises(FastresError, match="Eager PyTorch, which all are judged by, is absent here: RuntimeError: no comp"):
+        run.run(options(dataclasses.replace(EAGER, build=_broken), FASTRES))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_dtype_that_the_device_lacks_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(dtype: torch.dtype) -> None:
+        if dtype == torch.bfloat16:
+            raise DtypeError("This CPU does not compute in bfloat16; it has float32")
+
+    monkeypatch.setattr(peers, "check_dtype", lacks)
+    found = run.run(options(EAGER, FASTRES, dtypes=(torch.bfloat16, torch.float32)))
+    assert [(row.dtype, row.engine, row.status) for row in found.rows] == [
+        ("float32", "eager", "ok"),
+        ("float32", "fastres", "ok"),
+        ("bfloat16", "fastres", "unsupported"),
+    ]
+    assert found.rows[-1].note == "This CPU does not compute in bfloat16; it has float32"
+    assert results.exit_code(found.rows) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_half_precision_has_the_float32_yardstick_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "check_dtype", lambda dtype: None)
+    stand_in = dataclasses.replace(FASTRES, build=PEERS[1].build)  # not every CPU runs fastres in bfloat16
+    found = run.run(options(EAGER, stand_in, dtypes=(torch.bfloat16,)))
+    assert [(row.dtype, row.engine) for row in found.rows] == [
+        ("float32", "eager"),
+        ("bfloat16", "eager"),
+        ("bfloat16", "fastres"),
+    ]
+    base, eager, fastres = (row.p50_ms or 0.0 for row in found.rows)
+    assert found.rows[2].ratio_to_eager == pytest.approx(eager / fastres, rel=1e-3)
+    assert found.rows[2].ratio_to_eager_float32 == pytest.approx(base / fastres, rel=1e-3)
+
+
+@pytest.mark.usefixtures("small")
+def test_results_are_kept_after_each_setting() -> None:
+    kept: list[Results] = []
+    found = run.run(options(EAGER, FASTRES, batches=(1, 2)), keep=kept.append)
+    assert [len(each.rows) for each in kept] == [2, 4]
+    assert [each.environment["complete"] for each in kept] == [False, True]
+    assert kept[-1] == found
+
+
+@pytest.mark.usefixtures("small")
+def test_precision_settings_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    seen = []
+
+    def build(module: EagerResNet, x: Tensor) -> Engine:
+        seen.append((torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark))
+        return EAGER.build(module, x)
+
+    before = (torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark)
+    for tf32 in (False, True):
+        engines = (dataclasses.replace(EAGER, build=build),)
+        given = dataclasses.replace(options(*engines), tf32=tf32)
+        run.run(given)
+    assert seen == [("highest", False, True), ("high", True, True)]
+    assert (torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark) == before
+
+
+def test_trained_weights_are_the_networks_own() -> None:
+    network = run.load_network("resnet20_digits", "DEFAULT")
+    import fastres
+
+    expected = fastres.load("resnet20_digits").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    assert not network.training
+
+
+def command(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
+
+
+SMALL_RUN = ("--quick", "--model", "resnet20", "--size", "32", "--device", "cpu")
+
+
+def test_from_the_checkout_it_writes_all_three_files(tmp_path: Path) -> None:
+    engines = "eager_channels_last,eager_cudagraph"
+    done = command("bench.run", *SMALL_RUN, "--batch", "1,2", "--peers", engines, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out"
+    assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "results.json", "throughput.png"]
+    assert (folder / "throughput.png").read_bytes().startswith(b"\x89PNG")
+
+    found = results.read(folder / "results.json")
+    statuses = {(row.batch, row.engine): row.status for row in found.rows}
+    assert statuses == {
+        (batch, engine): "absent" if engine == "eager_cudagraph" else "ok"
+        for batch in (1, 2)
+        for engine in ("eager", "eager_channels_last", "eager_cudagraph", "fastres")
+    }
+    assert all(row.note == "CUDA graphs need a CUDA GPU" for row in found.rows if row.status == "absent")
+    where = found.environment
+    assert where["torch"] == torch.__version__
+    assert where["gpu"] is None
+    assert where["threads"] == 1
+    assert where["complete"] is True
+    assert where["command"].startswith("python -m fastres.bench.run --quick --model resnet20")
+    with (folder / "results.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == len(found.rows) == 8
+    for said in ("resnet20, float32, 32×32", "fastres", "CUDA graphs need a CUDA GPU", "Ceilings measured in this run"):
+        assert said in done.stdout
+
+
+def test_installed_it_prints_json(tmp_path: Path) -> None:
+    done = command("fastres.bench.run", *SMALL_RUN, "--batch", "2", "--peers", "", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = results.from_dict(json.loads(done.stdout))
+    assert [(row.engine, row.status) for row in found.rows] == [("eager", "ok"), ("fastres", "ok")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_checkouts_run_is_one_package_and_not_two() -> None:
+    # Two copies of a module have two classes of each name, and isinstance() between them is false.
+    code = (
+        "import sys, runpy; sys.argv = ['run', '--help']\n"
+        "try: runpy.run_module('bench.run', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([name for name in sys.modules if name.startswith('fastres.bench')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "resnet51"], "resnet51"),
+        (["--size", "16"], "at least 32×32"),
+        (["--dtype", "int8"], "int8"),
+        (["--peers", "tensorflow"], "tensorflow"),
+        (["--weights", "IMAGENET1K_V9", "--model", "resnet18"], "IMAGENET1K_V9"),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_what_cannot_be_run_is_said_in_a_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["--device", "cpu", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.main(["--device", "cuda"]) == 2
+    assert "no CUDA GPU is available" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("rich", []), ("matplotlib", ["--json", "--out", "somewhere"])]
+)
+def test_missing_packages_are_named_before_any_work(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = run.importlib.util.find_spec
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("worked before looking for the package"))
+    assert run.main(arguments) == 2
+    assert f"needs {module}, not installed here: pip install 'fastres[bench]'" in capsys.readouterr().err
+
+
+def test_batches_are_whole_numbers_from_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0", "a", "1,,2"):
+        with pytest.raises(SystemExit) as stopped:
+            run.main(["--batch", text])
+        assert stopped.value.code == 2
+    assert "--batch" in capsys.readouterr().err
+
+
+def test_auto_is_the_devices_own_dtype() -> None:
+    assert run._dtypes("auto", CPU) == (torch.float32,)
+    assert run._dtypes("auto,float32", CPU) == (torch.float32,)
+    assert run._dtypes("auto, bfloat16", torch.device("cuda", 0)) == (torch.float16, torch.bfloat16)
