@@ -142,7 +142,14 @@ def test_ratios_to_float32_are_of_the_same_batch() -> None:
 
 @pytest.mark.parametrize(
     ("statuses", "code"),
-    [(["ok"], 0), (["ok", "unsupported"], 0), (["unsupported"], 1), (["ok", "wrong"], 1), (["ok", "failed"], 1), ([], 1)],
+    [
+        (["ok"], 0),
+        (["ok", "unsupported"], 0),
+        (["unsupported"], 1),
+        (["ok", "wrong"], 1),
+        (["ok", "failed"], 1),
+        ([], 1),
+    ],
 )
 def test_exit_code_is_about_fastres(statuses: list[str], code: int) -> None:
     rows = [replace(TIMED, status=status) for status in statuses]

@@ -35,7 +35,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "_MATMUL_SIZE", {"cpu": 128})
 
 
-def options(*engines: Peer, dtypes: tuple[torch.dtype, ...] = (torch.float32,), batches: tuple[int, ...] = (2,)) -> Options:
+def options(
+    *engines: Peer, dtypes: tuple[torch.dtype, ...] = (torch.float32,), batches: tuple[int, ...] = (2,)
+) -> Options:
     return Options(("resnet20",), batches, 32, dtypes, CPU, engines, quick=True)
 
 
@@ -159,7 +161,9 @@ def test_a_fastres_that_raises_fails_the_run() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_without_a_yardstick_there_is_no_run() -> None:
-    with pytest.raises(FastresError, match="Eager PyTorch, which all are judged by, is absent here: RuntimeError: no comp"):
+    with pytest.raises(
+        FastresError, match="Eager PyTorch, which all are judged by, is absent here: RuntimeError: no comp"
+    ):
         run.run(options(dataclasses.replace(EAGER, build=_broken), FASTRES))
 
 
@@ -235,7 +239,12 @@ def test_trained_weights_are_the_networks_own() -> None:
 def command(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        check=False,
     )
 
 
@@ -317,9 +326,7 @@ def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "no CUDA GPU is available" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"), [("rich", []), ("matplotlib", ["--json", "--out", "somewhere"])]
-)
+@pytest.mark.parametrize(("module", "arguments"), [("rich", []), ("matplotlib", ["--json", "--out", "somewhere"])])
 def test_missing_packages_are_named_before_any_work(
     module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,7 +342,7 @@ def test_batches_are_whole_numbers_from_one(capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit) as stopped:
             run.main(["--batch", text])
         assert stopped.value.code == 2
-    assert "--batch" in capsys.readouterr().err
+        assert f"--batch: {text!r} was given; give whole numbers" in capsys.readouterr().err
 
 
 def test_auto_is_the_devices_own_dtype() -> None:

@@ -1,0 +1,117 @@
+"""The GPU executor on whole networks: in Triton's interpreter here, on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastres.architectures import get_architecture
+from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
+from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
+from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, describe, pack
+from fastres.kernels.launch import INTERPRETED
+from fastres.plan import Conv, Head, Stem
+
+from .measures import NETWORK_FACTOR, relative_error
+
+pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def executor(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, GpuExecutor]:
+    arch = get_architecture(name)
+    module = calibrated(arch).to(DEVICE)
+    return module, GpuExecutor(build_plan(module.state_dict(), arch, dtype=dtype))
+
+
+@torch.no_grad()
+def check(name: str, batch: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> None:
+    """The measure of all network tests: no further from float64 than eager's own error allows."""
+    module, run = executor(name, dtype)
+    x = smooth_images(batch, h, w, seed=7).to(DEVICE)
+    eager = module.to(dtype)(x.to(dtype))
+    truth = calibrated(get_architecture(name)).double()(x.double().cpu())
+    assert batch == 1 or spread(truth) > 0.2
+    (logits,) = run.run(x.to(dtype))
+    assert logits.dtype == torch.float32
+    assert relative_error(logits, truth) <= NETWORK_FACTOR[dtype] * relative_error(eager, truth)
+
+
+def test_resnet18() -> None:
+    check("resnet18", 2, 64, 64)
+
+
+def test_resnext50() -> None:
+    check("resnext50_32x4d", 2, 33, 47)
+
+
+def test_resnet50_of_odd_size() -> None:
+    check("resnet50", 2, 39, 65)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "plain20"])
+def test_cifar_networks(name: str) -> None:
+    check(name, 3, 32, 35)
+
+
+def test_float16() -> None:
+    check("resnet18", 2, 33, 64, torch.float16)
+
+
+def test_intermediate_values_and_pixels() -> None:
+    module, run = executor("resnet18")
+    x = pixels(smooth_images(2, 35, 49, seed=8)).to(DEVICE)
+    values = run._plan.features
+    *features, pooled, logits = run.run(x, (*values.values(), "pooled", "logits"))
+    mean, std = (torch.tensor(v, device=DEVICE).double().view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    truth = (x.double() / 255 - mean) / std
+    module = module.double()
+    with torch.no_grad():
+        truth = module.maxpool(module.relu(module.bn1(module.conv1(truth))))  # type: ignore[operator]
+        assert relative_error(features[0], truth) < 1e-5
+        for name, value in zip(list(values)[1:], features[1:], strict=True):
+            truth = module.get_submodule(name)(truth)
+            assert value.shape == truth.shape
+            assert relative_error(value, truth) < 1e-5
+        assert relative_error(pooled, truth.mean((2, 3))) < 1e-5
+        assert relative_error(logits, module.fc(truth.mean((2, 3)))) < 1e-5  # type: ignore[operator]
+    # What is returned is memory of its own: a second call changes nothing in it.
+    kept = [value.clone() for value in features]
+    run.run(x.flip(0), tuple(values.values()))
+    assert all(torch.equal(value, before) for value, before in zip(features, kept, strict=True))
+
+
+def test_stops_where_nothing_more_is_asked_for() -> None:
+    _, run = executor("resnet20")
+    (stem,) = run.run(smooth_images(1, 32, 32).to(DEVICE), ("stem",))
+    assert stem.shape == (1, 16, 32, 32)
+    assert stem.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_schedules_are_bounded() -> None:
+    _, run = executor("resnet20")
+    for size in range(SCHEDULES_KEPT + 5):
+        run._schedule((1, 8 + size, 8, 3), ("logits",))
+    assert len(run._schedules) == SCHEDULES_KEPT
+
+
+def test_packing_keeps_the_network() -> None:
+    plan = build_plan(calibrated(get_architecture("resnext50_32x4d")).state_dict(), get_architecture("resnext50_32x4d"))
+    for before, after in zip(plan, pack(plan), strict=True):
+        assert (before.name, before.reads, before.output) == (after.name, after.reads, after.output)
+        if isinstance(after, Stem):
+            assert after.weight.shape == (64, 7, 32)
+        if isinstance(before, Conv) and before.groups > 1:
+            assert isinstance(after, Conv)
+            assert after.weight.shape[3] >= 32
+            assert after.weight.numel() * before.groups == before.weight.numel() * before.groups**2 // after.groups
+
+
+def test_explanation_names_kernels_and_merged_groups() -> None:
+    plan = build_plan(calibrated(get_architecture("resnext50_32x4d")).state_dict(), get_architecture("resnext50_32x4d"))
+    shapes = plan.shapes(1, 64, 64)
+    rows = {s.name: describe(s, shapes[s.input], torch.float32, torch.device(DEVICE)) for s in plan}
+    assert rows["stem"][0] == "stem_pool"
+    assert rows["layer1.0.conv2"][2].startswith("32 groups run as 4 block-diagonal ones")
+    assert rows["head"][0] == "average_pool, conv"
+    assert {isinstance(step, Head) for step in plan} == {True, False}
