@@ -81,7 +81,7 @@ def error_limit(peer: Peer, dtype: torch.dtype, eager_error: float, checks: Chec
 
     Eager's own limit is a quarter of the spread: beyond it rounding blurs the differences between images.
     """
-    if peer is EAGER:
+    if peer.name == EAGER.name:
         return checks.spread / 4
     if peer.name != FASTRES.name:
         return PEER_FACTOR * eager_error

@@ -157,7 +157,7 @@ def benchmark(
         for peer in setting.peers:
             progress.set_postfix_str(peer.name)
             row, engine = _admit(setting, peer, network, checks, eager_error)
-            if peer is EAGER:
+            if peer.name == EAGER.name:
                 if row.status != OK or row.max_rel_error is None:
                     raise FastresError(f"Eager PyTorch, which all are judged by, is {row.status} here: {row.note}")
                 eager_error = row.max_rel_error
@@ -269,10 +269,10 @@ def _dtypes(names: str, device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    batches = tuple(int(part) for part in text.split(","))
-    if min(batches) < 1:
-        raise argparse.ArgumentTypeError(f"a batch holds at least one image, and {text!r} was given")
-    return batches
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} was given; give whole numbers from 1 by commas, such as 1,8")
+    return tuple(int(part) for part in parts)
 
 
 def _parser() -> argparse.ArgumentParser:
