@@ -1,7 +1,7 @@
 """The ``fastres`` command: ``list``, ``predict``, ``bench``, ``env``, ``demo``.
 
-Each command imports what it needs when it runs, so that ``fastres --help`` answers at once. Plain words on the screen;
-``--json`` prints one JSON document instead. An error that fastres raises is one line on standard error and exit status 2.
+Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
+An error that fastres raises is one line on standard error and exit status 2.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     command.add_argument("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
-    command.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at a time (default: %(default)s)")
+    command.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: %(default)s)"
+    )
     command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     _json_option(command)
@@ -64,8 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(command)
     command.set_defaults(run=_env)
 
-    command = commands.add_parser("demo", help="classify real handwritten digits and compare ResNet-50's speed with PyTorch")
-    command.add_argument("--out", type=Path, default=Path("fastres_demo.png"), help="the picture (default: %(default)s)")
+    command = commands.add_parser(
+        "demo", help="classify real handwritten digits and compare ResNet-50's speed with PyTorch"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("fastres_demo.png"), help="the picture (default: %(default)s)"
+    )
     command.add_argument("--quick", action="store_true", help="fewer repetitions")
     command.set_defaults(run=_demo)
     return parser

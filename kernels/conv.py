@@ -192,6 +192,7 @@ def conv2d_into(
     groups: int = 1,
     relu: bool = False,
     config: ConvConfig | None = None,
+    traceable: bool = False,
 ) -> None:
     """Write the convolution of ``x`` into ``y``; ``config`` overrides the routing.
 
@@ -213,7 +214,7 @@ def conv2d_into(
         precision=float32_precision(),
     )
     with device_guard(x.device):
-        launchable(conv_kernel)[conv_grid(shape, config)](
+        launchable(conv_kernel, traceable)[conv_grid(shape, config)](
             x,
             weight,
             bias,
@@ -270,5 +271,7 @@ def conv2d(
     y = x.new_empty(shape.N, max(shape.P, 0), max(shape.Q, 0), weight.shape[0])
     check_conv(y, x, weight, bias, residual, shape)
     if y.numel():
-        conv2d_into(y, x, weight, bias, residual, stride=stride, padding=padding, groups=groups, relu=relu)
+        conv2d_into(
+            y, x, weight, bias, residual, stride=stride, padding=padding, groups=groups, relu=relu, traceable=True
+        )
     return y

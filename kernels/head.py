@@ -53,25 +53,25 @@ def average_pool_kernel(
     tl.store(y_ptr + image * C + offs_c, mean.to(y_ptr.dtype.element_ty), mask=mask_c)
 
 
-def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None) -> None:
+def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None, traceable: bool = False) -> None:
     """Write the mean over the pixels of ``x`` [N, H, W, C] into ``y`` [N, C]; ``config`` overrides the routing."""
     n, h, w, c = x.shape
     if config is None:
         config = route_pool(c, h * w)
     with device_guard(x.device):
-        launchable(average_pool_kernel)[(n * cdiv(c, config.block_c),)](
+        launchable(average_pool_kernel, traceable)[(n * cdiv(c, config.block_c),)](
             x, y, h * w, C=c, BLOCK_HW=config.block_hw, BLOCK_C=config.block_c, num_warps=config.num_warps
         )
 
 
-def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, traceable: bool = False) -> None:
     """Write ``x`` [N, C] times ``weight`` [K, C] plus ``bias`` float32 [K] into ``y`` [N, K].
 
     ``y`` has ``x``'s dtype or float32.
     """
     n, c = x.shape
     k = weight.shape[0]
-    conv2d_into(y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias)
+    conv2d_into(y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias, traceable=traceable)
 
 
 @kernel_op("average_pool", mutates_args=())
@@ -82,7 +82,7 @@ def average_pool(x: Tensor) -> Tensor:
     check_dtype(op, "x", x, *ACTIVATION_DTYPES)
     y = x.new_empty(x.shape[0], x.shape[3])
     if y.numel():
-        average_pool_into(y, x)
+        average_pool_into(y, x, traceable=True)
     return y
 
 
@@ -98,5 +98,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check_shape(op, "bias", bias, (weight.shape[0],))
     y = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
     if y.numel():
-        linear_into(y, x, weight, bias)
+        linear_into(y, x, weight, bias, traceable=True)
     return y

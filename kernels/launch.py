@@ -35,11 +35,9 @@ def kernel_op(name: str, mutates_args: tuple[str, ...]) -> Callable[[Callable[..
     return torch.library.triton_op(f"fastres::{name}", mutates_args=mutates_args)
 
 
-def launchable(kernel: Any) -> Any:
-    """``kernel``, wrapped so that ``torch.compile`` traces its launch when it is being traced."""
-    if INTERPRETED or not torch.compiler.is_compiling():
-        return kernel
-    return torch.library.wrap_triton(kernel)
+def launchable(kernel: Any, traceable: bool) -> Any:
+    """``kernel`` itself or, inside a registered op (``traceable``), as what ``torch.compile`` can trace."""
+    return torch.library.wrap_triton(kernel) if traceable and not INTERPRETED else kernel
 
 
 def check_tensors(op: str, device: torch.device, **tensors: Tensor | None) -> None:

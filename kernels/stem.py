@@ -248,6 +248,7 @@ def stem_into(
     padding: int,
     pool: bool,
     config: StemConfig | None = None,
+    traceable: bool = False,
 ) -> None:
     """Write the stem of ``x`` into ``y``; ``config`` overrides the routing.
 
@@ -272,7 +273,7 @@ def stem_into(
         precision=float32_precision(),
     )
     with device_guard(x.device):
-        launchable(stem_kernel)[(n * row_blocks * column_blocks,)](
+        launchable(stem_kernel, traceable)[(n * row_blocks * column_blocks,)](
             x,
             weight,
             bias,
@@ -318,5 +319,5 @@ def stem(
     *_, p, q = stem_output_sizes(h, w, r, stride, padding, pool)
     y = weight.new_empty(n, max(p, 0), max(q, 0), k)
     if y.numel():
-        stem_into(y, x, weight, bias, scale, shift, stride=stride, padding=padding, pool=pool)
+        stem_into(y, x, weight, bias, scale, shift, stride=stride, padding=padding, pool=pool, traceable=True)
     return y

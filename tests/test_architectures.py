@@ -17,10 +17,18 @@ from fastres.architectures import (
 )
 from fastres.errors import ArchitectureError, UnknownModelError
 
-TORCHVISION = (
-    "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
-    "wide_resnet50_2 wide_resnet101_2"
-).split()
+TORCHVISION = [
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -40,7 +48,8 @@ def test_strides_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)]
+    ("name", "millions"),
+    [("resnet20", 0.27), ("resnet32", 0.46), ("resnet44", 0.66), ("resnet56", 0.85), ("resnet110", 1.7)],
 )
 def test_cifar_networks_have_the_papers_size(name: str, millions: float) -> None:
     """He et al., table 6."""
@@ -49,7 +58,9 @@ def test_cifar_networks_have_the_papers_size(name: str, millions: float) -> None
     assert parameters / 1e6 == pytest.approx(millions, abs=0.04)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name.removeprefix("resnet").removeprefix("plain").isdigit()])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if name.removeprefix("resnet").removeprefix("plain").isdigit()]
+)
 def test_depth_is_what_the_name_says(name: str) -> None:
     """The depth counts convolutions on the main path and the classifier."""
     arch = get_architecture(name)

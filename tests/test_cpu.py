@@ -137,7 +137,9 @@ def test_input_is_left_as_it_is() -> None:
 def test_dtypes_that_the_cpu_lacks_are_named() -> None:
     lacking = {torch.bfloat16, torch.float16, torch.float64} - set(cpu.supported_dtypes())
     for dtype in lacking:
-        with pytest.raises(DtypeError, match=f"does not compute in {str(dtype).removeprefix('torch.')}; it has float32"):
+        with pytest.raises(
+            DtypeError, match=f"does not compute in {str(dtype).removeprefix('torch.')}; it has float32"
+        ):
             cpu.check_dtype(dtype)
 
 
@@ -146,4 +148,7 @@ def test_every_architecture_has_an_executor() -> None:
         if arch.features <= 512:
             size = 40
             state = EagerResNet(arch).state_dict()
-            assert CpuExecutor(build_plan(state, arch)).run(torch.randn(1, 3, size, size))[0].shape == (1, arch.num_classes)
+            assert CpuExecutor(build_plan(state, arch)).run(torch.randn(1, 3, size, size))[0].shape == (
+                1,
+                arch.num_classes,
+            )

@@ -32,9 +32,7 @@ def test_folded_conv_is_conv_and_batch_norm() -> None:
         x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
         state = {f"bn.{key}": value for key, value in norm.state_dict().items()}
         weight, bias = fold_batch_norm(conv.weight, state, "bn")
-        torch.testing.assert_close(
-            nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-12, atol=1e-12
-        )
+        torch.testing.assert_close(nn.functional.conv2d(x, weight, bias), norm(conv(x)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -53,7 +51,10 @@ def test_weights_are_rounded_once_from_float64(dtype: torch.dtype) -> None:
 
 def test_half_precision_checkpoints_are_folded_in_float64() -> None:
     arch = get_architecture("resnet20")
-    state = {key: value.half() if value.is_floating_point() else value for key, value in calibrated(arch).state_dict().items()}
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in calibrated(arch).state_dict().items()
+    }
     upcast = {key: value.double() if value.is_floating_point() else value for key, value in state.items()}
     for ours, exact in zip(build_plan(state, arch), build_plan(upcast, arch), strict=True):
         assert torch.equal(ours.weight, exact.weight)
@@ -108,7 +109,9 @@ def test_values_are_written_before_they_are_read() -> None:
 
 
 def test_plain_networks_add_nothing_and_pad_shortcuts_are_convolutions() -> None:
-    assert not any(isinstance(step, Conv) and step.residual for step in outline(get_architecture("plain34"), torch.float32))
+    assert not any(
+        isinstance(step, Conv) and step.residual for step in outline(get_architecture("plain34"), torch.float32)
+    )
     shortcut = next(step for step in plan_of("resnet20") if step.name == "layer2.0.downsample")
     assert isinstance(shortcut, Conv)
     assert (shortcut.stride, shortcut.relu, tuple(shortcut.weight.shape)) == (2, False, (32, 1, 1, 16))

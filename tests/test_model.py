@@ -377,7 +377,7 @@ class TestErrors:
             fastres.load("resnet18", None, device="gpu")
 
     def test_dtypes_that_fastres_does_not_compute_in(self, model: fastres.Model) -> None:
-        with pytest.raises(DtypeError, match="or 'auto' and was asked for torch.float64"):
+        with pytest.raises(DtypeError, match=r"or 'auto' and was asked for torch\.float64"):
             model.double()
         with pytest.raises(DtypeError, match="int8"):
             fastres.load("resnet18", None, dtype="int8")
@@ -408,7 +408,7 @@ class TestErrors:
             model.dropout = nn.Dropout()
 
     def test_model_names(self) -> None:
-        with pytest.raises(UnknownModelError, match="Did you mean .*'resnet50'"):
+        with pytest.raises(UnknownModelError, match=r"Did you mean .*'resnet50'"):
             fastres.load("resnet51x")
 
 

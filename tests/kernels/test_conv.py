@@ -50,7 +50,9 @@ def make(case: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tens
     return x.to(DEVICE, dtype), weight.to(DEVICE, dtype), bias.to(DEVICE), residual.to(DEVICE, dtype)
 
 
-def truth(case: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def truth(
+    case: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, relu: bool
+) -> Tensor:
     *_, stride, padding, groups = case
     residual = None if residual is None else residual.double()
     return reference.conv2d(

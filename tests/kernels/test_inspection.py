@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation, with no GPU: every kernel of a ResNet-50 fits, does not spill, and uses the tensor cores."""
+"""Ahead-of-time compilation, with no GPU: a ResNet-50's kernels fit, do not spill, and use the tensor cores."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from fastres.kernels.routing import H100, KNOWN_GPUS, ConvConfig, ConvShape
 def test_resnet50_compiles_well(arch: str) -> None:
     plan = outline(ARCHITECTURES["resnet50"], torch.float16)
     batches = (1, 256) if arch == "sm_90" else (256,)
-    items = {
-        item: None for batch in batches for item in plan_compilations(plan, KNOWN_GPUS[arch], batch=batch)
-    }
+    items = {item: None for batch in batches for item in plan_compilations(plan, KNOWN_GPUS[arch], batch=batch)}
     reports = inspect_all(items, arch, workers=2, progress=False)
     assert len(reports) >= 25
     assert not [report for report in reports if not report.fits], table(reports)

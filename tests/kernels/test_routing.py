@@ -35,7 +35,10 @@ def test_every_layer_gets_a_configuration_that_fits(model: str, dtype: torch.dty
 def test_large_batches_get_large_tiles_and_small_ones_fill_the_gpu() -> None:
     large = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
     small = ConvShape(1, 14, 14, 256, 256, 3, 3, 1, 1)
-    assert (route_conv(large, torch.float16, H100).block_m, route_conv(large, torch.float16, H100).block_n) == (128, 128)
+    assert (route_conv(large, torch.float16, H100).block_m, route_conv(large, torch.float16, H100).block_n) == (
+        128,
+        128,
+    )
     config = route_conv(small, torch.float16, H100)
     assert config.block_m * config.block_n < 128 * 128
 

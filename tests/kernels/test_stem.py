@@ -64,7 +64,14 @@ def truth(case: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor) -> Ten
     *_, r, stride, pool = case
     x = x.cpu() if x.dtype == torch.uint8 else x.cpu().double()
     return reference.stem(
-        x, weight.double().cpu(), bias.cpu(), IMAGENET_MEAN, IMAGENET_STD, stride=stride, padding=r // 2, pool=bool(pool)
+        x,
+        weight.double().cpu(),
+        bias.cpu(),
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        stride=stride,
+        padding=r // 2,
+        pool=bool(pool),
     )
 
 
