@@ -1,0 +1,205 @@
+"""``make gpu``: the whole validation on this machine's GPU, in one command that can be interrupted and resumed.
+
+Runs the pieces of :data:`PIECES` in order, each in a process of its own and under a time limit: the environment,
+every kernel compiled in parallel, the kernel tests, the network tests, a memory check, the benchmark. A piece that has
+passed is not run again while the code is unchanged; one that failed or ran out of time is. Uses the interpreter that
+runs it and touches no network. Everything it writes is in one folder; a short table comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fastres.environment import environment
+from fastres.text import text_table
+
+from .results import write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKERS = os.cpu_count() or 1
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One command, its time limit in seconds and what may be missing for it."""
+
+    name: str
+    command: tuple[str, ...]
+    limit: int
+    needs: str | None = None  # a program on the PATH
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a piece ended: ``passed``, ``failed``, ``out of time`` or ``absent``."""
+
+    status: str
+    seconds: float
+    note: str
+    code: str  # what the code was: a digest
+
+
+def pieces(out: Path) -> list[Piece]:
+    """All pieces, in order: correctness, then speed."""
+    python = (sys.executable, "-m")
+    tests = (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
+    parallel = ("-n", str(min(8, WORKERS)))
+    one_network = "from fastres.bench.gpu import one_small_run; one_small_run()"
+    bench = (*python, "fastres.bench.run", "--device", "cuda")
+    return [
+        Piece("environment", (*python, "fastres", "env", "--json"), 60),
+        Piece("compile", (*python, "fastres.bench.gpu", "--compile"), 300),
+        Piece("kernel tests", (*tests, *parallel, "tests/kernels"), 400),
+        Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py"), 300),
+        Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
+        Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
+                               sys.executable, "-c", one_network), 300, "compute-sanitizer"),
+        Piece("resnet50", (*bench, "--model", "resnet50", "--batch", "1,8,32,64,128,256,512", "--dtype",
+                           "float16,bfloat16", "--out", str(out / "resnet50")), 590),
+        Piece("other models", (*bench, "--quick", "--model",
+                               "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
+                               "--batch", "1,32,256", "--dtype", "float16", "--out", str(out / "models")), 590),
+        Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py", "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
+                          f"--benchmark-json={out / 'kernels.json'}"), 400),
+    ]  # fmt: skip
+
+
+def one_small_run() -> None:
+    """Run a small network on the GPU once in each dtype; for compute-sanitizer."""
+    import fastres
+
+    for dtype in (torch.float16, torch.float32):
+        model = fastres.load("resnet18", None, dtype=dtype, device="cuda")
+        print(model(torch.rand(3, 3, 67, 91, device="cuda")).sum().item())
+
+
+def compile_all() -> None:
+    """Compile in parallel, into Triton's cache, what the tests and the benchmark will launch first."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from tqdm import tqdm
+
+    jobs = [(model, dtype, batch) for model in ("resnet50", "resnet18", "resnext50_32x4d")
+            for dtype in (torch.float16, torch.bfloat16) for batch in (1, 8, 64, 256)]  # fmt: skip
+    with ProcessPoolExecutor(min(8, WORKERS), mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(_warm, jobs), total=len(jobs), desc="compile", unit="network"):
+            pass
+
+
+def _warm(job: tuple[str, torch.dtype, int]) -> None:
+    import fastres
+
+    name, dtype, batch = job
+    fastres.load(name, None, dtype=dtype, device="cuda").warmup(batch)
+
+
+def code_digest() -> str:
+    """A digest of all code and configuration that the pieces run."""
+    digest = hashlib.sha256()
+    for folder in ("fastres", "kernels", "bench", "tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".json") and "results" not in path.parts:
+                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_piece(piece: Piece, out: Path, code: str) -> Outcome:
+    """Run one piece; its output goes to the screen and to ``<name>.log`` in ``out``."""
+    log = out / f"{piece.name.replace(' ', '_')}.log"
+    if piece.needs and not shutil.which(piece.needs):
+        return Outcome("absent", 0.0, f"{piece.needs} is not installed", code)
+    start = time.monotonic()
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            piece.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = "passed" if process.wait(piece.limit) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return Outcome(status, round(time.monotonic() - start, 1), _last_line(log), code)
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that says something, without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip(" =") for line in re.split(r"[\r\n]+", text) if line.strip(" =")]
+    return lines[-1][:100] if lines else ""
+
+
+def read_state(out: Path) -> dict[str, Outcome]:
+    """Outcomes of earlier runs in ``out``; none where there is no readable record."""
+    try:
+        return {name: Outcome(**entry) for name, entry in json.loads((out / STATE).read_text()).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what has not passed yet; exit status 1 where a piece failed or ran out of time, 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m fastres.bench.gpu", description="Validate and measure on a GPU.")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where results go (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="PIECE", help="run these pieces, also where they passed before")
+    parser.add_argument("--limit", type=int, default=0, metavar="S", help="start no piece after this many seconds")
+    parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("fastres: make gpu needs a CUDA GPU, and torch finds none here", file=sys.stderr)
+        return 2
+    if options.compile:
+        compile_all()
+        return 0
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    state, code, start = read_state(out), code_digest(), time.monotonic()
+    todo = pieces(out)
+    for index, piece in enumerate(todo, start=1):
+        done = state.get(piece.name)
+        if options.only and piece.name not in options.only:
+            continue
+        if not options.only and done and done.code == code and done.status in ("passed", "absent"):
+            continue
+        if options.limit and time.monotonic() - start > options.limit:
+            break
+        print(f"[{index}/{len(todo)}] {piece.name} (at most {piece.limit} s) …", flush=True)
+        state[piece.name] = run_piece(piece, out, code)
+        write_whole(out / STATE, json.dumps({k: asdict(v) for k, v in state.items()}, indent=1).encode())
+        print(f"    {state[piece.name].status} in {state[piece.name].seconds} s", flush=True)
+    write_whole(out / "environment.json", json.dumps(environment(), indent=1).encode())
+    rows = [("piece", "status", "seconds", "code", "last line")]
+    for piece in todo:
+        found = state.get(piece.name)
+        if found is None:
+            rows.append((piece.name, "not run", "", "", ""))
+        else:
+            stamp = "this" if found.code == code else "older"
+            rows.append((piece.name, found.status, f"{found.seconds:.0f}", stamp, found.note))
+    print(text_table(rows, right=(2,)))
+    print(f"{torch.cuda.get_device_name()}; everything is in {out}")
+    good = ("passed", "absent")
+    return 0 if all(name.name in state and state[name.name].status in good for name in todo) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

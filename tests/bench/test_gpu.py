@@ -1,0 +1,84 @@
+"""The orchestration of ``make gpu``, tried with small commands in place of the real pieces."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastres.bench import gpu
+
+
+def piece(name: str, code: str, limit: int = 60) -> gpu.Piece:
+    return gpu.Piece(name, (sys.executable, "-c", code), limit)
+
+
+@pytest.fixture
+def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Pretend that there is a GPU, and run three small pieces: one fails until a file exists."""
+    flag = tmp_path / "flag"
+    small = [
+        piece("good", "print('3 passed')"),
+        piece("flaky", f"import pathlib, sys; sys.exit(not pathlib.Path({str(flag)!r}).exists())"),
+        gpu.Piece("tool", ("no-such-tool-at-all",), 60, "no-such-tool-at-all"),
+    ]
+    monkeypatch.setattr(gpu, "pieces", lambda out: small)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(gpu, "environment", dict)
+    return flag
+
+
+def test_resumes_where_it_stopped(visit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert gpu.main(["--out", str(out)]) == 1
+    first = gpu.read_state(out)
+    assert {name: outcome.status for name, outcome in first.items()} == {
+        "good": "passed", "flaky": "failed", "tool": "absent",
+    }  # fmt: skip
+    table = capsys.readouterr().out
+    assert "3 passed" in table
+    assert "no-such-tool-at-all is not installed" in table
+    visit.touch()
+    assert gpu.main(["--out", str(out)]) == 0
+    assert "[1/3]" not in capsys.readouterr().out, "what passed is not run again"
+    assert gpu.read_state(out)["flaky"].status == "passed"
+    assert (out / "good.log").read_text().strip() == "3 passed"
+
+
+def test_changed_code_is_run_again(
+    visit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    visit.touch()
+    assert gpu.main(["--out", str(out)]) == 0
+    monkeypatch.setattr(gpu, "code_digest", lambda: "another")
+    assert gpu.main(["--out", str(out), "--only", "flaky"]) == 0
+    assert gpu.main(["--out", str(out)]) == 0
+    assert "[1/3] good" in capsys.readouterr().out
+
+
+def test_time_limit(tmp_path: Path) -> None:
+    outcome = gpu.run_piece(piece("slow", "import time; print('begun', flush=True); time.sleep(60)", 3), tmp_path, "x")
+    assert outcome.status == "out of time"
+    assert outcome.note == "begun"
+    assert outcome.seconds < 30
+
+
+def test_pieces_name_files_that_exist(tmp_path: Path) -> None:
+    found = gpu.pieces(tmp_path)
+    assert len({item.name for item in found}) == len(found)
+    assert all(item.limit < 600 for item in found)
+    for item in found:
+        for word in item.command:
+            if word.startswith(("tests/", "bench/")):
+                assert (gpu.ROOT / word).exists(), word
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    assert "needs a CUDA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
