@@ -75,7 +75,8 @@ def pieces(out: Path) -> list[Piece]:
         Piece("other models", (*bench, "--quick", "--model",
                                "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
                                "--batch", "1,32,256", "--dtype", "float16", "--out", str(out / "models")), 590),
-        Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py", "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
+        Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py",
+                          "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
                           f"--benchmark-json={out / 'kernels.json'}"), 400),
     ]  # fmt: skip
 
