@@ -1,0 +1,59 @@
+"""A thin layer over ONNX's protobuf messages: nodes and constants are added to one graph as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import missing
+
+try:
+    import onnx
+except ImportError as error:
+    raise missing("onnx") from error
+
+ELEMENT_TYPES = {
+    torch.float32: onnx.TensorProto.FLOAT,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.int64: onnx.TensorProto.INT64,
+    torch.uint8: onnx.TensorProto.UINT8,
+}
+
+Dimension = int | str
+
+
+class GraphBuilder:
+    """Adds to ``model.graph`` in place: what is big (weights) is copied into the message once and nowhere else."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+
+    def input(self, name: str, dtype: torch.dtype, shape: Sequence[Dimension]) -> str:
+        self.graph.input.append(onnx.helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], list(shape)))
+        return name
+
+    def output(self, name: str, dtype: torch.dtype, shape: Sequence[Dimension]) -> str:
+        self.graph.output.append(onnx.helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], list(shape)))
+        return name
+
+    def constant(self, name: str, value: Tensor | np.ndarray | int | float) -> str:
+        """An initialiser of ``value``'s dtype and shape; Python integers are int64 scalars, floats float32 ones."""
+        if isinstance(value, (int, float)):
+            value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
+        tensor = torch.as_tensor(value).detach().cpu().contiguous()
+        proto = self.graph.initializer.add()
+        proto.name = name
+        proto.data_type = ELEMENT_TYPES[tensor.dtype]
+        proto.dims.extend(tensor.shape)
+        proto.raw_data = tensor.numpy().astype(tensor.numpy().dtype.newbyteorder("<"), copy=False).tobytes()
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: Any) -> str:
+        """Add a node called by its first output; returns that output's name."""
+        outputs = [output] if isinstance(output, str) else list(output)
+        self.graph.node.append(onnx.helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes))
+        return outputs[0]

@@ -1,0 +1,102 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import ExportFileError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty temporary file beside ``path``, which takes its name when the block ends without an error.
+
+    Otherwise it is removed, and a file that was at ``path`` stays as it was. A symbolic link is followed, and an
+    existing file's permissions are kept. Raises ``ExportFileError`` where the folder is missing or cannot be written
+    to, where ``path`` is a folder, and where the disk is full.
+    """
+    target = checked_target(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with _naming(target):
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        with _naming(target):
+            if target.exists():
+                shutil.copymode(target, temporary)
+            yield temporary
+            os.replace(temporary, target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty temporary folder beside ``path``, which takes its name when the block ends without an error.
+
+    A folder that was at ``path`` is moved aside first and removed last. Raises ``ExportFileError`` as
+    :func:`replacing` does, and where ``path`` is a file.
+    """
+    target = _resolved(path)
+    if target.exists() and not target.is_dir():
+        raise ExportFileError(f"{target} is a file; give another folder, or remove it")
+    _check_parent(target)
+    mark = uuid.uuid4().hex[:12]
+    temporary, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("tmp", "old"))
+    with _naming(target):
+        temporary.mkdir()
+    try:
+        with _naming(target):
+            yield temporary
+            if target.exists():
+                os.replace(target, old)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                if old.exists():
+                    os.replace(old, target)
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def checked_target(path: str | os.PathLike[str]) -> Path:
+    """``path`` with links followed, if a file can be put there; raises ``ExportFileError`` where it cannot."""
+    target = _resolved(path)
+    if target.is_dir():
+        raise ExportFileError(f"{target} is a folder; give the path of the file to write, such as {target / 'model'}")
+    _check_parent(target)
+    return target
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a loop of links, an unknown user's home
+        raise ExportFileError(f"{os.fspath(path)!r} is not a path that can be written: {error}") from error
+
+
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise ExportFileError(f"The folder {target.parent} does not exist; make it first, or give another path")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ExportFileError(f"The folder {target.parent} cannot be written to; give a path in another folder")
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Turns the system's errors into ``ExportFileError`` that says which file was to be written."""
+    try:
+        yield
+    except ExportFileError:
+        raise
+    except OSError as error:
+        raise ExportFileError(
+            f"{target} cannot be written ({error.strerror or error}); free some space or give another path"
+        ) from error

@@ -1,0 +1,226 @@
+"""Plan → ONNX: one node for each thing a step does, its folded weights as initialisers, nothing traced.
+
+Activations are NCHW, as ONNX's operators take them, and weights KCRS. A convolution is ``Conv``, then ``Add`` where it
+has a residual, then ``Relu``: runtimes fuse these three themselves. The head is ``ReduceMean`` and ``Gemm``: ONNX
+Runtime's ``GlobalAveragePool`` adds one pixel after the other on the CPU and has twice the rounding error.
+
+In float16 everything is float16, from the input (or the preprocessing) to the classifier; the embedding, the logits and
+what is made of them are cast to float32, as the model returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastres.errors import InputError, near_matches
+from fastres.images import Transforms
+from fastres.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Stem, Step
+from fastres.version import __version__
+
+from .builder import ELEMENT_TYPES, Dimension, GraphBuilder
+from .errors import missing
+from .preprocessing import add_preprocessing
+
+try:
+    import onnx
+except ImportError as error:
+    raise missing("onnx") from error
+
+EMBEDDING, SOFTMAX, TOP_K = "embedding", "softmax", "top_k"
+TOP_K_SCORES, TOP_K_INDICES = "top_k_scores", "top_k_indices"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes into the graph and what comes out.
+
+    ``image_size`` (height, width) and ``batch`` are ``None`` where they are left symbolic. With ``preprocessing`` the
+    input is uint8 ``[batch, height, width, 3]``, any height and width; without, it is normalised images
+    ``[batch, 3, height, width]`` in ``dtype``. ``outputs`` are ``"logits"``, ``"embedding"``, ``"softmax"``,
+    ``"top_k"`` (two outputs: scores and indices) and the plan's features.
+    """
+
+    opset: int
+    dtype: torch.dtype
+    image_size: tuple[int, int] | None
+    batch: int | None
+    outputs: tuple[str, ...]
+    top_k: int
+    preprocessing: Transforms | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The graph's outputs, in order: ``"top_k"`` is two of them."""
+        return tuple(
+            name
+            for output in self.outputs
+            for name in ((TOP_K_SCORES, TOP_K_INDICES) if output == TOP_K else (output,))
+        )
+
+
+def plan_value(plan: Plan, output: str) -> str:
+    """The value of ``plan`` that ``output`` is, or is made of."""
+    if output in (LOGITS, SOFTMAX, TOP_K, TOP_K_SCORES, TOP_K_INDICES):
+        return LOGITS
+    return POOLED if output == EMBEDDING else plan.features[output]
+
+
+def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
+    """Raise ``InputError`` for a name that is no output, one given twice, and for none at all."""
+    known = (LOGITS, EMBEDDING, SOFTMAX, TOP_K, *plan.features)
+    accepted = f"{plan.architecture.name} has {', '.join(known)}"
+    if not outputs:
+        raise InputError(f"No outputs were asked for; {accepted}")
+    for output in outputs:
+        if output not in known:
+            hint = near_matches(str(output), known)
+            raise InputError(f"There is no output called {output!r}.{hint} {accepted}")
+    if len(set(outputs)) < len(outputs):
+        raise InputError(f"Outputs are asked for twice: {', '.join(outputs)}; name each once")
+
+
+def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The ONNX model of ``plan`` (weights in ``signature.dtype``, on the CPU), with ``metadata`` written in."""
+    model = onnx.ModelProto()
+    opset = onnx.helper.make_opsetid("", signature.opset)
+    model.opset_import.append(opset)
+    model.ir_version = onnx.helper.find_min_ir_version_for([opset])
+    model.producer_name, model.producer_version = "fastres", __version__
+    model.graph.name = plan.architecture.name
+    onnx.helper.set_model_props(model, dict(metadata))
+    _Writer(GraphBuilder(model), plan, signature).write()
+    return model
+
+
+class _Writer:
+    """Adds the input, the steps and the outputs of one plan to one graph."""
+
+    def __init__(self, builder: GraphBuilder, plan: Plan, signature: Signature) -> None:
+        self.builder = builder
+        self.plan = plan
+        self.signature = signature
+        # A value that is an output takes the output's name.
+        self.names = {plan.features[name]: name for name in signature.outputs if name in plan.features}
+
+    def write(self) -> None:
+        values = [plan_value(self.plan, output) for output in self.signature.outputs]
+        self.names[INPUT] = self._input()
+        for step in self.plan.steps_for(values):
+            if isinstance(step, Head):
+                self._head(step)
+            else:
+                assert isinstance(step, (Stem, Conv))
+                self._conv(step)
+        for output in self.signature.names:
+            self._output(output)
+
+    def _batch(self) -> Dimension:
+        return "batch" if self.signature.batch is None else self.signature.batch
+
+    def _input(self) -> str:
+        """Declare the graph's input; returns the value that the stem reads."""
+        height, width = self.signature.image_size or ("height", "width")
+        batch, dtype, transforms = self._batch(), self.signature.dtype, self.signature.preprocessing
+        if transforms is None:
+            return self.builder.input(INPUT, dtype, (batch, 3, height, width))
+        source = self.builder.input(INPUT, torch.uint8, (batch, "height", "width", 3))
+        value = add_preprocessing(self.builder, source, transforms)
+        if dtype == torch.float32:
+            return value
+        return self.builder.node("Cast", [value], f"{value}.{_name(dtype)}", to=ELEMENT_TYPES[dtype])
+
+    def _value(self, value: str) -> str:
+        return self.names.get(value, value)
+
+    def _weights(self, step: Step, weight: torch.Tensor) -> list[str]:
+        constant = self.builder.constant
+        bias = step.bias.to(self.signature.dtype)  # ONNX wants one dtype throughout an operator
+        return [constant(f"{step.name}.weight", weight), constant(f"{step.name}.bias", bias)]
+
+    def _conv(self, step: Stem | Conv) -> None:
+        node = self.builder.node
+        _, r, s, _ = step.weight.shape
+        residual = step.residual if isinstance(step, Conv) else None
+        relu = step.relu if isinstance(step, Conv) else True
+        pool = isinstance(step, Stem) and step.pool
+        parts = ["conv"] + ["add"] * (residual is not None) + ["relu"] * relu + ["pool"] * pool
+        output = self._value(step.output)
+        # The last of a step's nodes writes the step's value, those before it write to names of their own.
+        written = {part: output if part == parts[-1] else f"{step.name}.{part}" for part in parts}
+        value = node(
+            "Conv",
+            [self._value(step.input), *self._weights(step, step.weight.permute(0, 3, 1, 2))],
+            written["conv"],
+            kernel_shape=[r, s],
+            strides=[step.stride] * 2,
+            pads=[step.padding] * 4,
+            group=step.groups if isinstance(step, Conv) else 1,
+        )
+        if residual is not None:
+            value = node("Add", [value, self._value(residual)], written["add"])
+        if relu:
+            value = node("Relu", [value], written["relu"])
+        if pool:
+            node("MaxPool", [value], written["pool"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+
+    def _head(self, step: Head) -> None:
+        node, outputs = self.builder.node, self.signature.outputs
+        inputs, attributes = self._axes([2, 3])
+        inputs = [self._value(step.input), *inputs]
+        pooled = self._returned(
+            "ReduceMean", inputs, "head.mean", EMBEDDING, EMBEDDING in outputs, keepdims=0, **attributes
+        )
+        if all(plan_value(self.plan, output) != LOGITS for output in outputs):
+            return
+        self._returned("Gemm", [pooled, *self._weights(step, step.weight)], "head.linear", LOGITS, True, transB=1)
+        if SOFTMAX in outputs or TOP_K in outputs:
+            scores = node("Softmax", [LOGITS], SOFTMAX, axis=1)
+            if TOP_K in outputs:
+                count = self.builder.constant("top_k.count", torch.tensor([self._top_k()]))
+                node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
+
+    def _axes(self, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
+        """A mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
+        if self.signature.opset >= 18:
+            return [self.builder.constant("head.axes", torch.tensor(axes))], {}
+        return [], {"axes": axes}
+
+    def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:
+        """A node whose value is also an output, in float32 there; returns the value in the graph's own dtype."""
+        if self.signature.dtype == torch.float32:
+            return self.builder.node(op, inputs, output if wanted else value, **attributes)
+        self.builder.node(op, inputs, value, **attributes)
+        if wanted:
+            self.builder.node("Cast", [value], output, to=ELEMENT_TYPES[torch.float32])
+        return value
+
+    def _top_k(self) -> int:
+        return min(self.signature.top_k, self.plan.head.weight.shape[0])
+
+    def _output(self, output: str) -> None:
+        batch, head = self._batch(), self.plan.head.weight
+        widths = {LOGITS: head.shape[0], SOFTMAX: head.shape[0], EMBEDDING: head.shape[1]}
+        if output in widths:
+            self.builder.output(output, torch.float32, (batch, widths[output]))
+        elif output in (TOP_K_SCORES, TOP_K_INDICES):
+            dtype = torch.int64 if output == TOP_K_INDICES else torch.float32
+            self.builder.output(output, dtype, (batch, self._top_k()))
+        else:
+            self.builder.output(output, self.signature.dtype, (batch, *self._feature_shape(output)))
+
+    def _feature_shape(self, output: str) -> tuple[Dimension, ...]:
+        transforms, value = self.signature.preprocessing, self.plan.features[output]
+        size = (transforms.crop, transforms.crop) if transforms else self.signature.image_size
+        if size is not None:
+            _, h, w, c = self.plan.shapes(1, *size)[value]
+            return (c, h, w)
+        channels = next(step.weight.shape[0] for step in self.plan if step.output == value)
+        return (channels, f"{output}_height", f"{output}_width")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

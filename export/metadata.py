@@ -1,0 +1,230 @@
+"""What an exported file says about itself, as the strings of ONNX's ``metadata_props``.
+
+Every value is text, so that any language can read it: ``mean``, ``std``, ``class_names`` and ``outputs`` are JSON
+lists, ``preprocessing`` is ``true`` or ``false``, ``resize`` and ``crop`` are whole numbers of pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres.download import cache_folder, file_sha256
+from fastres.images import Transforms
+from fastres.model import Model
+from fastres.version import __version__
+from fastres.weights import WeightsEntry, entries
+
+from .errors import ExportFileError, missing
+
+KEYS = (
+    "model",
+    "weights",
+    "weights_sha256",
+    "state_sha256",
+    "class_names",
+    "mean",
+    "std",
+    "resize",
+    "crop",
+    "interpolation",
+    "preprocessing",
+    "outputs",
+    "opset",
+    "dtype",
+    "fastres_version",
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The metadata of one file.
+
+    ``weights`` is the published entry's name (``"IMAGENET1K_V2"``), or says in words where the weights are from;
+    ``weights_sha256`` is the hash of the checkpoint file, empty where there was none, and only as long as published
+    where the file is no longer at hand. ``state_sha256`` is the hash of the tensors (see :func:`state_sha256`).
+    ``class_names`` is ``None`` where they are unknown. ``preprocessing`` tells whether ``transforms`` run in the graph.
+    """
+
+    model: str
+    weights: str
+    weights_sha256: str
+    state_sha256: str
+    class_names: tuple[str, ...] | None
+    transforms: Transforms
+    preprocessing: bool
+    outputs: tuple[str, ...]
+    opset: int
+    dtype: str
+    fastres_version: str = __version__
+
+    def as_strings(self) -> dict[str, str]:
+        """As written into a file."""
+        transforms = self.transforms
+        values: dict[str, Any] = {
+            **{key: getattr(self, key) for key in KEYS if hasattr(self, key)},
+            "class_names": list(self.class_names or ()),
+            "mean": list(transforms.mean),
+            "std": list(transforms.std),
+            "outputs": list(self.outputs),
+            "resize": transforms.resize,
+            "crop": transforms.crop,
+            "interpolation": transforms.interpolation,
+        }
+        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
+        """Parse what :meth:`as_strings` gives. Raises ``ExportFileError`` naming ``source`` where it does not fit."""
+        absent = [key for key in KEYS if key not in strings]
+        if absent:
+            raise ExportFileError(
+                f"{source} was not written by fastres export: its metadata lacks {', '.join(absent)}. "
+                "Export the model again"
+            )
+        try:
+            values = {key: strings[key] for key in ("model", "weights", "weights_sha256", "state_sha256", "dtype")}
+            names = json.loads(strings["class_names"])
+            return cls(
+                **values,
+                class_names=tuple(names) or None,
+                transforms=Transforms(
+                    int(strings["resize"]),
+                    int(strings["crop"]),
+                    tuple(json.loads(strings["mean"])),
+                    tuple(json.loads(strings["std"])),
+                    strings["interpolation"],  # type: ignore[arg-type]
+                ),
+                preprocessing=bool(json.loads(strings["preprocessing"])),
+                outputs=tuple(json.loads(strings["outputs"])),
+                opset=int(strings["opset"]),
+                fastres_version=strings["fastres_version"],
+            )
+        except (ValueError, TypeError) as error:
+            raise ExportFileError(f"{source} has metadata that cannot be read ({error}); export it again") from error
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of a file: its name, element type (``"float32"``) and shape, symbolic dimensions by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a file holds, without running it."""
+
+    path: Path
+    bytes: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    operators: dict[str, int]
+    metadata: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        values = {
+            kind: {value.name: {"dtype": value.dtype, "shape": list(value.shape)} for value in getattr(self, kind)}
+            for kind in ("inputs", "outputs")
+        }
+        return {"path": str(self.path), "bytes": self.bytes, **values, "operators": self.operators, **self.metadata}
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.bytes / 1e6:,.1f} MB"]
+        for kind, values in (("input", self.inputs), ("output", self.outputs)):
+            lines += [f"{kind}  {v.name}  {v.dtype} [{', '.join(map(str, v.shape))}]" for v in values]
+        lines.append("operators  " + ", ".join(f"{count} {name}" for name, count in self.operators.items()))
+        lines += [f"{key}  {_shortened(key, text)}" for key, text in self.metadata.items()]
+        return "\n".join(lines)
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Read what the file at ``path`` says about itself.
+
+    Raises ``ExportFileError`` where it is missing, is no ONNX file, or was not written by fastres.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing("onnx") from error
+    path = Path(path).expanduser()
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise ExportFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # protobuf's DecodeError has moved between its versions
+        raise ExportFileError(f"{path} is not an ONNX file ({error})") from error
+    if not model.graph.node:
+        raise ExportFileError(f"{path} is not an ONNX file: it has no graph")
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    Metadata.from_strings(metadata, str(path))
+    operators: dict[str, int] = {}
+    for node in model.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return Inspection(
+        path,
+        len(content),
+        tuple(_value(info) for info in model.graph.input),
+        tuple(_value(info) for info in model.graph.output),
+        operators,
+        metadata,
+    )
+
+
+def _value(info: Any) -> Value:
+    import onnx
+
+    tensor = info.type.tensor_type
+    shape = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    return Value(info.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+
+
+def _shortened(key: str, text: str) -> str:
+    names = json.loads(text) if key == "class_names" else []
+    return f"{len(names)}: {', '.join(names[:3])}, …, {names[-1]}" if len(names) > 12 else text
+
+
+def describe_weights(model: Model) -> tuple[str, str]:
+    """``weights`` and ``weights_sha256`` of a loaded model: see :class:`Metadata`."""
+    for entry in entries(model.architecture.name).values() if _is_published(model) else ():
+        if model.weights == f"{entry.model} {entry.name} ({entry.file})":
+            return entry.name, _entry_sha256(entry)
+    try:
+        path = Path(model.weights)
+        return model.weights, file_sha256(path) if path.is_file() else ""
+    except (OSError, ValueError):
+        return model.weights, ""
+
+
+def _is_published(model: Model) -> bool:
+    return model.weights.startswith(f"{model.architecture.name} ")
+
+
+def _entry_sha256(entry: WeightsEntry) -> str:
+    """The whole hash: the table has only the beginning of a downloaded file's."""
+    path = cache_folder() / entry.file
+    if entry.bundled or not path.is_file():
+        return entry.sha256
+    digest = file_sha256(path)
+    return digest if digest.startswith(entry.sha256) else entry.sha256
+
+
+def state_sha256(model: Model) -> str:
+    """SHA-256 over the names, shapes and float32 values of the model's parameters and buffers, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.is_floating_point():
+            digest.update(f"{name} {list(tensor.shape)}\n".encode())
+            digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
+    return digest.hexdigest()

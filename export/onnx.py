@@ -1,0 +1,275 @@
+"""``fastres.export.onnx.export``: a model as one ONNX file, proved equal to the model before it takes its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastres.errors import DtypeError, InputError
+from fastres.folding import build_plan
+from fastres.loading import from_module, load
+from fastres.model import Model
+from fastres.plan import LOGITS, Plan, check_image_size
+
+from . import verification
+from .errors import ExportError, missing
+from .files import checked_target, replacing
+from .graph import Signature, build_model, check_outputs
+from .metadata import Inspection, Metadata, describe_weights, inspect, state_sha256
+from .verification import Check
+
+try:
+    import onnx
+except ImportError as error:
+    raise missing("onnx") from error
+
+__all__ = ["Check", "ExportReport", "Inspection", "Metadata", "export", "inspect"]
+
+DEFAULT_OPSET = 18
+# Opset 13 gave ReduceSum its axes as an input and quantisation its axis: older ones would need other graphs.
+OLDEST_OPSET = 13
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+DYNAMIC = "dynamic"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the model: ``checks`` is empty where verification was declined."""
+
+    path: Path
+    bytes: int
+    opset: int
+    dtype: str
+    input: tuple[int | str, ...]
+    outputs: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        shape = ", ".join(map(str, self.input))
+        lines = [
+            f"{self.path}: {self.bytes / 1e6:,.1f} MB, opset {self.opset}, {self.dtype}, input [{shape}], "
+            f"outputs {', '.join(self.outputs)}"
+        ]
+        lines += [f"verified against fastres, {check}" for check in self.checks] or ["not verified"]
+        return "\n".join(lines)
+
+
+def export(
+    model: str | Model | nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    weights: Any = "DEFAULT",
+    opset: int = DEFAULT_OPSET,
+    dtype: str | torch.dtype = "float32",
+    image_size: int | Sequence[int] | str | None = None,
+    batch: int | str = DYNAMIC,
+    preprocessing: bool = False,
+    outputs: Sequence[str] = (LOGITS,),
+    top_k: int = 5,
+    verify: bool = True,
+    progress: bool = True,
+) -> ExportReport:
+    """Write ``model`` to ``path`` as one ONNX file: folded convolutions, weights inside, metadata.
+
+    ``model`` is a name (loaded with ``weights``, as :func:`fastres.load` takes them), a fastres model or a torchvision
+    ResNet. The graph's ``input`` is normalised images ``[batch, 3, height, width]`` in ``dtype`` (``"float32"`` or
+    ``"float16"``), its ``logits`` are float32 ``[batch, classes]``. ``batch`` is ``"dynamic"`` or a number;
+    ``image_size`` a number, (height, width), ``"dynamic"``, or ``None`` for the size that the weights' transforms crop
+    to (224 for ImageNet's).
+
+    ``preprocessing=True`` puts the weights' resize, crop and normalisation into the graph: ``input`` is then uint8 RGB
+    ``[batch, height, width, 3]``, of any height and width. ``outputs`` may also name ``"embedding"`` ``[batch, C]``,
+    ``"softmax"``, ``"top_k"`` (``top_k_scores`` and ``top_k_indices``, ``[batch, top_k]``), ``"stem"`` and
+    ``"layer1"`` …, ``[batch, C, h, w]`` in ``dtype``.
+
+    The file is checked by ``onnx.checker`` and, with ``verify``, run by ONNX Runtime at batch 1, 2 and 5 against
+    fastres before it takes its name; an existing file stays as it was until then.
+
+    Raises ``InputError`` for an impossible opset, size, batch or output, ``DtypeError``, what :func:`fastres.load`
+    raises, ``ExportFileError`` where the file cannot be written, ``VerificationError`` where it does not compute what
+    the model computes, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
+    """
+    check_opset(opset)
+    target = checked_target(path)
+    if verify:
+        check_runtime()
+    with _bar(progress, steps=4 + (3 if verify else 0)) as advance:
+        advance("load")
+        loaded = load_model(model, weights, progress)
+        signature = make_signature(loaded, opset, dtype, image_size, batch, preprocessing, outputs, top_k)
+        advance("fold")
+        plan = fold(loaded, signature.dtype)
+        check_outputs(signature.outputs, plan)
+        metadata = describe(loaded, signature)
+        with replacing(target) as temporary:
+            advance("write")
+            shape = write(plan, signature, metadata, temporary)
+            advance("check")
+            check_file(temporary, signature)
+            checks = verification.verify(temporary, plan, signature, advance) if verify else ()
+            size = temporary.stat().st_size
+    return ExportReport(target, size, opset, metadata.dtype, shape, signature.names, checks)
+
+
+def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progress: bool = True) -> Model:
+    """``model`` as a fastres model. Raises ``InputError`` where ``weights`` are given for one that has its own."""
+    if isinstance(model, str):
+        return load(model, weights, progress=progress)
+    if not (isinstance(weights, str) and weights == "DEFAULT"):
+        raise InputError(f"weights were given for a {type(model).__name__} that has its own; pass the model's name")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"A model is given by name or as a module, not as {type(model).__name__}")
+    return from_module(model)
+
+
+def fold(model: Model, dtype: torch.dtype) -> Plan:
+    """The model's plan in ``dtype``, on the CPU. Raises ``ExportError`` where a folded weight is not finite there."""
+    transforms = model.transforms
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    plan = build_plan(state, model.architecture, dtype=dtype, mean=transforms.mean, std=transforms.std)
+    for step in plan:
+        if not (step.weight.isfinite().all() and step.bias.to(dtype).isfinite().all()):
+            name = str(dtype).removeprefix("torch.")
+            raise ExportError(
+                f"{step.name} has weights that are not finite numbers in {name} once batch norm is folded in. "
+                f"{'Export float32' if dtype == torch.float16 else 'Check the checkpoint'}"
+            )
+    return plan
+
+
+def make_signature(
+    model: Model,
+    opset: int,
+    dtype: str | torch.dtype,
+    image_size: int | Sequence[int] | str | None,
+    batch: int | str,
+    preprocessing: bool,
+    outputs: Sequence[str],
+    top_k: int,
+) -> Signature:
+    """The arguments of :func:`export`, checked."""
+    crop = model.transforms.crop
+    size = parse_image_size(crop if image_size is None else image_size)
+    if preprocessing:
+        if size not in (None, (crop, crop)):
+            raise InputError(
+                f"image_size is {image_size}, and preprocessing takes pictures of any size and crops them to "
+                f"{crop}×{crop}, as the weights were trained; leave image_size out"
+            )
+        size = (crop, crop)
+    if size is not None:
+        check_image_size(model.architecture, *size)
+    if batch != DYNAMIC and (isinstance(batch, (bool, str)) or not isinstance(batch, int) or batch < 1):
+        raise InputError(f"batch is {batch!r}; give 'dynamic' or a whole number of at least 1")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; give a whole number of at least 1")
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+    fixed = batch if isinstance(batch, int) else None
+    transforms = model.transforms if preprocessing else None
+    return Signature(opset, parse_dtype(dtype), size, fixed, names, top_k, transforms)
+
+
+def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
+    """(height, width), or ``None`` for ``"dynamic"``. Raises ``InputError``."""
+    if isinstance(size, str) and size == DYNAMIC:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
+    if len(sides) != 2 or not whole:
+        raise InputError(f"image_size is {size!r}; give a number of pixels, (height, width) or 'dynamic'")
+    return sides[0], sides[1]
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Raises ``DtypeError`` for what is neither float32 nor float16."""
+    known = DTYPES.get(str(dtype).removeprefix("torch."))
+    if known is None:
+        raise DtypeError(f"dtype is {dtype}; ONNX files are written in {' or '.join(DTYPES)}")
+    return known
+
+
+def check_opset(opset: int) -> None:
+    """Raise ``InputError`` for an opset that the graph cannot be written in or that onnx does not know."""
+    newest = onnx.defs.onnx_opset_version()
+    if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise InputError(
+            f"opset is {opset!r}; onnx {onnx.__version__} and fastres write opsets {OLDEST_OPSET} to {newest} "
+            f"({DEFAULT_OPSET} suits most runtimes)"
+        )
+
+
+def check_runtime() -> None:
+    """Raise ``MissingDependencyError`` without onnxruntime, before any work is done."""
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise missing("onnxruntime") from error
+
+
+def describe(model: Model, signature: Signature) -> Metadata:
+    """What the file will say about itself."""
+    weights, sha256 = describe_weights(model)
+    return Metadata(
+        model=model.architecture.name,
+        weights=weights,
+        weights_sha256=sha256,
+        state_sha256=state_sha256(model),
+        class_names=model.categories,
+        transforms=model.transforms,
+        preprocessing=signature.preprocessing is not None,
+        outputs=signature.names,
+        opset=signature.opset,
+        dtype=str(signature.dtype).removeprefix("torch."),
+    )
+
+
+def write(plan: Plan, signature: Signature, metadata: Metadata, path: Path) -> tuple[int | str, ...]:
+    """Write the model of ``plan`` to ``path``; returns the shape of its input."""
+    model = build_model(plan, signature, metadata.as_strings())
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    path.write_bytes(model.SerializeToString())
+    return tuple(dim.dim_param or dim.dim_value for dim in dims)
+
+
+def check_file(path: Path, signature: Signature) -> None:
+    """The file on disk passes onnx's full check (shape inference included) and is in the opset asked for."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ExportError(
+            f"onnx {onnx.__version__} refuses the exported file ({error}); nothing was written"
+        ) from error
+    written = _read_opsets(path)
+    if written != {"": signature.opset}:
+        raise ExportError(f"The file has opsets {written} where {signature.opset} was asked for; nothing was written")
+
+
+def _read_opsets(path: Path) -> dict[str, int]:
+    model = onnx.load(str(path), load_external_data=False)
+    return {opset.domain: opset.version for opset in model.opset_import}
+
+
+@contextmanager
+def _bar(progress: bool, steps: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr with the name of what is being done; yields the function that begins the next step."""
+    from tqdm import tqdm
+
+    with tqdm(total=steps, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
+        begun = 0
+
+        def advance(what: str) -> None:
+            nonlocal begun
+            bar.update(min(begun, 1))
+            begun += 1
+            bar.set_description_str(what)
+
+        yield advance
+        bar.update(bar.total - bar.n)
+        bar.set_description_str("exported")

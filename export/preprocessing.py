@@ -1,0 +1,119 @@
+"""Resize, centre crop and normalisation as ONNX nodes, for pictures of any size.
+
+:class:`fastres.images.Transforms` has Pillow resize: a triangle filter as wide as the scale (antialiased), along the
+rows first and along the columns then, rounded to whole grey levels after each. Both passes are linear, so here each is
+one matrix product with a filter that the graph computes from the picture's size:
+
+    filter[i, j] = max(0, 1 − |(2j + 1)·new − (2i + 1)·size| / (2·max(size, new))),   rows normalised to sum 1
+
+for output pixel i of ``new`` and input pixel j of ``size``. Only the rows i that the crop keeps are computed, and rows
+outside the resized picture are zero: black, as the transforms pad. Centres are compared as integers, so that
+the weights have float32's full precision whatever the size. ONNX's own ``Resize`` is not used: its antialiasing
+needs opset 18 and TensorRT refuses it, whereas these are operators that every runtime has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fastres.images import Transforms
+
+from .builder import GraphBuilder
+
+PREFIX = "preprocessing"
+_ROWS, _COLUMNS = 1, 2  # axes of the picture, [batch, height, width, 3]
+_FLOAT = 1  # onnx.TensorProto.FLOAT, for Cast
+
+_Node = Callable[..., str]
+
+
+def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms) -> str:
+    """Nodes from ``source``, uint8 RGB ``[batch, height, width, 3]``, to float32 ``[batch, 3, crop, crop]``."""
+    node = builder.node
+    # uint8 is cast at once: TensorRT takes it at the network's edge only.
+    pixels = node("Cast", [source], f"{PREFIX}.float", to=_FLOAT)
+    pixels = node("Transpose", [pixels], f"{PREFIX}.planes", perm=[0, 3, 1, 2])
+    filters = _Filters(builder, node("Shape", [source], f"{PREFIX}.shape"), transforms)
+    rows, columns = filters.of("rows", _ROWS), filters.of("columns", _COLUMNS)  # [crop, height], [crop, width]
+    columns = node("Transpose", [columns], f"{PREFIX}.columns.transposed", perm=[1, 0])
+    half = builder.constant(f"{PREFIX}.half", 0.5)
+    product = node("MatMul", [pixels, columns], f"{PREFIX}.horizontal")  # [batch, 3, height, crop]
+    pixels = node("Floor", [node("Add", [product, half], f"{product}.shifted")], f"{product}.rounded")
+    product = node("MatMul", [rows, pixels], f"{PREFIX}.vertical")  # [batch, 3, crop, crop]
+    pixels = node("Floor", [node("Add", [product, half], f"{product}.shifted")], f"{product}.rounded")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
+    scaled = node("Div", [pixels, builder.constant(f"{PREFIX}.white", 255.0)], f"{PREFIX}.unit")
+    centred = node("Sub", [scaled, builder.constant(f"{PREFIX}.mean", mean)], f"{PREFIX}.centred")
+    return node("Div", [centred, builder.constant(f"{PREFIX}.std", std)], f"{PREFIX}.normalised")
+
+
+class _Filters:
+    """The nodes that make one axis's filter, and the constants that both axes share."""
+
+    def __init__(self, builder: GraphBuilder, shape: str, transforms: Transforms) -> None:
+        self.builder = builder
+        self.shape = shape
+        self.zero, self.one, self.two = (
+            builder.constant(f"{PREFIX}.{name}", value) for name, value in (("zero", 0), ("one", 1), ("two", 2))
+        )
+        self.unit = builder.constant(f"{PREFIX}.one.float", 1.0)
+        self.resize = builder.constant(f"{PREFIX}.resize", transforms.resize)
+        self.crop = builder.constant(f"{PREFIX}.crop", transforms.crop)
+        self.cropped = builder.constant(f"{PREFIX}.cropped", torch.arange(transforms.crop)[:, None])  # [crop, 1]
+        self.sum_axis = builder.constant(f"{PREFIX}.sum.axis", torch.tensor([1]))
+        sizes = [self._size("height", _ROWS), self._size("width", _COLUMNS)]
+        self.sizes = dict(zip((_ROWS, _COLUMNS), sizes, strict=True))
+        self.short = builder.node("Min", sizes, f"{PREFIX}.short")
+
+    def _size(self, name: str, axis: int) -> str:
+        index = self.builder.constant(f"{PREFIX}.{name}.axis", axis)
+        return self.builder.node("Gather", [self.shape, index], f"{PREFIX}.{name}", axis=0)
+
+    def of(self, name: str, axis: int) -> str:
+        """The filter of ``axis``, float32 ``[crop, size]``."""
+
+        def node(op: str, inputs: list[str], output: str, **attributes: int) -> str:
+            return self.builder.node(op, inputs, f"{PREFIX}.{name}.{output}", **attributes)
+
+        def cast(value: str, output: str) -> str:
+            return node("Cast", [value], output, to=_FLOAT)
+
+        size = self.sizes[axis]
+        scaled = node("Mul", [size, self.resize], "scaled")
+        new = node("Div", [scaled, self.short], "new")  # the longer side is rounded down
+        index = node("Add", [self.cropped, self._crop_start(name, new)], "index")  # [crop, 1]
+        inputs = node("Range", [self.zero, size, self.one], "inputs")  # [size]
+        here = node("Mul", [self._odd(node, index, "outputs"), size], "outputs.at")
+        there = node("Mul", [self._odd(node, inputs, "inputs"), new], "inputs.at")
+        apart = cast(node("Abs", [node("Sub", [there, here], "apart.signed")], "apart.whole"), "apart")
+        reach = cast(node("Mul", [node("Max", [size, new], "longer"), self.two], "reach.whole"), "reach")
+        share = node("Div", [apart, reach], "share")
+        triangle = node("Relu", [node("Sub", [self.unit, share], "height")], "triangle")  # [crop, size]
+        below = node("Less", [index, self.zero], "below")
+        kept = cast(node("And", [node("Not", [below], "above"), node("Less", [index, new], "before")], "kept"), "mask")
+        weights = node("Mul", [triangle, kept], "weights")
+        total = node("ReduceSum", [weights, self.sum_axis], "total", keepdims=1)
+        # A row outside the picture sums to zero, and stays zero when divided by one.
+        divisor = node("Add", [total, node("Sub", [self.unit, kept], "outside")], "divisor")
+        return node("Div", [weights, divisor], "filter")
+
+    def _odd(self, node: _Node, value: str, name: str) -> str:
+        """2·value + 1: twice a pixel's centre."""
+        return node("Add", [node("Mul", [value, self.two], f"{name}.doubled"), self.one], f"{name}.centre")
+
+    def _crop_start(self, name: str, new: str) -> str:
+        """First row or column kept: half the surplus, rounded to even as Python rounds; a lack is halved towards zero.
+
+        ``half + half % 2 · max(surplus, 0) % 2`` with ``half`` the surplus over two, rounded towards zero.
+        """
+
+        def node(op: str, inputs: list[str], output: str) -> str:
+            return self.builder.node(op, inputs, f"{PREFIX}.{name}.start.{output}")
+
+        surplus = node("Sub", [new, self.crop], "surplus")
+        half = node("Div", [surplus, self.two], "half")
+        odd_half = node("Mod", [half, self.two], "half.odd")
+        odd = node("Mod", [node("Max", [surplus, self.zero], "positive"), self.two], "odd")
+        return node("Add", [half, node("Mul", [odd_half, odd], "up")], "first")
