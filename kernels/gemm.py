@@ -1,0 +1,281 @@
+"""1×1 convolution + bias + residual + ReLU as a plain matrix product through Hopper's tensor memory accelerator (TMA).
+
+    y[m, k] = relu(bias[k] + residual[m, k] + Σ_c x[m, c] · w[k, c] + Σ_c u[m, c] · w[k, C + c])
+
+Row m is a pixel of any image: NHWC activations of a stride-1 1×1 convolution are the matrix as they lie. The last sum is
+there only with a ``shortcut`` u: a block's 1×1 projection, merged into its last convolution by concatenating the two
+reductions, so that the projected shortcut is never written to memory.
+
+Tiles of x, w, u, residual and y move between memory and shared memory by TMA, which addresses 2-D boxes itself, fills
+what lies outside the matrix with zeros and writes nothing there: no masks, no offsets, and both operands of the
+tensor-core instruction (wgmma) are read from shared memory. A persistent program walks over output tiles in one
+flattened loop, so the loads of a tile are in flight while the one before is stored. The epilogue works on two halves of
+a wide tile, which halves the shared memory it needs.
+
+Activations are row-major [M, C] of float16 or bfloat16, weights [K, C], bias float32 [K]; accumulation is float32. C, U
+and K are multiples of 8 (TMA strides are multiples of 16 bytes); M is any. Needs an NVIDIA GPU of the sm_90 family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastres.errors import DtypeError, KernelError
+
+from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
+from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of
+
+TMA_DTYPES = (torch.float16, torch.bfloat16)
+
+# TMA's strides are multiples of 16 bytes: 8 elements of 2 bytes.
+TMA_CHANNELS = 8
+
+# One tile a program, or as many programs as multiprocessors, each walking over tiles.
+KERNELS = ("gemm", "gemm_persistent")
+
+
+@triton.jit(do_not_specialize=["M"])
+def gemm_kernel(
+    x_desc,  # [M, C], boxes [BLOCK_M, BLOCK_K]
+    u_desc,  # [M, U], boxes [BLOCK_M, BLOCK_K]
+    w_desc,  # [K, C + U], boxes [BLOCK_N, BLOCK_K]
+    bias_ptr,
+    residual_desc,  # [M, K], boxes [BLOCK_M, BLOCK_N], or of half that width with SPLIT
+    y_desc,  # like residual_desc
+    M,
+    C: tl.constexpr,
+    U: tl.constexpr,  # 0: no shortcut
+    K: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
+    PERSISTENT: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
+    first = tl.program_id(0)
+    if PERSISTENT:
+        last = tl.cdiv(M, BLOCK_M) * N_BLOCKS
+    else:
+        last = first + 1
+    # Neighbouring tiles share rows of x; all of w stays in the L2 cache.
+    for tile in tl.range(first, last, tl.num_programs(0), flatten=PERSISTENT):
+        row = (tile // N_BLOCKS) * BLOCK_M
+        column = (tile % N_BLOCKS) * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for block in range(C_BLOCKS + U_BLOCKS):
+            desc = x_desc
+            c = block * BLOCK_K
+            w_c = c
+            if U > 0:
+                if block >= C_BLOCKS:  # selects the descriptor: one load, one pipeline
+                    desc = u_desc
+                    c = (block - C_BLOCKS) * BLOCK_K
+                    w_c = C + c
+            # Past C the box of x is zero, so what w holds there does not count.
+            x = desc.load([row, c])
+            w = w_desc.load([column, w_c])
+            if UPCAST:
+                x = x.to(tl.float32)
+                w = w.to(tl.float32)
+            acc = tl.dot(x, w.T, acc)
+
+        offs_k = column + tl.arange(0, BLOCK_N)
+        acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
+        if SPLIT:
+            HALF: tl.constexpr = BLOCK_N // 2
+            low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+            _finish(low, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
+            _finish(high, residual_desc, y_desc, row, column + HALF, HAS_RESIDUAL, RELU)
+        else:
+            _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
+
+
+@triton.jit
+def _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr):
+    """Add the residual to a tile at (row, column), apply ReLU, store."""
+    if HAS_RESIDUAL:
+        acc += residual_desc.load([row, column]).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y_desc.store([row, column], acc.to(y_desc.dtype))
+
+
+def splits_epilogue(config: ConvConfig) -> bool:
+    """Whether the epilogue works on halves. Narrower halves than 64 columns would leave TMA's 128-byte rows unfilled."""
+    return config.block_n >= 128
+
+
+def gemm_constants(
+    c: int, u: int, k: int, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool
+) -> dict[str, Any]:
+    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on.
+
+    ``c`` input channels, ``u`` channels of the shortcut (0 without one), ``k`` output channels.
+    """
+    return {
+        "C": c,
+        "U": u,
+        "K": k,
+        "HAS_RESIDUAL": residual,
+        "RELU": relu,
+        "UPCAST": dot_upcast(dtype),
+        "PERSISTENT": config.kernel == "gemm_persistent",
+        "SPLIT": splits_epilogue(config),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+
+
+def gemm_boxes(config: ConvConfig) -> dict[str, list[int]]:
+    """The box each descriptor moves, by kernel argument."""
+    out = [config.block_m, config.block_n // 2 if splits_epilogue(config) else config.block_n]
+    return {
+        "x_desc": [config.block_m, config.block_k],
+        "u_desc": [config.block_m, config.block_k],
+        "w_desc": [config.block_n, config.block_k],
+        "residual_desc": out,
+        "y_desc": out,
+    }
+
+
+def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu) -> tuple[int]:
+    """One program a tile, or at most one a multiprocessor for the persistent kernel."""
+    tiles = cdiv(m, config.block_m) * cdiv(k, config.block_n)
+    return (min(tiles, gpu.multiprocessors) if config.kernel == "gemm_persistent" else tiles,)
+
+
+def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
+    """Why the TMA kernels cannot take layers of these channel counts; empty where they can."""
+    if gpu is not INTERPRETER and gpu.arch != "sm_90":
+        return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
+    if dtype not in TMA_DTYPES:
+        return f"the TMA kernels take float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if odd := [channel for channel in channels if channel % TMA_CHANNELS]:
+        return f"TMA needs channel counts divisible by {TMA_CHANNELS}, not {odd[0]}"
+    return ""
+
+
+def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
+    """Why this kernel cannot take a convolution; empty where it can."""
+    if (shape.R, shape.S, shape.stride, shape.padding, shape.groups) != (1, 1, 1, 0, 1):
+        return "only an ungrouped 1×1 convolution of stride 1 without padding is a plain matrix product"
+    return why_not_tma(dtype, gpu, shape.C, shape.K)
+
+
+def merge_shortcut_weight(weight: Tensor, shortcut_weight: Tensor) -> Tensor:
+    """Concatenate the reductions of ``weight`` [K, R, S, C] and a 1×1 ``shortcut_weight`` [K, 1, 1, U].
+
+    Returns [K, R·S·C + U]. The biases of the two convolutions are to be added by the caller.
+    """
+    return torch.cat([weight.flatten(1), shortcut_weight.flatten(1)], 1)
+
+
+def gemm_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    *,
+    relu: bool = False,
+    config: ConvConfig,
+) -> None:
+    """Write the product into ``y``.
+
+    ``x`` [M, C], ``weight`` [K, C + U], ``bias`` float32 [K], ``y`` and ``residual`` [M, K], ``shortcut`` [M, U] (U is 0
+    without one); all contiguous, on one device and starting on 16 bytes. ``x``, ``weight``, ``residual`` and
+    ``shortcut`` share a dtype of float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual``
+    itself, and nothing else. Arguments are not checked here: see :func:`check_gemm`.
+    """
+    (m, c), k = x.shape, weight.shape[0]
+    u = 0 if shortcut is None else shortcut.shape[1]
+    boxes = gemm_boxes(config)
+    tensors = {"x_desc": x, "u_desc": shortcut, "w_desc": weight, "residual_desc": residual, "y_desc": y}
+    descriptors = {
+        name: None if tensor is None else TensorDescriptor.from_tensor(tensor, boxes[name])
+        for name, tensor in tensors.items()
+    }
+    constants = gemm_constants(c, u, k, x.dtype, config, residual=residual is not None, relu=relu)
+    with device_guard(x.device):
+        gemm_kernel[gemm_grid(m, k, config, gpu_of(x.device))](
+            **descriptors,
+            bias_ptr=bias,
+            M=m,
+            **constants,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+
+def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
+    """Raise where a tensor cannot be described to TMA or its dtype differs from ``x``'s."""
+    if x.dtype not in TMA_DTYPES:
+        raise DtypeError(f"{op}: x is {str(x.dtype).removeprefix('torch.')} and must be float16, bfloat16")
+    for name, tensor in {"x": x, **tensors}.items():
+        if tensor is None:
+            continue
+        if name != "y":
+            check_dtype(op, name, tensor, x.dtype)
+        if tensor.data_ptr() % 16:
+            raise KernelError(f"{op}: {name} starts {tensor.data_ptr() % 16} bytes past a multiple of 16; clone it")
+        if reason := why_not_tma(x.dtype, gpu, tensor.shape[-1]):
+            raise KernelError(f"{op}: {name} is {list(tensor.shape)}; {reason}")
+
+
+def check_gemm(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    shortcut: Tensor | None,
+) -> None:
+    """Raise where the tensors are not what :func:`gemm_into` takes: ``KernelError``, ``DtypeError``, ``DeviceError``."""
+    op = "fastres::gemm"
+    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
+    check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
+    check_dtype(op, "bias", bias, torch.float32)
+    check_dtype(op, "y", y, x.dtype, torch.float32)
+    (m, c), k = x.shape, weight.shape[0]
+    u = 0 if shortcut is None else shortcut.shape[-1]
+    check_shape(op, "weight", weight, (k, c + u))
+    check_shape(op, "bias", bias, (k,))
+    check_shape(op, "y", y, (m, k))
+    if residual is not None:
+        check_shape(op, "residual", residual, (m, k))
+    if shortcut is not None:
+        check_shape(op, "shortcut", shortcut, (m, u))
+    if m >= INT32_ELEMENTS - 256:
+        raise KernelError(f"{op}: {m} rows are more than 2³¹; split the batch")
+
+
+def gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    *,
+    relu: bool = False,
+    config: ConvConfig,
+) -> Tensor:
+    """The product as a new tensor [M, K] of ``x``'s dtype; arguments as in :func:`gemm_into`, checked."""
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    check_gemm(y, x, weight, bias, residual, shortcut)
+    if y.numel():
+        gemm_into(y, x, weight, bias, residual, shortcut, relu=relu, config=config)
+    return y
