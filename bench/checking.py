@@ -7,6 +7,7 @@ may be off by about as much, and not by more.
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +52,7 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     """
     reference = copy.deepcopy(module).to(device, torch.float64)
     count = max(IMAGES, batch) // batch * batch
-    images = smooth_images(count, size, size, SEED).to(device, dtype)
+    images = _images(count, size).to(device, dtype)
     logits = torch.cat([reference(part.double()).cpu() for part in images.split(CHUNK)])
     found = spread(logits)
     if not found >= LEAST_SPREAD:
@@ -62,6 +63,11 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     if count == batch:
         images, logits = torch.cat([images, images.roll(1, 0)]), torch.cat([logits, logits.roll(1, 0)])
     return Checks(images.split(batch), logits.split(batch), found)
+
+
+@functools.lru_cache(maxsize=1)  # the dtypes of a setting follow one another
+def _images(count: int, size: int) -> Tensor:
+    return smooth_images(count, size, size, SEED)
 
 
 @torch.inference_mode()

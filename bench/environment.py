@@ -22,7 +22,12 @@ from .timing import memory_method
 
 
 def describe(
-    device: torch.device, arguments: Sequence[str], weights: str, tf32: bool, ceilings: Mapping[str, Ceilings]
+    device: torch.device,
+    arguments: Sequence[str],
+    weights: str,
+    tf32: bool,
+    cold: bool,
+    ceilings: Mapping[str, Ceilings],
 ) -> dict[str, Any]:
     """The ``environment`` of a run's results; ``ceilings`` by dtype."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
@@ -49,6 +54,7 @@ def describe(
             dtype: {name: significant(value) for name, value in asdict(measured).items()}
             for dtype, measured in ceilings.items()
         },
+        "first_call": f"{'empty compilation caches' if cold else 'compilation caches as found'} on disk",
         "timing": "CUDA events" if gpu else "time.perf_counter",
         "peak_memory": memory_method(device),
     }
@@ -60,6 +66,18 @@ def _load_average() -> float | None:
         return round(os.getloadavg()[0], 2)
     except OSError:
         return None
+
+
+@contextmanager
+def compilation_caches(empty: bool) -> Iterator[None]:
+    """With ``empty``, Triton and Inductor find nothing that they compiled before, on disk or (Inductor) in memory."""
+    if not empty:
+        yield
+        return
+    from torch._inductor.utils import fresh_cache
+
+    with fresh_cache():
+        yield
 
 
 @contextmanager

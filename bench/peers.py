@@ -9,12 +9,8 @@ such batches to logits ``[N, classes]`` in any floating-point dtype. Everything 
 from __future__ import annotations
 
 import copy
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -68,16 +64,15 @@ def _folded(module: EagerResNet, x: Tensor) -> EagerResNet:
 
 
 def _compile(module: EagerResNet, x: Tensor) -> Engine:
-    """``torch.compile`` with weights frozen, so that Inductor folds batch norm; compiled here, from an empty cache.
+    """``torch.compile`` with weights frozen, so that Inductor folds batch norm; compiled here.
 
     ``fullgraph`` because Dynamo would otherwise fall back to eager without a word after some recompilations.
     """
     import torch._inductor.config as inductor
-    from torch._inductor.utils import fresh_cache
 
     torch._dynamo.reset()
     compiled: Engine = torch.compile(_channels_last(module, x), dynamic=False, fullgraph=True)
-    with inductor.patch(freezing=True), fresh_cache():
+    with inductor.patch(freezing=True):
         compiled(x)
     return compiled
 
@@ -127,17 +122,7 @@ def _graphs_absent(device: torch.device, dtype: torch.dtype) -> str | None:
 def _fastres(module: EagerResNet, x: Tensor) -> Engine:
     arch = module.architecture
     state, classes = module.state_dict(), arch.num_classes
-    with _empty_triton_cache():
-        model = fastres.load(arch.name, state, num_classes=classes, dtype=x.dtype, device=x.device)
-        model(x)
-    return model
-
-
-@contextmanager
-def _empty_triton_cache() -> Iterator[None]:
-    """Have Triton compile rather than find an earlier run's kernels on disk; ``compile`` finds none either."""
-    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TRITON_CACHE_DIR=folder):
-        yield
+    return fastres.load(arch.name, state, num_classes=classes, dtype=x.dtype, device=x.device)
 
 
 def _fastres_unsupported(device: torch.device, dtype: torch.dtype) -> str | None:

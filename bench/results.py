@@ -39,8 +39,8 @@ class Row:
     same dtype over this engine's; ``ratio_to_eager_float32`` the same with ``eager`` in float32. ``max_rel_error`` is
     the largest relative L2 error of an image's logits against float64, ``error_limit`` the largest accepted.
     ``peak_memory_mb`` (10⁶ bytes) is the growth of memory while the engine is built and called once,
-    ``first_call_s`` how long that takes, from empty compilation caches on disk (kernels that an earlier setting of the
-    run compiled stay loaded). ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic
+    ``first_call_s`` how long that takes, with the compilation caches that the environment's ``first_call`` says.
+    ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic
     over the median; ``roofline_ms`` is the least time that the ceilings allow, ``roofline_share`` that over the median.
     """
 

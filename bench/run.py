@@ -27,24 +27,12 @@ from fastres.folding import outline
 from fastres.model import parse_dtype
 from fastres.plan import check_image_size
 
-from . import ceilings, environment, timing
+from . import ceilings, environment, results, timing
 from .calibration import calibrated
 from .checking import Checks, error_limit, make_checks, relative_error
 from .eager import EagerResNet
 from .peers import EAGER, FASTRES, PEERS, Engine, Peer, select
-from .results import (
-    ABSENT,
-    FAILED,
-    OK,
-    UNSUPPORTED,
-    WRONG,
-    Results,
-    Row,
-    exit_code,
-    significant,
-    with_float32_ratios,
-    write,
-)
+from .results import ABSENT, FAILED, OK, UNSUPPORTED, WRONG, Results, Row, significant
 from .roofline import roofline
 
 RANDOM = "random"
@@ -65,6 +53,7 @@ class Options:
     quick: bool = False
     weights: str = RANDOM
     tf32: bool = False
+    cold: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +66,13 @@ class Setting:
     dtype: torch.dtype
     device: torch.device
     peers: tuple[Peer, ...]
+    cold: bool = False
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why fastres does not compute in this dtype here; then there is nothing to compare."""
+        reasons = [peer.reason_absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
+        return reasons[0] if reasons else None
 
     def row(self, peer: Peer, status: str, note: str = "") -> Row:
         return Row(self.model, self.size, self.batch, _name(self.dtype), peer.name, status, note=note)
@@ -102,31 +98,38 @@ def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results
         on_device,
         tqdm(total=total, desc="Measuring this machine", bar_format=BAR, disable=None) as progress,
     ):
-        measured = {dtype: ceilings.measure(options.device, dtype) for dtype in {s.dtype: None for s in settings}}
-        where = environment.describe(
-            options.device, arguments, options.weights, options.tf32, {_name(d): c for d, c in measured.items()}
-        )
+        dtypes = dict.fromkeys(setting.dtype for setting in settings if setting.unsupported is None)
+        measured = {dtype: ceilings.measure(options.device, dtype) for dtype in dtypes}
+        by_name = {_name(dtype): ceiling for dtype, ceiling in measured.items()}
+        given = (options.weights, options.tf32, options.cold)
+        where = environment.describe(options.device, arguments, *given, by_name)
         network, of = None, ""
         for done, setting in enumerate(settings, start=1):
             if network is None or of != setting.model:
                 network, of = load_network(setting.model, options.weights), setting.model
-            budget = timing.QUICK if options.quick else timing.FULL
-            rows += benchmark(setting, network, measured[setting.dtype], budget, progress)
-            _release(options.device)
-            results = Results({**where, "complete": done == len(settings)}, with_float32_ratios(rows))
+            if setting.unsupported is not None:
+                rows.append(setting.row(FASTRES, UNSUPPORTED, setting.unsupported))
+                progress.update(TICKS * len(setting.peers))
+            else:
+                budget = timing.QUICK if options.quick else timing.FULL
+                rows += benchmark(setting, network, measured[setting.dtype], budget, progress)
+                _release(options.device)
+            whole = done == len(settings)
+            found = Results({**where, "complete": whole}, results.with_float32_ratios(rows))
             if keep is not None:
-                keep(results)
-    return results
+                keep(found)
+    return found
 
 
 def _settings(options: Options) -> Iterator[Setting]:
     """Every setting; float32 first, with eager alone where only the yardstick is wanted of it."""
-    dtypes = list(dict.fromkeys([torch.float32, *options.dtypes]))
+    supported = any(FASTRES.reason_absent(options.device, dtype) is None for dtype in options.dtypes)
+    dtypes = list(dict.fromkeys([torch.float32, *options.dtypes] if supported else options.dtypes))
     for model in options.models:
         for batch in options.batches:
             for dtype in dtypes:
                 peers = options.peers if dtype in options.dtypes else (EAGER,)
-                yield Setting(model, options.size, batch, dtype, options.device, peers)
+                yield Setting(model, options.size, batch, dtype, options.device, peers, options.cold)
 
 
 def load_network(model: str, weights: str) -> EagerResNet:
@@ -144,11 +147,6 @@ def benchmark(
 ) -> list[Row]:
     """One row for each engine of ``setting``, which begins with eager: built, checked, then timed in turn."""
     progress.set_description(f"{setting.model} {_name(setting.dtype)}, batch {setting.batch}")
-    if FASTRES in setting.peers:
-        reason = FASTRES.reason_absent(setting.device, setting.dtype)
-        if reason is not None:
-            progress.update(TICKS * len(setting.peers))
-            return [setting.row(FASTRES, UNSUPPORTED, reason)]
     with torch.inference_mode():
         checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
         rows: list[Row] = []
@@ -193,7 +191,8 @@ def _admit(
         return engine
 
     try:
-        engine, seconds, growth = timing.measured(build, setting.device)
+        with environment.compilation_caches(empty=setting.cold):
+            engine, seconds, growth = timing.measured(build, setting.device)
         error = relative_error(engine, peer, checks)
     # Whatever another library raises while it is built or run is the reason why it is absent.
     except Exception as problem:
@@ -292,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
     parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 (GPU)")
+    parser.add_argument("--cold", action="store_true", help="measure first calls with empty compilation caches")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -320,19 +320,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.quick,
             given.weights,
             given.tf32,
+            given.cold,
         )
-        results = run(options, arguments, None if given.out is None else lambda found: write(found, given.out))
+        found = run(options, arguments, None if given.out is None else lambda found: results.write(found, given.out))
         if given.json:
-            print(results.as_json(), end="")
+            print(found.as_json(), end="")
         else:
-            report.show(results)
+            report.show(found)
         if given.out is not None:
-            report.draw(results, given.out)
-            print(f"Wrote results.json, results.csv and throughput.png in {given.out}", file=sys.stderr)
+            chart = "" if report.draw(found, given.out) is None else f" and {results.CHART_NAME}"
+            print(f"Wrote {results.JSON_NAME}, {results.CSV_NAME}{chart} in {given.out}", file=sys.stderr)
     except FastresError as error:
         print(f"fastres bench: {error}", file=sys.stderr)
         return 2
-    return exit_code(results.rows)
+    return results.exit_code(found.rows)
 
 
 if __name__ == "__main__":

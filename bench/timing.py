@@ -40,7 +40,7 @@ class Budget:
         return max(self.fewest, min(self.most, int(self.seconds / max(seconds_a_round, 1e-9))))
 
 
-FULL = Budget(seconds=20, fewest=15, most=200, warmups=3)
+FULL = Budget(seconds=10, fewest=15, most=200, warmups=3)
 QUICK = Budget(seconds=4, fewest=5, most=30, warmups=2)
 
 

@@ -180,8 +180,42 @@ def test_a_dtype_that_the_device_lacks_is_said_and_the_others_go_on(monkeypatch:
         ("float32", "fastres", "ok"),
         ("bfloat16", "fastres", "unsupported"),
     ]
+    assert set(found.environment["ceilings"]) == {"float32"}  # a matmul may take minutes where a dtype is emulated
     assert found.rows[-1].note == "This CPU does not compute in bfloat16; it has float32"
     assert results.exit_code(found.rows) == 0
+
+
+@pytest.mark.usefixtures("small")
+def test_nothing_runs_where_no_dtype_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(dtype: torch.dtype) -> NoReturn:
+        raise DtypeError("not here")
+
+    monkeypatch.setattr(peers, "check_dtype", lacks)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: pytest.fail("measured for nothing"))
+    found = run.run(options(EAGER, FASTRES, dtypes=(torch.float16,)))
+    assert [(row.dtype, row.engine, row.status, row.note) for row in found.rows] == [
+        ("float16", "fastres", "unsupported", "not here")
+    ]
+    assert results.exit_code(found.rows) == 1
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("cold", [False, True])
+def test_compilation_caches_are_empty_only_when_asked(
+    cold: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    seen = []
+
+    def build(module: EagerResNet, x: Tensor) -> Engine:
+        seen.append(os.environ["TRITON_CACHE_DIR"])
+        return EAGER.build(module, x)
+
+    engines = (dataclasses.replace(EAGER, build=build), FASTRES)
+    found = run.run(dataclasses.replace(options(*engines), cold=cold))
+    assert (seen != [str(tmp_path)]) is cold
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path)
+    assert ("empty" in found.environment["first_call"]) is cold
 
 
 @pytest.mark.usefixtures("small")
