@@ -2,8 +2,8 @@
 
     y[m, k] = relu(bias[k] + residual[m, k] + Σ_c x[m, c] · w[k, c] + Σ_c u[m, c] · w[k, C + c])
 
-Row m is a pixel of any image: NHWC activations of a stride-1 1×1 convolution are the matrix as they lie. The last sum is
-there only with a ``shortcut`` u: a block's 1×1 projection, merged into its last convolution by concatenating the two
+Row m is a pixel of any image: NHWC activations of a stride-1 1×1 convolution are the matrix as they lie. The last sum
+is there only with a ``shortcut`` u: a block's 1×1 projection, merged into its last convolution by concatenating the two
 reductions, so that the projected shortcut is never written to memory.
 
 Tiles of x, w, u, residual and y move between memory and shared memory by TMA, which addresses 2-D boxes itself, fills
@@ -65,10 +65,7 @@ def gemm_kernel(
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
     first = tl.program_id(0)
-    if PERSISTENT:
-        last = tl.cdiv(M, BLOCK_M) * N_BLOCKS
-    else:
-        last = first + 1
+    last = tl.cdiv(M, BLOCK_M) * N_BLOCKS if PERSISTENT else first + 1
     # Neighbouring tiles share rows of x; all of w stays in the L2 cache.
     for tile in tl.range(first, last, tl.num_programs(0), flatten=PERSISTENT):
         row = (tile // N_BLOCKS) * BLOCK_M
@@ -78,7 +75,7 @@ def gemm_kernel(
             desc = x_desc
             c = block * BLOCK_K
             w_c = c
-            if U > 0:
+            if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
                 if block >= C_BLOCKS:  # selects the descriptor: one load, one pipeline
                     desc = u_desc
                     c = (block - C_BLOCKS) * BLOCK_K
@@ -113,7 +110,7 @@ def _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL: tl.constexpr,
 
 
 def splits_epilogue(config: ConvConfig) -> bool:
-    """Whether the epilogue works on halves. Narrower halves than 64 columns would leave TMA's 128-byte rows unfilled."""
+    """Whether the epilogue works on halves; narrower ones than 64 columns would not fill TMA's 128-byte rows."""
     return config.block_n >= 128
 
 
@@ -196,8 +193,8 @@ def gemm_into(
 ) -> None:
     """Write the product into ``y``.
 
-    ``x`` [M, C], ``weight`` [K, C + U], ``bias`` float32 [K], ``y`` and ``residual`` [M, K], ``shortcut`` [M, U] (U is 0
-    without one); all contiguous, on one device and starting on 16 bytes. ``x``, ``weight``, ``residual`` and
+    ``x`` [M, C], ``weight`` [K, C + U], ``bias`` float32 [K], ``y`` and ``residual`` [M, K], ``shortcut`` [M, U] (U is
+    0 without one); all contiguous, on one device and starting on 16 bytes. ``x``, ``weight``, ``residual`` and
     ``shortcut`` share a dtype of float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual``
     itself, and nothing else. Arguments are not checked here: see :func:`check_gemm`.
     """
@@ -244,7 +241,7 @@ def check_gemm(
     residual: Tensor | None,
     shortcut: Tensor | None,
 ) -> None:
-    """Raise where the tensors are not what :func:`gemm_into` takes: ``KernelError``, ``DtypeError``, ``DeviceError``."""
+    """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` where :func:`gemm_into` does not take the tensors."""
     op = "fastres::gemm"
     check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
     check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)

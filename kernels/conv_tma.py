@@ -1,0 +1,346 @@
+"""Convolution + bias + residual + ReLU for large batches through Hopper's tensor memory accelerator (TMA).
+
+    y[n, p, q, k] = relu(bias[k] + residual[n, p, q, k]
+                         + Σ_{r, s, c} x[n, p·stride + r − padding, q·stride + s − padding, c] · w[k, r, s, c]
+                         + Σ_c u[n, p·t, q·t, c] · w'[k, c])
+
+The last sum is there only with a ``shortcut`` u: a block's 1×1 projection of stride t, merged into its last convolution
+by concatenating the two reductions (w' follows w in the rows of the weight), so that the projected shortcut is never
+written to memory.
+
+A tile is one output pixel of BLOCK_M *images* × BLOCK_N channels: activations, NHWC in memory, are described to TMA
+with permuted dimensions [H, W, N, C], and a box [1, 1, BLOCK_M, BLOCK_K] is then the same input pixel of BLOCK_M
+images. Any stride, padding and filter is a matter of which pixel that is; no tile straddles rows; and taps outside the
+image are left out of the reduction instead of multiplied as zeros (18 % of the products of a 3×3 filter on 7×7 pixels).
+Because the unit dimensions lead, Triton drops them and wgmma reads both operands from shared memory.
+
+Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S,
+stride, and padding smaller than the filter; channel counts are multiples of 8. Batches under 64 waste most of a tile:
+the pointer kernel (``conv.py``) is the better one there. Needs an NVIDIA GPU of the sm_90 family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastres.errors import KernelError
+
+from .gemm import check_tma, splits_epilogue, why_not_tma
+from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
+from .routing import ConvConfig, ConvShape, Gpu, gpu_of
+
+# One tile a program, or as many programs as multiprocessors, each walking over tiles.
+KERNELS = ("conv_tma", "conv_tma_persistent")
+
+# Fewest images for which a tile is not mostly empty: Hopper's wgmma needs 64 rows.
+MIN_BATCH = 64
+
+
+@triton.jit(do_not_specialize=["N"])
+def conv_tma_kernel(
+    x_desc,  # [H, W, N, C], boxes [1, 1, BLOCK_M, BLOCK_K]
+    u_desc,  # [H', W', N, U], boxes [1, 1, BLOCK_M, BLOCK_K]
+    w_desc,  # [K, R · S · C + U], boxes [BLOCK_N, BLOCK_K]
+    bias_ptr,
+    residual_desc,  # [P, Q, N, K], boxes [1, 1, BLOCK_M, BLOCK_N], or of half that width with SPLIT
+    y_desc,  # like residual_desc
+    N,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    C: tl.constexpr,
+    U: tl.constexpr,  # 0: no shortcut
+    K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    SHORTCUT_STRIDE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    RELU: tl.constexpr,
+    UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
+    PERSISTENT: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
+    C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
+    U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
+    first = tl.program_id(0)
+    last = tl.cdiv(N, BLOCK_M) * (P * Q * N_BLOCKS) if PERSISTENT else first + 1
+    # All pixels of one block of images before the next block: neighbours, which share input pixels, run together.
+    for tile in tl.range(first, last, tl.num_programs(0), flatten=PERSISTENT):
+        column = (tile % N_BLOCKS) * BLOCK_N
+        pixel = tile // N_BLOCKS
+        q = pixel % Q
+        p = (pixel // Q) % P
+        image = (pixel // (P * Q)) * BLOCK_M
+        # The taps inside the image: rows r0 and on, columns s0 and on.
+        top = p * STRIDE - PADDING
+        left = q * STRIDE - PADDING
+        r0 = tl.maximum(-top, 0)
+        s0 = tl.maximum(-left, 0)
+        s_count = tl.minimum(W - left, S) - s0
+        blocks = (tl.minimum(H - top, R) - r0) * s_count * C_BLOCKS
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for block in range(blocks + U_BLOCKS):
+            tap = block // C_BLOCKS
+            c = (block % C_BLOCKS) * BLOCK_K
+            r = r0 + tap // s_count
+            s = s0 + tap % s_count
+            desc = x_desc
+            h = top + r
+            w = left + s
+            w_c = (r * S + s) * C + c
+            if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
+                if block >= blocks:  # selects the descriptor: one load, one pipeline
+                    desc = u_desc
+                    h = p * SHORTCUT_STRIDE
+                    w = q * SHORTCUT_STRIDE
+                    c = (block - blocks) * BLOCK_K
+                    w_c = R * S * C + c
+            # Past C the box of x is zero, so what the weight holds there does not count.
+            x = desc.load([h, w, image, c]).reshape(BLOCK_M, BLOCK_K)
+            weight = w_desc.load([column, w_c])
+            if UPCAST:
+                x = x.to(tl.float32)
+                weight = weight.to(tl.float32)
+            acc = tl.dot(x, weight.T, acc)
+
+        offs_k = column + tl.arange(0, BLOCK_N)
+        acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
+        if SPLIT:
+            HALF: tl.constexpr = BLOCK_N // 2
+            low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+            _finish(low, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
+            _finish(high, residual_desc, y_desc, p, q, image, column + HALF, HAS_RESIDUAL, RELU)
+        else:
+            _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
+
+
+@triton.jit
+def _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr):
+    """Add the residual to a tile of output pixel (p, q), apply ReLU, store."""
+    if HAS_RESIDUAL:
+        acc += residual_desc.load([p, q, image, column]).reshape(acc.shape).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y_desc.store([p, q, image, column], acc.to(y_desc.dtype).reshape(1, 1, acc.shape[0], acc.shape[1]))
+
+
+def conv_tma_constants(
+    shape: ConvShape,
+    dtype: torch.dtype,
+    config: ConvConfig,
+    *,
+    residual: bool,
+    relu: bool,
+    shortcut_channels: int = 0,
+    shortcut_stride: int = 1,
+) -> dict[str, Any]:
+    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    return {
+        "H": shape.H,
+        "W": shape.W,
+        "P": shape.P,
+        "Q": shape.Q,
+        "C": shape.C,
+        "U": shortcut_channels,
+        "K": shape.K,
+        "R": shape.R,
+        "S": shape.S,
+        "STRIDE": shape.stride,
+        "PADDING": shape.padding,
+        "SHORTCUT_STRIDE": shortcut_stride,
+        "HAS_RESIDUAL": residual,
+        "RELU": relu,
+        "UPCAST": dot_upcast(dtype),
+        "PERSISTENT": config.kernel == "conv_tma_persistent",
+        "SPLIT": splits_epilogue(config),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+
+
+def conv_tma_boxes(config: ConvConfig) -> dict[str, list[int]]:
+    """The box each descriptor moves, by kernel argument."""
+    out = [1, 1, config.block_m, config.block_n // 2 if splits_epilogue(config) else config.block_n]
+    return {
+        "x_desc": [1, 1, config.block_m, config.block_k],
+        "u_desc": [1, 1, config.block_m, config.block_k],
+        "w_desc": [config.block_n, config.block_k],
+        "residual_desc": out,
+        "y_desc": out,
+    }
+
+
+def conv_tma_grid(shape: ConvShape, config: ConvConfig, gpu: Gpu) -> tuple[int]:
+    """One program a tile, or at most one a multiprocessor for the persistent kernel."""
+    tiles = cdiv(shape.N, config.block_m) * shape.P * shape.Q * cdiv(shape.K, config.block_n)
+    return (min(tiles, gpu.multiprocessors) if config.kernel == "conv_tma_persistent" else tiles,)
+
+
+def valid_taps(shape: ConvShape) -> float:
+    """The share of filter taps that fall inside the image: what skipping the others leaves of the products."""
+    rows = list(range(-shape.padding, shape.P * shape.stride - shape.padding, shape.stride))
+    columns = list(range(-shape.padding, shape.Q * shape.stride - shape.padding, shape.stride))
+    inside_h = sum(min(shape.H - top, shape.R) - max(-top, 0) for top in rows)
+    inside_w = sum(min(shape.W - left, shape.S) - max(-left, 0) for left in columns)
+    return inside_h * inside_w / (shape.P * shape.Q * shape.R * shape.S)
+
+
+def why_not_conv_tma(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
+    """Why this kernel cannot, or should not, take a convolution; empty where it can."""
+    if shape.groups != 1:
+        return "the TMA convolution takes no groups"
+    if shape.padding >= min(shape.R, shape.S):
+        return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
+    if shape.N < MIN_BATCH:
+        return f"tiles of the TMA convolution are {MIN_BATCH} images or more, the batch has {shape.N}"
+    return why_not_tma(dtype, gpu, shape.C, shape.K)
+
+
+def _describe(activation: Tensor, box: list[int]) -> TensorDescriptor:
+    """``activation`` [N, H, W, C] as dimensions [H, W, N, C]."""
+    n, h, w, c = activation.shape
+    return TensorDescriptor(activation, [h, w, n, c], [w * c, c, h * w * c, 1], box)
+
+
+def conv_tma_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    *,
+    filter_size: tuple[int, int],
+    stride: int = 1,
+    padding: int = 0,
+    shortcut_stride: int = 1,
+    relu: bool = False,
+    config: ConvConfig,
+) -> None:
+    """Write the convolution of ``x`` into ``y``.
+
+    ``x`` [N, H, W, C], ``weight`` [K, R·S·C + U] (KRSC, flattened, and with a shortcut concatenated:
+    ``gemm.merge_shortcut_weight``), ``bias`` float32 [K], ``y`` and ``residual`` [N, P, Q, K], ``shortcut``
+    [N, H', W', U], of which the pixels at multiples of ``shortcut_stride`` are read; ``filter_size`` is (R, S). All are
+    contiguous, on one device and start on 16 bytes. ``x``, ``weight``, ``residual`` and ``shortcut`` share a dtype of
+    float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else. Arguments
+    are not checked here: see :func:`check_conv_tma`.
+    """
+    shape = conv_tma_shape(x, weight, filter_size, stride, padding)
+    u = 0 if shortcut is None else shortcut.shape[3]
+    boxes = conv_tma_boxes(config)
+    activations = {"x_desc": x, "u_desc": shortcut, "residual_desc": residual, "y_desc": y}
+    descriptors = {
+        name: None if tensor is None else _describe(tensor, boxes[name]) for name, tensor in activations.items()
+    }
+    constants = conv_tma_constants(
+        shape,
+        x.dtype,
+        config,
+        residual=residual is not None,
+        relu=relu,
+        shortcut_channels=u,
+        shortcut_stride=shortcut_stride,
+    )
+    with device_guard(x.device):
+        conv_tma_kernel[conv_tma_grid(shape, config, gpu_of(x.device))](
+            **descriptors,
+            w_desc=TensorDescriptor.from_tensor(weight, boxes["w_desc"]),
+            bias_ptr=bias,
+            N=shape.N,
+            **constants,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+
+
+def conv_tma_shape(x: Tensor, weight: Tensor, filter_size: tuple[int, int], stride: int, padding: int) -> ConvShape:
+    """The sizes of the convolution of ``x`` [N, H, W, C] with ``weight`` [K, R·S·C + U]."""
+    n, h, w, c = x.shape
+    return ConvShape(n, h, w, c, weight.shape[0], *filter_size, stride, padding)
+
+
+def check_conv_tma(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    shortcut: Tensor | None,
+    shape: ConvShape,
+    shortcut_stride: int,
+) -> None:
+    """Raise where the tensors are not what :func:`conv_tma_into` takes."""
+    op = "fastres::conv_tma"
+    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
+    check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
+    check_dtype(op, "bias", bias, torch.float32)
+    check_dtype(op, "y", y, x.dtype, torch.float32)
+    if shape.P < 1 or shape.Q < 1:
+        raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
+    if shape.padding >= min(shape.R, shape.S):
+        raise KernelError(f"{op}: padding {shape.padding} must be smaller than the {shape.R}×{shape.S} filter")
+    u = 0 if shortcut is None else shortcut.shape[-1]
+    check_shape(op, "weight", weight, (shape.K, shape.R * shape.S * shape.C + u))
+    check_shape(op, "bias", bias, (shape.K,))
+    check_shape(op, "y", y, (shape.N, shape.P, shape.Q, shape.K))
+    if residual is not None:
+        check_shape(op, "residual", residual, tuple(y.shape))
+    if shortcut is not None:
+        n, h, w, _ = shortcut.shape
+        reached = (n, cdiv(h, shortcut_stride), cdiv(w, shortcut_stride))
+        if reached != (shape.N, shape.P, shape.Q):
+            raise KernelError(
+                f"{op}: shortcut is {list(shortcut.shape)}; at stride {shortcut_stride} that is {reached[0]} images of "
+                f"{reached[1]}×{reached[2]} and must be {shape.N} of {shape.P}×{shape.Q}"
+            )
+
+
+def conv_tma(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    shortcut: Tensor | None = None,
+    *,
+    filter_size: tuple[int, int],
+    stride: int = 1,
+    padding: int = 0,
+    shortcut_stride: int = 1,
+    relu: bool = False,
+    config: ConvConfig,
+) -> Tensor:
+    """The convolution as a new tensor [N, P, Q, K] of ``x``'s dtype; arguments as in :func:`conv_tma_into`, checked."""
+    shape = conv_tma_shape(x, weight, filter_size, stride, padding)
+    y = x.new_empty(shape.N, max(shape.P, 0), max(shape.Q, 0), shape.K)
+    check_conv_tma(y, x, weight, bias, residual, shortcut, shape, shortcut_stride)
+    if y.numel():
+        conv_tma_into(
+            y,
+            x,
+            weight,
+            bias,
+            residual,
+            shortcut,
+            filter_size=filter_size,
+            stride=stride,
+            padding=padding,
+            shortcut_stride=shortcut_stride,
+            relu=relu,
+            config=config,
+        )
+    return y
