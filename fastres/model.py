@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WARMUP_CALLS = 2  # on a GPU the first call compiles and the second captures
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
@@ -146,10 +147,11 @@ class Model(nn.Module):
         return predict(self, images, top_k, batch_size=batch_size, progress=progress)
 
     def warmup(self, batch_sizes: Iterable[int] | int = (1,), image_size: int | tuple[int, int] = 224) -> None:
-        """Do ahead of time what the first call of each shape does: fold, pack, compile and load kernels."""
+        """Do ahead of time what the first calls of each shape do: fold, pack, compile kernels, capture CUDA graphs."""
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
-            self(torch.zeros(batch, 3, height, width, device=self.device))
+            for _ in range(WARMUP_CALLS):
+                self(torch.zeros(batch, 3, height, width, device=self.device))
 
     def explain(self, batch: int = 1, image_size: int | tuple[int, int] = 224) -> Explanation:
         """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why."""
@@ -327,8 +329,9 @@ def make_executor(model: Model) -> Executor:
         cpu.check_dtype(model.dtype)
         return cpu.CpuExecutor(model.plan)
     from .gpu import GpuExecutor
+    from .graphs import GraphExecutor, Pool
 
-    return GpuExecutor(model.plan)
+    return GraphExecutor(GpuExecutor(model.plan), Pool(model.device))
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str:
