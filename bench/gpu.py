@@ -70,8 +70,11 @@ def pieces(out: Path) -> list[Piece]:
         Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
         Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
-        Piece("resnet50", (*bench, "--model", "resnet50", "--batch", "1,8,32,64,128,256,512", "--dtype",
-                           "float16,bfloat16", "--out", str(out / "resnet50")), 590),
+        *(
+            Piece(f"resnet50 {dtype} {name}", (*bench, "--model", "resnet50", "--batch", batches, "--dtype", dtype,
+                                               "--out", str(out / f"resnet50_{dtype}_{name}")), 590)
+            for dtype in ("float16", "bfloat16") for name, batches in (("small", "1,8,32"), ("large", "64,128,256,512"))
+        ),
         Piece("other models", (*bench, "--quick", "--model",
                                "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
                                "--batch", "1,32,256", "--dtype", "float16", "--out", str(out / "models")), 590),

@@ -70,7 +70,7 @@ def verify(
     refuses the file or an output differs, and ``MissingDependencyError`` without onnxruntime.
     """
     session = open_session(path)
-    executor = CpuExecutor(_widened(plan))
+    executor = CpuExecutor(widened(plan))
     seed = secrets.randbits(32)
     generator = np.random.default_rng(seed)
     checks = []
@@ -120,7 +120,8 @@ def tolerance(signature: Signature) -> float:
     return own if signature.preprocessing is None else max(own, PREPROCESSING_TOLERANCE)
 
 
-def _widened(plan: Plan) -> Plan:
+def widened(plan: Plan) -> Plan:
+    """The plan with its weights in float32."""
     steps = (replace(step, weight=step.weight.to(torch.float32)) for step in plan.steps)
     return replace(plan, steps=tuple(steps))
 

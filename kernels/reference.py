@@ -44,8 +44,8 @@ def stem(
 ) -> Tensor:
     """``x`` [N, 3, H, W], uint8 pixels or normalised; ``weight`` [K, R, S, 3] unpacked; result [N, P, Q, K]."""
     if x.dtype == torch.uint8:
-        centre = torch.tensor(mean, dtype=weight.dtype).view(1, 3, 1, 1)
-        scale = torch.tensor(std, dtype=weight.dtype).view(1, 3, 1, 1)
+        centre = torch.tensor(mean, dtype=weight.dtype, device=x.device).view(1, 3, 1, 1)
+        scale = torch.tensor(std, dtype=weight.dtype, device=x.device).view(1, 3, 1, 1)
         x = (x.to(weight.dtype) / 255 - centre) / scale
     y = functional.conv2d(x.to(weight.dtype), nchw(weight), bias.to(weight.dtype), stride, padding).relu()
     if pool:

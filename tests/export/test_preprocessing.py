@@ -58,18 +58,17 @@ def levels(values: np.ndarray, transforms: Transforms) -> np.ndarray:
 )
 def test_equal_to_the_transforms(transforms: Transforms, kind: str) -> None:
     session = graph(transforms)
-    differing = total = 0
-    for height, width in ((8, 8), (97, 131), (131, 97), (500, 375), (301, 302), (256, 640), (20, 900), (33, 32)):
+    # Where the sizes have a simple ratio, some sums lie midway between two grey levels. Pillow's weights are rounded to
+    # 22 bits, so that these fall to either side.
+    ties = {(8, 8), (20, 900), (33, 32), (256, 640)}
+    for height, width in (*ties, (97, 131), (131, 97), (500, 375), (301, 302)):
         images = pictures(2, height, width, kind)
         (found,) = session.run(None, {"input": images})
         expected = torch.stack([transforms(Image.fromarray(image)) for image in images]).numpy()
         assert found.shape == expected.shape
         error = np.abs(levels(found, transforms) - levels(expected, transforms))
         assert error.max() < 1.01, (height, width)  # one grey level
-        differing += int((error > 0.01).sum())
-        total += error.size
-    # Sums that lie midway between two levels: Pillow's weights are rounded to 22 bits, and fall to either side.
-    assert differing / total < 1e-2
+        assert (error > 0.01).mean() < (0.05 if (height, width) in ties else 3e-3), (height, width)
 
 
 def test_size_and_crop_follow_torchvisions_rounding() -> None:
