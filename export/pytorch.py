@@ -1,0 +1,164 @@
+"""``torch.export``: a folded model as one ``.pt2`` file, which loads with torch alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastres.cpu import CpuExecutor
+from fastres.model import Model
+from fastres.plan import INPUT, Conv, Head, Plan, Stem, Step
+
+from .errors import VerificationError
+from .files import checked_target, replacing
+from .graph import Signature
+from .onnx import DEFAULT_OPSET, DYNAMIC, describe, fold, load_model, make_signature
+from .verification import TOLERANCE, Check, cases, relative_error, widened
+
+
+@dataclass(frozen=True)
+class TorchReport:
+    """What was written, and how far it is from the model: ``checks`` is empty where verification was declined."""
+
+    path: Path
+    bytes: int
+    dtype: str
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.bytes / 1e6:,.1f} MB, {self.dtype}"]
+        lines += [f"verified against fastres, {check}" for check in self.checks] or ["not verified"]
+        return "\n".join(lines)
+
+
+class FoldedNetwork(nn.Module):
+    """A plan in plain PyTorch: ``[N, 3, H, W]`` in the plan's dtype → float32 logits ``[N, classes]``."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.steps = plan.steps
+        for index, step in enumerate(plan.steps):
+            weight = step.weight if isinstance(step, Head) else step.weight.permute(0, 3, 1, 2).contiguous()
+            self.register_buffer(f"weight_{index}", weight)
+            self.register_buffer(f"bias_{index}", step.bias.to(weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {INPUT: x}
+        for index, step in enumerate(self.steps):
+            weight, bias = self.get_buffer(f"weight_{index}"), self.get_buffer(f"bias_{index}")
+            values[step.output] = _run(step, values, weight, bias)
+        return values[self.steps[-1].output].to(torch.float32)
+
+
+def _run(step: Step, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+    x = values[step.input]
+    if isinstance(step, Head):
+        return functional.linear(x.mean((2, 3)), weight, bias)
+    assert isinstance(step, (Stem, Conv))
+    groups = step.groups if isinstance(step, Conv) else 1
+    y = functional.conv2d(x, weight, bias, step.stride, step.padding, groups=groups)
+    if isinstance(step, Conv) and step.residual is not None:
+        y = y + values[step.residual]
+    if isinstance(step, Stem) or step.relu:
+        y = functional.relu(y)
+    return functional.max_pool2d(y, 3, 2, 1) if isinstance(step, Stem) and step.pool else y
+
+
+def export_torch(
+    model: str | Model | nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    weights: Any = "DEFAULT",
+    dtype: str | torch.dtype = "float32",
+    image_size: int | Sequence[int] | str | None = None,
+    batch: int | str = DYNAMIC,
+    verify: bool = True,
+    progress: bool = True,
+) -> TorchReport:
+    """Write ``model`` to ``path`` for ``torch.export.load(path).module()``, which needs no fastres.
+
+    The arguments are those of :func:`fastres.export.onnx.export`. The program takes normalised images
+    ``[batch, 3, height, width]`` in ``dtype`` and returns float32 logits. With ``image_size="dynamic"`` images must be
+    a little larger than the network's least size: one pixel after the last stage is a special case for
+    ``torch.export``. The metadata is the file's extra file ``metadata.json``. The file is loaded and compared with
+    fastres before it takes its name.
+
+    Raises as :func:`fastres.export.onnx.export` does.
+    """
+    from tqdm import tqdm
+
+    target = checked_target(path)
+    with tqdm(total=4, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
+        bar.set_description_str("load")
+        loaded = load_model(model, weights, progress)
+        signature = make_signature(loaded, DEFAULT_OPSET, dtype, image_size, batch, False, ("logits",), 5)
+        bar.update()
+        bar.set_description_str("trace")
+        plan = fold(loaded, signature.dtype)
+        program = trace(plan, signature)
+        metadata = describe(loaded, signature).as_strings()
+        del metadata["opset"]
+        with replacing(target) as temporary:
+            bar.update()
+            bar.set_description_str("write")
+            with temporary.open("wb") as file:
+                torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+            del program
+            bar.update()
+            bar.set_description_str("verify")
+            checks = _verify(temporary, plan, signature) if verify else ()
+            size = temporary.stat().st_size
+            bar.update()
+    return TorchReport(target, size, metadata["dtype"], checks)
+
+
+def trace(plan: Plan, signature: Signature) -> torch.export.ExportedProgram:
+    """The program of ``plan``, with the dimensions that ``signature`` leaves open symbolic."""
+    least = least_size(plan)
+    # Examples of 1 would be taken for constants, and equal sizes for one size.
+    height, width = signature.image_size or (2 * least + 1, 3 * least + 3)
+    example = torch.zeros(signature.batch or 2, 3, height, width, dtype=signature.dtype)
+    dims: dict[int, Any] = {} if signature.batch else {0: torch.export.Dim("batch", min=1)}
+    if signature.image_size is None:
+        dims |= {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
+    with torch.no_grad():
+        return torch.export.export(FoldedNetwork(plan).eval(), (example,), dynamic_shapes={"x": dims or None})
+
+
+def least_size(plan: Plan) -> int:
+    """The smallest height and width that leave more than one pixel after the last stage."""
+    size = plan.architecture.minimum_size
+    while plan.shapes(1, size, size)[plan.head.input][1] == 1:
+        size += 1
+    return size
+
+
+def _verify(path: Path, plan: Plan, signature: Signature) -> tuple[Check, ...]:
+    """Load the file and run it beside the plan on fresh random inputs. Raises ``VerificationError``."""
+    with path.open("rb") as file:
+        program = torch.export.load(file).module()
+    executor = CpuExecutor(widened(plan))
+    seed = secrets.randbits(32)
+    generator = torch.Generator().manual_seed(seed)
+    checks = []
+    for batch, height, width in cases(signature, least_size(plan)):
+        x = torch.randn(batch, 3, height, width, generator=generator).to(signature.dtype)
+        with torch.no_grad():
+            error = relative_error(program(x), executor.run(x.float())[0])
+        if not error <= TOLERANCE[signature.dtype]:
+            raise VerificationError(
+                f"The exported {plan.architecture.name} does not compute what the model computes: on {batch} random "
+                f"images of {height}×{width} (seed {seed}) its logits differ by {error:.2g} (relative; "
+                f"{TOLERANCE[signature.dtype]:g} is accepted). Nothing was written"
+            )
+        checks.append(Check(batch, height, width, {"logits": error}))
+    return tuple(checks)
