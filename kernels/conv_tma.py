@@ -10,8 +10,8 @@ written to memory.
 
 A tile is one output pixel of BLOCK_M *images* × BLOCK_N channels: activations, NHWC in memory, are described to TMA
 with permuted dimensions [H, W, N, C], and a box [1, 1, BLOCK_M, BLOCK_K] is then the same input pixel of BLOCK_M
-images. Any stride, padding and filter is a matter of which pixel that is; no tile straddles rows; and taps outside the
-image are left out of the reduction instead of multiplied as zeros (18 % of the products of a 3×3 filter on 7×7 pixels).
+images. Any stride, padding and filter is a matter of which pixel that is, and no tile straddles rows. With one tile a
+program, the taps outside the image are left out instead of multiplied as zeros (18 % of a 3×3 filter's on 7×7 pixels).
 Because the unit dimensions lead, Triton drops them and wgmma reads both operands from shared memory.
 
 Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S,
@@ -35,7 +35,8 @@ from .gemm import check_tma, splits_epilogue, why_not_tma
 from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
 from .routing import ConvConfig, ConvShape, Gpu, gpu_of
 
-# One tile a program, or as many programs as multiprocessors, each walking over tiles.
+# One tile a program; or as many programs as multiprocessors, each walking over tiles with its loads always ahead, but
+# multiplying the taps outside the image too.
 KERNELS = ("conv_tma", "conv_tma_persistent")
 
 # Fewest images for which a tile is not mostly empty: Hopper's wgmma needs 64 rows.
@@ -67,64 +68,93 @@ def conv_tma_kernel(
     RELU: tl.constexpr,
     UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
     PERSISTENT: tl.constexpr,
+    SKIP: tl.constexpr,  # leave out the taps outside the image
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    first = tl.program_id(0)
+    if PERSISTENT:
+        tiles = tl.cdiv(N, BLOCK_M) * (P * Q * ((K + BLOCK_N - 1) // BLOCK_N))
+        for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
+            _tile(
+                tile, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+                H, W, P, Q, C, U, K, R, S, STRIDE, PADDING, SHORTCUT_STRIDE, HAS_RESIDUAL, RELU, UPCAST,
+                SKIP, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+    else:
+        _tile(
+            first, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+            H, W, P, Q, C, U, K, R, S, STRIDE, PADDING, SHORTCUT_STRIDE, HAS_RESIDUAL, RELU, UPCAST,
+            SKIP, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    tile, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+    H: tl.constexpr, W: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, U: tl.constexpr,
+    K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    SHORTCUT_STRIDE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, UPCAST: tl.constexpr,
+    SKIP: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Compute and store one tile. All pixels of a block of images come before the next block: neighbours, which share
+    input pixels, run together."""
     N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
-    first = tl.program_id(0)
-    last = tl.cdiv(N, BLOCK_M) * (P * Q * N_BLOCKS) if PERSISTENT else first + 1
-    # All pixels of one block of images before the next block: neighbours, which share input pixels, run together.
-    for tile in tl.range(first, last, tl.num_programs(0), flatten=PERSISTENT):
-        column = (tile % N_BLOCKS) * BLOCK_N
-        pixel = tile // N_BLOCKS
-        q = pixel % Q
-        p = (pixel // Q) % P
-        image = (pixel // (P * Q)) * BLOCK_M
-        # The taps inside the image: rows r0 and on, columns s0 and on.
-        top = p * STRIDE - PADDING
-        left = q * STRIDE - PADDING
+    column = (tile % N_BLOCKS) * BLOCK_N
+    pixel = tile // N_BLOCKS
+    q = pixel % Q
+    p = (pixel // Q) % P
+    image = (pixel // (P * Q)) * BLOCK_M
+    top = p * STRIDE - PADDING
+    left = q * STRIDE - PADDING
+    if SKIP:  # the taps inside the image: rows r0 and on, columns s0 and on
         r0 = tl.maximum(-top, 0)
         s0 = tl.maximum(-left, 0)
         s_count = tl.minimum(W - left, S) - s0
         blocks = (tl.minimum(H - top, R) - r0) * s_count * C_BLOCKS
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for block in range(blocks + U_BLOCKS):
-            tap = block // C_BLOCKS
-            c = (block % C_BLOCKS) * BLOCK_K
-            r = r0 + tap // s_count
-            s = s0 + tap % s_count
-            desc = x_desc
-            h = top + r
-            w = left + s
-            w_c = (r * S + s) * C + c
-            if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
-                if block >= blocks:  # selects the descriptor: one load, one pipeline
-                    desc = u_desc
-                    h = p * SHORTCUT_STRIDE
-                    w = q * SHORTCUT_STRIDE
-                    c = (block - blocks) * BLOCK_K
-                    w_c = R * S * C + c
-            # Past C the box of x is zero, so what the weight holds there does not count.
-            x = desc.load([h, w, image, c]).reshape(BLOCK_M, BLOCK_K)
-            weight = w_desc.load([column, w_c])
-            if UPCAST:
-                x = x.to(tl.float32)
-                weight = weight.to(tl.float32)
-            acc = tl.dot(x, weight.T, acc)
+    else:
+        r0 = 0
+        s0 = 0
+        s_count = S
+        blocks = R * S * C_BLOCKS
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for block in range(blocks + U_BLOCKS):
+        tap = block // C_BLOCKS
+        c = (block % C_BLOCKS) * BLOCK_K
+        r = r0 + tap // s_count
+        s = s0 + tap % s_count
+        desc = x_desc
+        h = top + r
+        w = left + s
+        w_c = (r * S + s) * C + c
+        if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
+            if block >= blocks:  # selects the descriptor: one load, one pipeline
+                desc = u_desc
+                h = p * SHORTCUT_STRIDE
+                w = q * SHORTCUT_STRIDE
+                c = (block - blocks) * BLOCK_K
+                w_c = R * S * C + c
+        # Outside the image and past C the box of x is zero: what the weight holds there does not count.
+        x = desc.load([h, w, image, c]).reshape(BLOCK_M, BLOCK_K)
+        weight = w_desc.load([column, w_c])
+        if UPCAST:
+            x = x.to(tl.float32)
+            weight = weight.to(tl.float32)
+        acc = tl.dot(x, weight.T, acc)
 
-        offs_k = column + tl.arange(0, BLOCK_N)
-        acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
-        if SPLIT:
-            HALF: tl.constexpr = BLOCK_N // 2
-            low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-            _finish(low, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
-            _finish(high, residual_desc, y_desc, p, q, image, column + HALF, HAS_RESIDUAL, RELU)
-        else:
-            _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
+    offs_k = column + tl.arange(0, BLOCK_N)
+    acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
+    if SPLIT:
+        HALF: tl.constexpr = BLOCK_N // 2
+        low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        _finish(low, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
+        _finish(high, residual_desc, y_desc, p, q, image, column + HALF, HAS_RESIDUAL, RELU)
+    else:
+        _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
 
 
 @triton.jit
@@ -148,6 +178,7 @@ def conv_tma_constants(
     shortcut_stride: int = 1,
 ) -> dict[str, Any]:
     """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    persistent = config.kernel == "conv_tma_persistent"
     return {
         "H": shape.H,
         "W": shape.W,
@@ -164,7 +195,9 @@ def conv_tma_constants(
         "HAS_RESIDUAL": residual,
         "RELU": relu,
         "UPCAST": dot_upcast(dtype),
-        "PERSISTENT": config.kernel == "conv_tma_persistent",
+        "PERSISTENT": persistent,
+        # Triton flattens nested loops only where the inner one has a fixed length.
+        "SKIP": shape.padding > 0 and not persistent,
         "SPLIT": splits_epilogue(config),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,

@@ -61,42 +61,60 @@ def gemm_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    first = tl.program_id(0)
+    if PERSISTENT:
+        tiles = tl.cdiv(M, BLOCK_M) * ((K + BLOCK_N - 1) // BLOCK_N)
+        for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
+            _tile(
+                tile, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+                C, U, K, HAS_RESIDUAL, RELU, UPCAST, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+    else:
+        _tile(
+            first, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+            C, U, K, HAS_RESIDUAL, RELU, UPCAST, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile(
+    tile, x_desc, u_desc, w_desc, bias_ptr, residual_desc, y_desc,
+    C: tl.constexpr, U: tl.constexpr, K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    UPCAST: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Compute and store one tile. Neighbouring tiles share rows of x; all of w stays in the L2 cache."""
     N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
-    first = tl.program_id(0)
-    last = tl.cdiv(M, BLOCK_M) * N_BLOCKS if PERSISTENT else first + 1
-    # Neighbouring tiles share rows of x; all of w stays in the L2 cache.
-    for tile in tl.range(first, last, tl.num_programs(0), flatten=PERSISTENT):
-        row = (tile // N_BLOCKS) * BLOCK_M
-        column = (tile % N_BLOCKS) * BLOCK_N
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for block in range(C_BLOCKS + U_BLOCKS):
-            desc = x_desc
-            c = block * BLOCK_K
-            w_c = c
-            if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
-                if block >= C_BLOCKS:  # selects the descriptor: one load, one pipeline
-                    desc = u_desc
-                    c = (block - C_BLOCKS) * BLOCK_K
-                    w_c = C + c
-            # Past C the box of x is zero, so what w holds there does not count.
-            x = desc.load([row, c])
-            w = w_desc.load([column, w_c])
-            if UPCAST:
-                x = x.to(tl.float32)
-                w = w.to(tl.float32)
-            acc = tl.dot(x, w.T, acc)
+    row = (tile // N_BLOCKS) * BLOCK_M
+    column = (tile % N_BLOCKS) * BLOCK_N
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for block in range(C_BLOCKS + U_BLOCKS):
+        desc = x_desc
+        c = block * BLOCK_K
+        w_c = c
+        if U > 0:  # noqa: SIM102 (one is decided at compile time, the other at run time)
+            if block >= C_BLOCKS:  # selects the descriptor: one load, one pipeline
+                desc = u_desc
+                c = (block - C_BLOCKS) * BLOCK_K
+                w_c = C + c
+        # Past C the box of x is zero: what the weight holds there does not count.
+        x = desc.load([row, c])
+        w = w_desc.load([column, w_c])
+        if UPCAST:
+            x = x.to(tl.float32)
+            w = w.to(tl.float32)
+        acc = tl.dot(x, w.T, acc)
 
-        offs_k = column + tl.arange(0, BLOCK_N)
-        acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
-        if SPLIT:
-            HALF: tl.constexpr = BLOCK_N // 2
-            low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-            _finish(low, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
-            _finish(high, residual_desc, y_desc, row, column + HALF, HAS_RESIDUAL, RELU)
-        else:
-            _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
+    offs_k = column + tl.arange(0, BLOCK_N)
+    acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
+    if SPLIT:
+        HALF: tl.constexpr = BLOCK_N // 2
+        low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        _finish(low, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
+        _finish(high, residual_desc, y_desc, row, column + HALF, HAS_RESIDUAL, RELU)
+    else:
+        _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
 
 
 @triton.jit
