@@ -18,7 +18,7 @@ from torch import Tensor
 from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
-from .kernels import conv, grouping, head, launch, routing, stem
+from .kernels import dispatch, grouping, head, launch, routing, stem
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Shape, Stem, Step
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
@@ -82,7 +82,7 @@ class GpuExecutor:
                 )
             else:
                 assert isinstance(step, Conv)
-                conv.conv2d_into(
+                dispatch.convolve_into(
                     y,
                     values[step.input],
                     step.weight,
@@ -164,7 +164,8 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note
     assert isinstance(step, Conv)
     sizes = conv_shape(step, shape)
-    routed = routing.route_conv(sizes, dtype, gpu, launch.float32_precision())
+    residual = step.residual is not None
+    routed = dispatch.route(sizes, dtype, gpu, residual=residual, precision=launch.float32_precision())
     note = f"{step.groups} groups run as {sizes.groups} block-diagonal ones" if sizes.groups != step.groups else ""
     return routed.kernel, str(routed), "; ".join(filter(None, (note, routed.note)))
 

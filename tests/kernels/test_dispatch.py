@@ -1,0 +1,130 @@
+"""Routing through tuned tables, and every kernel behind one call."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastres.errors import KernelError
+from fastres.kernels import dispatch, reference, tables
+from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.routing import H100, ConvConfig, ConvShape, route_conv
+from fastres.kernels.tables import Layer, Tuned, from_json, nearest, slug, table, table_path, to_json
+
+from ..measures import kernel_tolerance, relative_error
+
+SHAPE = ConvShape(64, 14, 14, 256, 1024, 1, 1, 1, 0)
+FAST = ConvConfig("gemm_persistent", 128, 256, 64, 8, 3)
+SLOW = ConvConfig("conv", 64, 64, 64, 4, 4)
+
+
+def tuned(batch: int, config: ConvConfig, shape: ConvShape = SHAPE, residual: bool = True) -> Tuned:
+    sized = ConvShape(batch, *(getattr(shape, name) for name in ("H", "W", "C", "K", "R", "S", "stride", "padding")))
+    return Tuned(Layer(sized, "float16", residual), config, 10.0, 12.5)
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of tables for the H100, found through the environment variable."""
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path))
+    for cached in (table, dispatch.route, dispatch._hint):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (table, dispatch.route, dispatch._hint):
+        cached.cache_clear()
+
+
+def write(folder: Path, entries: list[Tuned]) -> None:
+    path = table_path(H100.name, folder)
+    path.parent.mkdir(parents=True)
+    path.write_text(to_json(entries, {"gpu": H100.name}))
+
+
+def test_json_goes_both_ways() -> None:
+    entries = [tuned(1, SLOW), tuned(256, FAST)]
+    text = to_json(entries, {"gpu": "NVIDIA H100 80GB HBM3"})
+    assert from_json(text, "here") == entries
+    assert json.loads(text)["gpu"] == "NVIDIA H100 80GB HBM3"
+
+
+def test_folder_names() -> None:
+    assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert table_path("NVIDIA H200").parts[-2:] == ("nvidia-h200", "conv.json")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 9, "layers": []}', '{"format": 1, "layers": [{"N": 1}]}'])
+def test_broken_tables_are_named(text: str) -> None:
+    with pytest.raises(KernelError, match=r"configs/x\.json is not a table of tuned configurations"):
+        from_json(text, "configs/x.json")
+
+
+def test_nearest_batch_by_ratio() -> None:
+    entries = [tuned(n, SLOW) for n in (1, 8, 64, 512)]
+    assert [entry.layer.shape.N for entry in nearest(entries, 20)] == [8, 64, 1, 512]
+    assert nearest(entries, 300)[0].layer.shape.N == 512
+
+
+def test_tuned_configurations_come_before_rules(configs: Path) -> None:
+    write(configs, [tuned(1, SLOW), tuned(256, FAST)])
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
+    small = ConvShape(2, 14, 14, 256, 1024, 1, 1, 1, 0)
+    assert dispatch.route(small, torch.float16, H100, residual=True) == SLOW
+    # Another dtype, residual or layer is not what was tuned.
+    for shape, dtype, residual in ((SHAPE, torch.bfloat16, True), (SHAPE, torch.float16, False)):
+        assert dispatch.route(shape, dtype, H100, residual=residual) == route_conv(shape, dtype, H100)
+
+
+def test_a_tuned_kernel_that_cannot_take_the_batch_is_passed_over(configs: Path) -> None:
+    layer = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
+    images = ConvConfig("conv_tma", 128, 128, 64, 8, 4)
+    write(configs, [tuned(256, images, layer, residual=False), tuned(1, SLOW, layer, residual=False)])
+    assert dispatch.route(layer, torch.float16, H100) == images
+    few = ConvShape(32, 14, 14, 256, 256, 3, 3, 1, 1)
+    assert dispatch.why_not("conv_tma", few, torch.float16, H100)
+    assert dispatch.route(few, torch.float16, H100) == SLOW
+
+
+def test_without_a_table_the_rules_decide_and_say_so_once(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.warns(dispatch.UntunedGpuWarning, match=r"no tuned configurations for H100 \(sm_90\)"):
+        assert dispatch.route(SHAPE, torch.float16, H100) == route_conv(SHAPE, torch.float16, H100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dispatch.route(SHAPE, torch.bfloat16, H100)
+
+
+def test_unknown_kernels_are_refused() -> None:
+    assert "no kernel called 'magic'" in dispatch.why_not("magic", SHAPE, torch.float16, H100)
+
+
+KERNEL_CASES = [
+    (ConvConfig("conv", 64, 64, 32, 4, 2), 3, 5, 6, 32, 40, 3, 2, 1),
+    (ConvConfig("gemm", 64, 64, 32, 4, 2), 3, 5, 6, 32, 40, 1, 1, 0),
+    (ConvConfig("gemm_persistent", 64, 128, 32, 4, 2), 3, 5, 6, 32, 136, 1, 1, 0),
+    (ConvConfig("conv_tma", 64, 64, 32, 4, 2), 65, 4, 5, 32, 40, 3, 2, 1),
+    (ConvConfig("conv_tma_persistent", 64, 64, 32, 4, 2), 64, 3, 4, 32, 40, 3, 1, 1),
+]
+
+
+@pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
+@pytest.mark.parametrize("case", KERNEL_CASES, ids=lambda case: case[0].kernel)
+def test_every_kernel_behind_one_call(case: tuple[ConvConfig, int, int, int, int, int, int, int, int]) -> None:
+    config, n, h, w, c, k, r, stride, padding = case
+    device = "cpu" if INTERPRETED else "cuda"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, h, w, c, generator=generator).to(device, torch.float16)
+    weight = (torch.randn(k, r, r, c, generator=generator) / (r * r * c) ** 0.5).to(device, torch.float16)
+    bias = torch.randn(k, generator=generator).to(device)
+    p, q = (h + 2 * padding - r) // stride + 1, (w + 2 * padding - r) // stride + 1
+    residual = torch.randn(n, p, q, k, generator=generator).to(device, torch.float16)
+    y = torch.full_like(residual, float("nan"))
+    dispatch.convolve_into(y, x, weight, bias, residual, stride=stride, padding=padding, relu=True, config=config)
+    expected = reference.conv2d(
+        x.double(), weight.double(), bias, residual.double(), stride=stride, padding=padding, relu=True
+    )
+    assert relative_error(y, expected) < kernel_tolerance(torch.float16, weight[0].numel())
