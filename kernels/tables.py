@@ -1,8 +1,9 @@
 """Tuned configurations as data: ``configs/<gpu>/conv.json``, one file a GPU.
 
-``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which configuration was fastest on that GPU. A batch size
-between tuned ones takes the nearest (by ratio) whose kernel accepts it. A GPU without a table is routed by rules.
-More tables are found in the folder that the environment variable ``FASTRES_CONFIGS`` names; they come first.
+``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which
+configuration was fastest on that GPU. A batch size between tuned ones takes the nearest (by ratio) whose kernel accepts
+it. A GPU without a table is routed by rules. More tables are found in the folder that the environment variable
+``FASTRES_CONFIGS`` names; they come first.
 """
 
 from __future__ import annotations
