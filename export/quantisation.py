@@ -85,11 +85,12 @@ def export_int8(
     """Write ``model`` to ``path`` as one ONNX file quantised to int8.
 
     ``calibration`` is a folder of images (searched with its subfolders) or a list of them, of the kind that the model
-    will see: a few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`, as is the file's
-    signature: normalised float32 images in, float32 logits out.
+    will see: a few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`, as is the
+    file's signature: normalised float32 images in, float32 logits out.
 
     Raises what :func:`fastres.export.onnx.export` raises, ``ImageError`` for a damaged image, and
-    ``CalibrationError`` for a folder without images and where the best class is the same as in float32 for less than ``least_agreement`` of the images.
+    ``CalibrationError`` for a folder without images and where the best class is the same as in float32 for less than
+    ``least_agreement`` of the images.
     """
     check_opset(opset)
     if not 0 <= least_agreement <= 1:
@@ -101,8 +102,8 @@ def export_int8(
     signature = make_signature(loaded, opset, "float32", image_size, batch, False, (LOGITS,), 5)
     if signature.image_size not in (None, (loaded.transforms.crop,) * 2):
         raise InputError(
-            f"image_size is {image_size}, and calibration images are cropped to {loaded.transforms.crop} pixels, as the "
-            "weights' transforms say; leave image_size out or make it 'dynamic'"
+            f"image_size is {image_size}, and calibration images are cropped to {loaded.transforms.crop} pixels, as "
+            "the weights' transforms say; leave image_size out or make it 'dynamic'"
         )
     held_out = len(images) >= ENOUGH_TO_SPLIT
     fitted = [image for i, image in enumerate(images) if i % 4 != 3] if held_out else images

@@ -1,0 +1,178 @@
+"""``fastres export``: the command line of this package.
+
+``fastres.cli`` gives the parser to :func:`add_arguments` and what it parsed to :func:`run`. What needs onnx is imported
+when it runs, so that the arguments can be shown without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from fastres.errors import InputError
+
+EXAMPLES = """examples:
+  fastres export resnet50 resnet50.onnx
+  fastres export resnet50 resnet50.onnx --preprocessing --outputs logits top_k
+  fastres export resnet50 resnet50.onnx --int8 --calibration photographs/
+  fastres export resnet50 --server-repository models/
+  fastres export resnet50 --torch resnet50.pt2
+  fastres export --inspect resnet50.onnx
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fastres export`` to ``parser``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    add = parser.add_argument
+    add("model", nargs="?", help="name of the model; fastres list shows all")
+    add("path", nargs="?", help="ONNX file to write")
+    add(
+        "--weights",
+        default="DEFAULT",
+        help="entry, checkpoint file, or 'none' for random ones (default: the best entry)",
+    )
+    add("--num-classes", type=int, help="classes, where they are not the weights'")
+    add("--opset", type=int, default=18, help="ONNX opset (default: 18)")
+    add("--dtype", default="float32", help="float32 (default) or float16")
+    add(
+        "--image-size", nargs="+", metavar="PIXELS", help="side, height and width, or 'dynamic' (default: the weights')"
+    )
+    add("--batch", default="dynamic", help="batch size, or 'dynamic' (default)")
+    add("--preprocessing", action="store_true", help="take uint8 pictures; resize, crop and normalise in the graph")
+    add("--outputs", nargs="+", default=["logits"], help="logits, softmax, top_k, embedding, stem, layer1, … (logits)")
+    add("--top-k", type=int, default=5, help="classes that the output top_k has (default: 5)")
+    add("--no-verify", action="store_true", help="do not run the file against fastres before it is put in place")
+    add("--int8", action="store_true", help="quantise to int8; needs --calibration")
+    add("--calibration", metavar="DIR", help="folder of images like those that the int8 model will see")
+    add("--least-agreement", type=float, metavar="SHARE", help="refuse an int8 model that agrees less (default: 0.95)")
+    add("--server-repository", metavar="DIR", help="write a model repository for NVIDIA Triton Inference Server")
+    add("--max-batch-size", type=int, default=32, help="largest batch that the server forms (default: 32)")
+    add("--torch", metavar="FILE.pt2", help="write a torch.export program, which torch alone loads")
+    add("--inspect", metavar="FILE", help="print what an exported ONNX file says about itself")
+    add("--json", action="store_true", help="print the report as JSON")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the parsed ``options`` say and print the report; returns 0.
+
+    Raises ``InputError`` for options that do not go together, and what the exporters raise.
+    """
+    report = _report(options)
+    print(json.dumps(as_data(report), ensure_ascii=False, indent=1) if options.json else report)
+    return 0
+
+
+def as_data(report: Any) -> dict[str, Any]:
+    """A report as JSON has it: paths become strings."""
+    data = report.as_dict() if hasattr(report, "as_dict") else _plain(report)
+    return dict(data)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(item) for key, item in asdict(value).items()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _report(options: argparse.Namespace) -> Any:
+    targets = {
+        "a path": options.path,
+        "--server-repository": options.server_repository,
+        "--torch": options.torch,
+        "--inspect": options.inspect,
+    }
+    given = [name for name, value in targets.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"{'Nothing' if not given else ' and '.join(given)} was given to write or inspect; give one of a path, "
+            "--server-repository DIR, --torch FILE and --inspect FILE. For example: "
+            "fastres export resnet50 resnet50.onnx"
+        )
+    if options.inspect is not None:
+        from .metadata import inspect
+
+        return inspect(options.inspect)
+    if options.model is None:
+        raise InputError("No model was named; for example: fastres export resnet50 resnet50.onnx")
+    return _export(options)
+
+
+def _export(options: argparse.Namespace) -> Any:
+    if options.calibration is not None and not options.int8:
+        raise InputError("--calibration is for int8 models; add --int8, or leave it out")
+    model, weights = _model(options)
+    size, batch, progress = _image_size(options.image_size), _batch(options.batch), not options.quiet
+    shared: dict[str, Any] = {"weights": weights, "image_size": size, "progress": progress}
+    graph = {"opset": options.opset, "outputs": tuple(options.outputs), "top_k": options.top_k}
+    graph |= {"dtype": options.dtype, "preprocessing": options.preprocessing, "verify": not options.no_verify}
+    if options.int8:
+        return _export_int8(options, model, batch, shared)
+    if options.torch is not None:
+        from .pytorch import export_torch
+
+        _refuse(options, "--torch", ("preprocessing", False), ("outputs", ["logits"]))
+        shared |= {"batch": batch, "dtype": options.dtype, "verify": not options.no_verify}
+        return export_torch(model, options.torch, **shared)
+    if options.server_repository is not None:
+        from .server import export_server_repository
+
+        _refuse(options, "--server-repository", ("batch", "dynamic"))
+        folder, largest = options.server_repository, options.max_batch_size
+        return export_server_repository(model, folder, max_batch_size=largest, **shared, **graph)
+    from .onnx import export
+
+    return export(model, options.path, batch=batch, **shared, **graph)
+
+
+def _export_int8(options: argparse.Namespace, model: Any, batch: int | str, shared: dict[str, Any]) -> Any:
+    from .quantisation import LEAST_AGREEMENT, export_int8
+
+    if options.calibration is None:
+        raise InputError("--int8 needs images to calibrate on; add --calibration DIR, a folder of a few hundred")
+    if options.path is None:
+        raise InputError("--int8 writes one ONNX file; give its path")
+    refused = (("dtype", "float32"), ("preprocessing", False), ("outputs", ["logits"]), ("no_verify", False))
+    _refuse(options, "--int8", *refused)
+    least = LEAST_AGREEMENT if options.least_agreement is None else options.least_agreement
+    shared |= {"opset": options.opset, "batch": batch, "least_agreement": least}
+    return export_int8(model, options.path, options.calibration, **shared)
+
+
+def _model(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and weights that the exporters take: loaded here only where the class count is given."""
+    weights = None if options.weights.lower() == "none" else options.weights
+    if options.num_classes is None:
+        return options.model, weights
+    from fastres.loading import load
+
+    return load(options.model, weights, num_classes=options.num_classes, progress=not options.quiet), "DEFAULT"
+
+
+def _refuse(options: argparse.Namespace, target: str, *defaults: tuple[str, Any]) -> None:
+    """Raise ``InputError`` for an option that ``target`` would ignore."""
+    for name, default in defaults:
+        if getattr(options, name) != default:
+            raise InputError(f"--{name.replace('_', '-')} cannot be combined with {target}; leave it out")
+
+
+def _image_size(words: Sequence[str] | None) -> Any:
+    """As the exporters take it; what is no number is left to them to refuse."""
+    if words is None:
+        return None
+    sizes = [int(word) if word.isdecimal() else word for word in words]
+    return sizes[0] if len(sizes) == 1 else tuple(sizes)
+
+
+def _batch(word: str) -> int | str:
+    return int(word) if word.isdecimal() else word
