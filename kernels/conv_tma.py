@@ -31,11 +31,19 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
 
-from .gemm import check_tma, splits_epilogue, why_not_tma
-from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
+from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast, next_power_of_2
 from .routing import ConvConfig, ConvShape, Gpu, gpu_of
+from .tma import (
+    check_tma,
+    out_columns,
+    persistent,
+    programs_per_multiprocessor,
+    splits_epilogue,
+    tma_candidates,
+    why_not_tma,
+)
 
-# One tile a program; or as many programs as multiprocessors, each walking over tiles with its loads always ahead, but
+# One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead, but
 # multiplying the taps outside the image too.
 KERNELS = ("conv_tma", "conv_tma_persistent")
 
@@ -178,7 +186,6 @@ def conv_tma_constants(
     shortcut_stride: int = 1,
 ) -> dict[str, Any]:
     """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
-    persistent = config.kernel == "conv_tma_persistent"
     return {
         "H": shape.H,
         "W": shape.W,
@@ -195,9 +202,9 @@ def conv_tma_constants(
         "HAS_RESIDUAL": residual,
         "RELU": relu,
         "UPCAST": dot_upcast(dtype),
-        "PERSISTENT": persistent,
+        "PERSISTENT": persistent(config),
         # Triton flattens nested loops only where the inner one has a fixed length.
-        "SKIP": shape.padding > 0 and not persistent,
+        "SKIP": shape.padding > 0 and not persistent(config),
         "SPLIT": splits_epilogue(config),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -207,7 +214,7 @@ def conv_tma_constants(
 
 def conv_tma_boxes(config: ConvConfig) -> dict[str, list[int]]:
     """The box each descriptor moves, by kernel argument."""
-    out = [1, 1, config.block_m, config.block_n // 2 if splits_epilogue(config) else config.block_n]
+    out = [1, 1, config.block_m, out_columns(config)]
     return {
         "x_desc": [1, 1, config.block_m, config.block_k],
         "u_desc": [1, 1, config.block_m, config.block_k],
@@ -217,10 +224,22 @@ def conv_tma_boxes(config: ConvConfig) -> dict[str, list[int]]:
     }
 
 
-def conv_tma_grid(shape: ConvShape, config: ConvConfig, gpu: Gpu) -> tuple[int]:
-    """One program a tile, or at most one a multiprocessor for the persistent kernel."""
+def conv_tma_grid(
+    shape: ConvShape, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2
+) -> tuple[int]:
+    """One program a tile, or at most as many as run at once for the persistent kernel."""
     tiles = cdiv(shape.N, config.block_m) * shape.P * shape.Q * cdiv(shape.K, config.block_n)
-    return (min(tiles, gpu.multiprocessors) if config.kernel == "conv_tma_persistent" else tiles,)
+    if not persistent(config):
+        return (tiles,)
+    resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
+    return (min(tiles, resident * gpu.multiprocessors),)
+
+
+def conv_tma_candidates(shape: ConvShape, *, residual: bool) -> tuple[ConvConfig, ...]:
+    """The configurations worth timing for a layer: those of at most as many rows as there are images, rounded up."""
+    rows = max(MIN_BATCH, next_power_of_2(shape.N))
+    configs = tma_candidates(KERNELS, shape.K, residual=residual)
+    return tuple(config for config in configs if config.block_m <= rows)
 
 
 def valid_taps(shape: ConvShape) -> float:
@@ -267,7 +286,7 @@ def conv_tma_into(
     """Write the convolution of ``x`` into ``y``.
 
     ``x`` [N, H, W, C], ``weight`` [K, R·S·C + U] (KRSC, flattened, and with a shortcut concatenated:
-    ``gemm.merge_shortcut_weight``), ``bias`` float32 [K], ``y`` and ``residual`` [N, P, Q, K], ``shortcut``
+    ``tma.merge_shortcut_weight``), ``bias`` float32 [K], ``y`` and ``residual`` [N, P, Q, K], ``shortcut``
     [N, H', W', U], of which the pixels at multiples of ``shortcut_stride`` are read; ``filter_size`` is (R, S). All are
     contiguous, on one device and start on 16 bytes. ``x``, ``weight``, ``residual`` and ``shortcut`` share a dtype of
     float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else. Arguments
@@ -289,8 +308,10 @@ def conv_tma_into(
         shortcut_channels=u,
         shortcut_stride=shortcut_stride,
     )
+    gpu = gpu_of(x.device)
+    grid = conv_tma_grid(shape, config, gpu, residual=residual is not None, out_itemsize=y.element_size())
     with device_guard(x.device):
-        conv_tma_kernel[conv_tma_grid(shape, config, gpu_of(x.device))](
+        conv_tma_kernel[grid](
             **descriptors,
             w_desc=TensorDescriptor.from_tensor(weight, boxes["w_desc"]),
             bias_ptr=bias,

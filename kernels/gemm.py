@@ -26,17 +26,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastres.errors import DtypeError, KernelError
+from fastres.errors import KernelError
 
 from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
-from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of
+from .routing import ConvConfig, ConvShape, Gpu, gpu_of
+from .tma import (
+    check_tma,
+    out_columns,
+    persistent,
+    programs_per_multiprocessor,
+    splits_epilogue,
+    tma_candidates,
+    why_not_tma,
+)
 
-TMA_DTYPES = (torch.float16, torch.bfloat16)
-
-# TMA's strides are multiples of 16 bytes: 8 elements of 2 bytes.
-TMA_CHANNELS = 8
-
-# One tile a program, or as many programs as multiprocessors, each walking over tiles.
+# One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead.
 KERNELS = ("gemm", "gemm_persistent")
 
 
@@ -127,11 +131,6 @@ def _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL: tl.constexpr,
     y_desc.store([row, column], acc.to(y_desc.dtype))
 
 
-def splits_epilogue(config: ConvConfig) -> bool:
-    """Whether the epilogue works on halves; narrower ones than 64 columns would not fill TMA's 128-byte rows."""
-    return config.block_n >= 128
-
-
 def gemm_constants(
     c: int, u: int, k: int, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool
 ) -> dict[str, Any]:
@@ -146,7 +145,7 @@ def gemm_constants(
         "HAS_RESIDUAL": residual,
         "RELU": relu,
         "UPCAST": dot_upcast(dtype),
-        "PERSISTENT": config.kernel == "gemm_persistent",
+        "PERSISTENT": persistent(config),
         "SPLIT": splits_epilogue(config),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
@@ -156,7 +155,7 @@ def gemm_constants(
 
 def gemm_boxes(config: ConvConfig) -> dict[str, list[int]]:
     """The box each descriptor moves, by kernel argument."""
-    out = [config.block_m, config.block_n // 2 if splits_epilogue(config) else config.block_n]
+    out = [config.block_m, out_columns(config)]
     return {
         "x_desc": [config.block_m, config.block_k],
         "u_desc": [config.block_m, config.block_k],
@@ -166,21 +165,18 @@ def gemm_boxes(config: ConvConfig) -> dict[str, list[int]]:
     }
 
 
-def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu) -> tuple[int]:
-    """One program a tile, or at most one a multiprocessor for the persistent kernel."""
+def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> tuple[int]:
+    """One program a tile, or at most as many as run at once for the persistent kernel."""
     tiles = cdiv(m, config.block_m) * cdiv(k, config.block_n)
-    return (min(tiles, gpu.multiprocessors) if config.kernel == "gemm_persistent" else tiles,)
+    if not persistent(config):
+        return (tiles,)
+    resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
+    return (min(tiles, resident * gpu.multiprocessors),)
 
 
-def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
-    """Why the TMA kernels cannot take layers of these channel counts; empty where they can."""
-    if gpu is not INTERPRETER and gpu.arch != "sm_90":
-        return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
-    if dtype not in TMA_DTYPES:
-        return f"the TMA kernels take float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if odd := [channel for channel in channels if channel % TMA_CHANNELS]:
-        return f"TMA needs channel counts divisible by {TMA_CHANNELS}, not {odd[0]}"
-    return ""
+def gemm_candidates(k: int, *, residual: bool) -> tuple[ConvConfig, ...]:
+    """The configurations worth timing for ``k`` output channels."""
+    return tma_candidates(KERNELS, k, residual=residual)
 
 
 def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
@@ -188,14 +184,6 @@ def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
     if (shape.R, shape.S, shape.stride, shape.padding, shape.groups) != (1, 1, 1, 0, 1):
         return "only an ungrouped 1×1 convolution of stride 1 without padding is a plain matrix product"
     return why_not_tma(dtype, gpu, shape.C, shape.K)
-
-
-def merge_shortcut_weight(weight: Tensor, shortcut_weight: Tensor) -> Tensor:
-    """Concatenate the reductions of ``weight`` [K, R, S, C] and a 1×1 ``shortcut_weight`` [K, 1, 1, U].
-
-    Returns [K, R·S·C + U]. The biases of the two convolutions are to be added by the caller.
-    """
-    return torch.cat([weight.flatten(1), shortcut_weight.flatten(1)], 1)
 
 
 def gemm_into(
@@ -225,8 +213,10 @@ def gemm_into(
         for name, tensor in tensors.items()
     }
     constants = gemm_constants(c, u, k, x.dtype, config, residual=residual is not None, relu=relu)
+    gpu = gpu_of(x.device)
+    grid = gemm_grid(m, k, config, gpu, residual=residual is not None, out_itemsize=y.element_size())
     with device_guard(x.device):
-        gemm_kernel[gemm_grid(m, k, config, gpu_of(x.device))](
+        gemm_kernel[grid](
             **descriptors,
             bias_ptr=bias,
             M=m,
@@ -234,21 +224,6 @@ def gemm_into(
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
-
-
-def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
-    """Raise where a tensor cannot be described to TMA or its dtype differs from ``x``'s."""
-    if x.dtype not in TMA_DTYPES:
-        raise DtypeError(f"{op}: x is {str(x.dtype).removeprefix('torch.')} and must be float16, bfloat16")
-    for name, tensor in {"x": x, **tensors}.items():
-        if tensor is None:
-            continue
-        if name != "y":
-            check_dtype(op, name, tensor, x.dtype)
-        if tensor.data_ptr() % 16:
-            raise KernelError(f"{op}: {name} starts {tensor.data_ptr() % 16} bytes past a multiple of 16; clone it")
-        if reason := why_not_tma(x.dtype, gpu, tensor.shape[-1]):
-            raise KernelError(f"{op}: {name} is {list(tensor.shape)}; {reason}")
 
 
 def check_gemm(

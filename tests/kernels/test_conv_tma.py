@@ -13,15 +13,16 @@ from fastres.kernels import reference
 from fastres.kernels.conv_tma import (
     check_conv_tma,
     conv_tma,
+    conv_tma_candidates,
     conv_tma_grid,
     conv_tma_into,
     conv_tma_shape,
     valid_taps,
     why_not_conv_tma,
 )
-from fastres.kernels.gemm import merge_shortcut_weight
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape
+from fastres.kernels.tma import merge_shortcut_weight
 
 from ..measures import kernel_tolerance, relative_error
 
@@ -220,9 +221,17 @@ def test_empty_batch() -> None:
 
 def test_grid() -> None:
     shape = ConvShape(200, 7, 7, 512, 512, 3, 3, 1, 1)
-    assert conv_tma_grid(shape, SMALL, H100) == (4 * 49 * 8,)
-    assert conv_tma_grid(shape, WIDE, H100) == (H100.multiprocessors,)
-    assert conv_tma_grid(ConvShape(64, 4, 4, 64, 64, 1, 1, 1, 0), WIDE, H100) == (16,)
+    assert conv_tma_grid(shape, SMALL, H100, residual=False) == (4 * 49 * 8,)
+    assert conv_tma_grid(shape, WIDE, H100, residual=False) == (H100.multiprocessors,)
+    assert conv_tma_grid(ConvShape(64, 4, 4, 64, 64, 1, 1, 1, 0), WIDE, H100, residual=False) == (16,)
+
+
+def test_candidates() -> None:
+    for batch, rows in ((64, {64}), (100, {64, 128}), (256, {64, 128, 256})):
+        shape = ConvShape(batch, 14, 14, 256, 256, 3, 3, 1, 1)
+        configs = conv_tma_candidates(shape, residual=False)
+        assert {config.block_m for config in configs} == rows
+        assert {config.kernel for config in configs} == {"conv_tma", "conv_tma_persistent"}
 
 
 def test_valid_taps() -> None:

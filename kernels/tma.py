@@ -1,0 +1,131 @@
+"""What the kernels for Hopper's tensor memory accelerator (TMA) share: what it takes, tiles, shared memory, checks.
+
+Tiles move between memory and shared memory in boxes that a *tensor descriptor* (base, sizes, strides, box), made by the
+host at each launch, addresses in hardware: reads outside the tensor give zeros, writes outside it do nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastres.errors import DtypeError, KernelError
+
+from .launch import check_dtype, next_power_of_2
+from .routing import H100, INTERPRETER, ConvConfig, Gpu
+
+TMA_DTYPES = (torch.float16, torch.bfloat16)
+
+# TMA's strides are multiples of 16 bytes: 8 elements of 2 bytes.
+TMA_CHANNELS = 8
+
+# Shared memory of an sm_90 multiprocessor, and what each resident program takes of it beyond its own, in bytes.
+MULTIPROCESSOR_SHARED_MEMORY = 228 * 1024
+RESERVED_SHARED_MEMORY = 1024
+
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). Compiled for sm_90 by Triton 3.6.0 and 3.7.1, none spills in either kernel,
+# and all read both wgmma operands from shared memory. Beside them: registers of the matrix product with a residual, one
+# tile a program / persistent, by 3.7.1. 256×256 spills in the main loop (255 registers) and is left out.
+TILES = (
+    (128, 256, 64, 8, 4),  # 178 / 237
+    (128, 256, 64, 8, 3),
+    (256, 128, 64, 8, 4),  # 224 / 226
+    (256, 128, 64, 8, 3),
+    (128, 128, 64, 8, 4),  # 118 / 120: two programs fit a multiprocessor
+    (128, 128, 64, 8, 3),
+    (128, 128, 64, 8, 2),
+    (128, 128, 128, 8, 3),
+    (128, 128, 64, 4, 4),  # 170 / 228
+    (64, 256, 64, 4, 3),  # 235 / 237
+    (64, 128, 64, 4, 4),  # 100 / 126
+    (64, 128, 64, 4, 3),
+    (256, 64, 64, 8, 4),  # 92 / 120
+    (256, 64, 64, 8, 3),
+    (128, 64, 64, 4, 4),  # 92 / 121
+    (128, 64, 64, 4, 3),
+)
+
+
+def persistent(config: ConvConfig) -> bool:
+    """Whether programs walk over tiles, as many programs as fit the GPU, rather than compute one each."""
+    return config.kernel.endswith("_persistent")
+
+
+def splits_epilogue(config: ConvConfig) -> bool:
+    """Whether the epilogue works on halves; narrower ones than 64 columns would not fill TMA's 128-byte rows."""
+    return config.block_n >= 128
+
+
+def out_columns(config: ConvConfig) -> int:
+    """Width of the boxes of y and the residual."""
+    return config.block_n // 2 if splits_epilogue(config) else config.block_n
+
+
+def tma_shared_memory(config: ConvConfig, *, residual: bool, out_itemsize: int = 2) -> int:
+    """Bytes of shared memory that a program needs: an upper bound, within 2 KiB of what the compiler takes.
+
+    The epilogue's boxes take the place of the pipeline's, except in persistent kernels, whose pipeline never drains.
+    """
+    pipeline = config.num_stages * (config.block_m + config.block_n) * config.block_k * 2
+    box = config.block_m * out_columns(config)
+    epilogue = box * out_itemsize + (box * 2 if residual else 0)
+    barriers_and_bias = 256 + 4 * config.block_n
+    return (pipeline + epilogue if persistent(config) else max(pipeline, epilogue)) + barriers_and_bias
+
+
+def programs_per_multiprocessor(config: ConvConfig, *, residual: bool, out_itemsize: int = 2) -> int:
+    """How many programs of a persistent kernel to start on a multiprocessor: two where shared memory allows.
+
+    Then registers do too: the tiles that small take at most 128 a thread with 8 warps.
+    """
+    need = tma_shared_memory(config, residual=residual, out_itemsize=out_itemsize) + RESERVED_SHARED_MEMORY
+    return 2 if 2 * need <= MULTIPROCESSOR_SHARED_MEMORY else 1
+
+
+def tma_candidates(kernels: tuple[str, ...], k: int, *, residual: bool, gpu: Gpu = H100) -> tuple[ConvConfig, ...]:
+    """The configurations worth timing for a layer of ``k`` output channels: those that fit, with no column wasted.
+
+    Tiles narrower than both ``k`` and 128 are left out: they read the input more often than need be.
+    """
+    widest = next_power_of_2(k)
+    configs = (ConvConfig(kernel, *tile) for kernel in kernels for tile in TILES)
+    return tuple(
+        config
+        for config in configs
+        if min(128, widest) <= config.block_n <= max(64, widest)
+        and tma_shared_memory(config, residual=residual) <= gpu.shared_memory
+    )
+
+
+def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
+    """Why the TMA kernels cannot take layers of these channel counts; empty where they can."""
+    if gpu is not INTERPRETER and gpu.arch != "sm_90":
+        return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
+    if dtype not in TMA_DTYPES:
+        return f"the TMA kernels take float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if odd := [channel for channel in channels if channel % TMA_CHANNELS]:
+        return f"TMA needs channel counts divisible by {TMA_CHANNELS}, not {odd[0]}"
+    return ""
+
+
+def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
+    """Raise where a tensor cannot be described to TMA or, ``y`` excepted, its dtype differs from ``x``'s."""
+    if x.dtype not in TMA_DTYPES:
+        raise DtypeError(f"{op}: x is {str(x.dtype).removeprefix('torch.')} and must be float16, bfloat16")
+    for name, tensor in {"x": x, **tensors}.items():
+        if tensor is None:
+            continue
+        if name != "y":
+            check_dtype(op, name, tensor, x.dtype)
+        if tensor.data_ptr() % 16:
+            raise KernelError(f"{op}: {name} starts {tensor.data_ptr() % 16} bytes past a multiple of 16; clone it")
+        if reason := why_not_tma(x.dtype, gpu, tensor.shape[-1]):
+            raise KernelError(f"{op}: {name} is {list(tensor.shape)}; {reason}")
+
+
+def merge_shortcut_weight(weight: Tensor, shortcut_weight: Tensor) -> Tensor:
+    """Concatenate the reductions of ``weight`` [K, R, S, C] and a 1×1 ``shortcut_weight`` [K, 1, 1, U].
+
+    Returns [K, R·S·C + U]. The biases of the two convolutions are to be added by the caller.
+    """
+    return torch.cat([weight.flatten(1), shortcut_weight.flatten(1)], 1)
