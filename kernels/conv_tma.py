@@ -31,7 +31,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
 
-from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast, next_power_of_2
+from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
 from .routing import ConvConfig, ConvShape, Gpu, gpu_of
 from .tma import (
     check_tma,
@@ -46,6 +46,9 @@ from .tma import (
 # One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead, but
 # multiplying the taps outside the image too.
 KERNELS = ("conv_tma", "conv_tma_persistent")
+
+# What to time for a layer. Not all fit all: a residual or a float32 output takes shared memory (``tma_shared_memory``).
+CANDIDATES = tma_candidates(KERNELS)
 
 # Fewest images for which a tile is not mostly empty: Hopper's wgmma needs 64 rows.
 MIN_BATCH = 64
@@ -233,13 +236,6 @@ def conv_tma_grid(
         return (tiles,)
     resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
     return (min(tiles, resident * gpu.multiprocessors),)
-
-
-def conv_tma_candidates(shape: ConvShape, *, residual: bool) -> tuple[ConvConfig, ...]:
-    """The configurations worth timing for a layer: those of at most as many rows as there are images, rounded up."""
-    rows = max(MIN_BATCH, next_power_of_2(shape.N))
-    configs = tma_candidates(KERNELS, shape.K, residual=residual)
-    return tuple(config for config in configs if config.block_m <= rows)
 
 
 def valid_taps(shape: ConvShape) -> float:

@@ -43,6 +43,9 @@ from .tma import (
 # One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead.
 KERNELS = ("gemm", "gemm_persistent")
 
+# What to time for a layer. Not all fit all: a residual or a float32 output takes shared memory (``tma_shared_memory``).
+CANDIDATES = tma_candidates(KERNELS)
+
 
 @triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
@@ -172,11 +175,6 @@ def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu, *, residual: bool, o
         return (tiles,)
     resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
     return (min(tiles, resident * gpu.multiprocessors),)
-
-
-def gemm_candidates(k: int, *, residual: bool) -> tuple[ConvConfig, ...]:
-    """The configurations worth timing for ``k`` output channels."""
-    return tma_candidates(KERNELS, k, residual=residual)
 
 
 def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
 
-from .launch import check_dtype, next_power_of_2
-from .routing import H100, INTERPRETER, ConvConfig, Gpu
+from .launch import check_dtype
+from .routing import INTERPRETER, ConvConfig, Gpu
 
 TMA_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -23,9 +23,9 @@ TMA_CHANNELS = 8
 MULTIPROCESSOR_SHARED_MEMORY = 228 * 1024
 RESERVED_SHARED_MEMORY = 1024
 
-# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). Compiled for sm_90 by Triton 3.6.0 and 3.7.1, none spills in either kernel,
-# and all read both wgmma operands from shared memory. Beside them: registers of the matrix product with a residual, one
-# tile a program / persistent, by 3.7.1. 256×256 spills in the main loop (255 registers) and is left out.
+# (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). Compiled for sm_90 by Triton 3.6.0 and 3.7.1, none spills in either
+# kernel, and all read both wgmma operands from shared memory. Beside them: registers of the matrix product with a
+# residual, one tile a program / persistent, by 3.7.1. 256×256 spills in the main loop (255 registers) and is left out.
 TILES = (
     (128, 256, 64, 8, 4),  # 178 / 237
     (128, 256, 64, 8, 3),
@@ -82,19 +82,9 @@ def programs_per_multiprocessor(config: ConvConfig, *, residual: bool, out_items
     return 2 if 2 * need <= MULTIPROCESSOR_SHARED_MEMORY else 1
 
 
-def tma_candidates(kernels: tuple[str, ...], k: int, *, residual: bool, gpu: Gpu = H100) -> tuple[ConvConfig, ...]:
-    """The configurations worth timing for a layer of ``k`` output channels: those that fit, with no column wasted.
-
-    Tiles narrower than both ``k`` and 128 are left out: they read the input more often than need be.
-    """
-    widest = next_power_of_2(k)
-    configs = (ConvConfig(kernel, *tile) for kernel in kernels for tile in TILES)
-    return tuple(
-        config
-        for config in configs
-        if min(128, widest) <= config.block_n <= max(64, widest)
-        and tma_shared_memory(config, residual=residual) <= gpu.shared_memory
-    )
+def tma_candidates(kernels: tuple[str, ...]) -> tuple[ConvConfig, ...]:
+    """Every tile for each of ``kernels``."""
+    return tuple(ConvConfig(kernel, *tile) for kernel in kernels for tile in TILES)
 
 
 def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:

@@ -13,7 +13,6 @@ from fastres.kernels import reference
 from fastres.kernels.conv_tma import (
     check_conv_tma,
     conv_tma,
-    conv_tma_candidates,
     conv_tma_grid,
     conv_tma_into,
     conv_tma_shape,
@@ -224,14 +223,6 @@ def test_grid() -> None:
     assert conv_tma_grid(shape, SMALL, H100, residual=False) == (4 * 49 * 8,)
     assert conv_tma_grid(shape, WIDE, H100, residual=False) == (H100.multiprocessors,)
     assert conv_tma_grid(ConvShape(64, 4, 4, 64, 64, 1, 1, 1, 0), WIDE, H100, residual=False) == (16,)
-
-
-def test_candidates() -> None:
-    for batch, rows in ((64, {64}), (100, {64, 128}), (256, {64, 128, 256})):
-        shape = ConvShape(batch, 14, 14, 256, 256, 3, 3, 1, 1)
-        configs = conv_tma_candidates(shape, residual=False)
-        assert {config.block_m for config in configs} == rows
-        assert {config.kernel for config in configs} == {"conv_tma", "conv_tma_persistent"}
 
 
 def test_valid_taps() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastres.errors import DeviceError, DtypeError, KernelError
 from fastres.kernels import reference
-from fastres.kernels.gemm import check_gemm, gemm, gemm_candidates, gemm_grid, gemm_into, why_not_gemm
+from fastres.kernels.gemm import check_gemm, gemm, gemm_grid, gemm_into, why_not_gemm
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape
 from fastres.kernels.tma import merge_shortcut_weight
@@ -152,14 +152,6 @@ def test_grid() -> None:
     two = ConvConfig("gemm_persistent", 128, 128, 64, 8, 3)
     assert gemm_grid(100_000, 1024, two, H100, residual=False) == (2 * H100.multiprocessors,)
     assert gemm_grid(100_000, 1024, two, H100, residual=True) == (H100.multiprocessors,)
-
-
-def test_candidates() -> None:
-    widths = {k: {config.block_n for config in gemm_candidates(k, residual=True)} for k in (16, 64, 128, 192, 2048)}
-    assert widths == {16: {64}, 64: {64}, 128: {128}, 192: {128, 256}, 2048: {128, 256}}
-    four_stages = ConvConfig("gemm_persistent", 128, 256, 64, 8, 4)
-    assert four_stages in gemm_candidates(256, residual=False)
-    assert four_stages not in gemm_candidates(256, residual=True), "needs 262,192 bytes of shared memory"
 
 
 def test_what_the_kernel_takes() -> None:
