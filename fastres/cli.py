@@ -1,4 +1,4 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``export``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
 An error that fastres raises is one line on standard error and exit status 2.
@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     _json_option(command)
     command.set_defaults(run=_predict)
+
+    from fastres.export import command as export
+
+    command = commands.add_parser("export", help="write ONNX, a server's model repository or a torch.export program")
+    export.add_arguments(command)
+    command.set_defaults(run=export.run)
 
     commands.add_parser("bench", help="compare with what else you could use (see 'fastres bench --help')")
 

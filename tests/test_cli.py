@@ -86,6 +86,17 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     assert "Traceback" not in captured.err
 
 
+def test_export_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "digits.onnx"
+    assert main(["export", "resnet20_digits", str(path), "--quiet"]) == 0
+    assert path.is_file()
+    capsys.readouterr()
+    assert main(["export", "--inspect", str(path), "--json"]) == 0
+    assert "resnet20_digits" in capsys.readouterr().out
+    assert main(["export", "resnet20_digits", str(tmp_path / "missing" / "x.onnx"), "--quiet"]) == 2
+    assert "missing" in capsys.readouterr().err
+
+
 def test_module_and_version() -> None:
     result = subprocess.run([sys.executable, "-m", "fastres", "--version"], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == f"fastres {fastres.__version__}"
