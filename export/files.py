@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastres.errors import FastresError
+
 from .errors import ExportFileError
 
 
@@ -94,7 +96,7 @@ def _naming(target: Path) -> Iterator[None]:
     """Turns the system's errors into ``ExportFileError`` that says which file was to be written."""
     try:
         yield
-    except ExportFileError:
+    except FastresError:  # some are OSErrors too, and say what they are about
         raise
     except OSError as error:
         raise ExportFileError(

@@ -1,0 +1,96 @@
+"""Exported files as engines, for benchmarks: a model and an example batch in, a function from batch to logits out.
+
+Both exports are fixed to the example's shape, and run with as many CPU threads as torch does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastres.model import Model
+
+Engine = Callable[[Tensor], Tensor]
+
+
+def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
+    """ONNX Runtime on ``x``'s device, which takes batches ``[N, 3, H, W]`` of ``x``'s shape, dtype and device.
+
+    On CUDA the batch is bound where it is and the logits stay there. Raises ``DeviceError`` where the CUDA provider
+    does not start, and what :func:`fastres.export.onnx.export` raises.
+    """
+    from .runtime import Session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _exported(model, x, Path(folder))
+        session = Session(path, x.device.type, threads=torch.get_num_threads())
+
+    def run(batch: Tensor) -> Tensor:
+        logits: Tensor = session(batch)["logits"]
+        return logits
+
+    return run
+
+
+def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why :func:`onnxruntime_engine` cannot be had; ``None`` where it can."""
+    if reason := _export_absent(dtype):
+        return reason
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install 'fastres[onnx]'"
+    import onnxruntime
+
+    if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
+    return None
+
+
+def openvino_engine(model: Model, x: Tensor) -> Engine:
+    """OpenVINO on the CPU in float32, tuned for latency, for float32 batches ``[N, 3, H, W]`` of ``x``'s shape."""
+    import openvino
+
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = _exported(model, x, Path(folder))
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+    request = compiled.create_infer_request()
+
+    def run(batch: Tensor) -> Tensor:
+        results = request.infer([batch.contiguous().numpy()], share_inputs=True)
+        return torch.from_numpy(results[compiled.output(0)])
+
+    return run
+
+
+def openvino_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why :func:`openvino_engine` cannot be had; ``None`` where it can."""
+    if device.type != "cpu" or dtype != torch.float32:
+        return "OpenVINO is compared on the CPU in float32"
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed: pip install openvino"
+    return _export_absent(dtype)
+
+
+def _export_absent(dtype: torch.dtype) -> str | None:
+    if dtype not in (torch.float32, torch.float16):
+        return f"ONNX files are exported in float32 and float16, not in {str(dtype).removeprefix('torch.')}"
+    if importlib.util.find_spec("onnx") is None:
+        return "onnx is not installed: pip install 'fastres[onnx]'"
+    return None
+
+
+def _exported(model: Model, x: Tensor, folder: Path) -> Path:
+    from .onnx import export
+
+    n, _, h, w = x.shape
+    path = folder / "model.onnx"
+    return export(model, path, batch=n, image_size=(h, w), dtype=x.dtype, verify=False, progress=False).path

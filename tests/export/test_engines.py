@@ -1,0 +1,52 @@
+"""Exported files as benchmark engines."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("onnx")
+
+from fastres.export import engines
+
+from ..measures import NETWORK_FACTOR, relative_error
+from .networks import network
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("onnxruntime", "float32"), ("onnxruntime", "float16"), ("openvino", "float32")]
+)
+def test_engine_computes_the_logits(name: str, dtype: str) -> None:
+    pytest.importorskip(name)
+    known = network("resnet18")
+    x = known.images.to(getattr(torch, dtype))
+    assert getattr(engines, f"{name}_absent")(CPU, x.dtype) is None
+    engine = getattr(engines, f"{name}_engine")(known.model, torch.zeros_like(x))
+    limit = NETWORK_FACTOR[x.dtype] * known.eager_error[dtype]
+    with torch.inference_mode():
+        assert relative_error(engine(x), known.truth) <= limit
+        flipped = engine(x.flip(0))
+    assert relative_error(flipped, known.truth.flip(0)) <= limit
+    again = engine(x.contiguous(memory_format=torch.channels_last))
+    assert relative_error(again, known.truth) <= limit
+
+
+def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert "bfloat16" in str(engines.onnxruntime_absent(CPU, torch.bfloat16))
+    assert "float32" in str(engines.openvino_absent(CPU, torch.float16))
+    assert "CPU" in str(engines.openvino_absent(cuda, torch.float32))
+    if not torch.cuda.is_available():
+        assert "onnxruntime-gpu" in str(engines.onnxruntime_absent(cuda, torch.float32))
+    real = importlib.util.find_spec
+    for package in ("onnxruntime", "openvino", "onnx"):
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, package, raising=False)
+            patch.setattr(importlib.util, "find_spec", lambda name, gone=package: None if name == gone else real(name))
+            absent = engines.openvino_absent if package == "openvino" else engines.onnxruntime_absent
+            assert f"{package} is not installed" in str(absent(CPU, torch.float32))
