@@ -78,7 +78,8 @@ class Metadata:
             "crop": transforms.crop,
             "interpolation": transforms.interpolation,
         }
-        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+        texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+        return {key: texts[key] for key in KEYS}
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
