@@ -31,8 +31,8 @@ TILES = (
     (128, 256, 64, 8, 3),
     (256, 128, 64, 8, 4),  # 224 / 226
     (256, 128, 64, 8, 3),
-    (128, 128, 64, 8, 4),  # 118 / 120: two programs fit a multiprocessor
-    (128, 128, 64, 8, 3),
+    (128, 128, 64, 8, 3),  # 118 / 120: with 3 stages or fewer, two programs fit a multiprocessor
+    (128, 128, 64, 8, 4),
     (128, 128, 64, 8, 2),
     (128, 128, 128, 8, 3),
     (128, 128, 64, 4, 4),  # 170 / 228
@@ -71,6 +71,11 @@ def tma_shared_memory(config: ConvConfig, *, residual: bool, out_itemsize: int =
     epilogue = box * out_itemsize + (box * 2 if residual else 0)
     barriers_and_bias = 256 + 4 * config.block_n
     return (pipeline + epilogue if persistent(config) else max(pipeline, epilogue)) + barriers_and_bias
+
+
+def tma_fits(config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> bool:
+    """Whether a program's shared memory is there on ``gpu``. A launch that does not fit raises an error of Triton's."""
+    return tma_shared_memory(config, residual=residual, out_itemsize=out_itemsize) <= gpu.shared_memory
 
 
 def programs_per_multiprocessor(config: ConvConfig, *, residual: bool, out_itemsize: int = 2) -> int:

@@ -1,0 +1,273 @@
+"""Compile the TMA kernels for sm_90 with no GPU and report what the compiler made of them.
+
+``python -m fastres.kernels.inspection_tma`` prints, for every convolution of a model that a TMA kernel takes, in two of
+the candidate configurations: registers, spills and shared memory, how many wgmma instructions take an operand through
+registers, and how many TMA copies into a buffer do not wait for all warps to have left it (both should be none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import triton
+from triton.compiler import ASTSource
+
+from fastres.text import text_table
+
+from . import conv_tma, gemm
+from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, _target
+from .launch import next_power_of_2
+from .routing import H100, ConvConfig, ConvShape
+from .tma import tma_candidates, tma_fits
+
+ARCH = "sm_90"
+
+_KERNELS = {"gemm": gemm.gemm_kernel, "conv_tma": conv_tma.conv_tma_kernel}
+
+
+@dataclass(frozen=True)
+class TmaReport:
+    """A :class:`Report`, and what matters for TMA kernels: counts in the PTX code."""
+
+    report: Report
+    products: int  # wgmma instructions
+    register_products: int  # of these, with an operand that comes through registers
+    loads: int  # TMA copies into shared memory
+    stores: int  # TMA copies out of it
+    unguarded: int  # copies into shared memory after a wgmma wait with no barrier of all warps in between
+
+    @property
+    def good(self) -> bool:
+        """It fits, does not spill in its main loop, multiplies from shared memory only, and its copies are guarded."""
+        clean = not (self.report.loop_spills or self.register_products or self.unguarded)
+        return clean and self.report.fits and self.report.wgmma > 0
+
+
+def compile_gemm(
+    c: int, k: int, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, shortcut_channels: int = 0,
+    out: torch.dtype | None = None, label: str = "gemm",
+) -> Compilation:  # fmt: skip
+    """The compilation that a launch of :func:`gemm.gemm_into` with ``c`` input and ``k`` output channels needs."""
+    constants = gemm.gemm_constants(c, shortcut_channels, k, dtype, config, residual=residual, relu=relu)
+    return _compilation(label, "gemm", gemm.gemm_boxes(config), constants, "M", dtype, out or dtype, config)
+
+
+def compile_conv_tma(
+    shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, shortcut_channels: int = 0,
+    shortcut_stride: int = 1, out: torch.dtype | None = None, label: str = "conv_tma",
+) -> Compilation:  # fmt: skip
+    """The compilation that a launch of :func:`conv_tma.conv_tma_into` needs."""
+    constants = conv_tma.conv_tma_constants(
+        shape,
+        dtype,
+        config,
+        residual=residual,
+        relu=relu,
+        shortcut_channels=shortcut_channels,
+        shortcut_stride=shortcut_stride,
+    )
+    boxes = conv_tma.conv_tma_boxes(config)
+    return _compilation(label, "conv_tma", boxes, constants, "N", dtype, out or dtype, config)
+
+
+def compile_tma(
+    shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str = ""
+) -> Compilation:
+    """The compilation of whichever TMA kernel ``config`` names, for a convolution without a merged shortcut."""
+    label = label or layer_label(shape, residual=residual)
+    if config.kernel in gemm.KERNELS:
+        return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, label=label)
+    return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, label=label)
+
+
+def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0) -> str:
+    """``3×3/2 128→128 28²``; ``+ 256`` where a shortcut of 256 channels is merged in."""
+    merged = f" + {shortcut_channels}" if shortcut_channels else ""
+    size = f"{shape.P}²" if shape.P == shape.Q else f"{shape.P}×{shape.Q}"
+    return f"{shape.R}×{shape.S}/{shape.stride} {shape.C}{merged}→{shape.K} {size}" + " +res" * residual
+
+
+def descriptor_type(dtype: torch.dtype, box: Sequence[int]) -> str:
+    """Triton's type of a tensor descriptor argument, the same from 3.6 to 3.7."""
+    return f"tensordesc<{TYPE_NAMES[dtype]}[{', '.join(map(str, box))}]>"
+
+
+def _compilation(
+    label: str, kernel: str, boxes: dict[str, list[int]], constants: dict[str, object], size: str, dtype: torch.dtype,
+    out: torch.dtype, config: ConvConfig,
+) -> Compilation:  # fmt: skip
+    if not constants["U"]:
+        constants["u_desc"] = None
+    if not constants["HAS_RESIDUAL"]:
+        constants["residual_desc"] = None
+    types = {
+        name: descriptor_type(out if name == "y_desc" else dtype, box)
+        for name, box in boxes.items()
+        if name not in constants
+    }
+    types |= {"bias_ptr": "*fp32", size: "i32"}
+    settings = (config.num_warps, config.num_stages)
+    return Compilation(label, kernel, tuple(types.items()), tuple(constants.items()), *settings)
+
+
+def inspect_tma(item: Compilation) -> TmaReport:
+    """Compile ``item`` for sm_90 and read its resources off the machine code."""
+    kernel = _KERNELS[item.kernel]
+    types, constants = dict(item.types), dict(item.constants)
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    # torch's allocations start on 16-byte boundaries, which a launch tells the compiler.
+    aligned = {(kernel.arg_names.index("bias_ptr"),): [["tt.divisibility", 16]]}
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
+    compiled = triton.compile(source, target=_target(ARCH), options=options)
+    return read_ptx(_read_nvidia(item.label, ARCH, compiled), compiled.asm["ptx"])
+
+
+def read_ptx(report: Report, ptx: str) -> TmaReport:
+    """Count in ``ptx`` what :class:`TmaReport` says.
+
+    A wait for wgmma covers the warp group that waits, not the other one of eight warps: only after a barrier may a
+    buffer that both have read be filled anew.
+    """
+    products = re.findall(r"wgmma\.mma_async\.\S+ [^;]*;", ptx)
+    in_shared = [product for product in products if re.search(r"\},\s*%rd\d+,\s*%rd\d+", product)]
+    unguarded, waited = 0, False
+    for event in re.findall(r"wgmma\.wait_group|bar\.sync|barrier\.sync|cp\.async\.bulk\.tensor\.\dd\.shared", ptx):
+        if event == "wgmma.wait_group":
+            waited = True
+        elif event in ("bar.sync", "barrier.sync"):
+            waited = False
+        elif waited:
+            unguarded += 1
+    return TmaReport(
+        report,
+        len(products),
+        len(products) - len(in_shared),
+        len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
+        unguarded,
+    )
+
+
+def shown_configs(kernels: tuple[str, ...], k: int, *, residual: bool) -> list[ConvConfig]:
+    """Two configurations to show for ``k`` output channels: one tile a program, and the widest persistent tile.
+
+    The first leaves room for a second program on a multiprocessor, which works while the first one stores.
+    """
+    widest = min(256, max(64, next_power_of_2(k)))
+    found = []
+    for kernel, width in zip(kernels, (min(128, widest), widest), strict=True):
+        fitting = [
+            config
+            for config in tma_candidates((kernel,))
+            if (config.block_m, config.block_n) == (128, width) and tma_fits(config, H100, residual=residual)
+        ]
+        found.append(fitting[0])
+    return found
+
+
+def model_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 224) -> list[Compilation]:
+    """Every distinct compilation of :func:`shown_configs`, over the convolutions of ``model`` that TMA kernels take.
+
+    Where a block projects its shortcut, its last convolution is listed with the projection merged in as well.
+    """
+    from fastres.architectures import get_architecture
+    from fastres.folding import outline
+    from fastres.gpu import conv_shape
+    from fastres.plan import Conv
+
+    plan = outline(get_architecture(model), dtype)
+    shapes = plan.shapes(batch, size, size)
+    convs = {step.output: step for step in plan if isinstance(step, Conv)}
+    layers: dict[tuple[ConvShape, bool, int, int], None] = {}
+    for step in convs.values():
+        shape = conv_shape(step, shapes[step.input])
+        layers[shape, step.residual is not None, 0, 1] = None
+        projection = convs.get(step.residual or "")
+        if projection is not None and not projection.relu and projection.weight.shape[1] == 1:
+            layers[shape, False, projection.weight.shape[3], projection.stride] = None
+    found: list[Compilation] = []
+    for shape, residual, u, stride in layers:
+        label = layer_label(shape, residual=residual, shortcut_channels=u)
+        if stride == 1 and not gemm.why_not_gemm(shape, dtype, H100):
+            found += [
+                compile_gemm(
+                    shape.C, shape.K, dtype, config, residual=residual, relu=True, shortcut_channels=u, label=label
+                )
+                for config in shown_configs(gemm.KERNELS, shape.K, residual=residual)
+            ]
+        elif not conv_tma.why_not_conv_tma(shape, dtype, H100):
+            found += [
+                compile_conv_tma(
+                    shape, dtype, config, residual=residual, relu=True, shortcut_channels=u, shortcut_stride=stride,
+                    label=label,
+                )
+                for config in shown_configs(conv_tma.KERNELS, shape.K, residual=residual)
+            ]  # fmt: skip
+    return found
+
+
+def inspect_tma_all(
+    items: Iterable[Compilation], *, workers: int | None = None, progress: bool = True
+) -> list[TmaReport]:
+    """Compile ``items`` in parallel, with a progress bar."""
+    from tqdm import tqdm
+
+    items = list(items)
+    workers = workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(max_workers=min(workers, len(items) or 1)) as pool:
+        reports = pool.map(inspect_tma, items)
+        return list(tqdm(reports, total=len(items), desc=f"compile {ARCH}", unit="kernel", disable=not progress))
+
+
+HEADER = ("layer", "kernel", "tile", "registers", "spills", "shared KiB", "wgmma", "via registers", "unguarded", "good")
+
+
+def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tuple[str, ...]]:
+    """A row a kernel, under :data:`HEADER`."""
+    found = []
+    for item, tma in zip(items, reports, strict=True):
+        sizes = dict(item.constants)
+        kernel = item.kernel + "_persistent" * sizes["PERSISTENT"]
+        blocks = "×".join(str(sizes[f"BLOCK_{axis}"]) for axis in "MNK")
+        tile = f"{blocks}, {item.num_warps} warps, {item.num_stages} stages"
+        report = tma.report
+        shared = f"{report.shared_memory / 1024:.1f}"
+        numbers = (report.registers, report.spills, shared, report.wgmma, tma.register_products, tma.unguarded)
+        found.append((report.label, kernel, tile, *map(str, numbers), "yes" if tma.good else "NO"))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; exit status 1 where a kernel is not good."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.kernels.inspection_tma", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    options = parser.parse_args(arguments)
+    items = model_compilations(options.model, options.batch, getattr(torch, options.dtype), options.size)
+    reports = inspect_tma_all(items)
+    table = rows(items, reports)
+    if options.markdown:
+        lines = [HEADER, ("---",) * len(HEADER), *table]
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    else:
+        print(text_table([HEADER, *table], right=range(3, 9)))
+    bad = sum(not report.good for report in reports)
+    print(f"\n{len(reports)} kernels for {ARCH}, Triton {triton.__version__}; {bad} not good")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Ahead-of-time compilation of the TMA kernels for sm_90: they fit, do not spill, and multiply from shared memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastres.kernels import conv_tma, gemm
+from fastres.kernels.inspection import Report
+from fastres.kernels.inspection_tma import (
+    TmaReport,
+    compile_conv_tma,
+    compile_gemm,
+    compile_tma,
+    inspect_tma,
+    inspect_tma_all,
+    model_compilations,
+    read_ptx,
+    rows,
+)
+from fastres.kernels.routing import H100, ConvConfig, ConvShape
+from fastres.kernels.tma import programs_per_multiprocessor, tma_fits, tma_shared_memory
+
+SHAPE_1X1 = ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0)
+SHAPE_3X3 = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
+
+
+def faults(reports: list[TmaReport]) -> list[TmaReport]:
+    return [report for report in reports if not report.good]
+
+
+@pytest.mark.parametrize("config", [gemm.CANDIDATES[0], gemm.CANDIDATES[-1]], ids=lambda config: config.kernel)
+def test_gemm_with_a_merged_shortcut_keeps_one_pipeline(config: ConvConfig) -> None:
+    plain, merged = (
+        inspect_tma(compile_gemm(256, 1024, torch.bfloat16, config, residual=False, relu=True, shortcut_channels=u))
+        for u in (0, 512)
+    )
+    assert faults([plain, merged]) == []
+    assert (merged.products, merged.loads) == (plain.products, plain.loads)
+
+
+@pytest.mark.parametrize("config", [conv_tma.CANDIDATES[0], conv_tma.CANDIDATES[-1]], ids=lambda config: config.kernel)
+def test_conv_with_a_strided_shortcut(config: ConvConfig) -> None:
+    shape = ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0)
+    item = compile_conv_tma(
+        shape, torch.float16, config, residual=False, relu=True, shortcut_channels=512, shortcut_stride=2
+    )
+    assert faults([inspect_tma(item)]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "shape"), [(gemm, SHAPE_1X1), (conv_tma, SHAPE_3X3)], ids=["gemm", "conv_tma"])
+def test_every_candidate_compiles_well(module: object, shape: ConvShape) -> None:
+    """With a residual where that fits; then the bound on shared memory is one, and not far off."""
+    configs = gemm.CANDIDATES if module is gemm else conv_tma.CANDIDATES
+    residuals = [tma_fits(config, H100, residual=True) for config in configs]
+    items = [
+        compile_tma(shape, torch.float16, config, residual=residual, relu=True)
+        for config, residual in zip(configs, residuals, strict=True)
+    ]
+    reports = inspect_tma_all(items, workers=2, progress=False)
+    assert faults(reports) == []
+    for config, residual, tma in zip(configs, residuals, reports, strict=True):
+        bound = tma_shared_memory(config, residual=residual)
+        assert bound - 2048 < tma.report.shared_memory <= bound
+        if config.kernel.endswith("_persistent"):
+            resident = programs_per_multiprocessor(config, residual=residual)
+            assert resident * tma.report.registers * 32 * config.num_warps <= 65_536
+
+
+@pytest.mark.slow
+def test_layers_of_a_resnet50_compile_well() -> None:
+    items = model_compilations("resnet50", 256, torch.float16)
+    labels = {item.label for item in items}
+    assert {"3×3/1 64→64 56²", "3×3/2 512→512 7²", "1×1/1 512→2048 7² +res", "1×1/1 512 + 1024→2048 7²"} <= labels
+    assert len(items) == 54
+    some = items[1::5]  # one tile a program and persistent alternate
+    reports = inspect_tma_all(some, workers=2, progress=False)
+    assert faults(reports) == []
+    assert all(row[-1] == "yes" for row in rows(some, reports))
+
+
+def test_a_tile_that_is_too_large_is_reported() -> None:
+    """The checks above can fail: this one spills and does not fit."""
+    config = ConvConfig("gemm_persistent", 256, 256, 64, 8, 3)
+    report = inspect_tma(compile_gemm(256, 1024, torch.float16, config, residual=True, relu=True))
+    assert report.report.loop_spills > 0
+    assert not report.report.fits
+    assert not report.good
+    assert not tma_fits(config, H100, residual=True)
+
+
+def test_operands_through_registers_and_missing_barriers_are_seen() -> None:
+    clean = """
+        wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%r1,%r2}, %rd5, %rd6, %p1, 1, 1, 0, 0;
+        wgmma.wait_group.sync.aligned 1;
+        bar.sync 0;
+        @%p2 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r3], [%rd1, {%r4, %r5}], [%r6];
+        @%p2 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r4, %r5}], [%r3];
+    """
+    report = Report("gemm", "sm_90", 100, 0, 0, 1000, 1, 1)
+    assert read_ptx(report, clean) == TmaReport(report, 1, 0, 1, 1, 0)
+    assert read_ptx(report, clean).good
+    registers = read_ptx(report, clean.replace("%rd5,", "{%r7,%r8},"))
+    assert (registers.register_products, registers.good) == (1, False)
+    unguarded = read_ptx(report, clean.replace("bar.sync 0;", ""))
+    assert (unguarded.unguarded, unguarded.good) == (1, False)
