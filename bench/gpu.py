@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from fastres.environment import environment
+from fastres.kernels import tables
 from fastres.text import text_table
 
 from .results import write_whole
@@ -68,6 +69,8 @@ def pieces(out: Path) -> list[Piece]:
         Piece("kernel tests", (*tests, *parallel, "tests/kernels"), 400),
         Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py"), 300),
         Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
+        Piece("tune", (*python, "fastres.bench.tune", "--batch", "256", "64", "8", "1", "--out", str(out / "configs")),
+              590),
         Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
         *(
@@ -130,9 +133,10 @@ def run_piece(piece: Piece, out: Path, code: str) -> Outcome:
     if piece.needs and not shutil.which(piece.needs):
         return Outcome("absent", 0.0, f"{piece.needs} is not installed", code)
     start = time.monotonic()
+    tuned = {**os.environ, tables.VARIABLE: str(out / "configs")}  # what the tuner wrote, and the package's own tables
     with log.open("wb") as file:
         process = subprocess.Popen(
-            piece.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            piece.command, cwd=ROOT, env=tuned, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             status = "passed" if process.wait(piece.limit) == 0 else "failed"

@@ -20,6 +20,7 @@ import fastres
 from fastres.architectures import conv_specs
 from fastres.cpu import check_dtype
 from fastres.errors import FastresError, near_matches
+from fastres.export import engines
 
 from .eager import EagerResNet
 
@@ -125,6 +126,14 @@ def _fastres(module: EagerResNet, x: Tensor) -> Engine:
     return fastres.load(arch.name, state, num_classes=classes, dtype=x.dtype, device=x.device)
 
 
+def _onnxruntime(module: EagerResNet, x: Tensor) -> Engine:
+    return engines.onnxruntime_engine(fastres.from_module(module), x)
+
+
+def _openvino(module: EagerResNet, x: Tensor) -> Engine:
+    return engines.openvino_engine(fastres.from_module(module), x)
+
+
 def _fastres_unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return None
@@ -146,6 +155,8 @@ PEERS: tuple[Peer, ...] = (
     Peer("compile", "torch.compile, weights frozen, channels last", _compile, _compiler_absent, _LAST),
     Peer("eager_cudagraph", "eager_channels_last in a CUDA graph", _graphed(_channels_last), _graphs_absent, _LAST),
     Peer("folded_cudagraph", "folded_channels_last in a CUDA graph", _graphed(_folded), _graphs_absent, _LAST),
+    Peer("onnxruntime", "fastres export, ONNX Runtime", _onnxruntime, engines.onnxruntime_absent),
+    Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent),
     FASTRES,
 )
 

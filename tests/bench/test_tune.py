@@ -1,0 +1,118 @@
+"""The tuner's logic without a GPU: what it tries, what it drops, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastres.bench import tune
+from fastres.bench.ceilings import Ceilings
+from fastres.errors import DeviceError
+from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
+from fastres.kernels.tables import Layer, from_json
+
+LIMITS = Ceilings(790, 4300)
+LARGE = Layer(ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1), "float16", False)
+GEMM = Layer(ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), "float16", True)
+
+
+def tools(**changes: object) -> tune.Tools:
+    """Tools of a GPU on which smaller tiles are faster; everything compiles and is right."""
+
+    def microseconds(layer: Layer, config: ConvConfig) -> float:
+        return float(config.block_m * config.block_n + config.block_k)
+
+    def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+        return list(configs)
+
+    made = tune.Tools(compiles_well, lambda layer, config: True, microseconds)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_layers_are_the_distinct_convolutions() -> None:
+    found = tune.layers(["resnet50"], [1, 8], 224, torch.float16)
+    assert len(found) == len(set(found)) == 2 * 23
+    assert {layer.shape.N for layer in found} == {1, 8}
+    assert Layer(ConvShape(8, 56, 56, 64, 256, 1, 1, 1, 0), "float16", True) in found
+
+
+def test_candidates_include_the_rules_and_every_kernel_that_fits() -> None:
+    found = tune.candidates(GEMM, H100)
+    assert found[0] == route_conv(GEMM.shape, torch.float16, H100)
+    assert {config.kernel for config in found} >= {"conv", "gemm_persistent"}
+    assert "conv_tma" in {config.kernel for config in tune.candidates(LARGE, H100)}
+    assert {config.kernel for config in tune.candidates(LARGE, A100)} == {"conv"}
+    few = replace(LARGE, shape=replace(LARGE.shape, N=8))
+    assert {config.kernel for config in tune.candidates(few, H100)} == {"conv"}
+
+
+def test_tiles_wider_than_the_layer_are_not_tried() -> None:
+    narrow = Layer(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), "float16", False)
+    assert max(config.block_n for config in tune.candidates(narrow, H100)) <= 64
+
+
+def test_predictions_follow_waves_and_bytes() -> None:
+    tile = ConvConfig("conv", 128, 128, 64, 8, 3)
+    one = tune.predicted_seconds(LARGE, tile, H100, LIMITS)
+    flops = 2 * LARGE.shape.M * 256 * 9 * 256
+    assert one >= flops / 790e12
+    huge = replace(LARGE, shape=replace(LARGE.shape, N=2560))
+    assert 8 < tune.predicted_seconds(huge, tile, H100, LIMITS) / one < 12
+    # With one wave either way, a smaller tile has less to do.
+    tiny = replace(LARGE, shape=replace(LARGE.shape, N=1))
+    small = ConvConfig("conv", 64, 32, 64, 4, 4)
+    assert tune.predicted_seconds(tiny, small, H100, LIMITS) < tune.predicted_seconds(tiny, tile, H100, LIMITS)
+
+
+def test_far_off_candidates_are_dropped_and_the_rules_kept() -> None:
+    configs = tune.candidates(LARGE, H100)
+    kept = tune.promising(LARGE, configs, H100, LIMITS)
+    assert kept[0] == configs[0]
+    assert 5 < len(kept) < len(configs)
+    bad = ConvConfig("conv", 64, 16, 64, 4, 3)
+    assert tune.promising(LARGE, [bad, *configs], H100, LIMITS)[0] == bad, "the rules' own choice is always measured"
+
+
+def test_the_fastest_right_one_that_compiles_wins() -> None:
+    a, b, c, d = (ConvConfig("conv", m, 64, 64, 4, 3) for m in (256, 128, 64, 32))
+    found = tune.tune_layer(
+        LARGE,
+        [a, b, c, d],
+        tools(compiles_well=lambda layer, configs: [a, b, c], is_right=lambda layer, config: config != c),
+    )
+    assert found.config == b
+    assert (found.microseconds, found.rules_microseconds) == (128 * 64 + 64, 256 * 64 + 64)
+
+
+def test_wrong_rules_are_an_error() -> None:
+    with pytest.raises(DeviceError, match="The rules' own configuration"):
+        tune.tune_layer(LARGE, [ConvConfig("conv", 64, 64, 64, 4, 3)], tools(is_right=lambda layer, config: False))
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "gpu" / "conv.json"
+    tried: list[Layer] = []
+
+    def counted(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+        tried.append(layer)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return list(configs)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), path, {"gpu": "H100"})
+    assert [entry.layer for entry in from_json(path.read_text(), "it")] == [LARGE]
+    done = tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), path, {"gpu": "H100"})
+    assert tried == [LARGE, GEMM, GEMM]
+    assert [entry.layer for entry in done] == [LARGE, GEMM] == [e.layer for e in from_json(path.read_text(), "it")]
+    assert "N256 14×14 1×1/1 256→1024 +res" in tune.table(done)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_says_when_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main([]) == 2
+    assert "needs a CUDA GPU" in capsys.readouterr().err
