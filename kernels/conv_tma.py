@@ -258,7 +258,7 @@ def why_not_conv_tma(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
     return why_not_tma(dtype, gpu, shape.C, shape.K)
 
 
-def _describe(activation: Tensor, box: list[int]) -> TensorDescriptor:
+def describe(activation: Tensor, box: list[int]) -> TensorDescriptor:
     """``activation`` [N, H, W, C] as dimensions [H, W, N, C]."""
     n, h, w, c = activation.shape
     return TensorDescriptor(activation, [h, w, n, c], [w * c, c, h * w * c, 1], box)
@@ -293,7 +293,7 @@ def conv_tma_into(
     boxes = conv_tma_boxes(config)
     activations = {"x_desc": x, "u_desc": shortcut, "residual_desc": residual, "y_desc": y}
     descriptors = {
-        name: None if tensor is None else _describe(tensor, boxes[name]) for name, tensor in activations.items()
+        name: None if tensor is None else describe(tensor, boxes[name]) for name, tensor in activations.items()
     }
     constants = conv_tma_constants(
         shape,
