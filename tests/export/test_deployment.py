@@ -55,6 +55,13 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_readme_shows_the_same_lines() -> None:
+    """So what runs below is what the README's deployment section says, too."""
+    section = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split("## Deployment")[1].split("\n## ")[0]
+    (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert block in python_blocks()
+
+
 def test_onnxruntime_lines(digit: Path) -> None:
     (code,) = [block for block in python_blocks() if 'meta["resize"]' in block]
     fx.export("resnet20_digits", digit / "resnet50.onnx", progress=False)
