@@ -39,14 +39,16 @@ KERNELS = ("fused",)
 # Most channels held whole in registers, a multiple of every BLOCK_N; fewest that a tensor-core instruction multiplies.
 MOST_HELD, FEWEST_HELD = 128, 16
 
-# What to time; BLOCK_N is the width of y that is computed at a time. Registers by Triton 3.7.1 for 64→256→64 and
-# 128→512→128, none spills: two programs fit a multiprocessor where 8 warps take at most 128.
+# What to time, where it fits (``fused_fits``); BLOCK_N is the width of y that is computed at a time. Beside them:
+# registers by Triton 3.7.1 of 64→256→64 / 128→512→128 with a residual. Two programs of 8 warps fit a multiprocessor
+# where they take at most 128. 3.6.0 takes at most two more; nothing spills but the last, at J = 128.
 CANDIDATES = (
-    ConvConfig("fused", 128, 64, 64, 8, 3),  # 128 / 180
-    ConvConfig("fused", 128, 64, 64, 8, 4),
-    ConvConfig("fused", 64, 64, 64, 4, 3),  # 130 / 180
-    ConvConfig("fused", 128, 128, 64, 8, 3),  # 186 / 229
-    ConvConfig("fused", 256, 64, 64, 8, 3),  # 229 / spills
+    ConvConfig("fused", 128, 64, 64, 8, 3),  # 128 / 175
+    ConvConfig("fused", 128, 64, 64, 8, 2),  # 126 / 173
+    ConvConfig("fused", 64, 64, 64, 4, 3),  # 128 / 175
+    ConvConfig("fused", 64, 64, 64, 4, 2),  # 126 / 176
+    ConvConfig("fused", 128, 128, 64, 8, 2),  # 176 / 219
+    ConvConfig("fused", 256, 64, 64, 8, 3),  # 220 / 255 and spills
 )
 
 
@@ -110,9 +112,9 @@ def fused_kernel(
     v = acc + tl.load(bias1_ptr + tl.arange(0, J))[None, :]
     v = tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y_desc.dtype)
 
-    # The 1×1 convolutions, BLOCK_N channels of y at a time. Two stages: the loads of the next channels are in flight.
+    # The 1×1 convolutions, BLOCK_N channels of y at a time. With 3 stages the loads are a turn ahead, with 2 hardly.
     z = tl.zeros((BLOCK_M, NEXT if NEXT > 0 else 16), tl.float32)
-    for k in tl.range(0, K, BLOCK_N, num_stages=2):
+    for k in range(0, K, BLOCK_N):
         y = _dot(v, w2_desc.load([k, 0]), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), UPCAST)
         if U > 0:
             u = u_desc.load([p * SHORTCUT_STRIDE, q * SHORTCUT_STRIDE, image, 0]).reshape(BLOCK_M, U)
@@ -198,6 +200,26 @@ def fused_boxes(
 def fused_grid(shape: ConvShape, config: ConvConfig) -> tuple[int]:
     """One program for each output pixel of each block of images."""
     return (cdiv(shape.N, config.block_m) * shape.P * shape.Q,)
+
+
+def fused_shared_memory(
+    shape: ConvShape, config: ConvConfig, *, shortcut_channels: int = 0, next_channels: int = 0
+) -> int:
+    """Bytes of shared memory that a program needs: an upper bound."""
+    m, n, j, u = config.block_m, config.block_n, shape.K, shortcut_channels
+    first = config.num_stages * (m + j) * config.block_k
+    added = (m + n) * u if u else m * n
+    second = config.num_stages * (n * j + added + next_channels * n) + m * n
+    return 2 * max(first, second) + 2048
+
+
+def fused_fits(
+    shape: ConvShape, config: ConvConfig, gpu: Gpu, *, shortcut_channels: int = 0, next_channels: int = 0
+) -> bool:
+    """Whether a program fits ``gpu``: its shared memory, and its two accumulators the registers."""
+    need = fused_shared_memory(shape, config, shortcut_channels=shortcut_channels, next_channels=next_channels)
+    held = config.block_m * (shape.K + next_channels) / (32 * config.num_warps)
+    return need <= gpu.shared_memory and held <= 128
 
 
 def why_not_fused(

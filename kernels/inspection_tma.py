@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -21,15 +22,18 @@ from triton.compiler import ASTSource
 
 from fastres.text import text_table
 
-from . import conv_tma, gemm
+from . import conv_tma, fused, gemm
 from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, _target
 from .launch import next_power_of_2
 from .routing import H100, ConvConfig, ConvShape
 from .tma import tma_candidates, tma_fits
 
+if TYPE_CHECKING:
+    from fastres.plan import Conv
+
 ARCH = "sm_90"
 
-_KERNELS = {"gemm": gemm.gemm_kernel, "conv_tma": conv_tma.conv_tma_kernel}
+_KERNELS = {"gemm": gemm.gemm_kernel, "conv_tma": conv_tma.conv_tma_kernel, "fused": fused.fused_kernel}
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,12 @@ class TmaReport:
     loads: int  # TMA copies into shared memory
     stores: int  # TMA copies out of it
     unguarded: int  # copies into shared memory after a wgmma wait with no barrier of all warps in between
+    chained: int = 0  # products that should take an operand from registers: the result of the product before
 
     @property
     def good(self) -> bool:
-        """It fits, does not spill in its main loop, multiplies from shared memory only, and its copies are guarded."""
-        clean = not (self.report.loop_spills or self.register_products or self.unguarded)
+        """It fits, does not spill in loops, multiplies from shared memory but where chained, its copies are guarded."""
+        clean = not (self.report.loop_spills or self.unguarded) and self.register_products == self.chained
         return clean and self.report.fits and self.report.wgmma > 0
 
 
@@ -87,6 +92,23 @@ def compile_tma(
     return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, label=label)
 
 
+def compile_fused(
+    shape: ConvShape, k: int, dtype: torch.dtype, config: ConvConfig, *, shortcut_channels: int = 0,
+    shortcut_stride: int = 1, next_channels: int = 0,
+) -> Compilation:  # fmt: skip
+    """The compilation that a launch of :func:`fused.fused_into` needs; ``shape`` is the 3×3 convolution's."""
+    channels = {"shortcut_channels": shortcut_channels, "next_channels": next_channels}
+    constants = fused.fused_constants(shape, k, dtype, config, shortcut_stride=shortcut_stride, **channels)
+    boxes = fused.fused_boxes(shape, config, **channels)
+    if not next_channels:
+        constants["bias3_ptr"] = None
+    parts = [str(shape.C), f"{shape.K} + {shortcut_channels}" if shortcut_channels else str(shape.K)]
+    parts.append(str(k) if shortcut_channels else f"{k} +res")
+    parts += [str(next_channels)] * bool(next_channels)
+    label = f"{shape.R}×{shape.S}/{shape.stride} {'→'.join(parts)} {shape.P}²"
+    return _compilation(label, "fused", boxes, constants, "N", dtype, dtype, config)
+
+
 def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0) -> str:
     """``3×3/2 128→128 28²``; ``+ 256`` where a shortcut of 256 channels is merged in."""
     merged = f" + {shortcut_channels}" if shortcut_channels else ""
@@ -103,16 +125,20 @@ def _compilation(
     label: str, kernel: str, boxes: dict[str, list[int]], constants: dict[str, object], size: str, dtype: torch.dtype,
     out: torch.dtype, config: ConvConfig,
 ) -> Compilation:  # fmt: skip
+    names = _KERNELS[kernel].arg_names
+    # Arguments that a launch gives as None are constants of the compilation.
+    unused = {name for name in names if name.endswith("_desc")} - boxes.keys()
     if not constants["U"]:
-        constants["u_desc"] = None
-    if not constants["HAS_RESIDUAL"]:
-        constants["residual_desc"] = None
+        unused.add("u_desc")
+    if not constants.get("HAS_RESIDUAL", not constants["U"]):
+        unused.add("residual_desc")
+    constants |= dict.fromkeys(unused)
     types = {
         name: descriptor_type(out if name == "y_desc" else dtype, box)
         for name, box in boxes.items()
-        if name not in constants
+        if name not in unused
     }
-    types |= {"bias_ptr": "*fp32", size: "i32"}
+    types |= {name: "*fp32" for name in names if name.endswith("_ptr") and name not in constants} | {size: "i32"}
     settings = (config.num_warps, config.num_stages)
     return Compilation(label, kernel, tuple(types.items()), tuple(constants.items()), *settings)
 
@@ -123,14 +149,22 @@ def inspect_tma(item: Compilation) -> TmaReport:
     types, constants = dict(item.types), dict(item.constants)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     # torch's allocations start on 16-byte boundaries, which a launch tells the compiler.
-    aligned = {(kernel.arg_names.index("bias_ptr"),): [["tt.divisibility", 16]]}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(kernel.arg_names)
+        if types.get(name, "").startswith("*")
+    }
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
     compiled = triton.compile(source, target=_target(ARCH), options=options)
-    return read_ptx(_read_nvidia(item.label, ARCH, compiled), compiled.asm["ptx"])
+    chained = 0
+    if item.kernel == "fused":  # v and, for z, y go straight into the next product, which reduces over 16 at a time
+        reduction = constants["J"] + (constants["BLOCK_N"] if constants["NEXT"] else 0)
+        chained = reduction // 16 * constants["BLOCK_M"] // (16 * item.num_warps)
+    return read_ptx(_read_nvidia(item.label, ARCH, compiled), compiled.asm["ptx"], chained)
 
 
-def read_ptx(report: Report, ptx: str) -> TmaReport:
+def read_ptx(report: Report, ptx: str, chained: int = 0) -> TmaReport:
     """Count in ``ptx`` what :class:`TmaReport` says.
 
     A wait for wgmma covers the warp group that waits, not the other one of eight warps: only after a barrier may a
@@ -153,6 +187,7 @@ def read_ptx(report: Report, ptx: str) -> TmaReport:
         len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
         len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         unguarded,
+        chained,
     )
 
 
@@ -174,9 +209,10 @@ def shown_configs(kernels: tuple[str, ...], k: int, *, residual: bool) -> list[C
 
 
 def model_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 224) -> list[Compilation]:
-    """Every distinct compilation of :func:`shown_configs`, over the convolutions of ``model`` that TMA kernels take.
+    """The compilations of :func:`shown_configs`, over the distinct convolutions of ``model`` that TMA kernels take.
 
-    Where a block projects its shortcut, its last convolution is listed with the projection merged in as well.
+    Where a block projects its shortcut, its last convolution is listed with the projection merged in as well; where the
+    fused kernel takes a bottleneck, it is listed with the first fused candidate, alone and with the next block's start.
     """
     from fastres.architectures import get_architecture
     from fastres.folding import outline
@@ -211,7 +247,29 @@ def model_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 2
                 )
                 for config in shown_configs(conv_tma.KERNELS, shape.K, residual=residual)
             ]  # fmt: skip
-    return found
+    return found + _fused_compilations(convs, shapes, dtype)
+
+
+def _fused_compilations(convs: dict[str, Conv], shapes: dict[str, Any], dtype: torch.dtype) -> list[Compilation]:
+    """The fused kernel over each distinct bottleneck of a plan's ``convs`` that it takes."""
+    from fastres.gpu import conv_shape
+
+    found: dict[Compilation, None] = {}
+    for last in convs.values():
+        middle = convs.get(last.input)
+        if last.residual is None or middle is None or last.weight.shape[1] != 1 or middle.weight.shape[1] == 1:
+            continue
+        shape, k = conv_shape(middle, shapes[middle.input]), last.weight.shape[0]
+        projection = convs.get(last.residual)
+        projected = projection is not None and not projection.relu and projection.weight.shape[1] == 1
+        u, stride = (projection.weight.shape[3], projection.stride) if projection is not None and projected else (0, 1)
+        after = [conv for conv in convs.values() if conv.input == last.output and conv.relu]
+        for channels in (0, *(conv.weight.shape[0] for conv in after if conv.weight.shape[1] == 1)):
+            sizes = {"shortcut_channels": u, "next_channels": channels}
+            if not fused.why_not_fused(shape, k, dtype, H100, **sizes):
+                item = compile_fused(shape, k, dtype, fused.CANDIDATES[0], shortcut_stride=stride, **sizes)
+                found[item] = None
+    return list(found)
 
 
 def inspect_tma_all(
@@ -235,7 +293,7 @@ def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tup
     found = []
     for item, tma in zip(items, reports, strict=True):
         sizes = dict(item.constants)
-        kernel = item.kernel + "_persistent" * sizes["PERSISTENT"]
+        kernel = item.kernel + "_persistent" * sizes.get("PERSISTENT", False)
         blocks = "×".join(str(sizes[f"BLOCK_{axis}"]) for axis in "MNK")
         tile = f"{blocks}, {item.num_warps} warps, {item.num_stages} stages"
         report = tma.report
