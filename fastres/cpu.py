@@ -107,7 +107,7 @@ class CpuExecutor:
         check_dtype(dtype)
         self.dtype = dtype
         self._plan = plan
-        self._packed: OrderedDict[Shape, dict[str, PackedConv]] = OrderedDict()
+        self._packed: OrderedDict[tuple[Shape, int], dict[str, PackedConv]] = OrderedDict()
         self._lock = threading.Lock()
         scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
         shift = torch.tensor([-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)])
@@ -173,15 +173,16 @@ class CpuExecutor:
 
     def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
         """Weights packed for images of ``shape`` (NHWC); packed at the first call with that shape, then kept."""
+        # oneDNN's layouts depend on the number of threads too: with another one it would reorder weights at every call.
+        key = (shape, torch.get_num_threads())
         with self._lock:
-            packed = self._packed.get(shape)
+            packed = self._packed.get(key)
             if packed is None:
-                packed = self._pack(shape)
-                self._packed[shape] = packed
+                packed = self._packed[key] = self._pack(shape)
                 if len(self._packed) > SHAPES_KEPT:
                     self._packed.popitem(last=False)
             else:
-                self._packed.move_to_end(shape)
+                self._packed.move_to_end(key)
             return packed
 
     def _pack(self, shape: Shape) -> dict[str, PackedConv]:

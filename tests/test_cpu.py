@@ -126,6 +126,19 @@ def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
     assert len(weights) < 3 * len(run._plan), "layouts that are alike are shared"
 
 
+def test_another_number_of_threads_packs_anew() -> None:
+    run = executor(calibrated(get_architecture("resnet18")), "resnet18")
+    x, threads = smooth_images(1, 64, 64), torch.get_num_threads()
+    (before,) = run.run(x)
+    try:
+        torch.set_num_threads(threads + 1)
+        (after,) = run.run(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert {key[1] for key in run._packed} == {threads, threads + 1}
+    assert relative_error(after, before) < 1e-5
+
+
 def test_input_is_left_as_it_is() -> None:
     run = executor(calibrated(get_architecture("resnet18")), "resnet18")
     x = smooth_images(1, 64, 64).to(memory_format=torch.channels_last)
