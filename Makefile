@@ -7,7 +7,9 @@
 
 BASE_PYTHON ?= python3
 VENV := .venv
-OUT ?= out/gpu
+# make gpu: stop after BUDGET seconds (run it again to go on); also copy results to the folder OUT
+BUDGET ?=
+OUT ?=
 
 # With PYTHON given, that interpreter is used as it is: nothing is installed but fastres itself, without dependencies.
 ifdef PYTHON
@@ -35,7 +37,7 @@ lint: $(READY)
 	MYPYPATH=build/types $(PYTHON) -m mypy -p fastres
 
 gpu: $(READY)
-	$(PYTHON) -m fastres.bench.gpu --out $(OUT)
+	$(PYTHON) -m fastres.bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
 
 # torch and torchvision first and alone: the same pin is a CPU build on one machine and a CUDA build on another, and
 # torchvision's dependency on torch must not swap it.

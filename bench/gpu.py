@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ from .results import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = os.cpu_count() or 1
 STATE = "state.json"
+LEAST_SECONDS = 20  # no piece is worth starting with less
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastres.bench.gpu", description="Validate and measure on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where results go (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="PIECE", help="run these pieces, also where they passed before")
-    parser.add_argument("--limit", type=int, default=0, metavar="S", help="start no piece after this many seconds")
+    parser.add_argument("--copy", type=Path, metavar="DIR", help="copy what is in --out here after each piece")
+    parser.add_argument("--budget", type=int, metavar="S", help="stop after this many seconds; run again to go on")
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -188,13 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         if not options.only and done and done.code == code and done.status in ("passed", "absent"):
             continue
-        if options.limit and time.monotonic() - start > options.limit:
-            break
+        if options.budget:
+            left = options.budget - (time.monotonic() - start)
+            if left < LEAST_SECONDS:
+                break
+            piece = replace(piece, limit=min(piece.limit, int(left)))
         print(f"[{index}/{len(todo)}] {piece.name} (at most {piece.limit} s) …", flush=True)
         state[piece.name] = run_piece(piece, out, code)
         write_whole(out / STATE, json.dumps({k: asdict(v) for k, v in state.items()}, indent=1).encode())
+        write_whole(out / "environment.json", json.dumps(environment(), indent=1).encode())
+        if options.copy:
+            shutil.copytree(out, options.copy, dirs_exist_ok=True)
         print(f"    {state[piece.name].status} in {state[piece.name].seconds} s", flush=True)
-    write_whole(out / "environment.json", json.dumps(environment(), indent=1).encode())
     rows = [("piece", "status", "seconds", "code", "last line")]
     for piece in todo:
         found = state.get(piece.name)

@@ -60,6 +60,18 @@ def test_changed_code_is_run_again(
     assert "[1/3] good" in capsys.readouterr().out
 
 
+def test_a_budget_stops_and_copies(visit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    visit.touch()
+    assert gpu.main(["--out", str(out), "--budget", "1"]) == 1
+    assert gpu.read_state(out) == {}
+    assert "not run" in capsys.readouterr().out
+    assert gpu.main(["--out", str(out), "--budget", "500", "--copy", str(copy)]) == 0
+    assert "at most 60 s" in capsys.readouterr().out
+    assert gpu.read_state(copy) == gpu.read_state(out)
+    assert (copy / "good.log").read_text().strip() == "3 passed"
+
+
 def test_time_limit(tmp_path: Path) -> None:
     outcome = gpu.run_piece(piece("slow", "import time; print('begun', flush=True); time.sleep(60)", 3), tmp_path, "x")
     assert outcome.status == "out of time"
