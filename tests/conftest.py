@@ -23,6 +23,12 @@ def _define_torchvision_ops() -> torch.library.Library | None:
 _library = _define_torchvision_ops()  # lives as long as the process: its end would undo the definitions
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers each time, whatever ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep interpreter tests and the others in processes of their own: Triton reads TRITON_INTERPRET once."""
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"

@@ -225,8 +225,7 @@ class TestOtherOutputs:
 
 
 class TestPredict:
-    def test_kinds_of_images_agree(self, tmp_path: Path) -> None:
-        model = fastres.load("resnet18", weights=None)
+    def test_kinds_of_images_agree(self, model: fastres.Model, tmp_path: Path) -> None:
         array = pixels(smooth_images(1, 300, 280))[0].permute(1, 2, 0).numpy()
         path = tmp_path / "image.png"
         Image.fromarray(array).save(path)
@@ -240,8 +239,7 @@ class TestPredict:
             assert row[0].score >= row[1].score >= row[2].score > 0
             np.testing.assert_allclose([p.score for p in alone], [p.score for p in row], rtol=1e-4)
 
-    def test_is_transforms_then_softmax(self) -> None:
-        model = fastres.load("resnet18", weights=None)
+    def test_is_transforms_then_softmax(self, model: fastres.Model) -> None:
         image = Image.fromarray(pixels(smooth_images(1, 256, 256))[0].permute(1, 2, 0).numpy())
         scores = model(model.transforms(image)[None]).softmax(1)[0]
         (row,) = model.predict(image, top_k=1000)
