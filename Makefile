@@ -25,8 +25,7 @@ demo: $(READY)
 	$(PYTHON) -m fastres demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not gpu and not alone"
-	$(PYTHON) -m pytest -q -m "alone and not gpu"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not gpu"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q
 
 lint: $(READY)
