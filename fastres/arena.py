@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from .plan import INPUT, Conv, Head, Shape, Step
+from .plan import INPUT, Conv, Head, Shape, Step, last_reads
 
 # Offsets are multiples of this many elements, so that every value starts on a 128-byte line in any dtype.
 ALIGNMENT = 128
@@ -29,11 +29,7 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
 
     The input and what the head writes are not intermediate values and are not placed.
     """
-    last_read: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        last_read[step.output] = index
-        for value in step.reads:
-            last_read[value] = index
+    last_read = last_reads(steps)
     offsets: dict[str, int] = {}
     live: dict[str, tuple[int, int]] = {}  # value → [start, end)
     size = 0

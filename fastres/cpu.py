@@ -107,6 +107,7 @@ class CpuExecutor:
         check_dtype(dtype)
         self.dtype = dtype
         self._plan = plan
+        self._last_reads = plan.last_reads()
         self._packed: OrderedDict[tuple[Shape, int], dict[str, PackedConv]] = OrderedDict()
         self._lock = threading.Lock()
         scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
@@ -127,7 +128,7 @@ class CpuExecutor:
         n, _, h, w = x.shape
         steps = self._plan.steps_for(outputs)
         packed = self._packed_for((n, h, w, 3))
-        last_reads = self._plan.last_reads()
+        last_reads = self._last_reads
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
         guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
         for index, step in enumerate(steps):

@@ -174,13 +174,8 @@ class Plan:
         return shapes
 
     def last_reads(self) -> dict[str, int]:
-        """Index of the last step that reads each value; a value never read maps to the step that writes it."""
-        last: dict[str, int] = {}
-        for index, step in enumerate(self.steps):
-            last[step.output] = index
-            for value in step.reads:
-                last[value] = index
-        return last
+        """:func:`last_reads` of all steps."""
+        return last_reads(self.steps)
 
     def steps_for(self, outputs: Sequence[str]) -> tuple[Step, ...]:
         """The steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
@@ -234,6 +229,16 @@ class Plan:
         rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
         title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
         return f"{title}\n{text_table(rows, right=(5, 6))}"
+
+
+def last_reads(steps: Sequence[Step]) -> dict[str, int]:
+    """Index of the last step that reads each value; a value never read maps to the step that writes it."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last[step.output] = index
+        for value in step.reads:
+            last[value] = index
+    return last
 
 
 def describe(step: Step) -> str:
