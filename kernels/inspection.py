@@ -177,7 +177,13 @@ def plan_compilations(
 
 def inspect(item: Compilation, arch: str) -> Report:
     """Compile ``item`` for ``arch`` (``"sm_90"``, ``"gfx942"``) and read its resources off the machine code."""
-    kernel = _KERNELS[item.kernel]
+    compiled = compile_for(item, _KERNELS[item.kernel], arch)
+    read = _read_amd if arch.startswith("gfx") else _read_nvidia
+    return read(item.label, arch, compiled)
+
+
+def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
+    """``kernel``, which ``item`` names, compiled for ``arch``; raises ``KernelError`` for an unknown ``arch``."""
     types, constants = dict(item.types), dict(item.constants)
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     # torch's allocations start on 16-byte boundaries, which a launch tells the compiler.
@@ -188,9 +194,7 @@ def inspect(item: Compilation, arch: str) -> Report:
     }
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
-    compiled = triton.compile(source, target=_target(arch), options=options)
-    read = _read_amd if arch.startswith("gfx") else _read_nvidia
-    return read(item.label, arch, compiled)
+    return triton.compile(source, target=_target(arch), options=options)
 
 
 def _target(arch: str) -> GPUTarget:

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
-from triton.compiler import ASTSource
 
 from fastres.text import text_table
 
 from . import conv_tma, fused, gemm
-from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, _target
+from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, compile_for
 from .launch import next_power_of_2
 from .routing import H100, ConvConfig, ConvShape
 from .tma import tma_candidates, tma_fits
@@ -145,18 +144,8 @@ def _compilation(
 
 def inspect_tma(item: Compilation) -> TmaReport:
     """Compile ``item`` for sm_90 and read its resources off the machine code."""
-    kernel = _KERNELS[item.kernel]
-    types, constants = dict(item.types), dict(item.constants)
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    # torch's allocations start on 16-byte boundaries, which a launch tells the compiler.
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if types.get(name, "").startswith("*")
-    }
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
-    compiled = triton.compile(source, target=_target(ARCH), options=options)
+    compiled = compile_for(item, _KERNELS[item.kernel], ARCH)
+    constants = dict(item.constants)
     chained = 0
     if item.kernel == "fused":  # v and, for z, y go straight into the next product, which reduces over 16 at a time
         reduction = constants["J"] + (constants["BLOCK_N"] if constants["NEXT"] else 0)
