@@ -1,0 +1,1 @@
+"""Why residual networks: studies that train and measure, run by ``python -m bench.study``."""
