@@ -128,28 +128,38 @@ class CpuExecutor:
         n, _, h, w = x.shape
         steps = self._plan.steps_for(outputs)
         packed = self._packed_for((n, h, w, 3))
-        last_reads = self._last_reads
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
         guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
         for index, step in enumerate(steps):
-            if isinstance(step, Head):
-                self._head(values, step, LOGITS in outputs)
-                continue
-            conv = packed[step.name]
-            y = values[step.input]
-            if isinstance(step, Conv) and step.residual is not None:
-                residual = values[step.residual]
-                if step.residual in outputs or last_reads[step.residual] > index:
-                    residual = residual.clone(memory_format=torch.channels_last)
-                values[step.output] = conv.add_(residual, y)
-            else:
-                y = conv(y)
-                pooled = isinstance(step, Stem) and step.pool
-                values[step.output] = functional.max_pool2d(y, 3, 2, 1) if pooled else y
+            self.run_step(step, values, index, packed, outputs)
             for value in step.reads:
-                if last_reads[value] == index and value not in outputs:
+                if self._last_reads[value] == index and value not in outputs:
                     values.pop(value, None)
         return [self._guarded(values[output], guard) for output in outputs]
+
+    def run_step(
+        self,
+        step: Step,
+        values: dict[str, Tensor],
+        index: int,
+        packed: dict[str, PackedConv],
+        outputs: Sequence[str],
+    ) -> None:
+        """Compute ``step``, the plan's ``index``-th, from ``values`` and add what it writes to them."""
+        if isinstance(step, Head):
+            self._head(values, step, LOGITS in outputs)
+            return
+        conv = packed[step.name]
+        y = values[step.input]
+        if isinstance(step, Conv) and step.residual is not None:
+            residual = values[step.residual]
+            if step.residual in outputs or self._last_reads[step.residual] > index:
+                residual = residual.clone(memory_format=torch.channels_last)
+            values[step.output] = conv.add_(residual, y)
+        else:
+            y = conv(y)
+            pooled = isinstance(step, Stem) and step.pool
+            values[step.output] = functional.max_pool2d(y, 3, 2, 1) if pooled else y
 
     def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
         """``value`` ``[N, …]`` with NaN in images whose pixels are not all finite, or everywhere for broken weights."""

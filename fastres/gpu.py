@@ -59,41 +59,47 @@ class GpuExecutor:
         arena = torch.empty(schedule.arena.size, dtype=self.dtype, device=self.device)
         values: dict[str, Tensor] = {INPUT: x}
         for step in schedule.steps:
-            if isinstance(step, Head):
-                self._head(values, step, LOGITS in outputs)
-                continue
-            shape = schedule.shapes[step.output]
-            offset = schedule.arena.offsets.get(step.output)
-            if offset is None:
-                y = torch.empty(shape, dtype=self.dtype, device=self.device)
-            else:
-                y = arena.as_strided(shape, schedule.strides[step.output], offset)
-            values[step.output] = y
-            if isinstance(step, Stem):
-                stem.stem_into(
-                    y,
-                    x,
-                    step.weight,
-                    step.bias,
-                    *self._normalisation,
-                    stride=step.stride,
-                    padding=step.padding,
-                    pool=step.pool,
-                )
-            else:
-                assert isinstance(step, Conv)
-                dispatch.convolve_into(
-                    y,
-                    values[step.input],
-                    step.weight,
-                    step.bias,
-                    None if step.residual is None else values[step.residual],
-                    stride=step.stride,
-                    padding=step.padding,
-                    groups=step.groups,
-                    relu=step.relu,
-                )
+            self.run_step(step, values, schedule, arena, outputs)
         return [_public(values[output]) for output in outputs]
+
+    def run_step(
+        self, step: Step, values: dict[str, Tensor], schedule: Schedule, arena: Tensor, outputs: Sequence[str]
+    ) -> None:
+        """Launch ``step``'s kernels on ``values`` and add what it writes to them."""
+        if isinstance(step, Head):
+            self._head(values, step, LOGITS in outputs)
+            return
+        shape = schedule.shapes[step.output]
+        offset = schedule.arena.offsets.get(step.output)
+        if offset is None:
+            y = torch.empty(shape, dtype=self.dtype, device=self.device)
+        else:
+            y = arena.as_strided(shape, schedule.strides[step.output], offset)
+        values[step.output] = y
+        if isinstance(step, Stem):
+            stem.stem_into(
+                y,
+                values[step.input],
+                step.weight,
+                step.bias,
+                *self._normalisation,
+                stride=step.stride,
+                padding=step.padding,
+                pool=step.pool,
+            )
+        else:
+            assert isinstance(step, Conv)
+            dispatch.convolve_into(
+                y,
+                values[step.input],
+                step.weight,
+                step.bias,
+                None if step.residual is None else values[step.residual],
+                stride=step.stride,
+                padding=step.padding,
+                groups=step.groups,
+                relu=step.relu,
+            )
 
     def _head(self, values: dict[str, Tensor], step: Head, classify: bool) -> None:
         x = values[step.input]

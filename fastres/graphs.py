@@ -88,7 +88,7 @@ class GraphExecutor:
     """Runs ``runner`` through CUDA graphs where that is faster. ``pool`` is a :class:`Pool` (or a test's)."""
 
     def __init__(self, runner: Runner, pool: Any, kept: int = GRAPHS_KEPT) -> None:
-        self._runner = runner
+        self.runner = runner
         self._pool = pool
         self._kept = kept
         self._captured: OrderedDict[tuple[Any, ...], Captured | None] = OrderedDict()  # None: has run once
@@ -97,15 +97,15 @@ class GraphExecutor:
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
         """As :meth:`fastres.gpu.GpuExecutor.run`."""
         if x.nbytes > LARGEST_INPUT or self._pool.is_capturing():
-            return self._runner.run(x, outputs)
+            return self.runner.run(x, outputs)
         key = (x.shape, x.dtype, tuple(outputs), float32_precision())
         with self._lock, device_guard(x.device):
             if key not in self._captured:
                 self._keep(key, None)
-                return self._runner.run(x, outputs)
+                return self.runner.run(x, outputs)
             captured = self._captured[key]
             if captured is None:
-                captured = self._pool.capture(self._runner, x, outputs)
+                captured = self._pool.capture(self.runner, x, outputs)
             self._keep(key, captured)
             results: list[Tensor] = self._pool.replay(captured, x)
             return results
