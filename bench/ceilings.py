@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+
+from fastres.ceilings import Ceilings
 
 from .timing import elapsed_ms
 
@@ -13,17 +14,6 @@ from .timing import elapsed_ms
 _COPY_BYTES = {"cuda": 512 << 20, "cpu": 256 << 20}
 _MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
 _REPEATS = {"cuda": 20, "cpu": 5}
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Best measured rates: ``tflops`` (10¹² FLOP/s) of a square matmul, ``gb_per_s`` (10⁹ bytes/s) of a copy.
-
-    A copied byte counts twice: it is read and written.
-    """
-
-    tflops: float
-    gb_per_s: float
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:

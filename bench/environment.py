@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from fastres.ceilings import Ceilings
 from fastres.environment import cpu_name, installed_version
 from fastres.version import __version__
 
-from .ceilings import Ceilings
 from .results import significant
 from .timing import memory_method
 

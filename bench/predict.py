@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 
 from fastres.architectures import get_architecture
+from fastres.ceilings import Ceilings
 from fastres.folding import outline
 from fastres.plan import StepCost
 from fastres.text import text_table
 
-from .ceilings import Ceilings
 from .roofline import roofline
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fastres.ceilings import Ceilings, step_seconds
 from fastres.plan import StepCost
-
-from .ceilings import Ceilings
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,6 @@ class Roofline:
     memory_seconds: float
     flops: int
     bytes: int
-
-
-def step_seconds(cost: StepCost, ceilings: Ceilings) -> tuple[float, float]:
-    """Seconds that the arithmetic and the memory traffic of one step take at the ceilings."""
-    return cost.flops / (ceilings.tflops * 1e12), cost.bytes / (ceilings.gb_per_s * 1e9)
 
 
 def roofline(costs: Iterable[StepCost], ceilings: Ceilings) -> Roofline:

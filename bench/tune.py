@@ -21,25 +21,23 @@ import torch
 import triton
 
 from fastres.architectures import get_architecture
+from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
 from fastres.kernels import conv_tma, dispatch, gemm, reference
-from fastres.kernels.launch import cdiv
 from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
 from fastres.kernels.tables import Layer, Tuned, from_json, table_path, to_json
 from fastres.plan import Conv
+from fastres.prediction import conv_seconds
 from fastres.text import text_table
 
-from .ceilings import Ceilings, measure
+from .ceilings import measure
 from .results import write_whole
 
 # A candidate is not tried where its predicted time is more than this many times the best prediction. The model knows
 # waves, arithmetic and tile traffic, not latency or pipelining, so it only rules out what is far off.
 FAR_OFF = 1.6
-
-# Bytes a second between L2 and the multiprocessors, in multiples of the copy rate of device memory.
-L2_TO_MEMORY = 1.5
 
 GENERAL = [
     ConvConfig("conv", m, n, k, warps, stages)
@@ -83,26 +81,9 @@ def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     return list(dict.fromkeys(found))
 
 
-def predicted_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -> float:
-    """A lower bound from whole waves of tiles, tile traffic through L2 and compulsory memory traffic."""
-    shape, size = layer.shape, getattr(torch, layer.dtype).itemsize
-    rows = cdiv(shape.M, config.block_m)
-    if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
-        rows = cdiv(shape.N, config.block_m) * shape.P * shape.Q
-    tiles = rows * cdiv(shape.K, config.block_n) * shape.groups
-    reduction = shape.R * shape.S * cdiv(shape.C, config.block_k) * config.block_k
-    waves = cdiv(tiles, gpu.multiprocessors)
-    compute = waves * 2 * config.block_m * config.block_n * reduction / (limits.tflops * 1e12 / gpu.multiprocessors)
-    through_l2 = tiles * (config.block_m + config.block_n) * reduction * size
-    moved = shape.N * shape.H * shape.W * shape.C * shape.groups
-    moved += shape.M * shape.K * shape.groups * (2 if layer.residual else 1)
-    memory = moved * size / (limits.gb_per_s * 1e9)
-    return max(compute, through_l2 / (L2_TO_MEMORY * limits.gb_per_s * 1e9), memory)
-
-
 def promising(layer: Layer, configs: Sequence[ConvConfig], gpu: Gpu, limits: Ceilings) -> list[ConvConfig]:
     """The rules' own choice, and whatever is predicted to come near the best."""
-    times = {config: predicted_seconds(layer, config, gpu, limits) for config in configs}
+    times = {config: conv_seconds(layer, config, gpu, limits) for config in configs}
     best = min(times.values())
     return [config for config in configs if config == configs[0] or times[config] <= FAR_OFF * best]
 

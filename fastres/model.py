@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import cpu
 from .architectures import Architecture
+from .ceilings import Ceilings
 from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError, InputError
 from .explain import Explanation
 from .folding import build_plan, outline
@@ -153,10 +154,22 @@ class Model(nn.Module):
             for _ in range(WARMUP_CALLS):
                 self(torch.zeros(batch, 3, height, width, device=self.device))
 
-    def explain(self, batch: int = 1, image_size: int | tuple[int, int] = 224) -> Explanation:
-        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why."""
+    def explain(
+        self,
+        batch: int = 1,
+        image_size: int | tuple[int, int] = 224,
+        *,
+        ceilings: Ceilings | None = None,
+        microseconds: Mapping[str, float] | None = None,
+    ) -> Explanation:
+        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why.
+
+        On a GPU also the share of the roofline: measured where the tuner measured this very layer on it, else
+        predicted. Its ceilings are the data sheet's unless given (``fastres.bench.ceilings.measure`` measures them); a
+        CPU's are not known unless given. ``microseconds`` are measured times of steps, by name.
+        """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        return Explanation.of(self._outline, self.device, self.dtype, batch, height, width)
+        return Explanation.of(self._outline, self.device, self.dtype, batch, height, width, ceilings, microseconds)
 
     def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]:
         if torch.compiler.is_compiling():

@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastres.bench.ceilings import Ceilings
 from fastres.bench.kernel_timing import Layer, assert_right, conv_reduction, error_limit, facts, layers
+from fastres.ceilings import Ceilings
 from fastres.kernels.launch import INTERPRETED
 from fastres.plan import Conv, Stem
 

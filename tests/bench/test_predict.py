@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastres.architectures import get_architecture
-from fastres.bench.ceilings import Ceilings
 from fastres.bench.predict import main, parts, prediction
+from fastres.ceilings import Ceilings
 from fastres.folding import outline
 
 

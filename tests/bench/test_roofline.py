@@ -7,8 +7,8 @@ import torch
 
 from fastres.architectures import get_architecture
 from fastres.bench import ceilings
-from fastres.bench.ceilings import Ceilings
-from fastres.bench.roofline import roofline, step_seconds
+from fastres.bench.roofline import roofline
+from fastres.ceilings import Ceilings, step_seconds
 from fastres.folding import outline
 from fastres.plan import StepCost
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from fastres.bench import tune
-from fastres.bench.ceilings import Ceilings
+from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
 from fastres.kernels.tables import Layer, from_json
+from fastres.prediction import conv_seconds
 
 LIMITS = Ceilings(790, 4300)
 LARGE = Layer(ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1), "float16", False)
@@ -57,15 +58,15 @@ def test_tiles_wider_than_the_layer_are_not_tried() -> None:
 
 def test_predictions_follow_waves_and_bytes() -> None:
     tile = ConvConfig("conv", 128, 128, 64, 8, 3)
-    one = tune.predicted_seconds(LARGE, tile, H100, LIMITS)
+    one = conv_seconds(LARGE, tile, H100, LIMITS)
     flops = 2 * LARGE.shape.M * 256 * 9 * 256
     assert one >= flops / 790e12
     huge = replace(LARGE, shape=replace(LARGE.shape, N=2560))
-    assert 8 < tune.predicted_seconds(huge, tile, H100, LIMITS) / one < 12
+    assert 8 < conv_seconds(huge, tile, H100, LIMITS) / one < 12
     # With one wave either way, a smaller tile has less to do.
     tiny = replace(LARGE, shape=replace(LARGE.shape, N=1))
     small = ConvConfig("conv", 64, 32, 64, 4, 4)
-    assert tune.predicted_seconds(tiny, small, H100, LIMITS) < tune.predicted_seconds(tiny, tile, H100, LIMITS)
+    assert conv_seconds(tiny, small, H100, LIMITS) < conv_seconds(tiny, tile, H100, LIMITS)
 
 
 def test_far_off_candidates_are_dropped_and_the_rules_kept() -> None:

@@ -1,0 +1,89 @@
+"""How long a GPU takes for one step: what tuning measured, or else what the chosen tiles let one expect.
+
+A prediction counts whole waves of programs, the tiles' traffic through L2 and the unavoidable traffic to memory. It
+knows nothing of latency, of pipelining or of what a launch costs: it is what a flawless kernel would take.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .ceilings import Ceilings
+from .gpu import conv_shape
+from .kernels import conv_tma, dispatch, routing
+from .kernels.launch import cdiv, float32_precision
+from .kernels.routing import ConvConfig, ConvShape, Gpu
+from .kernels.tables import Layer, table
+from .plan import Conv, Head, Shape, Stem, Step, StepCost
+
+# Bytes a second between L2 and the multiprocessors, in multiples of the copy rate of device memory.
+L2_TO_MEMORY = 1.5
+
+
+def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -> float:
+    """A prediction from whole waves of tiles, tile traffic through L2 and compulsory memory traffic."""
+    shape, size = layer.shape, getattr(torch, layer.dtype).itemsize
+    rows = cdiv(shape.M, config.block_m)
+    if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
+        rows = cdiv(shape.N, config.block_m) * shape.P * shape.Q
+    tiles = rows * cdiv(shape.K, config.block_n) * shape.groups
+    reduction = shape.R * shape.S * cdiv(shape.C, config.block_k) * config.block_k
+    waves = cdiv(tiles, gpu.multiprocessors)
+    compute = waves * 2 * config.block_m * config.block_n * reduction / (limits.tflops * 1e12 / gpu.multiprocessors)
+    through_l2 = tiles * (config.block_m + config.block_n) * reduction * size
+    moved = shape.N * shape.H * shape.W * shape.C * shape.groups
+    moved += shape.M * shape.K * shape.groups * (2 if layer.residual else 1)
+    memory = moved * size / (limits.gb_per_s * 1e9)
+    return max(compute, through_l2 / (L2_TO_MEMORY * limits.gb_per_s * 1e9), memory)
+
+
+def step_estimate(
+    step: Step, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings
+) -> tuple[float | None, str]:
+    """Seconds of ``step`` and whether they are ``"measured"`` (by the tuner, on this GPU) or ``"predicted"``.
+
+    ``(None, "")`` for a kind of step that neither is known of.
+    """
+    shape = cost.input_shape
+    if isinstance(step, Conv):
+        return _conv_estimate(step, shape, dtype, gpu, limits)
+    if isinstance(step, Stem):
+        return _stem_seconds(step, cost, dtype, gpu, limits), "predicted"
+    if isinstance(step, Head):
+        return _head_seconds(step, shape, dtype, gpu, limits), "predicted"
+    return None, ""
+
+
+def _conv_estimate(step: Conv, shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
+    residual = step.residual is not None
+    layer = Layer.of(conv_shape(step, shape), dtype, residual)
+    precision = float32_precision()
+    config = dispatch.route(layer.shape, dtype, gpu, residual=residual, precision=precision)
+    for entry in table(gpu.name).get(layer.without_batch, []):
+        if entry.layer == layer and entry.config == config:
+            return entry.microseconds / 1e6, "measured"
+    return conv_seconds(layer, config, gpu, limits), "predicted"
+
+
+def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:
+    config = routing.route_stem(step.weight.shape[0], step.conv_shape(cost.input_shape)[2], dtype, gpu, step.pool)
+    n, p, q, _ = cost.output_shape
+    columns = config.block_q // 2 - 1 if step.pool else config.block_q
+    programs = n * cdiv(p, config.rows) * cdiv(q, columns)
+    bound = max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9))
+    return bound * _idle(programs, gpu)
+
+
+def _head_seconds(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:
+    """The pool reads its input once; then the classifier, which is a convolution over one pixel."""
+    n, h, w, c = shape
+    pool = routing.route_pool(c, h * w)
+    pooling = n * h * w * c * dtype.itemsize / (limits.gb_per_s * 1e9) * _idle(n * cdiv(c, pool.block_c), gpu)
+    linear = ConvShape(n, 1, 1, c, step.weight.shape[0], 1, 1, 1, 0)
+    config = routing.route_conv(linear, dtype, gpu, float32_precision())
+    return pooling + conv_seconds(Layer.of(linear, dtype, False), config, gpu, limits)
+
+
+def _idle(programs: int, gpu: Gpu) -> float:
+    """How much longer whole waves of ``programs`` take than if no multiprocessor were ever idle."""
+    return cdiv(programs, gpu.multiprocessors) * gpu.multiprocessors / programs

@@ -1,0 +1,135 @@
+"""``model.explain()``'s place under the roofline: worked out by hand, measured where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastres
+from fastres.architectures import get_architecture
+from fastres.ceilings import PEAKS, Ceilings, bound_by, stated
+from fastres.explain import Explanation
+from fastres.folding import outline
+from fastres.kernels import dispatch, routing, tables
+from fastres.kernels.routing import ConvShape, Gpu
+from fastres.kernels.tables import Layer, Tuned
+from fastres.plan import StepCost
+from fastres.prediction import conv_seconds
+
+CUDA = torch.device("cuda")
+H200 = Gpu("NVIDIA H200", "sm_90", 132, 232_448)
+UNKNOWN = Gpu("NVIDIA Tomorrow", "sm_90", 132, 232_448)
+
+
+@pytest.fixture
+def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No GPU has tuned configurations but those that a test writes to ``FASTRES_CONFIGS``."""
+    monkeypatch.setenv(tables.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    tables.table.cache_clear()
+    dispatch.route.cache_clear()
+
+
+def explained(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, batch: int, **given: Ceilings) -> Explanation:
+    monkeypatch.setattr(routing, "gpu_of", lambda device: gpu)
+    plan = outline(get_architecture("resnet50"), torch.float16)
+    return Explanation.of(plan, CUDA, torch.float16, batch, 224, 224, **given)
+
+
+def test_a_step_is_bound_by_the_ceiling_that_it_meets_first() -> None:
+    machine = Ceilings(tflops=2.0, gb_per_s=100.0)
+    assert bound_by(StepCost("a", "conv", (), (), 4_000_000_000, 100_000_000), machine) == ("compute", 2e-3)
+    assert bound_by(StepCost("b", "head", (), (), 1_000_000, 50_000_000), machine) == ("memory", 0.5e-3)
+
+
+def test_data_sheets_are_matched_by_the_whole_name() -> None:
+    assert stated("NVIDIA H200", torch.float16) == Ceilings(989.4, 4800.0)
+    assert stated("NVIDIA H100 80GB HBM3", torch.bfloat16) == Ceilings(989.4, 3350.0)
+    assert stated("NVIDIA H100 80GB HBM3", torch.float32) == Ceilings(66.9, 3350.0)
+    assert stated("NVIDIA H100 80GB HBM3", torch.float32, "tf32") == Ceilings(494.7, 3350.0)
+    assert stated("NVIDIA H100 80GB HBM3 MIG 1g.10gb", torch.float16) is None
+    for peak in PEAKS.values():
+        assert peak.half > peak.tf32 > peak.float32
+        assert 1000 < peak.gb_per_s < 10_000
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_a_gpu_has_its_data_sheets_ceilings_and_predicted_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = explained(monkeypatch, H200, 256)
+    assert (found.ceilings, found.ceilings_source) == (Ceilings(989.4, 4800.0), "data sheet")
+    for row in found:
+        assert row.source == "predicted"
+        assert row.roofline_us == pytest.approx(max(row.flops / 989.4e6, row.bytes / 4800e3))
+        assert row.microseconds >= row.roofline_us
+        assert 0 < row.share == pytest.approx(row.roofline_us / row.microseconds)
+    bounds = {row.step: row.bound for row in found}
+    assert bounds["layer1.0.conv3"] == bounds["head"] == "memory"
+    assert bounds["layer4.1.conv2"] == bounds["stem"] == "compute"
+    assert "989.4 TFLOP/s and 4800 GB/s, as its data sheet states" in str(found)
+    assert "% predicted" in str(found)
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_idle_multiprocessors_lower_the_predicted_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of one image the stem is 7 programs (7 blocks of 8 output rows, one of columns) on 132 multiprocessors.
+    one, many = (explained(monkeypatch, H200, batch).rows[0].share for batch in (1, 256))
+    assert one == pytest.approx(7 / 132)
+    assert many == pytest.approx(256 * 7 / (14 * 132))
+
+
+def test_what_was_tuned_is_measured_for_that_batch_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, no_tables: None
+) -> None:
+    layer = Layer(ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1), "float16", False)
+    config = routing.route_conv(layer.shape, torch.float16, H200)
+    path = tables.table_path(H200.name, tmp_path)
+    path.parent.mkdir()
+    path.write_text(tables.to_json([Tuned(layer, config, 120.0, 130.0)], {}))
+    for batch, source in ((256, "measured"), (64, "predicted")):
+        rows = {row.step: row for row in explained(monkeypatch, H200, batch)}
+        row = rows["layer3.1.conv2"]
+        assert row.source == source
+        assert rows["layer3.1.conv1"].source == "predicted"
+        if source == "measured":
+            assert row.microseconds == pytest.approx(120.0)
+            assert row.share == pytest.approx(row.flops / 989.4e12 / 120e-6)
+        else:
+            shape = layer.without_batch.shape
+            small = Layer(ConvShape(**{**vars(shape), "N": 64}), "float16", False)
+            expected = conv_seconds(small, config, H200, Ceilings(989.4, 4800.0)) * 1e6
+            assert row.microseconds == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("no_tables")
+def test_an_unknown_gpu_has_a_share_only_under_given_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = explained(monkeypatch, UNKNOWN, 8)
+    assert found.ceilings is None
+    assert {(row.bound, row.share, row.source) for row in found} == {("", None, "")}
+    assert "of roofline" not in str(found)
+    given = explained(monkeypatch, UNKNOWN, 8, ceilings=Ceilings(500, 2000))
+    assert given.ceilings_source == "given"
+    assert all(row.share and row.bound for row in given)
+
+
+def test_a_cpus_share_needs_ceilings_and_times() -> None:
+    model = fastres.load("resnet20", None)
+    assert {(row.bound, row.roofline_us, row.share) for row in model.explain(image_size=32)} == {("", None, None)}
+    found = model.explain(2, 32, ceilings=Ceilings(0.1, 20), microseconds={"stem": 100.0})
+    stem, other = found.rows[:2]
+    assert stem.flops == 2 * 2 * 32 * 32 * 16 * 27
+    assert stem.roofline_us == pytest.approx(max(stem.flops / 1e5, stem.bytes / 2e4))
+    assert (stem.share, stem.source) == (pytest.approx(stem.roofline_us / 100), "measured")
+    assert other.bound
+    assert other.share is None
+    assert other.source == ""
+    assert f"{stem.share:.0%} measured" in str(found)
+    assert found.as_dicts()[0]["bound"] == stem.bound
