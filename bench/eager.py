@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class EagerResNet(nn.Module):
-    """``forward`` maps normalised images ``[N, 3, H, W]`` to logits ``[N, num_classes]``."""
+    """``forward`` maps normalised images ``[N, 3, H, W]`` to logits ``[N, num_classes]``, or pooled features."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class EagerResNet(nn.Module):
         for name, members in blocks.items():
             setattr(self, name, nn.Sequential(*members))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(arch.features, arch.num_classes)
+        self.fc = nn.Linear(arch.features, arch.num_classes) if arch.num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

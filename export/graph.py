@@ -71,7 +71,8 @@ def plan_value(plan: Plan, output: str) -> str:
 
 def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
     """Raise ``InputError`` for a name that is no output, one given twice, and for none at all."""
-    known = (LOGITS, EMBEDDING, SOFTMAX, TOP_K, *plan.features)
+    classes = (LOGITS, SOFTMAX, TOP_K) if plan.architecture.num_classes else ()
+    known = (*classes, EMBEDDING, *plan.features)
     accepted = f"{plan.architecture.name} has {', '.join(known)}"
     if not outputs:
         raise InputError(f"No outputs were asked for; {accepted}")

@@ -20,7 +20,7 @@ from fastres.plan import INPUT, Conv, Head, Plan, Stem, Step
 
 from .errors import VerificationError
 from .files import checked_target, replacing
-from .graph import Signature
+from .graph import Signature, check_outputs
 from .onnx import DEFAULT_OPSET, DYNAMIC, describe, fold, load_model, make_signature
 from .verification import TOLERANCE, Check, cases, relative_error, widened
 
@@ -104,6 +104,7 @@ def export_torch(
         bar.update()
         bar.set_description_str("trace")
         plan = fold(loaded, signature.dtype)
+        check_outputs(signature.outputs, plan)
         program = trace(plan, signature)
         metadata = describe(loaded, signature).as_strings()
         del metadata["opset"]

@@ -58,9 +58,11 @@ class Architecture:
         return 32 if self.stem == "imagenet" else 8
 
     def with_classes(self, num_classes: int) -> Architecture:
-        """The same network with another number of classes; raises ``ArchitectureError`` below one."""
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ArchitectureError(f"num_classes is {num_classes!r}; give a whole number of at least 1")
+        """The same network with another number of classes, 0 for no classifier; raises ``ArchitectureError`` below."""
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+            raise ArchitectureError(
+                f"num_classes is {num_classes!r}; give a whole number of at least 1, or 0 for no classifier"
+            )
         return replace(self, num_classes=num_classes)
 
 
@@ -165,8 +167,9 @@ def state_dict_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
         shapes[f"{spec.conv}.weight"] = spec.weight_shape
         for part in NORM_PARTS:
             shapes[f"{spec.norm}.{part}"] = (spec.out_channels,)
-    shapes["fc.weight"] = (arch.num_classes, arch.features)
-    shapes["fc.bias"] = (arch.num_classes,)
+    if arch.num_classes:
+        shapes["fc.weight"] = (arch.num_classes, arch.features)
+        shapes["fc.bias"] = (arch.num_classes,)
     return shapes
 
 

@@ -234,7 +234,7 @@ def _packed_bytes(weight: Tensor) -> np.ndarray:
 def describe(step: Step) -> str:
     """The oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
     if isinstance(step, Head):
-        return "mean, linear"
+        return "mean, linear" if step.weight.shape[0] else "mean"
     if isinstance(step, Stem):
         return "oneDNN conv+bias+relu" + (", max_pool2d" if step.pool else "")
     assert isinstance(step, Conv)

@@ -46,6 +46,10 @@ class ArchitectureError(FastresError, ValueError):
     """A module or an architecture description that fastres does not run."""
 
 
+class ClassifierError(FastresError, RuntimeError):
+    """Classes were asked of a network that has no classifier."""
+
+
 class InputError(FastresError, ValueError):
     """An input tensor of the wrong rank, shape or size."""
 

@@ -40,9 +40,9 @@ def fit_state(
 
     The number of classes is that of the checkpoint's ``fc.weight``. Where ``num_classes`` differs from it, or the
     checkpoint has no head and ``num_classes`` is given, the head is initialised as ``nn.Linear`` is, with a
-    ``FreshHeadWarning``. ``num_batches_tracked`` is kept where there is one and zero otherwise. With ``copy`` no tensor
-    shares memory with ``state``. Raises ``StateDictMismatchError``, which names every kind of misfit, and
-    ``ArchitectureError`` for an impossible ``num_classes``.
+    ``FreshHeadWarning``; with ``num_classes=0`` there is none. ``num_batches_tracked`` is kept where there is one and
+    zero otherwise. With ``copy`` no tensor shares memory with ``state``. Raises ``StateDictMismatchError``, which names
+    every kind of misfit, and ``ArchitectureError`` for an impossible ``num_classes``.
     """
     floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     headless = not any(key in floating for key in HEAD)
@@ -51,7 +51,7 @@ def fit_state(
     problems = _problems(floating, given, needs_head=not headless or num_classes is None)
     if problems:
         raise StateDictMismatchError(_mismatch(problems, floating, given, source))
-    fresh = headless or wanted.num_classes != given.num_classes
+    fresh = wanted.num_classes > 0 and (headless or wanted.num_classes != given.num_classes)
     fitted = {key: _own(floating[key], copy) for key in state_dict_shapes(wanted) if not (fresh and key in HEAD)}
     if fresh:
         fitted.update(_fresh_head(wanted))
@@ -84,6 +84,8 @@ def random_state(arch: Architecture) -> dict[str, Tensor]:
 
 
 def _fresh_head(arch: Architecture) -> dict[str, Tensor]:
+    if not arch.num_classes:
+        return {}
     head = nn.Linear(arch.features, arch.num_classes, device="cpu", dtype=torch.float32)
     return {"fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()}
 
@@ -146,7 +148,7 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
         lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:_LISTED])}{more}")
     fitting = known_fits(state)
     if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
-        lines.append("They have no classifier; give num_classes= to start one at random.")
+        lines.append("They have no classifier; give num_classes= to start one at random, num_classes=0 to do without.")
     elif arch.name in fitting:
         lines.append("Names and shapes are right; give the weights as dense floating-point tensors.")
     elif fitting:

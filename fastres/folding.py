@@ -52,11 +52,14 @@ def build_plan(
         return weight.permute(0, 2, 3, 1).to(dtype).contiguous(), bias.to(torch.float32)
 
     def pad(in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
-        device = state["fc.weight"].device
         weight = pad_shortcut_weight(in_channels, out_channels).to(device, dtype)
         return weight, torch.zeros(out_channels, device=device)
 
-    fc = (state["fc.weight"].to(dtype).contiguous(), state["fc.bias"].to(torch.float32))
+    device = next(iter(state.values())).device
+    if arch.num_classes:
+        fc = (state["fc.weight"].to(dtype).contiguous(), state["fc.bias"].to(torch.float32))
+    else:
+        fc = (torch.empty(0, arch.features, dtype=dtype, device=device), torch.empty(0, device=device))
     return _assemble(arch, fold, pad, fc, mean, std)
 
 

@@ -165,6 +165,8 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
     if isinstance(step, Head):
         n, h, w, c = shape
         pool = routing.route_pool(c, h * w)
+        if not step.weight.shape[0]:
+            return pool.kernel, str(pool), ""
         linear = routing.ConvShape(n, 1, 1, c, step.weight.shape[0], 1, 1, 1, 0)
         routed = routing.route_conv(linear, dtype, gpu, launch.float32_precision())
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note

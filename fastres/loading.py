@@ -35,8 +35,9 @@ def load(
     ``weights`` is ``"DEFAULT"``, an entry of the model's published weights (``"IMAGENET1K_V1"``), a torchvision enum
     member, a path (``.pth``, ``.pt``, ``.safetensors``), a state dict, or ``None`` for random weights as torchvision
     draws them. Published weights are downloaded once into torch's hub cache and checked against their sha256 at every
-    load. ``num_classes`` other than the weights' gives a fresh classifier, with a warning. ``dtype="auto"`` computes in
-    float16 on CUDA and float32 on the CPU.
+    load. ``num_classes`` other than the weights' gives a fresh classifier, with a warning; ``num_classes=0`` gives
+    none, and ``model(x)`` then returns what :meth:`Model.embed` does. ``dtype="auto"`` computes in float16 on CUDA and
+    float32 on the CPU.
 
     Raises ``UnknownModelError``, ``WeightsError`` and its kinds, ``DtypeError``, ``DeviceError``.
 
@@ -158,12 +159,18 @@ def _read_structure(module: nn.Module) -> Architecture:
         width_per_group,
         stem,  # type: ignore[arg-type]
         shortcut,
-        module.get_submodule("fc").out_features,  # type: ignore[arg-type]
+        _class_count(module),
     )
     for row in ARCHITECTURES.values():
         if row.with_classes(found.num_classes) == Architecture(**{**vars(found), "name": row.name}):
             return row.with_classes(found.num_classes)
     return found
+
+
+def _class_count(module: nn.Module) -> int:
+    """Classes of a live module's ``fc``; 0 where that is ``nn.Identity``, the usual way to remove a classifier."""
+    head = module.get_submodule("fc")
+    return 0 if isinstance(head, nn.Identity) else int(head.out_features)  # type: ignore[arg-type]
 
 
 def _refusal(module: nn.Module, reason: str) -> ArchitectureError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, Gr
 from .explain import Explanation
 from .folding import build_plan, outline
 from .images import Transforms
+from .outputs import returned_values
 from .parameters import Parameters, tree
 from .plan import LOGITS, POOLED, Plan, Shape, check_image_size
 
@@ -48,8 +50,9 @@ class Model(nn.Module):
     """A ResNet for inference. ``fastres.load`` and ``fastres.from_module`` make it; see those.
 
     Calling it with ``x`` ``[N, 3, H, W]`` (any H and W from the least size on, any memory format, on the model's
-    device) returns float32 logits ``[N, num_classes]``. Floating-point ``x`` is taken as normalised already;
-    ``uint8`` ``x`` is raw RGB pixels, normalised with the weights' mean and std inside the first kernel.
+    device) returns float32 logits ``[N, num_classes]``; a model without a classifier (``num_classes=0``) returns the
+    pooled features ``[N, C]``, as :meth:`embed` does. Floating-point ``x`` is taken as normalised already; ``uint8``
+    ``x`` is raw RGB pixels, normalised with the weights' mean and std inside the first kernel.
 
     Parameters and buffers are the checkpoint's, in float32 and under torchvision's names; ``dtype`` is what the
     folded copy that runs is computed in. Inference only: ``train()`` and inputs that require grad raise.
@@ -74,6 +77,7 @@ class Model(nn.Module):
         self.training = False
         self.architecture = arch
         self.transforms = transforms
+        categories = categories if arch.num_classes else ()
         self.categories: tuple[str, ...] | None = tuple(categories) if categories is not None else None
         self.weights = weights
         self._requested_dtype = parse_dtype(dtype)
@@ -100,6 +104,11 @@ class Model(nn.Module):
         return self.architecture.num_classes
 
     @property
+    def outline(self) -> Plan:
+        """The plan without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
+        return self._outline
+
+    @property
     def plan(self) -> Plan:
         """The network as fused steps with folded weights in the model's dtype and device, made anew at each access."""
         with torch.no_grad():
@@ -113,7 +122,8 @@ class Model(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.architecture.name}, {self.weights}, {self.num_classes} classes, "
+            f"{self.architecture.name}, {self.weights}, "
+            f"{f'{self.num_classes} classes' if self.num_classes else 'no classifier'}, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
         )
 
@@ -123,12 +133,30 @@ class Model(nn.Module):
     # -- running it ------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._run(x, (LOGITS,))[0]
+        return self._run(x, (LOGITS,))[0] if self.num_classes else self.embed(x)
 
-    def features(self, x: Tensor) -> dict[str, Tensor]:
-        """The stem's and each stage's output, ``{"stem": …, "layer1": …}``, each ``[N, C, h, w]`` in ``dtype``."""
-        names = self._outline.features
-        return dict(zip(names, self._run(x, tuple(names.values())), strict=True))
+    def features(
+        self, x: Tensor, return_layers: Mapping[str, str] | Sequence[str] | None = None
+    ) -> OrderedDict[str, Tensor]:
+        """Feature maps by name, each ``[N, C, h, w]`` in ``dtype``, channels-last; in the network's order.
+
+        All of ``stem``, ``layer1``, … without ``return_layers``. With it, as torchvision's ``IntermediateLayerGetter``
+        has it, a mapping of layers to the names that their maps are returned under (or a list of layers), and the
+        network runs no further than the deepest of them. The stem's output is also called ``maxpool`` (``relu`` in
+        CIFAR networks, which have no max-pool), and ``avgpool`` is ``[N, C, 1, 1]``. :class:`fastres.Backbone` is the
+        module to put into a larger model. Raises ``InputError`` for layers that the network does not have.
+
+        >>> model.features(x, {"layer1": "0", "layer4": "1"})
+        """
+        return self.values(x, returned_values(self._outline, return_layers))
+
+    def values(self, x: Tensor, wanted: Mapping[str, str]) -> OrderedDict[str, Tensor]:
+        """Name → value for a mapping of names to values of the plan, computed in one call."""
+        distinct = tuple(dict.fromkeys(wanted.values()))
+        found = dict(zip(distinct, self._run(x, distinct), strict=True))
+        if POOLED in found:
+            found[POOLED] = found[POOLED][:, :, None, None]
+        return OrderedDict((name, found[value]) for name, value in wanted.items())
 
     def embed(self, x: Tensor) -> Tensor:
         """Average-pooled features of the last stage, float32 ``[N, C]``: what the classifier sees."""
@@ -140,8 +168,9 @@ class Model(nn.Module):
         """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of them.
 
         Each image is resized, cropped and normalised as ``transforms`` says. Returns, for each image, the ``top_k``
-        classes by falling probability. Raises ``ImageError`` for what is not an image. A bar is shown on a terminal
-        when there is more than one batch; ``progress`` forces it on or off.
+        classes by falling probability. Raises ``ImageError`` for what is not an image and ``ClassifierError`` where
+        the model has no classifier. A bar is shown on a terminal when there is more than one batch; ``progress``
+        forces it on or off.
         """
         from .predict import predict
 
@@ -286,7 +315,7 @@ class Model(nn.Module):
         return result
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if "_modules" in self.__dict__ and name in self._modules:
+        if "_modules" in self.__dict__ and (name in self._modules or (name == "fc" and isinstance(value, nn.Module))):
             self._replace_head(name, value)
         elif isinstance(value, nn.Module):
             raise ArchitectureError(
@@ -297,17 +326,23 @@ class Model(nn.Module):
 
     def _replace_head(self, name: str, value: Any) -> None:
         features = self.architecture.features
-        if name != "fc" or not isinstance(value, nn.Linear) or value.in_features != features or value.bias is None:
+        if name == "fc" and isinstance(value, nn.Identity):
+            self.architecture = self.architecture.with_classes(0)
+            self._modules.pop("fc", None)
+            self.categories = ()
+        elif name == "fc" and isinstance(value, nn.Linear) and value.in_features == features and value.bias is not None:
+            head = {"weight": value.weight.detach(), "bias": value.bias.detach()}
+            self.architecture = self.architecture.with_classes(value.out_features)
+            self._modules["fc"] = Parameters({part: t.to(self.device, torch.float32) for part, t in head.items()})
+            if self.categories is not None and len(self.categories) != value.out_features:
+                self.categories = None
+        else:
             raise ArchitectureError(
                 f"model.{name} cannot be replaced by {type(value).__name__}: fastres runs a fixed plan. "
-                f"model.fc takes an nn.Linear({features}, classes); model.embed(x) gives what the classifier sees; "
+                f"model.fc takes an nn.Linear({features}, classes), or nn.Identity() for no classifier; "
+                "model.embed(x) gives what the classifier sees; "
                 "for anything else change the torchvision model and use fastres.from_module"
             )
-        head = {"weight": value.weight.detach(), "bias": value.bias.detach()}
-        self.architecture = self.architecture.with_classes(value.out_features)
-        self._modules["fc"] = Parameters({part: t.to(self.device, torch.float32) for part, t in head.items()})
-        if self.categories is not None and len(self.categories) != value.out_features:
-            self.categories = None
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def last_reads(steps: Sequence[Step]) -> dict[str, int]:
 def describe(step: Step) -> str:
     """A step's attributes in a few words, such as ``3×3/2 g32 relu +residual``."""
     if isinstance(step, Head):
-        return "average pool, linear"
+        return "average pool, linear" if step.weight.shape[0] else "average pool"
     assert isinstance(step, (Stem, Conv))
     r, s = step.weight.shape[1:3]
     words = [f"{r}×{s}/{step.stride}"]

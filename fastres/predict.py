@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .errors import InputError
+from .errors import ClassifierError, InputError
 from .images import batch_sources
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def predict(
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    require_classifier(model, "predict")
     sources = batch_sources(images)
     if progress is None:
         progress = len(sources) > batch_size and sys.stderr.isatty()
@@ -35,6 +36,15 @@ def predict(
             predictions += top_predictions(logits, top_k, model.categories)
             bar.update(len(chunk))
     return predictions
+
+
+def require_classifier(model: Model, what: str) -> None:
+    """Raise ``ClassifierError`` where ``model`` has no classifier, which ``what`` needs."""
+    if not model.num_classes:
+        raise ClassifierError(
+            f"{what} needs classes, and this {model.architecture.name} has no classifier (num_classes=0); "
+            "model.embed(x) returns the pooled features [N, C] of images. Load it with its classifier to get classes"
+        )
 
 
 def top_predictions(logits: Tensor, top_k: int, categories: tuple[str, ...] | None) -> list[list[Prediction]]:

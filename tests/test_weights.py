@@ -300,8 +300,8 @@ def test_none_is_random_and_takes_a_class_count() -> None:
     assert other.arch.num_classes == 3
     assert other.state["fc.weight"].shape == (3, 64)
     assert not torch.equal(first.state["conv1.weight"], other.state["conv1.weight"])
-    with pytest.raises(ArchitectureError, match="num_classes is 0"):
-        load_state(RESNET20, None, num_classes=0)
+    with pytest.raises(ArchitectureError, match="num_classes is -1"):
+        load_state(RESNET20, None, num_classes=-1)
 
 
 def test_a_fresh_head_is_warned_of_at_the_callers_line(state: dict[str, Tensor]) -> None:
