@@ -75,7 +75,7 @@ def relative_error(engine: Engine, peer: Peer, checks: Checks) -> float:
     """Largest relative L2 error of any image's logits; infinite for logits of another shape, NaN for NaN."""
     errors = []
     for x, expected in zip(checks.batches, checks.logits, strict=True):
-        found = engine(peer.example(x))
+        found = peer.as_tensor(engine(peer.example(x)))
         if found.shape != expected.shape:
             return float("inf")
         errors.append((found.double().cpu() - expected).norm(dim=1) / expected.norm(dim=1))

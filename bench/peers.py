@@ -3,7 +3,8 @@
 To add one, write a ``build`` function (import the library inside it) and a function that says why it is absent, and add
 a row to ``PEERS``. ``build`` is given the network (float32, on the CPU, eval mode; not to be changed) and an example
 batch ``[N, 3, H, W]`` with the device, dtype, memory format and batch size of every call; it returns a function from
-such batches to logits ``[N, classes]`` in any floating-point dtype. Everything runs under ``torch.inference_mode``.
+such batches to logits ``[N, classes]`` in any floating-point dtype. Batches and logits are tensors, or what the
+engine's library has in their place (``Peer.native``). Everything runs under ``torch.inference_mode``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +24,41 @@ from fastres.cpu import check_dtype
 from fastres.errors import FastresError, near_matches
 from fastres.export import engines
 
+from . import compilers, jax_peer
 from .eager import EagerResNet
 
-Engine = Callable[[Tensor], Tensor]
+Engine = Callable[[Any], Any]
 
 
 def _always(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def _itself(x: Any) -> Any:
+    return x
+
+
 @dataclass(frozen=True)
 class Peer:
-    """An engine: how to build it and, by ``reason_absent(device, dtype)``, why it cannot be run (``None``: it can)."""
+    """An engine: how to build it and, by ``reason_absent(device, dtype)``, why it cannot be run (``None``: it can).
+
+    ``native`` makes a batch, in ``memory_format``, what the engine's library calls an array, and ``as_tensor`` its
+    logits a tensor; neither is timed. ``own_memory`` says that the engine's memory is not from torch's allocator, so
+    that its peak on a GPU is not known.
+    """
 
     name: str
     what: str
-    build: Callable[[EagerResNet, Tensor], Engine]
+    build: Callable[[EagerResNet, Any], Engine]
     reason_absent: Callable[[torch.device, torch.dtype], str | None] = _always
     memory_format: torch.memory_format = torch.contiguous_format
+    native: Callable[[Tensor], Any] = _itself
+    as_tensor: Callable[[Any], Tensor] = _itself
+    own_memory: bool = False
 
-    def example(self, x: Tensor) -> Tensor:
-        """``x`` in the layout that the engine is given its batches in."""
-        return x.contiguous(memory_format=self.memory_format)
+    def example(self, x: Tensor) -> Any:
+        """``x`` as the engine is given its batches."""
+        return self.native(x.contiguous(memory_format=self.memory_format))
 
 
 def _eager(module: EagerResNet, x: Tensor) -> EagerResNet:
@@ -64,31 +79,12 @@ def _folded(module: EagerResNet, x: Tensor) -> EagerResNet:
     return _channels_last(folded, x)
 
 
-def _compile(module: EagerResNet, x: Tensor) -> Engine:
-    """``torch.compile`` with weights frozen, so that Inductor folds batch norm; compiled here.
-
-    ``fullgraph`` because Dynamo would otherwise fall back to eager without a word after some recompilations.
-    """
-    import torch._inductor.config as inductor
-
-    torch._dynamo.reset()
-    compiled: Engine = torch.compile(_channels_last(module, x), dynamic=False, fullgraph=True)
-    with inductor.patch(freezing=True):
-        compiled(x)
-    return compiled
+def _compile(mode: str) -> Callable[[EagerResNet, Tensor], Engine]:
+    return lambda module, x: compilers.torch_compile(_channels_last(module, x), x, mode)
 
 
-def _compiler_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type == "cuda":
-        return None
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "torch.compile needs a C++ compiler on the CPU, and there is none; install g++ or clang"
-    return None
+def _torch_tensorrt(module: EagerResNet, x: Tensor) -> Engine:
+    return compilers.torch_tensorrt(_eager(module, x), x)
 
 
 def _graphed(build: Callable[[EagerResNet, Tensor], Engine]) -> Callable[[EagerResNet, Tensor], Engine]:
@@ -130,6 +126,10 @@ def _onnxruntime(module: EagerResNet, x: Tensor) -> Engine:
     return engines.onnxruntime_engine(fastres.from_module(module), x)
 
 
+def _onnxruntime_tensorrt(module: EagerResNet, x: Tensor) -> Engine:
+    return engines.onnxruntime_tensorrt_engine(fastres.from_module(module), x)
+
+
 def _openvino(module: EagerResNet, x: Tensor) -> Engine:
     return engines.openvino_engine(fastres.from_module(module), x)
 
@@ -152,24 +152,38 @@ PEERS: tuple[Peer, ...] = (
     EAGER,
     Peer("eager_channels_last", "PyTorch, channels last", _channels_last, memory_format=_LAST),
     Peer("folded_channels_last", "PyTorch, batch norm folded, channels last", _folded, memory_format=_LAST),
-    Peer("compile", "torch.compile, weights frozen, channels last", _compile, _compiler_absent, _LAST),
     Peer("eager_cudagraph", "eager_channels_last in a CUDA graph", _graphed(_channels_last), _graphs_absent, _LAST),
     Peer("folded_cudagraph", "folded_channels_last in a CUDA graph", _graphed(_folded), _graphs_absent, _LAST),
-    Peer("onnxruntime", "fastres export, ONNX Runtime", _onnxruntime, engines.onnxruntime_absent),
-    Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent),
+    Peer("compile", "torch.compile, weights frozen, channels last",
+         _compile(compilers.DEFAULT), compilers.torch_compile_absent, _LAST),
+    Peer("compile_max_autotune", "compile with mode='max-autotune'",
+         _compile(compilers.MAX_AUTOTUNE), compilers.torch_compile_absent, _LAST),
+    Peer("torch_tensorrt", "Torch-TensorRT, CUDA graphs",
+         _torch_tensorrt, compilers.torch_tensorrt_absent, own_memory=True),
+    Peer("onnxruntime", "fastres export, ONNX Runtime, its CUDA provider on a GPU",
+         _onnxruntime, engines.onnxruntime_absent, own_memory=True),
+    Peer("onnxruntime_tensorrt", "fastres export, ONNX Runtime's TensorRT provider",
+         _onnxruntime_tensorrt, engines.onnxruntime_tensorrt_absent, own_memory=True),
+    Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent, own_memory=True),
+    Peer("jax", "the same network in JAX, batch norm folded, compiled by XLA",
+         jax_peer.jax_engine, jax_peer.jax_absent, _LAST, jax_peer.to_jax, jax_peer.to_torch, own_memory=True),
     FASTRES,
-)
+)  # fmt: skip
 
 
-def select(names: str | None) -> tuple[Peer, ...]:
-    """The engines that ``names`` (comma-separated; all for ``None``) lists, eager and fastres always among them.
+def select(names: str | None, without: str | None = None) -> tuple[Peer, ...]:
+    """The engines that ``names`` (by commas; all for ``None``) lists, less those of ``without``.
 
-    Raises ``FastresError`` for a name that no engine has.
+    Eager and fastres are always among them. Raises ``FastresError`` for a name that no engine has.
     """
-    if names is None:
-        return PEERS
+    unwanted = set() if without is None else _known(without)
+    wanted = {peer.name for peer in PEERS} if names is None else _known(names)
+    return tuple(peer for peer in PEERS if peer.name in wanted - unwanted or peer in (EAGER, FASTRES))
+
+
+def _known(names: str) -> set[str]:
     known = {peer.name: peer for peer in PEERS}
-    wanted = {name.strip() for name in names.split(",") if name.strip()}
-    for name in sorted(wanted - set(known)):
+    given = {name.strip() for name in names.split(",") if name.strip()}
+    for name in sorted(given - set(known)):
         raise FastresError(f"No engine is called {name!r}.{near_matches(name, known)} There are {', '.join(known)}")
-    return tuple(peer for peer in PEERS if peer.name in wanted or peer in (EAGER, FASTRES))
+    return given

@@ -198,13 +198,14 @@ def _admit(
     except Exception as problem:
         reason = f"{type(problem).__name__}: {str(problem).strip()}".splitlines()[0][:300]
         return setting.row(peer, FAILED if peer.name == FASTRES.name else ABSENT, reason), None
+    unknown = peer.own_memory and setting.device.type == "cuda"
     limit = error_limit(peer, setting.dtype, eager_error, checks)
     row = dataclasses.replace(
         setting.row(peer, OK),
         max_rel_error=significant(error),
         error_limit=significant(limit),
         first_call_s=significant(seconds),
-        peak_memory_mb=significant(growth / 1e6),
+        peak_memory_mb=None if unknown else significant(growth / 1e6),
     )
     if error <= limit:
         return row, engine
@@ -246,6 +247,8 @@ def _timed(
 
 
 def _release(device: torch.device) -> None:
+    """Forget what was compiled: Dynamo refuses to compile one module's code for ever more settings."""
+    torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -287,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
     parser.add_argument("--peers", help=f"what to compare with, by commas; eager always runs (default all): {engines}")
+    parser.add_argument("--without", help="engines not to compare with, by commas, such as compile_max_autotune")
     parser.add_argument("--out", type=Path, help="folder for results.json, results.csv, throughput.png (default: none)")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
@@ -316,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.size,
             _dtypes(given.dtype, device),
             device,
-            select(given.peers),
+            select(given.peers, given.without),
             given.quick,
             given.weights,
             given.tf32,

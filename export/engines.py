@@ -29,12 +29,7 @@ def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
     with tempfile.TemporaryDirectory() as folder:
         path = _exported(model, x, Path(folder))
         session = Session(path, x.device.type, threads=torch.get_num_threads())
-
-    def run(batch: Tensor) -> Tensor:
-        logits: Tensor = session(batch)["logits"]
-        return logits
-
-    return run
+    return lambda batch: session(batch)["logits"]
 
 
 def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -47,6 +42,32 @@ def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
 
     if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
+    return None
+
+
+def onnxruntime_tensorrt_engine(model: Model, x: Tensor) -> Engine:
+    """As :func:`onnxruntime_engine` with TensorRT, and CUDA for what TensorRT does not take.
+
+    Raises ``DeviceError`` where the TensorRT provider does not start.
+    """
+    from .runtime import Session
+
+    options = {"trt_fp16_enable": "1" if x.dtype == torch.float16 else "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(_exported(model, x, Path(folder)), [("tensorrt", options), "cuda"])
+    return lambda batch: session(batch)["logits"]
+
+
+def onnxruntime_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why :func:`onnxruntime_tensorrt_engine` cannot be had; ``None`` where it can."""
+    if device.type != "cuda":
+        return "TensorRT needs an NVIDIA GPU"
+    if reason := onnxruntime_absent(device, dtype):
+        return reason
+    import onnxruntime
+
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no TensorRT provider; install onnxruntime-gpu and tensorrt"
     return None
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import importlib.util
 from typing import NoReturn
 
 import pytest
@@ -20,7 +22,8 @@ from fastres.errors import DtypeError, FastresError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BY_NAME = {peer.name: peer for peer in PEERS}
-ON_CPU = [peer for peer in PEERS if peer.reason_absent(CPU, torch.float32) is None and peer.name != "compile"]
+COMPILE = ("compile", "compile_max_autotune")
+ON_CPU = [peer for peer in PEERS if peer.reason_absent(CPU, torch.float32) is None and peer.name not in COMPILE]
 
 
 @functools.cache
@@ -28,13 +31,14 @@ def network(name: str = "resnet20") -> EagerResNet:
     return calibrated(get_architecture(name))
 
 
-def assert_right(peer: Peer, module: EagerResNet, size: int = 32) -> None:
-    checks = make_checks(module, 2, size, CPU, torch.float32)
+def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.dtype = torch.float32) -> None:
+    checks = make_checks(module, 2, size, CPU, dtype)
     with torch.inference_mode():
         engine = peer.build(module, peer.example(checks.batches[0]))
-    eager = relative_error(module, EAGER, checks)
+        reference = EAGER.build(module, checks.batches[0])
+    eager = relative_error(reference, EAGER, checks)
     error = relative_error(engine, peer, checks)
-    assert error <= error_limit(peer, torch.float32, eager, checks)
+    assert error <= error_limit(peer, dtype, eager, checks)
 
 
 @pytest.mark.parametrize("peer", ON_CPU, ids=lambda peer: peer.name)
@@ -50,12 +54,38 @@ def test_engines_are_right_and_leave_the_network_alone(peer: Peer, name: str) ->
 
 
 @pytest.mark.slow
-def test_compile_is_right() -> None:
-    peer = BY_NAME["compile"]
-    reason = peer.reason_absent(CPU, torch.float32)
+def test_two_ways_to_compile_are_right_side_by_side() -> None:
+    import torch._inductor.config as inductor
+
+    reason = BY_NAME["compile"].reason_absent(CPU, torch.float32)
     if reason is not None:
         pytest.skip(reason)
-    assert_right(peer, network())
+    small = calibrated(dataclasses.replace(get_architecture("resnet20"), depths=(1, 1), widths=(16, 32)))
+    x = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = small(x)
+        built = [BY_NAME[name].build(small, x) for name in COMPILE]
+        for engine in built:  # the second has not undone the first
+            torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-4)
+    assert not inductor.freezing
+    assert not inductor.max_autotune
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_jax_is_right_in_half_precision(dtype: torch.dtype) -> None:
+    pytest.importorskip("jax")
+    assert_right(BY_NAME["jax"], network(), dtype=dtype)
+
+
+def test_jax_pools_like_torch_and_takes_its_own_arrays() -> None:
+    jax = pytest.importorskip("jax")
+    peer = BY_NAME["jax"]
+    assert_right(peer, network("resnet18"), size=96)
+    x = torch.randn(2, 3, 8, 9)
+    array = peer.example(x)
+    assert isinstance(array, jax.Array)
+    assert array.shape == (2, 8, 9, 3)
+    assert torch.equal(peer.as_tensor(array), x.permute(0, 2, 3, 1))
 
 
 def test_folded_networks_have_no_batch_norm() -> None:
@@ -89,8 +119,37 @@ def test_compile_is_absent_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-    assert "C++ compiler" in (BY_NAME["compile"].reason_absent(CPU, torch.float32) or "")
-    assert BY_NAME["compile"].reason_absent(CUDA, torch.float16) is None
+    for name in COMPILE:
+        assert "C++ compiler" in (BY_NAME[name].reason_absent(CPU, torch.float32) or "")
+        assert BY_NAME[name].reason_absent(CUDA, torch.float16) is None
+
+
+@pytest.mark.parametrize("package", ["jax", "torch_tensorrt"])
+def test_packages_that_are_not_installed_are_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    reason = BY_NAME[package].reason_absent(CUDA, torch.float16) or ""
+    assert reason.startswith(f"{package} is not installed: pip install")
+
+
+def test_tensorrt_is_absent_without_an_nvidia_gpu() -> None:
+    for name in ("torch_tensorrt", "onnxruntime_tensorrt"):
+        assert BY_NAME[name].reason_absent(CPU, torch.float32) == "TensorRT needs an NVIDIA GPU"
+
+
+def test_torch_tensorrt_is_there_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert BY_NAME["torch_tensorrt"].reason_absent(CUDA, torch.float16) is None
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert BY_NAME["torch_tensorrt"].reason_absent(CUDA, torch.float16) == "TensorRT needs an NVIDIA GPU"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="JAX may have a GPU here")
+def test_a_jax_without_a_gpu_is_absent_on_one() -> None:
+    jax = pytest.importorskip("jax")
+    reason = BY_NAME["jax"].reason_absent(CUDA, torch.float16)
+    assert reason == f"this jax {jax.__version__} has no GPU backend: pip install 'jax[cuda12]'"
 
 
 def test_fastres_says_which_dtypes_this_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +182,15 @@ def test_selection_keeps_eager_and_fastres_and_the_order() -> None:
         "compile",
         "fastres",
     ]
+    rest = [peer.name for peer in peers.select(None, "jax, eager,compile_max_autotune")]
+    assert rest == [name for name in BY_NAME if name not in ("jax", "compile_max_autotune")]
 
 
 def test_unknown_engines_are_named() -> None:
     with pytest.raises(FastresError, match=r"'compil'\. Did you mean 'compile'\?.*eager_channels_last"):
         peers.select("eager,compil")
+    with pytest.raises(FastresError, match=r"'compil'"):
+        peers.select(None, "compil")
 
 
 def test_names_are_unique_and_eager_comes_first() -> None:

@@ -41,6 +41,7 @@ def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bfloat16" in str(engines.onnxruntime_absent(CPU, torch.bfloat16))
     assert "float32" in str(engines.openvino_absent(CPU, torch.float16))
     assert "CPU" in str(engines.openvino_absent(cuda, torch.float32))
+    assert engines.onnxruntime_tensorrt_absent(CPU, torch.float32) == "TensorRT needs an NVIDIA GPU"
     if not torch.cuda.is_available():
         assert "onnxruntime-gpu" in str(engines.onnxruntime_absent(cuda, torch.float32))
     real = importlib.util.find_spec
@@ -50,3 +51,13 @@ def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(importlib.util, "find_spec", lambda name, gone=package: None if name == gone else real(name))
             absent = engines.openvino_absent if package == "openvino" else engines.onnxruntime_absent
             assert f"{package} is not installed" in str(absent(CPU, torch.float32))
+
+
+def test_tensorrt_is_there_where_onnxruntime_has_its_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    cuda, providers = torch.device("cuda"), ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    assert "no TensorRT provider" in str(engines.onnxruntime_tensorrt_absent(cuda, torch.float16))
+    assert "bfloat16" in str(engines.onnxruntime_tensorrt_absent(cuda, torch.bfloat16))
+    providers.insert(0, "TensorrtExecutionProvider")
+    assert engines.onnxruntime_tensorrt_absent(cuda, torch.float16) is None

@@ -1,0 +1,123 @@
+"""The network in JAX, compiled by XLA: one more reader of the Plan.
+
+Folded convolutions in NHWC, residual add, ReLU, max-pool and head, in plain ``jax.lax``. Batches and logits are JAX
+arrays, so that no conversion is timed; a call returns when its result is there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastres.folding import build_plan
+from fastres.plan import INPUT, LOGITS, Conv, Head, Plan, Stem, Step
+
+from .eager import EagerResNet
+
+if TYPE_CHECKING:
+    from jax import Array
+
+# Beside other engines on one GPU JAX must not take three quarters of the memory when it starts.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+LAYOUTS = ("NHWC", "HWIO", "NHWC")  # of input, weight [R, S, C / groups, K] and output: JAX's own, and XLA's fastest
+
+
+def to_jax(x: Tensor) -> Array:
+    """``x`` ``[N, 3, H, W]`` in channels-last memory as a JAX array ``[N, H, W, 3]``; on a GPU it stays in place."""
+    import jax
+
+    array: Array = jax.dlpack.from_dlpack(x.permute(0, 2, 3, 1))
+    return array
+
+
+def to_torch(logits: Array) -> Tensor:
+    """A JAX array as a tensor, without a copy."""
+    tensor: Tensor = torch.from_dlpack(logits)
+    return tensor
+
+
+def jax_engine(module: EagerResNet, x: Array) -> Callable[[Array], Array]:
+    """``module``'s network compiled for batches like ``x`` ``[N, H, W, 3]``; logits are float32 ``[N, classes]``."""
+    import jax
+
+    plan = build_plan(module.state_dict(), module.architecture, dtype=getattr(torch, x.dtype.name))
+    device = next(iter(x.devices()))
+    parameters = [
+        tuple(jax.device_put(jax.dlpack.from_dlpack(tensor), device) for tensor in _arrays(step)) for step in plan
+    ]
+    ieee = x.dtype.name == "float32" and torch.get_float32_matmul_precision() == "highest"
+    precision = jax.lax.Precision.HIGHEST if ieee else jax.lax.Precision.DEFAULT
+    compiled = jax.jit(lambda parameters, x: _forward(plan, parameters, x, precision))
+
+    def run(x: Array) -> Array:
+        logits: Array = compiled(parameters, x).block_until_ready()
+        return logits
+
+    return run
+
+
+def _arrays(step: Step) -> tuple[Tensor, Tensor]:
+    """Weight ``[R, S, C / groups, K]``, or ``[C, classes]`` of the head, and bias."""
+    weight = step.weight.T if isinstance(step, Head) else step.weight.permute(1, 2, 3, 0)
+    return weight.contiguous(), step.bias
+
+
+def _forward(plan: Plan, parameters: list[Any], x: Array, precision: Any) -> Array:
+    """What is traced: every step of ``plan`` on ``x`` ``[N, H, W, 3]``, with (weight, bias) of each step."""
+    from jax import lax
+    from jax import numpy as jnp
+
+    values: dict[str, Array] = {INPUT: x}
+    for step, (weight, bias) in zip(plan, parameters, strict=True):
+        y = values[step.input]
+        if isinstance(step, Head):
+            pooled = jnp.mean(y, (1, 2), dtype=jnp.float32).astype(y.dtype)
+            product = jnp.dot(pooled, weight, precision=precision, preferred_element_type=jnp.float32)
+            values[step.output] = product + bias
+            continue
+        assert isinstance(step, (Stem, Conv))
+        y = lax.conv_general_dilated(
+            y,
+            weight,
+            (step.stride, step.stride),
+            [(step.padding, step.padding)] * 2,
+            dimension_numbers=LAYOUTS,
+            feature_group_count=step.groups if isinstance(step, Conv) else 1,
+            precision=precision,
+        )
+        y = y + bias.astype(y.dtype)
+        if isinstance(step, Conv) and step.residual is not None:
+            y = y + values[step.residual]
+        if isinstance(step, Stem) or step.relu:
+            y = jnp.maximum(y, 0)
+        values[step.output] = _max_pool(y) if isinstance(step, Stem) and step.pool else y
+    return values[LOGITS]
+
+
+def _max_pool(y: Array) -> Array:
+    """3×3 with stride 2 and padding 1, NHWC."""
+    from jax import lax
+
+    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(y, -math.inf, lax.max, window, strides, padding)
+
+
+def jax_absent(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why :func:`jax_engine` cannot be had; ``None`` where it can."""
+    if importlib.util.find_spec("jax") is None:
+        return "jax is not installed: pip install jax, or 'jax[cuda12]' for a GPU"
+    if device.type == "cuda":
+        import jax
+
+        try:
+            jax.devices("gpu")
+        except RuntimeError:
+            return f"this jax {jax.__version__} has no GPU backend: pip install 'jax[cuda12]'"
+    return None
