@@ -35,6 +35,7 @@ KEYS = (
     "resize",
     "crop",
     "interpolation",
+    "crop_rounding",
     "preprocessing",
     "outputs",
     "opset",
@@ -77,6 +78,7 @@ class Metadata:
             "resize": transforms.resize,
             "crop": transforms.crop,
             "interpolation": transforms.interpolation,
+            "crop_rounding": transforms.crop_rounding,
         }
         texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
         return {key: texts[key] for key in KEYS}
@@ -84,6 +86,7 @@ class Metadata:
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
         """Parse what :meth:`as_strings` gives. Raises ``ExportFileError`` naming ``source`` where it does not fit."""
+        strings = {"crop_rounding": "nearest", **strings}  # files of fastres 0.1 do not say
         absent = [key for key in KEYS if key not in strings]
         if absent:
             raise ExportFileError(
@@ -102,6 +105,7 @@ class Metadata:
                     tuple(json.loads(strings["mean"])),
                     tuple(json.loads(strings["std"])),
                     strings["interpolation"],  # type: ignore[arg-type]
+                    strings["crop_rounding"],  # type: ignore[arg-type]
                 ),
                 preprocessing=bool(json.loads(strings["preprocessing"])),
                 outputs=tuple(json.loads(strings["outputs"])),

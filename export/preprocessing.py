@@ -6,10 +6,12 @@ one matrix product with a filter that the graph computes from the picture's size
 
     filter[i, j] = max(0, 1 − |(2j + 1)·new − (2i + 1)·size| / (2·max(size, new))),   rows normalised to sum 1
 
-for output pixel i of ``new`` and input pixel j of ``size``. Only the rows i that the crop keeps are computed, and rows
-outside the resized picture are zero: black, as the transforms pad. Centres are compared as integers, so that
-the weights have float32's full precision whatever the size. ONNX's own ``Resize`` is not used: its antialiasing
-needs opset 18 and TensorRT refuses it, whereas these are operators that every runtime has.
+for output pixel i of ``new`` and input pixel j of ``size``. For bicubic transforms, Keys's cubic (a = −1/2) of the same
+distance stands in the triangle's place, and grey levels beyond black and white are cut off after each pass. Only the
+rows i that the crop keeps are computed, and rows outside the resized picture are zero: black, as the transforms pad.
+Centres are compared as integers, so that the weights have float32's full precision whatever the size. ONNX's own
+``Resize`` is not used: its antialiasing needs opset 18 and TensorRT refuses it, whereas these are operators that every
+runtime has.
 """
 
 from __future__ import annotations
@@ -38,13 +40,18 @@ def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms
     filters = _Filters(builder, node("Shape", [source], f"{PREFIX}.shape"), transforms)
     rows, columns = filters.of("rows", _ROWS), filters.of("columns", _COLUMNS)  # [crop, height], [crop, width]
     columns = node("Transpose", [columns], f"{PREFIX}.columns.transposed", perm=[1, 0])
-    half = builder.constant(f"{PREFIX}.half", 0.5)
-    product = node("MatMul", [pixels, columns], f"{PREFIX}.horizontal")  # [batch, 3, height, crop]
-    pixels = node("Floor", [node("Add", [product, half], f"{product}.shifted")], f"{product}.rounded")
-    product = node("MatMul", [rows, pixels], f"{PREFIX}.vertical")  # [batch, 3, crop, crop]
-    pixels = node("Floor", [node("Add", [product, half], f"{product}.shifted")], f"{product}.rounded")
+    half, white = builder.constant(f"{PREFIX}.half", 0.5), builder.constant(f"{PREFIX}.white", 255.0)
+
+    def whole(value: str) -> str:
+        rounded = node("Floor", [node("Add", [value, half], f"{value}.shifted")], f"{value}.rounded")
+        if transforms.interpolation == "bilinear":
+            return rounded
+        return node("Min", [node("Relu", [rounded], f"{value}.lit"), white], f"{value}.clipped")
+
+    pixels = whole(node("MatMul", [pixels, columns], f"{PREFIX}.horizontal"))  # [batch, 3, height, crop]
+    pixels = whole(node("MatMul", [rows, pixels], f"{PREFIX}.vertical"))  # [batch, 3, crop, crop]
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
-    scaled = node("Div", [pixels, builder.constant(f"{PREFIX}.white", 255.0)], f"{PREFIX}.unit")
+    scaled = node("Div", [pixels, white], f"{PREFIX}.unit")
     centred = node("Sub", [scaled, builder.constant(f"{PREFIX}.mean", mean)], f"{PREFIX}.centred")
     return node("Div", [centred, builder.constant(f"{PREFIX}.std", std)], f"{PREFIX}.normalised")
 
@@ -58,7 +65,11 @@ class _Filters:
         self.zero, self.one, self.two = (
             builder.constant(f"{PREFIX}.{name}", value) for name, value in (("zero", 0), ("one", 1), ("two", 2))
         )
+        self.cubic = transforms.interpolation == "bicubic"
+        self.round_down = transforms.crop_rounding == "down"
         self.unit = builder.constant(f"{PREFIX}.one.float", 1.0)
+        if self.cubic:
+            self.pair = builder.constant(f"{PREFIX}.two.float", 2.0)
         self.resize = builder.constant(f"{PREFIX}.resize", transforms.resize)
         self.crop = builder.constant(f"{PREFIX}.crop", transforms.crop)
         self.cropped = builder.constant(f"{PREFIX}.cropped", torch.arange(transforms.crop)[:, None])  # [crop, 1]
@@ -89,22 +100,38 @@ class _Filters:
         there = node("Mul", [self._odd(node, inputs, "inputs"), new], "inputs.at")
         apart = cast(node("Abs", [node("Sub", [there, here], "apart.signed")], "apart.whole"), "apart")
         reach = cast(node("Mul", [node("Max", [size, new], "longer"), self.two], "reach.whole"), "reach")
-        share = node("Div", [apart, reach], "share")
-        triangle = node("Relu", [node("Sub", [self.unit, share], "height")], "triangle")  # [crop, size]
+        distance = node("Div", [apart, reach], "distance")
+        heights = self._cubic(node, distance) if self.cubic else self._hat(node, self.unit, distance, "triangle")
         below = node("Less", [index, self.zero], "below")
         kept = cast(node("And", [node("Not", [below], "above"), node("Less", [index, new], "before")], "kept"), "mask")
-        weights = node("Mul", [triangle, kept], "weights")
+        weights = node("Mul", [heights, kept], "weights")  # [crop, size]
         total = node("ReduceSum", [weights, self.sum_axis], "total", keepdims=1)
         # A row outside the picture sums to zero, and stays zero when divided by one.
         divisor = node("Add", [total, node("Sub", [self.unit, kept], "outside")], "divisor")
         return node("Div", [weights, divisor], "filter")
+
+    def _hat(self, node: _Node, width: str, distance: str, name: str) -> str:
+        """max(0, width − distance)."""
+        return node("Relu", [node("Sub", [width, distance], f"{name}.signed")], name)
+
+    def _cubic(self, node: _Node, distance: str) -> str:
+        """Keys's cubic: max(0, 1 − d)²·(2d − 1) + max(0, 2 − d)²·(1 − d) / 2."""
+        near, far = self._hat(node, self.unit, distance, "near"), self._hat(node, self.pair, distance, "far")
+        rising = node("Sub", [node("Mul", [distance, self.pair], "rising.doubled"), self.unit], "rising")
+        falling = node("Div", [node("Sub", [self.unit, distance], "falling.doubled"), self.pair], "falling")
+        squares = [node("Mul", [side, side], f"{name}.squared") for side, name in ((near, "near"), (far, "far"))]
+        parts = [
+            node("Mul", [square, slope], f"{name}.part")
+            for square, slope, name in zip(squares, (rising, falling), ("near", "far"), strict=True)
+        ]
+        return node("Add", parts, "cubic")
 
     def _odd(self, node: _Node, value: str, name: str) -> str:
         """2·value + 1: twice a pixel's centre."""
         return node("Add", [node("Mul", [value, self.two], f"{name}.doubled"), self.one], f"{name}.centre")
 
     def _crop_start(self, name: str, new: str) -> str:
-        """First row or column kept: half the surplus, rounded to even as Python rounds; a lack is halved towards zero.
+        """First row or column kept: half the surplus, rounded down or to even; a lack is halved towards zero.
 
         ``half + half % 2 · max(surplus, 0) % 2`` with ``half`` the surplus over two, rounded towards zero.
         """
@@ -114,6 +141,8 @@ class _Filters:
 
         surplus = node("Sub", [new, self.crop], "surplus")
         half = node("Div", [surplus, self.two], "half")
+        if self.round_down:
+            return half
         odd_half = node("Mod", [half, self.two], "half.odd")
         odd = node("Mod", [node("Max", [surplus, self.zero], "positive"), self.two], "odd")
         return node("Add", [half, node("Mul", [odd_half, odd], "up")], "first")

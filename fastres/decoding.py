@@ -220,8 +220,8 @@ def checked_tensor(tensor: Tensor) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """uint8 as it is, floating point from 0..1 to the nearest of 0..255."""
-    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
+    """uint8 as it is, floating point from 0..1 to the nearest of 0..255; a bicubic resize's overshoot is cut off."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_shape(label: str, shape: tuple[int, ...], channels: int, layout: str, other: str) -> None:

@@ -37,6 +37,7 @@ __all__ = ["ImageSource", "Transforms", "batch_sources", "load_image"]
 # More resized pixels than this (192 MiB of RGB; at a short side of 256, an aspect ratio above 1 : 1024) are never all
 # computed: the part that the crop keeps is.
 MAX_RESIZED_PIXELS = 1 << 26
+INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Each thread holds one decoded photograph, 36 MB at 12 megapixels.
 MAX_THREADS = 16
 
@@ -46,15 +47,20 @@ class Transforms:
     """Resize the short side to ``resize``, crop the centre to ``crop`` × ``crop``, normalise.
 
     ``resize`` and ``crop`` are in pixels; ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]. An
-    image smaller than the crop after resizing is padded with black, as torchvision does. Raises ``ImageError`` for
-    sizes below 1, a ``std`` that is not positive, and an interpolation other than (antialiased) ``"bilinear"``.
+    image smaller than the crop after resizing is padded with black, as torchvision does. ``interpolation`` is
+    ``"bilinear"`` or ``"bicubic"``, antialiased both. Where the pixels around the crop cannot be halved, its first row
+    is rounded to the nearest, halves to even (``crop_rounding="nearest"``, torchvision and timm), or down
+    (``"down"``, transformers).
+
+    Raises ``ImageError`` for sizes below 1, a ``std`` that is not positive, and any other interpolation or rounding.
     """
 
     resize: int
     crop: int
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
-    interpolation: Literal["bilinear"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_rounding: Literal["nearest", "down"] = "nearest"
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -67,8 +73,11 @@ class Transforms:
                 limit = " above 0" if name == "std" else ""
                 raise ImageError(f"{name} is {values}; give three finite numbers{limit}, for pixels scaled to 0..1.")
             object.__setattr__(self, name, values)
-        if self.interpolation != "bilinear":
-            raise ImageError(f"interpolation is {self.interpolation!r}; only 'bilinear' (antialiased) is implemented.")
+        for name, accepted in (("interpolation", INTERPOLATIONS), ("crop_rounding", ("nearest", "down"))):
+            if getattr(self, name) not in accepted:
+                raise ImageError(
+                    f"{name} is {getattr(self, name)!r}; accepted are {' and '.join(map(repr, accepted))}."
+                )
 
     def __call__(self, image: ImageSource) -> Tensor:
         """Return one image as float32 ``[3, crop, crop]``, normalised. A tensor's result stays on its device.
@@ -146,13 +155,12 @@ class Transforms:
         source = checked_tensor(image) if isinstance(image, Tensor) else load_image(image)
         size = source.shape[1:] if isinstance(source, Tensor) else (source.height, source.width)
         new = _resized_size(size[0], size[1], self.resize)
-        top, left = (_crop_start(length, self.crop) for length in new)
+        top, left = (_crop_start(length, self.crop, self.crop_rounding) for length in new)
         if new[0] * new[1] > MAX_RESIZED_PIXELS:
-            tensor = source if isinstance(source, Tensor) else _to_tensor(source)
-            return _resized_window(tensor, new, top, left, self.crop).expand(3, -1, -1)
+            return _resized_window(source, new, top, left, self.crop, self.interpolation).expand(3, -1, -1)
         if isinstance(source, Tensor):
-            return _crop(_resize(source, new), top, left, self.crop).expand(3, -1, -1)
-        resized = source.resize((new[1], new[0]), Image.Resampling.BILINEAR)
+            return _crop(_resize(source, new, self.interpolation), top, left, self.crop).expand(3, -1, -1)
+        resized = source.resize((new[1], new[0]), INTERPOLATIONS[self.interpolation])
         return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))  # black outside the image
 
 
@@ -188,18 +196,25 @@ def _resized_size(height: int, width: int, short: int) -> tuple[int, int]:
     return short, int(short * width / height)
 
 
-def _crop_start(size: int, crop: int) -> int:
-    """First row or column of a centre crop, with torchvision's rounding; negative where the image must be padded."""
-    return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
+def _crop_start(size: int, crop: int, rounding: str = "nearest") -> int:
+    """First row or column of a centre crop, rounded as torchvision does or down; negative where it must be padded."""
+    if size < crop:
+        return -((crop - size) // 2)
+    return round((size - crop) / 2) if rounding == "nearest" else (size - crop) // 2
 
 
-def _resize(tensor: Tensor, new: tuple[int, int]) -> Tensor:
-    """Antialiased bilinear resize of ``[C, H, W]``, uint8 (by way of float32) or floating point."""
+def _resize(tensor: Tensor, new: tuple[int, int], interpolation: str) -> Tensor:
+    """Antialiased resize of ``[C, H, W]``, uint8 (by way of float32) or floating point."""
     if new == (tensor.shape[1], tensor.shape[2]):
         return tensor
     values = tensor.to(torch.float32) if tensor.dtype == torch.uint8 else tensor
-    resized = F.interpolate(values[None], new, mode="bilinear", antialias=True)[0]
-    return resized.round().to(torch.uint8) if tensor.dtype == torch.uint8 else resized
+    resized = F.interpolate(values[None], new, mode=interpolation, antialias=True)[0]
+    return _whole(resized) if tensor.dtype == torch.uint8 else resized
+
+
+def _whole(values: Tensor) -> Tensor:
+    """Grey levels as uint8; bicubic filters overshoot at edges."""
+    return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def _crop(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
@@ -210,28 +225,38 @@ def _crop(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
     return F.pad(part, padding) if any(padding) else part
 
 
-def _resized_window(tensor: Tensor, new: tuple[int, int], top: int, left: int, crop: int) -> Tensor:
-    """What ``_crop(_resize(tensor, new), …)`` returns, within one grey level, without the rest of the resized image."""
+def _resized_window(
+    source: Image.Image | Tensor, new: tuple[int, int], top: int, left: int, crop: int, interpolation: str
+) -> Tensor:
+    """What resizing to ``new`` and cropping return, within one grey level, without the rest of the resized image."""
+    tensor = source if isinstance(source, Tensor) else _to_tensor(source)
     rows, columns = (
-        _filter(size, length, range(max(start, 0), min(start + crop, length)), tensor.device)
+        _filter(size, length, range(max(start, 0), min(start + crop, length)), tensor.device, interpolation)
         for size, length, start in zip(tensor.shape[1:], new, (top, left), strict=True)
     )
-    window = rows[1] @ tensor[:, rows[0], columns[0]].to(torch.float32) @ columns[1].T
-    window = window.round().to(torch.uint8) if tensor.dtype == torch.uint8 else window
+    window = tensor[:, rows[0], columns[0]].to(torch.float32) @ columns[1].T
+    if isinstance(source, Image.Image):  # Pillow cuts the rows' overshoot off before it turns to the columns
+        window = window.clamp_(0, 255)
+    window = rows[1] @ window
+    window = _whole(window) if tensor.dtype == torch.uint8 else window
     return _crop(window, min(top, 0), min(left, 0), crop)
 
 
-def _filter(size: int, new: int, outputs: range, device: torch.device) -> tuple[slice, Tensor]:
+def _filter(size: int, new: int, outputs: range, device: torch.device, interpolation: str) -> tuple[slice, Tensor]:
     """The inputs that ``outputs`` depend on when ``size`` pixels become ``new``, and their weights, float32.
 
-    Antialiased bilinear: a triangle around each output's centre, as wide as the scale when shrinking, normalised.
+    Antialiased: a triangle or Keys's cubic (a = −1/2) around each output's centre, as wide as the scale when shrinking,
+    normalised.
     """
     scale = size / new
-    support = max(scale, 1.0)
+    unit = max(scale, 1.0)
+    support = unit if interpolation == "bilinear" else 2 * unit
     centres = (torch.arange(outputs.start, outputs.stop, dtype=torch.float64) + 0.5) * scale
     first = max(int(float(centres[0]) - support), 0)
     last = min(int(float(centres[-1]) + support) + 1, size)
     inputs = torch.arange(first, last, dtype=torch.float64) + 0.5
-    weights = (1 - (inputs[None] - centres[:, None]).abs() / support).clamp_(min=0)  # [outputs, inputs]
-    weights /= weights.sum(dim=1, keepdim=True)
+    distance = (inputs[None] - centres[:, None]).abs() / unit  # [outputs, inputs]
+    near, far = (1 - distance).clamp_(min=0), (2 - distance).clamp_(min=0)
+    weights = near if interpolation == "bilinear" else near**2 * (2 * distance - 1) + far**2 * (1 - distance) / 2
+    weights = weights / weights.sum(dim=1, keepdim=True)
     return slice(first, last), weights.to(device, torch.float32)

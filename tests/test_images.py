@@ -38,10 +38,16 @@ def photos() -> list[Image.Image]:
 def reference() -> Callable[[Transforms], Any]:
     """torchvision's own transforms with the same settings."""
     presets = pytest.importorskip("torchvision.transforms._presets")
+    from torchvision.transforms import InterpolationMode
 
     def build(own: Transforms) -> Any:
         return presets.ImageClassification(
-            crop_size=own.crop, resize_size=own.resize, mean=own.mean, std=own.std, antialias=True
+            crop_size=own.crop,
+            resize_size=own.resize,
+            mean=own.mean,
+            std=own.std,
+            interpolation=InterpolationMode(own.interpolation),
+            antialias=True,
         )
 
     return build
@@ -83,15 +89,22 @@ class TestAgainstTorchvision:
         resize=st.integers(1, 60),
         crop=st.integers(1, 70),
         seed=st.integers(0, 9),
+        interpolation=st.sampled_from(["bilinear", "bicubic"]),
     )
-    @example(height=33, width=32, resize=32, crop=32, seed=0)  # short side already right, long side one off
-    @example(height=32, width=32, resize=32, crop=32, seed=0)  # nothing to do
-    @example(height=1, width=1, resize=1, crop=70, seed=0)  # nearly all padding
-    @example(height=1, width=90, resize=60, crop=7, seed=0)
-    @example(height=40, width=43, resize=40, crop=40, seed=0)  # a half pixel, rounded to even: 1.5 → 2
-    @example(height=40, width=45, resize=40, crop=40, seed=0)  # 2.5 → 2
-    def test_any_size(self, reference: Any, height: int, width: int, resize: int, crop: int, seed: int) -> None:
-        own = Transforms(resize, crop, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    @example(
+        height=33, width=32, resize=32, crop=32, seed=0, interpolation="bicubic"
+    )  # short side already right, long side one off
+    @example(height=32, width=32, resize=32, crop=32, seed=0, interpolation="bicubic")  # nothing to do
+    @example(height=1, width=1, resize=1, crop=70, seed=0, interpolation="bicubic")  # nearly all padding
+    @example(height=1, width=90, resize=60, crop=7, seed=0, interpolation="bicubic")
+    @example(
+        height=40, width=43, resize=40, crop=40, seed=0, interpolation="bicubic"
+    )  # a half pixel, rounded to even: 1.5 → 2
+    @example(height=40, width=45, resize=40, crop=40, seed=0, interpolation="bicubic")  # 2.5 → 2
+    def test_any_size(
+        self, reference: Any, height: int, width: int, resize: int, crop: int, seed: int, interpolation: Any
+    ) -> None:
+        own = Transforms(resize, crop, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), interpolation=interpolation)
         theirs = reference(own)
         array = noise(height, width, seed)
         image, tensor = Image.fromarray(array), to_tensor(array)
@@ -116,10 +129,18 @@ class TestAgainstTorchvision:
         ("height", "width"), [(3, 400), (400, 3), (2, 901), (1, 333), (7, 555), (64, 48), (5, 300)]
     )
     @pytest.mark.parametrize(("resize", "crop"), [(40, 32), (32, 40), (4, 4), (3, 9)])
+    @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     def test_elongated_images(
-        self, reference: Any, monkeypatch: pytest.MonkeyPatch, height: int, width: int, resize: int, crop: int
+        self,
+        reference: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        height: int,
+        width: int,
+        resize: int,
+        crop: int,
+        interpolation: Any,
     ) -> None:
-        own = Transforms(resize, crop, mean=(0, 0, 0), std=(1, 1, 1))
+        own = Transforms(resize, crop, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation)
         array = noise(height, width)
         expected = [
             reference(own)(source) for source in (Image.fromarray(array), to_tensor(array), to_tensor(array) / 255)
@@ -314,7 +335,8 @@ class TestBatchSources:
 class TestSettings:
     def test_repr_says_all(self) -> None:
         assert repr(Transforms(232, 224, [0.5, 0.5, 0.5], (1, 1, 1))) == (  # type: ignore[arg-type]
-            "Transforms(resize=232, crop=224, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), interpolation='bilinear')"
+            "Transforms(resize=232, crop=224, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0), interpolation='bilinear', "
+            "crop_rounding='nearest')"
         )
 
     def test_they_are_values(self) -> None:
@@ -331,7 +353,8 @@ class TestSettings:
             ({"mean": (0.5, 0.5)}, "three finite numbers, for"),
             ({"mean": (0.5, 0.5, float("nan"))}, "three finite numbers, for"),
             ({"std": (1, 1, 0)}, "three finite numbers above 0"),
-            ({"interpolation": "bicubic"}, "'bicubic'; only 'bilinear'"),
+            ({"interpolation": "lanczos"}, "'lanczos'; accepted are 'bilinear' and 'bicubic'"),
+            ({"crop_rounding": "up"}, "crop_rounding is 'up'; accepted are 'nearest' and 'down'"),
         ],
     )
     def test_impossible_ones(self, changes: dict[str, Any], reason: str) -> None:

@@ -53,8 +53,16 @@ def levels(values: np.ndarray, transforms: Transforms) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["noise", "smooth"])
 @pytest.mark.parametrize(
     "transforms",
-    [Transforms(256, 224), Transforms(232, 224), Transforms(32, 32), Transforms(33, 24), PADDED],
-    ids=["V1", "V2", "digits", "odd", "padded"],
+    [
+        Transforms(256, 224),
+        Transforms(232, 224),
+        Transforms(32, 32),
+        Transforms(33, 24),
+        PADDED,
+        Transforms(235, 224, interpolation="bicubic"),
+        Transforms(41, 32, interpolation="bicubic", crop_rounding="down"),
+    ],
+    ids=["V1", "V2", "digits", "odd", "padded", "timm", "transformers"],
 )
 def test_equal_to_the_transforms(transforms: Transforms, kind: str) -> None:
     session = graph(transforms)
@@ -67,7 +75,9 @@ def test_equal_to_the_transforms(transforms: Transforms, kind: str) -> None:
         expected = torch.stack([transforms(Image.fromarray(image)) for image in images]).numpy()
         assert found.shape == expected.shape
         error = np.abs(levels(found, transforms) - levels(expected, transforms))
-        assert error.max() < 1.01, (height, width)  # one grey level
+        # One grey level; a cubic filter's weights add up to more than one in magnitude, which ties of rows show.
+        most = 2 if transforms.interpolation == "bicubic" and (height, width) in ties else 1
+        assert error.max() < most + 0.01, (height, width)
         assert (error > 0.01).mean() < (0.05 if (height, width) in ties else 3e-3), (height, width)
 
 
