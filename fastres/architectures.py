@@ -23,9 +23,11 @@ from .errors import ArchitectureError, UnknownModelError, near_matches
 class Architecture:
     """One network of the family.
 
-    ``depths`` is the number of blocks in each stage and ``widths`` the channels of each stage before the block's
-    expansion. ``shortcut`` says what a block adds to its output where shapes differ: a 1×1 ``projection`` (option B),
-    a strided copy with zero channels (``pad``, option A), or nothing at all (``none``, a plain network).
+    ``depths`` is the number of blocks in each stage, ``widths`` the channels of each stage before the block's
+    expansion, and ``stem_widths`` the channels of the stem's convolutions. ``shortcut`` says what a block adds to its
+    output where shapes differ: a 1×1 ``projection`` (option B), a strided copy with zero channels (``pad``, option A),
+    or nothing at all (``none``, a plain network). A bottleneck has its stride in its 3×3 convolution, or in its first
+    1×1 one where ``stride_in_1x1`` (as in the CVPR paper). ``first_stage_stride`` is 1 in all published networks.
     """
 
     name: str
@@ -37,6 +39,9 @@ class Architecture:
     stem: Literal["imagenet", "cifar"] = "imagenet"
     shortcut: Literal["projection", "pad", "none"] = "projection"
     num_classes: int = 1000
+    stem_widths: tuple[int, ...] = (64,)
+    stride_in_1x1: bool = False
+    first_stage_stride: int = 1
 
     @property
     def expansion(self) -> int:
@@ -104,9 +109,8 @@ class BlockSpec:
 
 def stem_spec(arch: Architecture) -> ConvSpec:
     """The first convolution: 7×7 with stride 2 (ImageNet) or 3×3 with stride 1 (CIFAR)."""
-    width = 64 if arch.stem == "imagenet" else arch.widths[0]
     kernel, stride = (7, 2) if arch.stem == "imagenet" else (3, 1)
-    return ConvSpec("conv1", "bn1", 3, width, kernel, stride)
+    return ConvSpec("conv1", "bn1", 3, arch.stem_widths[-1], kernel, stride)
 
 
 def block_specs(arch: Architecture) -> Iterator[BlockSpec]:
@@ -115,7 +119,7 @@ def block_specs(arch: Architecture) -> Iterator[BlockSpec]:
     for stage, (depth, width) in enumerate(zip(arch.depths, arch.widths, strict=True), start=1):
         for index in range(depth):
             name = f"layer{stage}.{index}"
-            stride = 2 if stage > 1 and index == 0 else 1
+            stride = (2 if stage > 1 else arch.first_stage_stride) if index == 0 else 1
             out_channels = width * arch.expansion
             changes = stride != 1 or channels != out_channels
             projection = None
@@ -141,9 +145,10 @@ def _block_convs(arch: Architecture, name: str, channels: int, width: int, strid
     if arch.block == "basic":
         return (conv(1, channels, width, 3, stride), conv(2, width, width, 3))
     inner = width * arch.width_per_group // 64 * arch.groups
+    first, second = (stride, 1) if arch.stride_in_1x1 else (1, stride)
     return (
-        conv(1, channels, inner, 1),
-        conv(2, inner, inner, 3, stride, arch.groups),
+        conv(1, channels, inner, 1, first),
+        conv(2, inner, inner, 3, second, arch.groups),
         conv(3, inner, width * arch.expansion, 1),
     )
 
@@ -175,17 +180,31 @@ def state_dict_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 def _cifar(name: str, depth: int, shortcut: Literal["pad", "none"]) -> Architecture:
     blocks = (depth - 2) // 6
-    return Architecture(name, "basic", (blocks,) * 3, (16, 32, 64), stem="cifar", shortcut=shortcut, num_classes=10)
+    return Architecture(
+        name,
+        "basic",
+        (blocks,) * 3,
+        (16, 32, 64),
+        stem="cifar",
+        shortcut=shortcut,
+        num_classes=10,
+        stem_widths=(16,),
+    )
 
 
 _ROWS = (
     Architecture("resnet18", "basic", (2, 2, 2, 2)),
     Architecture("resnet34", "basic", (3, 4, 6, 3)),
+    Architecture("resnet26", "bottleneck", (2, 2, 2, 2)),
     Architecture("resnet50", "bottleneck", (3, 4, 6, 3)),
     Architecture("resnet101", "bottleneck", (3, 4, 23, 3)),
     Architecture("resnet152", "bottleneck", (3, 8, 36, 3)),
+    Architecture("resnet200", "bottleneck", (3, 24, 36, 3)),
     Architecture("resnext50_32x4d", "bottleneck", (3, 4, 6, 3), groups=32, width_per_group=4),
+    Architecture("resnext101_32x4d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=4),
     Architecture("resnext101_32x8d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=8),
+    Architecture("resnext101_32x16d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=16),
+    Architecture("resnext101_32x32d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=32),
     Architecture("resnext101_64x4d", "bottleneck", (3, 4, 23, 3), groups=64, width_per_group=4),
     Architecture("wide_resnet50_2", "bottleneck", (3, 4, 6, 3), width_per_group=128),
     Architecture("wide_resnet101_2", "bottleneck", (3, 4, 23, 3), width_per_group=128),

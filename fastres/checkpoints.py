@@ -1,11 +1,13 @@
 """Checkpoint files → what they hold, without running code from them.
 
 ``.safetensors`` files are read by safetensors, everything else by ``torch.load(weights_only=True)``, which rebuilds
-tensors and plain containers and refuses the rest. What either library says about a bad file becomes a named error here.
+tensors, plain containers and the command lines of training scripts and refuses the rest. What either library says about
+a bad file becomes a named error here.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import pickletools
@@ -22,6 +24,9 @@ from .errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
 SUFFIXES = (".pth", ".pt", ".safetensors")
 OTHER_SUFFIXES = (".th", ".ckpt", ".bin", ".tar")  # of PyTorch files too, in other code bases
 
+# Training scripts (torchvision's, timm's) save their command line beside the weights: attributes, nothing that runs.
+PLAIN_CLASSES = [argparse.Namespace]
+
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 2020 and before
 _REMEDY = (
     "If you trust its source, open it there and save the weights alone: torch.save(model.state_dict(), path) or "
@@ -37,7 +42,12 @@ _REFUSAL = re.compile(
 
 def is_path_like(text: str) -> bool:
     """Whether a string has the form of a path (a checkpoint's suffix, a separator) rather than of a plain name."""
-    return Path(text).suffix.lower() in SUFFIXES + OTHER_SUFFIXES or os.sep in text
+    return is_checkpoint_name(text) or os.sep in text
+
+
+def is_checkpoint_name(text: str) -> bool:
+    """Whether a string ends as the names of checkpoint files do."""
+    return Path(text).suffix.lower() in SUFFIXES + OTHER_SUFFIXES
 
 
 def read_checkpoint(path: Path) -> object:
@@ -70,7 +80,8 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_pickle(path: Path, beginning: bytes) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with torch.serialization.safe_globals(PLAIN_CLASSES):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can raise anything: all of it means that the file is unsafe or corrupt
@@ -130,7 +141,7 @@ def _refusal(path: Path, beginning: bytes, error: Exception) -> str | None:
 
 def _untrusted_names(path: Path) -> list[str]:
     """Functions and classes outside PyTorch's safe subset that a checkpoint's pickle names; nothing is run."""
-    with suppress(Exception):  # a plain pickle, an old or new protocol, or damage further on
+    with suppress(Exception), torch.serialization.safe_globals(PLAIN_CLASSES):  # an old or new protocol, or damage
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     names: set[str] = set()
     with suppress(Exception):  # what was found before the damage is named

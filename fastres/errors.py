@@ -42,6 +42,10 @@ class StateDictMismatchError(WeightsError, ValueError):
     """A state dict whose keys or shapes are not those of the architecture."""
 
 
+class ConfigError(WeightsError, ValueError):
+    """A configuration file that is incomplete, contradictory, or not about the tensors beside it."""
+
+
 class ArchitectureError(FastresError, ValueError):
     """A module or an architecture description that fastres does not run."""
 

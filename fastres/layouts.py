@@ -8,7 +8,7 @@ otherwise. What is known of these habits stands in the tables below; nothing her
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,8 +29,9 @@ WRAPPERS = (
     "state_dict_ema",
     "model_ema",
     "ema",
+    "ema_state_dict",
 )
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "timm_model.")
 PREFIX_SHARE = 0.9  # of the keys: a head that stands beside its backbone, or a counter, goes without the prefix
 NOT_WEIGHTS = ("n_averaged",)  # AveragedModel's counter of updates
 
@@ -40,7 +41,7 @@ class Layout:
     """A naming of layers: regular expressions, applied in order to each key, that make torchvision's names of it."""
 
     name: str
-    rules: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
     def rename(self, key: str) -> str:
         for pattern, replacement in self.rules:
@@ -48,8 +49,26 @@ class Layout:
         return key
 
 
+def _transformers_conv(match: re.Match[str]) -> str:
+    """``stages.S.layers.L.layer.I.convolution`` counts stages and convolutions from 0, torchvision's names from 1."""
+    kind = "conv" if match["part"] == "convolution" else "bn"
+    return f"layer{int(match['stage']) + 1}.{match['block']}.{kind}{int(match['index']) + 1}."
+
+
+# With or without the names of the modules around them: headless models have no "resnet.", and "encoder." is a prefix.
+_STAGE = r"^(?:resnet\.)?(?:encoder\.)?stages\.(?P<stage>\d+)\.layers\.(?P<block>\d+)\."
+_TRANSFORMERS = (
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    (_STAGE + r"layer\.(?P<index>\d+)\.(?P<part>convolution|normalization)\.", _transformers_conv),
+    (_STAGE + r"shortcut\.convolution\.", lambda m: f"layer{int(m['stage']) + 1}.{m['block']}.downsample.0."),
+    (_STAGE + r"shortcut\.normalization\.", lambda m: f"layer{int(m['stage']) + 1}.{m['block']}.downsample.1."),
+    (r"^classifier\.1\.", "fc."),
+)
+
 LAYOUTS = (
     Layout("torchvision", ()),
+    Layout("transformers", _TRANSFORMERS),
     Layout("CIFAR training codes", ((r"^linear\.", "fc."), (r"\.shortcut\.(\d+)\.", r".downsample.\1."))),
     Layout("pretrainedmodels", ((r"^last_linear\.", "fc."),)),
 )
@@ -82,10 +101,14 @@ def to_torchvision(state: Mapping[str, Tensor], arch: Architecture) -> dict[str,
 
     Keys that no layout knows stay as they are, for the fit check to name.
     """
-    wanted = state_dict_shapes(arch).keys()
-    candidates = [_renamed(state, layout.rename) for layout in LAYOUTS]
-    possible = [candidate for candidate in candidates if candidate is not None]
-    return max(possible, key=lambda candidate: len(wanted & candidate.keys()))
+    return recognise(state, state_dict_shapes(arch).keys())[1]
+
+
+def recognise(state: Mapping[str, Tensor], wanted: Set[str]) -> tuple[Layout, dict[str, Tensor]]:
+    """The layout that makes the most of ``wanted`` out of the names in ``state``, and ``state`` under its names."""
+    candidates = [(layout, _renamed(state, layout.rename)) for layout in LAYOUTS]
+    possible = [(layout, renamed) for layout, renamed in candidates if renamed is not None]
+    return max(possible, key=lambda candidate: len(wanted & candidate[1].keys()))
 
 
 def _wrapped(obj: Mapping[str, object]) -> Mapping[str, object] | None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from . import categories
 from .architectures import ARCHITECTURES, Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
-from .errors import ArchitectureError, DeviceError, FastresError
+from .errors import ArchitectureError, DeviceError, FastresError, WeightsError
+from .folders import names_a_folder, read_saved
 from .folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
 from .images import Transforms
 from .model import Model, parse_dtype
-from .weights import LoadedWeights, load_state
+from .weights import DEFAULT, LoadedWeights, load_state
 
 CIFAR_SIZE = 32
 IMAGENET_RESIZE, IMAGENET_CROP = 256, 224
@@ -30,22 +31,30 @@ def load(
     device: torch.device | str | int | None = None,
     progress: bool = True,
 ) -> Model:
-    """Load a model by name.
+    """Load a model by name, or the model in a folder that transformers or timm saved.
 
-    ``weights`` is ``"DEFAULT"``, an entry of the model's published weights (``"IMAGENET1K_V1"``), a torchvision enum
-    member, a path (``.pth``, ``.pt``, ``.safetensors``), a state dict, or ``None`` for random weights as torchvision
-    draws them. Published weights are downloaded once into torch's hub cache and checked against their sha256 at every
-    load. ``num_classes`` other than the weights' gives a fresh classifier, with a warning; ``num_classes=0`` gives
-    none, and ``model(x)`` then returns what :meth:`Model.embed` does. ``dtype="auto"`` computes in float16 on CUDA and
-    float32 on the CPU.
+    ``name`` is one of :func:`fastres.list_models`, or a folder with ``config.json`` and ``model.safetensors``, or its
+    hub id if Hugging Face's local cache has it (``"microsoft/resnet-50"``, ``"timm/resnet50.a1_in1k"``); the folder
+    then says the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
+    model's published weights (``"IMAGENET1K_V1"``), a torchvision enum member, a path (``.pth``, ``.pt``,
+    ``.safetensors``), a folder or hub id, a state dict, or ``None`` for random weights as torchvision draws them.
 
-    Raises ``UnknownModelError``, ``WeightsError`` and its kinds, ``DtypeError``, ``DeviceError``.
+    Published weights are downloaded once into torch's hub cache and checked against their sha256 at every load.
+    ``num_classes`` other than the weights' gives a fresh classifier, with a warning; ``num_classes=0`` gives none, and
+    ``model(x)`` then returns what :meth:`Model.embed` does. ``dtype="auto"`` computes in float16 on CUDA and float32 on
+    the CPU.
+
+    Raises ``UnknownModelError``, ``WeightsError`` and its kinds, ``ArchitectureError`` for another library's network
+    that fastres does not run, ``DtypeError``, ``DeviceError``.
 
     >>> model = fastres.load("resnet50").cuda()
     >>> model.predict("cat.jpg")[0][0].label
     """
-    arch = get_architecture(name)
     parse_dtype(dtype)
+    if name not in ARCHITECTURES and names_a_folder(name):
+        arch, weights = _saved(name, weights)
+    else:
+        arch = get_architecture(name)
     loaded = load_state(arch, weights, num_classes=num_classes, progress=progress)
     model = Model(
         loaded.state,
@@ -56,6 +65,17 @@ def load(
         weights=loaded.source,
     )
     return model if device is None else model.to(_device(device))
+
+
+def _saved(name: str, weights: object) -> tuple[Architecture, object]:
+    """What the folder or hub id called ``name`` holds, and its weights, or random ones for ``None``."""
+    saved = read_saved(name)
+    if weights is not None and not (isinstance(weights, str) and weights == DEFAULT):
+        raise WeightsError(
+            f"{name} has its own weights, and others were given. Pass the folder alone, or the model's name with "
+            f"weights=: fastres.load({saved.arch.name!r}, weights=…)."
+        )
+    return saved.arch, None if weights is None else saved
 
 
 def _device(device: torch.device | str | int) -> torch.device:
@@ -69,6 +89,8 @@ def _transforms(loaded: LoadedWeights) -> Transforms:
     entry = loaded.entry
     if entry is not None:
         return Transforms(resize=entry.resize, crop=entry.crop, mean=entry.mean, std=entry.std)
+    if loaded.saved is not None and loaded.saved.transforms is not None:
+        return loaded.saved.transforms
     return default_transforms(loaded.arch)
 
 
@@ -79,6 +101,8 @@ def default_transforms(arch: Architecture) -> Transforms:
 
 
 def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
+    if loaded.saved is not None and not loaded.missing_head:
+        return loaded.saved.categories
     if loaded.entry is None or loaded.missing_head:
         return None
     names = categories.load(loaded.entry.categories)
@@ -108,6 +132,9 @@ def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Mode
 
 def infer_architecture(module: nn.Module) -> Architecture:
     """The architecture of a live module with torchvision's layout; raises ``ArchitectureError`` where it has none."""
+    for name, layer in module.named_modules():
+        if name.rpartition(".")[2] == "aa" and not isinstance(layer, nn.Identity):
+            raise _refusal(module, f"it has an anti-aliasing filter before its strides ({name}: {layer})")
     try:
         arch = _read_structure(module)
     except (AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
@@ -160,6 +187,9 @@ def _read_structure(module: nn.Module) -> Architecture:
         stem,  # type: ignore[arg-type]
         shortcut,
         _class_count(module),
+        stem_widths=(sub("conv1").out_channels,),
+        stride_in_1x1=bottleneck and any(sub(f"layer{s}.0.conv1").stride != (1, 1) for s in range(1, stages + 1)),
+        first_stage_stride=max(sub("layer1.0.conv1").stride[0], sub("layer1.0.conv2").stride[0]),
     )
     for row in ARCHITECTURES.values():
         if row.with_classes(found.num_classes) == Architecture(**{**vars(found), "name": row.name}):
@@ -175,8 +205,8 @@ def _class_count(module: nn.Module) -> int:
 
 def _refusal(module: nn.Module, reason: str) -> ArchitectureError:
     return ArchitectureError(
-        f"{type(module).__name__} cannot be run: {reason}. fastres.from_module takes torchvision.models ResNets, "
-        "ResNeXts and Wide ResNets"
+        f"{type(module).__name__} cannot be run: {reason}. fastres.from_module takes the ResNets, ResNeXts and "
+        "Wide ResNets of torchvision.models and timm"
     )
 
 

@@ -12,7 +12,7 @@ import importlib.resources
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,11 +22,20 @@ from torch import Tensor, nn
 from . import download
 from .architectures import Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
 from .checkpoints import SUFFIXES, is_path_like, read_checkpoint
-from .errors import CorruptCheckpointError, UnknownWeightsError, WeightsError, near_matches
+from .errors import (
+    ConfigError,
+    CorruptCheckpointError,
+    StateDictMismatchError,
+    UnknownWeightsError,
+    WeightsError,
+    near_matches,
+)
 from .fitting import FreshHeadWarning, fit_state, random_state
+from .folders import CONFIG, SavedModel, names_a_folder, read_saved
 from .folding import IMAGENET_MEAN, IMAGENET_STD, Triple
 from .layouts import to_torchvision, unwrap
 from .plan import conv_size
+from .timm_config import refuse_anti_aliasing
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # Python 3.11
@@ -76,8 +85,9 @@ class LoadedWeights:
     """A state dict ready for use: torchvision's names and order, with ``num_batches_tracked``, and memory of its own.
 
     Floating-point tensors are float32 on the CPU. ``arch`` has the head's number of classes. ``entry`` is the published
-    entry, if it is one, ``source`` says in words where the weights are from, and ``missing_head`` that the head is
-    random because the checkpoint's has another number of classes or none.
+    entry, ``saved`` what another library's folder says of them, where they are one or the other. ``source`` says in
+    words where the weights are from, and ``missing_head`` that the head is random because the checkpoint's has another
+    number of classes or none.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -85,6 +95,7 @@ class LoadedWeights:
     entry: WeightsEntry | None
     source: str
     missing_head: bool
+    saved: SavedModel | None = None
 
 
 def entries(model: str) -> dict[str, WeightsEntry]:
@@ -121,19 +132,22 @@ def load_state(
     """Load ``weights`` for ``arch``.
 
     ``weights`` is ``"DEFAULT"``, an entry's name, a torchvision enum member, the path of a ``.pth``, ``.pt`` or
-    ``.safetensors`` file, a state dict (wrapped and prefixed ones too, see ``fastres.layouts``), or ``None`` for random
-    weights as torchvision initialises them. A string with a checkpoint's suffix or a separator is a path; any other is
+    ``.safetensors`` file, a folder that transformers or timm saved or its hub id, if cached (:mod:`fastres.folders`), a
+    state dict (wrapped and prefixed ones too, see ``fastres.layouts``), or ``None`` for random weights as torchvision
+    initialises them. A string with a checkpoint's suffix or a separator is a path; any other is
     an entry's name and, only where the model has no such entry, a file's. ``num_classes`` other than the checkpoint's
     gives a random head, with a ``FreshHeadWarning``. ``progress`` shows a bar on stderr during a download. Whatever
     floating-point type the checkpoint has becomes float32.
 
-    Raises ``UnknownWeightsError``, ``DownloadError``, ``CorruptCheckpointError``, ``UnsafeCheckpointError`` or
-    ``StateDictMismatchError``, all of them ``WeightsError``, and ``ArchitectureError`` for an impossible
-    ``num_classes``.
+    Raises ``UnknownWeightsError``, ``DownloadError``, ``CorruptCheckpointError``, ``UnsafeCheckpointError``,
+    ``ConfigError`` or ``StateDictMismatchError``, all of them ``WeightsError``, and ``ArchitectureError`` for an
+    impossible ``num_classes`` and for networks that share a ResNet's tensors and not its function.
     """
     if weights is None:
         arch = arch if num_classes is None else arch.with_classes(num_classes)
         return LoadedWeights(random_state(arch), arch, None, "random initialisation", False)
+    if isinstance(weights, SavedModel) or names_a_folder(weights):
+        return _load_saved(arch, weights if isinstance(weights, SavedModel) else read_saved(weights), num_classes)
     entry = _entry_of(arch.name, weights)
     if entry is not None:
         source = f"{entry.model} {entry.name} ({entry.file})"
@@ -141,6 +155,7 @@ def load_state(
         shared = False
     elif isinstance(weights, (str, PathLike)):
         path = Path(weights).expanduser()
+        refuse_anti_aliasing(path.stem, str(path))
         source, checkpoint = str(path), read_checkpoint(path)
         # safetensors maps the file: without a copy, weights would change when somebody overwrites it.
         shared = path.suffix.lower() == ".safetensors"
@@ -149,6 +164,25 @@ def load_state(
     state = to_torchvision(unwrap(checkpoint), arch)
     fitted = fit_state(state, arch, num_classes, source, copy=shared)
     return LoadedWeights(fitted.state, fitted.arch, entry, source, fitted.missing_head)
+
+
+def _load_saved(arch: Architecture, saved: SavedModel, num_classes: int | None) -> LoadedWeights:
+    """The weights of a folder, which must be of ``arch``, whatever its number of classes."""
+    if replace(saved.arch, num_classes=arch.num_classes) != arch:
+        raise StateDictMismatchError(
+            f"{saved.source} holds {saved.arch.name} ({saved.folder / CONFIG}), not {arch.name}. "
+            f"fastres.load({saved.source!r}) loads what it holds."
+        )
+    state = to_torchvision(unwrap(read_checkpoint(saved.weights)), arch)
+    fitted = fit_state(state, arch, num_classes, saved.source, copy=True)
+    held = state["fc.weight"].shape[0] if "fc.weight" in state else saved.arch.num_classes
+    if held != saved.arch.num_classes:
+        raise ConfigError(
+            f"{saved.source} contradicts itself: {CONFIG} has {saved.arch.num_classes} classes and "
+            f"{saved.weights.name} a classifier of {held}. Correct {CONFIG}, or load the weights alone: "
+            f"fastres.load({arch.name!r}, weights={str(saved.weights)!r})."
+        )
+    return LoadedWeights(fitted.state, fitted.arch, None, saved.source, fitted.missing_head, saved)
 
 
 def _entry_of(model: str, weights: object) -> WeightsEntry | None:

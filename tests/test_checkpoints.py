@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import safetensors.torch
@@ -18,6 +18,7 @@ from fastres.architectures import get_architecture
 from fastres.bench.eager import EagerResNet
 from fastres.checkpoints import is_path_like, read_checkpoint
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
+from fastres.layouts import unwrap
 
 from .state_dicts import distinct_state, same
 
@@ -163,7 +164,9 @@ def test_a_whole_pickled_module_is_refused_with_advice(tmp_path: Path) -> None:
 def test_objects_beside_the_weights_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "training.pth"
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, path)
-    with pytest.raises(UnsafeCheckpointError, match=r"training\.pth .*asks for argparse\.Namespace"):
+    assert same(unwrap(read_checkpoint(path)), state)
+    torch.save({"model": state, "args": argparse.Namespace(data=PurePosixPath("images"))}, path)
+    with pytest.raises(UnsafeCheckpointError, match=r"training\.pth .*asks for pathlib\.PurePosixPath"):
         read_checkpoint(path)
 
 
