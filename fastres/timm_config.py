@@ -61,7 +61,7 @@ def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, Transfo
     classes = field(config, "num_classes", int, source, field(pretrained, "num_classes", int, source, 1000))
     if classes < 0:
         raise ConfigError(f"{source}: num_classes is {classes} in its configuration.")
-    arch = arch.with_classes(classes) if classes else arch
+    arch = arch.with_classes(classes)
     return arch, _transforms(pretrained, source), _class_names({**pretrained, **config}, arch.num_classes, source)
 
 

@@ -26,7 +26,7 @@ _WARPS_FROM = 384  # pixels: from here on ConvNextImageProcessor squashes images
 _HALF = [0.5, 0.5, 0.5]  # transformers' IMAGENET_STANDARD_MEAN and _STD
 
 
-def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[str, ...] | None]:
+def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[str, ...]]:
     """Architecture and class names.
 
     Raises ``ArchitectureError`` for a network that fastres does not run, ``ConfigError`` for a contradictory file.
@@ -38,8 +38,7 @@ def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[s
             "timm's ResNets."
         )
     labels = _labels(config, source)
-    arch = architecture(config, source)
-    return (arch.with_classes(len(labels)), labels) if labels else (arch, None)
+    return architecture(config, source).with_classes(len(labels)), labels
 
 
 def _classes_of(config: Mapping[str, Any]) -> str:
@@ -79,14 +78,14 @@ def architecture(config: Mapping[str, Any], source: str) -> Architecture:
     return next((row for row in ARCHITECTURES.values() if replace(row, name=found.name) == found), found)
 
 
-def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...] | None:
-    """Class names in the order of the logits, ``id2label``'s."""
+def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Class names in the order of the logits, ``id2label``'s; transformers leaves out its default, two labels."""
     table = config.get("id2label")
     if table is None:
-        return None
+        return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))
     if not isinstance(table, dict) or set(table) != {str(index) for index in range(len(table))}:
         raise ConfigError(f"{source}: id2label does not map 0, 1, 2, … to names; save the model again.")
-    return tuple(str(table[str(index)]) for index in range(len(table))) or None
+    return tuple(str(table[str(index)]) for index in range(len(table)))
 
 
 def transforms(config: Mapping[str, Any], source: str) -> Transforms:

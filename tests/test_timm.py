@@ -83,6 +83,14 @@ def test_a_folder_as_weights(resnet18: nn.Module, tmp_path: Path) -> None:
     assert fastres.load(str(folder), weights=None).num_classes == 7
 
 
+def test_a_folder_without_a_classifier(resnet18: nn.Module, tmp_path: Path) -> None:
+    body = timm.create_model("resnet18", num_classes=0).eval()
+    body.load_state_dict(resnet18.state_dict(), strict=False)
+    model = fastres.load(str(saved(body, tmp_path)))
+    assert model.num_classes == 0
+    check_logits(body, model, sizes=((64, 64),))
+
+
 def test_live_modules(resnet18: nn.Module) -> None:
     check_logits(resnet18, fastres.from_module(resnet18), sizes=((64, 64),))
 
