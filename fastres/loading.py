@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import categories
+from . import categories, timm_config, transformers_config
 from .architectures import ARCHITECTURES, Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
 from .errors import ArchitectureError, DeviceError, FastresError, WeightsError
 from .folders import names_a_folder, read_saved
 from .folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
 from .images import Transforms
+from .layouts import to_torchvision
 from .model import Model, parse_dtype
 from .weights import DEFAULT, LoadedWeights, load_state
 
@@ -110,24 +111,48 @@ def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
 
 
 def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Model:
-    """Make a fastres model of a live torchvision ResNet: its own weights, class count and device.
+    """Make a fastres model of a live ResNet of torchvision, timm or transformers: its own weights, classes and device.
 
-    The module's structure is read from its layers, so custom depths, widths and heads are fine; then both are run on
-    one small random batch and must agree, so that a subclass whose ``forward`` does something else is refused.
-    Raises ``ArchitectureError`` saying what differs.
+    The module's structure is read from its layers, or from a transformers model's configuration, so custom depths,
+    widths and heads are fine; then both are run on one small random batch and must agree, so that a subclass whose
+    ``forward`` does something else is refused. A timm model's preprocessing and a transformers model's class names are
+    kept. Raises ``ArchitectureError`` saying what differs.
     """
     if isinstance(module, Model):
         return module
-    arch = infer_architecture(module)
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    labels: tuple[str, ...] | None = None
+    if _is_transformers(module):
+        arch, labels = transformers_config.parse(module.config.to_dict(), name)  # type: ignore[operator, union-attr]
+        _check_norms(module)
+    else:
+        arch = infer_architecture(module)
     own = next(module.parameters()).dtype
     if dtype == "auto" and own != torch.float32:
         dtype = own
     state = {key: value.detach().clone() for key, value in module.state_dict().items()}
-    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    model = Model(floats, arch, transforms=default_transforms(arch), dtype=dtype, weights=f"from {name}")
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in to_torchvision(state, arch).items()}
+    published = getattr(module, "pretrained_cfg", None)
+    transforms = timm_config.transforms(published, name) if isinstance(published, dict) else default_transforms(arch)
+    model = Model(floats, arch, transforms=transforms, categories=labels, dtype=dtype, weights=f"from {name}")
     _check_agreement(module, model)
     return model
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    """Whether ``module`` is a ``ResNetForImageClassification`` or made like one; other models of transformers raise."""
+    config = getattr(module, "config", None)
+    if not hasattr(config, "model_type"):
+        return False
+    if not hasattr(module, "classifier"):
+        raise _refusal(module, "it has no classifier; pass a ResNetForImageClassification")
+    return True
+
+
+def _check_norms(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.BatchNorm2d) and layer.eps != BATCH_NORM_EPSILON:
+            raise _refusal(module, f"{name} is {layer}, fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
 
 
 def infer_architecture(module: nn.Module) -> Architecture:
@@ -206,7 +231,7 @@ def _class_count(module: nn.Module) -> int:
 def _refusal(module: nn.Module, reason: str) -> ArchitectureError:
     return ArchitectureError(
         f"{type(module).__name__} cannot be run: {reason}. fastres.from_module takes the ResNets, ResNeXts and "
-        "Wide ResNets of torchvision.models and timm"
+        "Wide ResNets of torchvision.models and timm, and transformers' ResNetForImageClassification"
     )
 
 
@@ -220,6 +245,7 @@ def _check_agreement(module: nn.Module, model: Model) -> None:
     size = max(48, model.architecture.minimum_size)
     x = torch.randn(2, 3, size, size + 7, generator=torch.Generator().manual_seed(0))
     expected = reference(x)
+    expected = getattr(expected, "logits", expected)
     try:
         error = float((candidate(x) - expected).norm() / expected.norm())
     except FastresError:

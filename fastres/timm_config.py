@@ -62,7 +62,7 @@ def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, Transfo
     if classes < 0:
         raise ConfigError(f"{source}: num_classes is {classes} in its configuration.")
     arch = arch.with_classes(classes)
-    return arch, _transforms(pretrained, source), _class_names({**pretrained, **config}, arch.num_classes, source)
+    return arch, transforms(pretrained, source), _class_names({**pretrained, **config}, arch.num_classes, source)
 
 
 def architecture(name: str, source: str) -> Architecture:
@@ -91,8 +91,9 @@ def _check_arguments(config: Mapping[str, Any], name: str, source: str) -> None:
         )
 
 
-def _transforms(config: Mapping[str, Any], source: str) -> Transforms:
-    """As timm resolves them: the documented defaults where a field is absent."""
+def transforms(config: Mapping[str, Any], source: str) -> Transforms:
+    """What timm makes of a ``pretrained_cfg``: its documented defaults where a field is absent."""
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     size = field(config, "input_size", list, source, [3, 224, 224])
     if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
         raise ConfigError(f"{source}: input_size is {size!r}; fastres takes square RGB images, [3, size, size].")

@@ -83,6 +83,8 @@ def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     table = config.get("id2label")
     if table is None:
         return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))
+    if isinstance(table, dict):
+        table = {str(key): name for key, name in table.items()}  # numbers in a live model's configuration
     if not isinstance(table, dict) or set(table) != {str(index) for index in range(len(table))}:
         raise ConfigError(f"{source}: id2label does not map 0, 1, 2, … to names; save the model again.")
     return tuple(str(table[str(index)]) for index in range(len(table)))

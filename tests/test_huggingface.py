@@ -130,6 +130,26 @@ def test_class_names_are_read(small: Logits, tmp_path: Path) -> None:
             fastres.load(str(saved(small, tmp_path, id2label=broken)))
 
 
+def test_live_modules(small: Logits) -> None:
+    model = fastres.from_module(small.module)
+    check_logits(small, model, sizes=((64, 64),))
+    assert model.categories == tuple(f"LABEL_{index}" for index in range(5))
+
+
+def test_live_modules_that_compute_something_else_are_refused(small: Logits) -> None:
+    with pytest.raises(ArchitectureError, match="it has no classifier; pass a ResNetForImageClassification"):
+        fastres.from_module(small.module.resnet)  # type: ignore[union-attr]
+    with pytest.raises(ArchitectureError, match="activation 'gelu'"):
+        fastres.from_module(transformers.ResNetForImageClassification(transformers.ResNetConfig(hidden_act="gelu")))
+    other = live(**SMALL).module
+    next(layer for layer in other.modules() if isinstance(layer, torch.nn.BatchNorm2d)).eps = 1e-3
+    with pytest.raises(ArchitectureError, match="eps 1e-05"):
+        fastres.from_module(other)  # type: ignore[arg-type]
+    regnet = transformers.RegNetConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], groups_width=8)
+    with pytest.raises(ArchitectureError, match="of type 'regnet'"):
+        fastres.from_module(transformers.RegNetForImageClassification(regnet))
+
+
 def test_half_precision_folders_become_float32(small: Logits, tmp_path: Path) -> None:
     import copy
 

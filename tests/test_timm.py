@@ -92,7 +92,9 @@ def test_a_folder_without_a_classifier(resnet18: nn.Module, tmp_path: Path) -> N
 
 
 def test_live_modules(resnet18: nn.Module) -> None:
-    check_logits(resnet18, fastres.from_module(resnet18), sizes=((64, 64),))
+    model = fastres.from_module(resnet18)
+    check_logits(resnet18, model, sizes=((64, 64),))
+    assert model.transforms.interpolation == resnet18.pretrained_cfg["interpolation"] == "bicubic"  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
