@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from .plan import INPUT, Conv, Head, Shape, Step, last_reads
+from .plan import INPUT, Conv, Head, Joined, Shape, Step, last_reads
 
 # Offsets are multiples of this many elements, so that every value starts on a 128-byte line in any dtype.
 ALIGNMENT = 128
@@ -34,20 +34,29 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
     live: dict[str, tuple[int, int]] = {}  # value → [start, end)
     size = 0
     for index, step in enumerate(steps):
-        if step.output not in keep and not isinstance(step, Head):
-            elements = _aligned(math.prod(shapes[step.output]))
-            residual = step.residual if isinstance(step, Conv) else None
-            if residual in live and last_read[residual] == index:
+        residual = _overwritable(step)
+        for value in () if isinstance(step, Head) else step.writes:
+            if value in keep:
+                continue
+            elements = _aligned(math.prod(shapes[value]))
+            if value == step.output and residual in live and last_read[residual] == index:
                 start = live.pop(residual)[0]
             else:
                 start = _first_gap(live.values(), elements)
-            offsets[step.output] = start
-            live[step.output] = (start, start + elements)
+            offsets[value] = start
+            live[value] = (start, start + elements)
             size = max(size, start + elements)
         for value in step.reads:
             if value != INPUT and last_read[value] == index:
                 live.pop(value, None)
     return Arena(offsets, size)
+
+
+def _overwritable(step: Step) -> str | None:
+    """The value that the step may write its output over: the residual, read element by element."""
+    if isinstance(step, Joined):
+        step = step.last if step.shortcut is None else step
+    return step.residual if isinstance(step, Conv) else None
 
 
 def _aligned(elements: int) -> int:

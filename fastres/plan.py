@@ -49,9 +49,23 @@ class Step:
     def reads(self) -> tuple[str, ...]:
         return (self.input,)
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The values written, ``output`` first."""
+        return (self.output,)
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """The steps that this one stands for: itself, or those it joins."""
+        return (self,)
+
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape written, NHWC, for an input of ``shape``."""
+        """Shape of ``output``, NHWC, for an input of ``shape``."""
         raise NotImplementedError
+
+    def output_shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        """Shapes of all that is written."""
+        return (self.output_shape(shape),)
 
     def macs(self, shape: Shape) -> int:
         """Multiply-accumulates for an input of ``shape``."""
@@ -109,6 +123,51 @@ class Conv(Step):
     def macs(self, shape: Shape) -> int:
         n, p, q, _ = self.output_shape(shape)
         return n * p * q * self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Joined(Step):
+    """A bottleneck block's ``last`` convolution and its neighbours, for one kernel to compute.
+
+    With ``first``, the convolution before it, whose result is then not written; with ``shortcut``, the projection that
+    it adds, merged into it by concatenating the reductions; with ``following``, the 1×1 convolution that reads its
+    result, whose own result is written too. ``weight`` is the last convolution's, flattened to ``[K, R·S·C]``, and with
+    a shortcut ``[K, R·S·C + U]``; ``bias`` the sum of the two biases. Made by :mod:`fastres.fusion`.
+    """
+
+    kind: ClassVar[str] = "joined"
+    last: Conv
+    first: Conv | None = None
+    shortcut: Conv | None = None
+    following: Conv | None = None
+
+    @property
+    def parts(self) -> tuple[Conv, ...]:
+        return tuple(part for part in (self.first, self.shortcut, self.last, self.following) if part is not None)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        added = self.last.residual if self.shortcut is None else self.shortcut.input
+        return (self.input,) if added is None else (self.input, added)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.output,) if self.following is None else (self.output, self.following.output)
+
+    def last_input_shape(self, shape: Shape) -> Shape:
+        """Shape of what the last convolution reads, for an input of ``shape``."""
+        return shape if self.first is None else self.first.output_shape(shape)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.last.output_shape(self.last_input_shape(shape))
+
+    def output_shapes(self, shape: Shape) -> tuple[Shape, ...]:
+        y = self.output_shape(shape)
+        return (y,) if self.following is None else (y, self.following.output_shape(y))
+
+    def macs(self, shape: Shape) -> int:
+        n, p, q, _ = self.output_shape(shape)
+        return n * p * q * sum(part.weight.numel() for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +229,7 @@ class Plan:
         check_image_size(self.architecture, height, width)
         shapes: dict[str, Shape] = {INPUT: (batch, height, width, 3)}
         for step in self.steps:
-            shapes[step.output] = step.output_shape(shapes[step.input])
+            shapes.update(zip(step.writes, step.output_shapes(shapes[step.input]), strict=True))
         return shapes
 
     def last_reads(self) -> dict[str, int]:
@@ -179,7 +238,7 @@ class Plan:
 
     def steps_for(self, outputs: Sequence[str]) -> tuple[Step, ...]:
         """The steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
-        written = {step.output: index for index, step in enumerate(self.steps)}
+        written = {value: index for index, step in enumerate(self.steps) for value in step.writes}
         written[POOLED] = len(self.steps) - 1
         return self.steps[: 1 + max(written[output] for output in outputs)]
 
@@ -195,8 +254,8 @@ class Plan:
         costs = []
         for step in self.steps:
             moved = sum(math.prod(shapes[value]) for value in step.reads) * size
-            moved += step.weight.numel() * size + step.bias.numel() * 4
-            moved += math.prod(shapes[step.output]) * (4 if isinstance(step, Head) else size)
+            moved += sum(part.weight.numel() * size + part.bias.numel() * 4 for part in step.parts)
+            moved += sum(math.prod(shapes[value]) for value in step.writes) * (4 if isinstance(step, Head) else size)
             in_shape, out_shape = shapes[step.input], shapes[step.output]
             costs.append(StepCost(step.name, step.kind, in_shape, out_shape, 2 * step.macs(in_shape), moved))
         return costs
@@ -235,9 +294,7 @@ def last_reads(steps: Sequence[Step]) -> dict[str, int]:
     """Index of the last step that reads each value; a value never read maps to the step that writes it."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
-        last[step.output] = index
-        for value in step.reads:
-            last[value] = index
+        last.update(dict.fromkeys((*step.writes, *step.reads), index))
     return last
 
 
@@ -245,6 +302,8 @@ def describe(step: Step) -> str:
     """A step's attributes in a few words, such as ``3×3/2 g32 relu +residual``."""
     if isinstance(step, Head):
         return "average pool, linear" if step.weight.shape[0] else "average pool"
+    if isinstance(step, Joined):
+        return " → ".join(describe(part) for part in step.parts)
     assert isinstance(step, (Stem, Conv))
     r, s = step.weight.shape[1:3]
     words = [f"{r}×{s}/{step.stride}"]

@@ -56,6 +56,66 @@ class Tuned:
     rules_microseconds: float
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a kernel for joined convolutions is tuned for.
+
+    ``shape`` is that of the run's first convolution. With ``fused`` it is the 3×3 before a block's last convolution,
+    which then has ``channels`` output channels; else it is the last convolution itself, with a merged shortcut.
+    """
+
+    shape: ConvShape
+    dtype: str
+    fused: bool
+    channels: int
+    shortcut_channels: int = 0  # 0: a residual instead of a shortcut
+    shortcut_stride: int = 1
+    next_channels: int = 0  # 0: the next block's first convolution is not part of it
+
+    @property
+    def without_batch(self) -> Block:
+        return replace(self, shape=replace(self.shape, N=0))
+
+
+@dataclass(frozen=True)
+class TunedBlock:
+    """A joined run's fastest configuration, its median time, and what its convolutions took one by one."""
+
+    layer: Block
+    config: ConvConfig
+    microseconds: float
+    apart_microseconds: float
+
+    def saves(self, batch: int) -> float:
+        """Microseconds that joining saves at a batch size, by proportion; negative where it loses."""
+        return (self.apart_microseconds - self.microseconds) * batch / self.layer.shape.N
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How a network's first stages run fastest: up to a feature, so many images at a time.
+
+    Their activations then stay in the L2 cache. ``images`` is 0 where the whole batch at once was faster.
+    """
+
+    model: str
+    batch: int
+    height: int
+    width: int
+    dtype: str
+    through: str  # "layer1"
+    images: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that was tuned on a GPU: layers, joined runs and micro-batches."""
+
+    layers: tuple[Tuned, ...] = ()
+    blocks: tuple[TunedBlock, ...] = ()
+    micro_batches: tuple[MicroBatches, ...] = ()
+
+
 def slug(gpu_name: str) -> str:
     """A GPU's name as a folder name: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
