@@ -2,14 +2,16 @@
 
 Weights are packed once, when the executor is built. A call takes one buffer from torch's allocator for all its
 activations (laid out by :mod:`fastres.arena`) and launches one kernel a step, on the input's device and current stream,
-so that several threads and streams can call one model. With TRITON_INTERPRET=1 the same code runs on CPU tensors.
+so that several threads and streams can call one model. Where the tuned table of the GPU says so, runs of convolutions
+are joined into one kernel (:mod:`fastres.fusion`), and the first stages run so few images at a time that their
+activations stay in the L2 cache. With TRITON_INTERPRET=1 the same code runs on CPU tensors.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +20,10 @@ from torch import Tensor
 from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
-from .kernels import dispatch, grouping, head, launch, routing, stem
-from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Shape, Stem, Step
+from .fusion import Candidates, cover, joinable
+from .kernels import dispatch, fused, grouping, head, launch, routing, stem
+from .kernels.tables import Block, TunedBlock
+from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Shape, Stem, Step
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
@@ -27,9 +31,10 @@ SCHEDULES_KEPT = 64
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a call with one input shape does: steps, every value's shape, and where it lives."""
+    """What a call with one input shape does: steps, joined ones' configurations, every value's shape and place."""
 
     steps: tuple[Step, ...]
+    configs: dict[str, routing.ConvConfig]
     shapes: dict[str, Shape]
     strides: dict[str, tuple[int, ...]]
     arena: Arena
@@ -44,7 +49,8 @@ class GpuExecutor:
         self._plan = pack(plan)
         packed = self._plan.stem
         self._normalisation = stem.pack_normalisation(packed.mean, packed.std, packed.weight.shape[2], self.device)
-        self._schedules: OrderedDict[tuple[Shape, tuple[str, ...]], Schedule] = OrderedDict()
+        self._candidates = candidates(self._plan, self.device)
+        self._schedules: OrderedDict[tuple[Shape, tuple[str, ...], str], Schedule] = OrderedDict()
         self._outline = outline(plan.architecture, self.dtype)
         self._lock = threading.Lock()
 
@@ -55,31 +61,41 @@ class GpuExecutor:
         ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``. Each is memory of its own.
         """
         n, _, h, w = x.shape
-        schedule = self._schedule((n, h, w, 3), tuple(outputs))
-        arena = torch.empty(schedule.arena.size, dtype=self.dtype, device=self.device)
         values: dict[str, Tensor] = {INPUT: x}
+        done = INPUT
+        blocked = micro_batches(self._outline, (n, h, w, 3), self.dtype, self.device, outputs)
+        if blocked is not None:
+            done, images = blocked
+            shape = self._outline.shapes(n, h, w)[done]
+            values[done] = torch.empty(shape, dtype=self.dtype, device=self.device)
+            for start in range(0, n, images):
+                part = slice(start, min(start + images, n))
+                few = {INPUT: x[part], done: values[done][part]}
+                self._run(self._schedule((len(few[INPUT]), h, w, 3), (done,)), few, (done,))
+        self._run(self._schedule((n, h, w, 3), tuple(outputs), done), values, outputs)
+        return [_public(values[output]) for output in outputs]
+
+    def _run(self, schedule: Schedule, values: dict[str, Tensor], outputs: Sequence[str]) -> None:
+        """Run the schedule's steps on ``values``, in a buffer of the call's own."""
+        arena = torch.empty(schedule.arena.size, dtype=self.dtype, device=self.device)
         for step in schedule.steps:
             self.run_step(step, values, schedule, arena, outputs)
-        return [_public(values[output]) for output in outputs]
 
     def run_step(
         self, step: Step, values: dict[str, Tensor], schedule: Schedule, arena: Tensor, outputs: Sequence[str]
     ) -> None:
-        """Launch ``step``'s kernels on ``values`` and add what it writes to them."""
+        """Launch ``step``'s kernels on ``values`` and add what it writes; memory already there for it is written to."""
         if isinstance(step, Head):
             self._head(values, step, LOGITS in outputs)
             return
-        shape = schedule.shapes[step.output]
-        offset = schedule.arena.offsets.get(step.output)
-        if offset is None:
-            y = torch.empty(shape, dtype=self.dtype, device=self.device)
-        else:
-            y = arena.as_strided(shape, schedule.strides[step.output], offset)
-        values[step.output] = y
+        for value in step.writes:
+            if value not in values:
+                values[value] = self._place(schedule, arena, value)
+        y, x = values[step.output], values[step.input]
         if isinstance(step, Stem):
             stem.stem_into(
                 y,
-                values[step.input],
+                x,
                 step.weight,
                 step.bias,
                 *self._normalisation,
@@ -87,11 +103,13 @@ class GpuExecutor:
                 padding=step.padding,
                 pool=step.pool,
             )
+        elif isinstance(step, Joined):
+            _run_joined(step, values, schedule.configs[step.name])
         else:
             assert isinstance(step, Conv)
             dispatch.convolve_into(
                 y,
-                values[step.input],
+                x,
                 step.weight,
                 step.bias,
                 None if step.residual is None else values[step.residual],
@@ -100,6 +118,13 @@ class GpuExecutor:
                 groups=step.groups,
                 relu=step.relu,
             )
+
+    def _place(self, schedule: Schedule, arena: Tensor, value: str) -> Tensor:
+        """Memory for a value: its place in the arena, or its own where the caller gets it."""
+        offset = schedule.arena.offsets.get(value)
+        if offset is None:
+            return torch.empty(schedule.shapes[value], dtype=self.dtype, device=self.device)
+        return arena.as_strided(schedule.shapes[value], schedule.strides[value], offset)
 
     def _head(self, values: dict[str, Tensor], step: Head, classify: bool) -> None:
         x = values[step.input]
@@ -111,26 +136,128 @@ class GpuExecutor:
             head.linear_into(logits, pooled, step.weight, step.bias)
             values[LOGITS] = logits
 
-    def _schedule(self, shape: Shape, outputs: tuple[str, ...]) -> Schedule:
-        key = (shape, outputs)
+    def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT) -> Schedule:
+        key = (shape, outputs, done)
         with self._lock:
             schedule = self._schedules.get(key)
             if schedule is None:
-                schedule = self._schedules[key] = self._make_schedule(shape, outputs)
+                schedule = self._schedules[key] = self._make_schedule(shape, outputs, done)
                 if len(self._schedules) > SCHEDULES_KEPT:
                     self._schedules.popitem(last=False)
             else:
                 self._schedules.move_to_end(key)
             return schedule
 
-    def _make_schedule(self, shape: Shape, outputs: tuple[str, ...]) -> Schedule:
+    def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str) -> Schedule:
+        """The schedule for ``outputs`` where all up to the value ``done`` is computed."""
         n, h, w, _ = shape
         if h * w * stem.CHANNELS >= launch.INT32_ELEMENTS:
             raise InputError(f"An image of {h}×{w} has 2³¹ elements or more; resize it")
         shapes = self._outline.shapes(n, h, w)
-        steps = self._plan.steps_for(outputs)
+        first = 0 if done == INPUT else len(self._plan.steps_for((done,)))
+        steps = self._plan.steps_for(outputs)[first:]
+        runs = {index - first: found for index, found in self._candidates.items() if index >= first}
+        steps, configs = choose_runs(steps, runs, shapes, self.dtype, self.device, outputs)
         strides = {value: _strides(value_shape) for value, value_shape in shapes.items()}
-        return Schedule(steps, shapes, strides, plan_arena(steps, shapes, outputs))
+        return Schedule(steps, configs, shapes, strides, plan_arena(steps, shapes, outputs))
+
+
+def candidates(plan: Plan, device: torch.device) -> Candidates:
+    """The runs of a packed plan that may be joined on ``device``: none where no joined run has been tuned."""
+    two_bytes = plan.stem.weight.dtype.itemsize == 2
+    return joinable(plan.steps) if two_bytes and dispatch.tuned(routing.gpu_of(device)).has_blocks else {}
+
+
+def choose_runs(
+    steps: Sequence[Step],
+    runs: Candidates,
+    shapes: Mapping[str, Shape],
+    dtype: torch.dtype,
+    device: torch.device,
+    keep: Sequence[str],
+) -> tuple[tuple[Step, ...], dict[str, routing.ConvConfig]]:
+    """``steps`` with the runs joined that the tuned table of the device says save time, and their configurations."""
+    gpu = routing.gpu_of(device)
+
+    def route(run: Joined) -> TunedBlock | None:
+        return dispatch.route_block(block_of(run, shapes, dtype), dtype, gpu)
+
+    def saves(run: Joined) -> float:
+        found = route(run)
+        return found.saves(shapes[run.input][0]) if found else 0.0
+
+    covered = cover(steps, runs, saves, keep)
+    chosen = {step.name: route(step) for step in covered if isinstance(step, Joined)}
+    return covered, {name: found.config for name, found in chosen.items() if found}
+
+
+def block_of(run: Joined, shapes: Mapping[str, Shape], dtype: torch.dtype) -> Block:
+    """What the tuned tables know a joined run by."""
+    first = run.last if run.first is None else run.first
+    shortcut = {"shortcut_channels": 0, "shortcut_stride": 1}
+    if run.shortcut is not None:
+        shortcut = {"shortcut_channels": shapes[run.shortcut.input][3], "shortcut_stride": run.shortcut.stride}
+    return Block(
+        conv_shape(first, shapes[run.input]),
+        str(dtype).removeprefix("torch."),
+        run.first is not None,
+        run.last.weight.shape[0],
+        **shortcut,
+        next_channels=0 if run.following is None else run.following.weight.shape[0],
+    )
+
+
+def _run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvConfig) -> None:
+    """Launch the kernel of a joined run."""
+    y, x, last, following = values[step.output], values[step.input], step.last, step.following
+    shortcut = None if step.shortcut is None else values[step.shortcut.input]
+    shortcut_stride = 1 if step.shortcut is None else step.shortcut.stride
+    if step.first is None:
+        assert shortcut is not None
+        dispatch.merged_into(
+            y,
+            x,
+            step.weight,
+            step.bias,
+            shortcut,
+            filter_size=(last.weight.shape[1], last.weight.shape[2]),
+            stride=last.stride,
+            padding=last.padding,
+            shortcut_stride=shortcut_stride,
+            relu=last.relu,
+            config=config,
+        )
+        return
+    fused.fused_into(
+        y,
+        x,
+        step.first.weight,
+        step.first.bias,
+        step.weight,
+        step.bias,
+        None if last.residual is None or shortcut is not None else values[last.residual],
+        shortcut,
+        stride=step.first.stride,
+        padding=step.first.padding,
+        shortcut_stride=shortcut_stride,
+        z=None if following is None else values[following.output],
+        weight3=None if following is None else following.weight.flatten(1),
+        bias3=None if following is None else following.bias,
+        config=config,
+    )
+
+
+def micro_batches(
+    plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device, outputs: Sequence[str]
+) -> tuple[str, int] | None:
+    """The value up to which a batch runs a few images at a time, and how many, where that was measured faster."""
+    n, h, w, _ = shape
+    found = dispatch.tuned(routing.gpu_of(device)).micro_batch(
+        plan.architecture.name, n, h, w, str(dtype).removeprefix("torch.")
+    )
+    if found is None or not 0 < found.images < n or not {LOGITS, POOLED}.issuperset(outputs):
+        return None
+    return plan.features[found.through], found.images
 
 
 def pack(plan: Plan) -> Plan:

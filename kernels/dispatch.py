@@ -11,10 +11,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import conv, conv_tma, gemm
+from . import conv, conv_tma, fused, gemm
 from .launch import float32_precision
 from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of, route_conv
-from .tables import Layer, nearest, table
+from .tables import Block, Index, Layer, Table, TunedBlock, table
 
 
 class UntunedGpuWarning(UserWarning):
@@ -35,14 +35,42 @@ def route(
     shape: ConvShape, dtype: torch.dtype, gpu: Gpu, *, residual: bool = False, precision: str = "ieee"
 ) -> ConvConfig:
     """The kernel and configuration for a convolution: tuned for the nearest batch, or by rules."""
-    found = table(gpu.name) if gpu is not INTERPRETER else {}
-    entries = found.get(Layer.of(shape, dtype, residual).without_batch, [])
-    for entry in nearest(entries, shape.N):
+    found = tuned(gpu)
+    for entry in found.entries(Layer.of(shape, dtype, residual)):
         if not why_not(entry.config.kernel, shape, dtype, gpu):
-            return entry.config
+            config: ConvConfig = entry.config
+            return config
     if not found:
         _hint(gpu)
     return route_conv(shape, dtype, gpu, precision)
+
+
+def tuned(gpu: Gpu) -> Index:
+    """The table of ``gpu``; the interpreter has none."""
+    return table(gpu.name) if gpu is not INTERPRETER else Index(Table())
+
+
+def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> str:
+    """Why ``kernel`` cannot take joined convolutions; empty where it can."""
+    shape = block.shape
+    if kernel in fused.KERNELS and block.fused:
+        sizes = {"shortcut_channels": block.shortcut_channels, "next_channels": block.next_channels}
+        return fused.why_not_fused(shape, block.channels, dtype, gpu, **sizes)
+    if kernel in gemm.KERNELS and not block.fused:
+        strided = "the matrix product takes a shortcut of stride 1" if block.shortcut_stride > 1 else ""
+        return strided or gemm.why_not_gemm(shape, dtype, gpu)
+    if kernel in conv_tma.KERNELS and not block.fused:
+        return conv_tma.why_not_conv_tma(shape, dtype, gpu)
+    return f"{kernel!r} does not join {'a 3×3 with the 1×1 after it' if block.fused else 'a shortcut'}"
+
+
+def route_block(block: Block, dtype: torch.dtype, gpu: Gpu) -> TunedBlock | None:
+    """What was tuned for joined convolutions at the nearest batch; None where nothing was, or no kernel takes them."""
+    for entry in tuned(gpu).entries(block):
+        if not why_not_block(entry.config.kernel, block, dtype, gpu):
+            found: TunedBlock = entry
+            return found
+    return None
 
 
 @functools.cache
@@ -102,3 +130,38 @@ def convolve_into(
         conv.conv2d_into(
             y, x, weight, bias, residual, stride=stride, padding=padding, groups=groups, relu=relu, config=config
         )
+
+
+def merged_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shortcut: Tensor,
+    *,
+    filter_size: tuple[int, int],
+    stride: int,
+    padding: int,
+    shortcut_stride: int,
+    relu: bool,
+    config: ConvConfig,
+) -> None:
+    """Write a convolution with a merged ``shortcut`` into ``y``; tensors as in :func:`conv_tma.conv_tma_into`."""
+    if config.kernel in gemm.KERNELS:
+        k, c, u = y.shape[3], x.shape[3], shortcut.shape[3]
+        gemm.gemm_into(y.view(-1, k), x.view(-1, c), weight, bias, None, shortcut.view(-1, u), relu=relu, config=config)
+        return
+    conv_tma.conv_tma_into(
+        y,
+        x,
+        weight,
+        bias,
+        None,
+        shortcut,
+        filter_size=filter_size,
+        stride=stride,
+        padding=padding,
+        shortcut_stride=shortcut_stride,
+        relu=relu,
+        config=config,
+    )

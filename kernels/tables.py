@@ -1,9 +1,10 @@
 """Tuned configurations as data: ``configs/<gpu>/conv.json``, one file a GPU.
 
 ``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which
-configuration was fastest on that GPU. A batch size between tuned ones takes the nearest (by ratio) whose kernel accepts
-it. A GPU without a table is routed by rules. More tables are found in the folder that the environment variable
-``FASTRES_CONFIGS`` names; they come first.
+configuration was fastest on that GPU, for which runs of layers a joined kernel beats one kernel each, and in how many
+images at a time a network's first stages run fastest. A batch size between tuned ones takes the nearest (by ratio)
+whose kernel accepts it. A GPU without a table is routed by rules. More tables are found in the folder that the
+environment variable ``FASTRES_CONFIGS`` names; they come first.
 """
 
 from __future__ import annotations
@@ -121,41 +122,70 @@ def slug(gpu_name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
 
 
-def to_json(entries: list[Tuned], facts: Mapping[str, Any]) -> str:
-    """The table as JSON; ``facts`` say on what and with which versions it was measured."""
-    rows = [
+def to_json(tuned: Table, facts: Mapping[str, Any]) -> str:
+    """The table as JSON, a line an entry; ``facts`` say on what and with which versions it was measured."""
+    layers = [
         {
             **asdict(entry.layer.shape),
             "dtype": entry.layer.dtype,
             "residual": entry.layer.residual,
-            "config": {key: value for key, value in asdict(entry.config).items() if key != "note"},
+            "config": _config(entry.config),
             "us": entry.microseconds,
             "rules_us": entry.rules_microseconds,
         }
-        for entry in entries
+        for entry in tuned.layers
     ]
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    blocks = [
+        {
+            **asdict(entry.layer.shape),
+            **{key: value for key, value in asdict(entry.layer).items() if key != "shape"},
+            "config": _config(entry.config),
+            "us": entry.microseconds,
+            "apart_us": entry.apart_microseconds,
+        }
+        for entry in tuned.blocks
+    ]
+    parts = {"layers": layers, "blocks": blocks, "micro_batches": [asdict(entry) for entry in tuned.micro_batches]}
     head = json.dumps({"format": FORMAT, **facts})[:-1]
-    return f'{head},\n "layers": [\n  {lines}\n ]}}\n'
+    lists = [f'"{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]" for name, rows in parts.items()]
+    return ",\n ".join([head, *lists]) + "}\n"
 
 
-def from_json(text: str, source: str) -> list[Tuned]:
+def _config(config: ConvConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key != "note"}
+
+
+def from_json(text: str, source: str) -> Table:
     """Read a table; raises ``KernelError`` naming ``source`` where it is none."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
             raise ValueError(f"its format is {document['format']}, this version reads {FORMAT}")
-        return [_entry(row) for row in document["layers"]]
+        return Table(
+            tuple(_layer(row) for row in document["layers"]),
+            tuple(_block(row) for row in document["blocks"]),
+            tuple(MicroBatches(**row) for row in document["micro_batches"]),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise KernelError(
             f"{source} is not a table of tuned configurations ({error}); write it anew with fastres.bench.tune"
         ) from error
 
 
-def _entry(row: Mapping[str, Any]) -> Tuned:
-    sizes = {name: int(row[name]) for name in ("N", "H", "W", "C", "K", "R", "S", "stride", "padding", "groups")}
-    layer = Layer(ConvShape(**sizes), str(row["dtype"]), bool(row["residual"]))
+def _shape(row: Mapping[str, Any]) -> ConvShape:
+    names = ("N", "H", "W", "C", "K", "R", "S", "stride", "padding", "groups")
+    return ConvShape(**{name: int(row[name]) for name in names})
+
+
+def _layer(row: Mapping[str, Any]) -> Tuned:
+    layer = Layer(_shape(row), str(row["dtype"]), bool(row["residual"]))
     return Tuned(layer, ConvConfig(**row["config"]), float(row["us"]), float(row["rules_us"]))
+
+
+def _block(row: Mapping[str, Any]) -> TunedBlock:
+    counts = ("channels", "shortcut_channels", "shortcut_stride", "next_channels")
+    block = Block(_shape(row), str(row["dtype"]), bool(row["fused"]), *(int(row[name]) for name in counts))
+    return TunedBlock(block, ConvConfig(**row["config"]), float(row["us"]), float(row["apart_us"]))
 
 
 def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
@@ -163,20 +193,47 @@ def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
     return folder / slug(gpu_name) / "conv.json"
 
 
+class Index:
+    """A table for looking things up. What was tuned in one 16-bit dtype serves the other: they run equally fast."""
+
+    def __init__(self, tuned: Table) -> None:
+        self._entries: dict[Layer | Block, list[Any]] = {}
+        for entry in (*tuned.layers, *tuned.blocks):
+            self._entries.setdefault(entry.layer.without_batch, []).append(entry)
+        self.micro_batches = tuned.micro_batches
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some joined run was tuned."""
+        return any(isinstance(key, Block) for key in self._entries)
+
+    def entries(self, layer: Layer | Block) -> list[Any]:
+        """What was tuned for ``layer`` at any batch size, the nearest (by ratio) first."""
+        key = layer.without_batch
+        found = self._entries.get(key) or self._entries.get(replace(key, dtype=SIBLING.get(key.dtype, key.dtype)), [])
+        return sorted(found, key=lambda entry: abs(math.log(entry.layer.shape.N / layer.shape.N)))
+
+    def micro_batch(self, model: str, batch: int, height: int, width: int, dtype: str) -> MicroBatches | None:
+        """The entry of just this case, where there is one."""
+        for entry in self.micro_batches:
+            facts = (entry.model, entry.batch, entry.height, entry.width)
+            if facts == (model, batch, height, width) and entry.dtype in (dtype, SIBLING.get(dtype)):
+                return entry
+        return None
+
+
+SIBLING = {"float16": "bfloat16", "bfloat16": "float16"}
+
+
 @functools.cache
-def table(gpu_name: str) -> Mapping[Layer, list[Tuned]]:
-    """The tuned configurations of a GPU by layer without batch; empty where it has no table."""
+def table(gpu_name: str) -> Index:
+    """The tuned configurations of a GPU; empty where it has no table."""
     folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
-    found: dict[Layer, list[Tuned]] = {}
     for folder in [*folders, FOLDER]:
         path = table_path(gpu_name, folder)
         if path.is_file():
-            for entry in from_json(path.read_text(), str(path)):
-                found.setdefault(entry.layer.without_batch, []).append(entry)
-            break
-    return found
-
-
-def nearest(entries: list[Tuned], batch: int) -> list[Tuned]:
-    """``entries`` of one layer, those tuned for a batch of nearly ``batch`` first."""
-    return sorted(entries, key=lambda entry: abs(math.log(entry.layer.shape.N / batch)))
+            return Index(from_json(path.read_text(), str(path)))
+    return Index(Table())

@@ -5,17 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres.architectures import get_architecture
+from fastres.architectures import Architecture, get_architecture
 from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
-from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
-from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, describe, pack
+from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
+from fastres.fusion import joinable
+from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, block_of, describe, micro_batches, pack
+from fastres.kernels import dispatch
 from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.routing import ConvConfig, gpu_of
+from fastres.kernels.tables import Index, MicroBatches, Table, TunedBlock
 from fastres.plan import Conv, Head, Stem
 
 from .measures import NETWORK_FACTOR, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+hopper = pytest.mark.skipif(not (INTERPRETED or HOPPER), reason="the kernels for joined steps are written for sm_90")
 
 
 def executor(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, GpuExecutor]:
@@ -115,3 +121,59 @@ def test_explanation_names_kernels_and_merged_groups() -> None:
     assert rows["layer1.0.conv2"][2].startswith("32 groups run as 4 block-diagonal ones")
     assert rows["head"][0] == "average_pool, conv"
     assert {isinstance(step, Head) for step in plan} == {True, False}
+
+
+TINY = Architecture("tiny", "bottleneck", (2, 1), (32, 64), stem="cifar", num_classes=10)
+IMAGES = 65  # more than the 64 images that a tile of the TMA kernels needs
+
+
+def tuned_for_joining(run: GpuExecutor, h: int, w: int, micro: MicroBatches | None = None) -> Index:
+    """A table which says that joining saves time wherever a kernel takes it, the more the longer the run."""
+    gpu, found = gpu_of(run.device), []
+    shapes = run._outline.shapes(IMAGES, h, w)
+    for runs in joinable(run._plan.steps).values():
+        for step in runs:
+            block = block_of(step, shapes, run.dtype)
+            kernel = "fused" if block.fused else "gemm" if block.shortcut_stride == 1 else "conv_tma"
+            config = ConvConfig(kernel, 64, 64, 64, 4, 2)
+            if not dispatch.why_not_block(kernel, block, run.dtype, gpu):
+                found.append(TunedBlock(block, config, 1.0, 1.0 + len(step.parts)))
+    return Index(Table((), tuple(found), (micro,) if micro else ()))
+
+
+@hopper
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("images", [64] if INTERPRETED else [0, 64], ids=lambda images: f"{images} at a time")
+def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, images: int) -> None:
+    module = calibrated(TINY).to(DEVICE)
+    plan = build_plan(module.state_dict(), TINY, dtype=dtype)
+    x = smooth_images(IMAGES, 8, 9, seed=5).to(DEVICE)
+    truth = calibrated(TINY).double()(x.double().cpu())
+    eager_error = relative_error(module.to(dtype)(x.to(dtype)), truth)
+    micro = MicroBatches("tiny", IMAGES, 8, 9, str(dtype).removeprefix("torch."), "layer1", images)
+    table = tuned_for_joining(GpuExecutor(plan), 8, 9, micro)
+    monkeypatch.setattr(dispatch, "tuned", lambda gpu: table)
+
+    run = GpuExecutor(plan)
+    (logits,) = run.run(x.to(dtype))
+    assert relative_error(logits, truth) <= NETWORK_FACTOR[dtype] * eager_error
+    # Joined runs of two, three and four convolutions. The last of 65 images is alone, too few for the fused kernel: by
+    # a schedule of its own it merges one shortcut, and its other convolutions run one by one.
+    steps = [[len(step.parts) for step in schedule.steps] for schedule in run._schedules.values()]
+    assert steps == ([[1, 1, 4, 3, 3, 1]] if not images else [[1, 1, 4, 2], [1, 1, 1, 2, 1, 1, 1], [1, 3, 1]])
+
+
+def test_micro_batches_are_for_the_case_that_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = MicroBatches("resnet50", 256, 224, 224, "float16", "layer2", 32)
+    monkeypatch.setattr(dispatch, "tuned", lambda gpu: Index(Table((), (), (entry,))))
+    plan, device = outline(get_architecture("resnet50"), torch.float16), torch.device(DEVICE)
+
+    def asked(n: int, size: int = 224, outputs: tuple[str, ...] = ("logits",)) -> tuple[str, int] | None:
+        return micro_batches(plan, (n, size, size, 3), torch.float16, device, outputs)
+
+    assert asked(256) == ("layer2.3", 32)
+    assert asked(256, outputs=("pooled",)) == ("layer2.3", 32)
+    assert asked(128) is None
+    assert asked(256, size=192) is None
+    assert asked(256, outputs=("logits", "layer1.2")) is None

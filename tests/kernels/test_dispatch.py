@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,21 @@ import torch
 from fastres.errors import KernelError
 from fastres.kernels import dispatch, reference, tables
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import H100, ConvConfig, ConvShape, route_conv
-from fastres.kernels.tables import Layer, Tuned, from_json, nearest, slug, table, table_path, to_json
+from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
+from fastres.kernels.tables import (
+    Block,
+    Index,
+    Layer,
+    MicroBatches,
+    Table,
+    Tuned,
+    TunedBlock,
+    from_json,
+    slug,
+    table,
+    table_path,
+    to_json,
+)
 
 from ..measures import kernel_tolerance, relative_error
 
@@ -42,11 +56,19 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def write(folder: Path, entries: list[Tuned]) -> None:
     path = table_path(H100.name, folder)
     path.parent.mkdir(parents=True)
-    path.write_text(to_json(entries, {"gpu": H100.name}))
+    path.write_text(to_json(Table(tuple(entries)), {"gpu": H100.name}))
+
+
+JOINED = Block(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), "float16", True, 256, 64, 1, 64)
+MERGED = Block(ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), "float16", False, 1024, 512, 2)
 
 
 def test_json_goes_both_ways() -> None:
-    entries = [tuned(1, SLOW), tuned(256, FAST)]
+    entries = Table(
+        (tuned(1, SLOW), tuned(256, FAST)),
+        (TunedBlock(JOINED, ConvConfig("fused", 128, 64, 64, 8, 3), 50.0, 71.5), TunedBlock(MERGED, FAST, 9.0, 8.0)),
+        (MicroBatches("resnet50", 256, 224, 224, "float16", "layer2", 32),),
+    )
     text = to_json(entries, {"gpu": "NVIDIA H100 80GB HBM3"})
     assert from_json(text, "here") == entries
     assert json.loads(text)["gpu"] == "NVIDIA H100 80GB HBM3"
@@ -64,9 +86,13 @@ def test_broken_tables_are_named(text: str) -> None:
 
 
 def test_nearest_batch_by_ratio() -> None:
-    entries = [tuned(n, SLOW) for n in (1, 8, 64, 512)]
-    assert [entry.layer.shape.N for entry in nearest(entries, 20)] == [8, 64, 1, 512]
-    assert nearest(entries, 300)[0].layer.shape.N == 512
+    index = Index(Table(tuple(tuned(n, SLOW) for n in (1, 8, 64, 512))))
+
+    def order(batch: int) -> list[int]:
+        return [entry.layer.shape.N for entry in index.entries(tuned(batch, SLOW).layer)]
+
+    assert order(20) == [8, 64, 1, 512]
+    assert order(300)[0] == 512
 
 
 def test_tuned_configurations_come_before_rules(configs: Path) -> None:
@@ -74,8 +100,9 @@ def test_tuned_configurations_come_before_rules(configs: Path) -> None:
     assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
     small = ConvShape(2, 14, 14, 256, 1024, 1, 1, 1, 0)
     assert dispatch.route(small, torch.float16, H100, residual=True) == SLOW
-    # Another dtype, residual or layer is not what was tuned.
-    for shape, dtype, residual in ((SHAPE, torch.bfloat16, True), (SHAPE, torch.float16, False)):
+    # bfloat16 runs as float16 does; another dtype, residual or layer is not what was tuned.
+    assert dispatch.route(SHAPE, torch.bfloat16, H100, residual=True) == FAST
+    for shape, dtype, residual in ((SHAPE, torch.float32, True), (SHAPE, torch.float16, False)):
         assert dispatch.route(shape, dtype, H100, residual=residual) == route_conv(shape, dtype, H100)
 
 
@@ -87,6 +114,36 @@ def test_a_tuned_kernel_that_cannot_take_the_batch_is_passed_over(configs: Path)
     few = ConvShape(32, 14, 14, 256, 256, 3, 3, 1, 1)
     assert dispatch.why_not("conv_tma", few, torch.float16, H100)
     assert dispatch.route(few, torch.float16, H100) == SLOW
+
+
+def test_joined_runs_are_looked_up_by_the_nearest_batch_that_a_kernel_takes(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused = ConvConfig("fused", 128, 64, 64, 8, 3)
+    images = ConvConfig("conv_tma", 128, 256, 64, 8, 3)
+    known = Table((), (TunedBlock(JOINED, fused, 50.0, 71.5), TunedBlock(MERGED, images, 9.0, 8.0)))
+    monkeypatch.setattr(dispatch, "tuned", lambda gpu: Index(known))
+    found = dispatch.route_block(sized(JOINED, 128), torch.bfloat16, H100)
+    assert found
+    assert found.config == fused
+    assert found.saves(128) == pytest.approx(21.5 / 2)
+    assert dispatch.route_block(sized(JOINED, 32), torch.float16, H100) is None, "its tiles are 64 images"
+    merged = dispatch.route_block(MERGED, torch.float16, H100)
+    assert merged
+    assert merged.saves(256) == -1.0
+    assert dispatch.route_block(replace(MERGED, next_channels=64), torch.float16, H100) is None
+
+
+def sized(block: Block, batch: int) -> Block:
+    return replace(block, shape=replace(block.shape, N=batch))
+
+
+def test_what_joins_what() -> None:
+    assert "shortcut of stride 1" in dispatch.why_not_block("gemm", MERGED, torch.float16, H100)
+    assert not dispatch.why_not_block("gemm", replace(MERGED, shortcut_stride=1), torch.float16, H100)
+    assert "does not join a shortcut" in dispatch.why_not_block("fused", MERGED, torch.float16, H100)
+    assert "does not join a 3×3" in dispatch.why_not_block("conv_tma", JOINED, torch.float16, H100)
+    assert "sm_80" in dispatch.why_not_block("fused", JOINED, torch.float16, A100)
 
 
 def test_without_a_table_the_rules_decide_and_say_so_once(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
