@@ -73,6 +73,14 @@ class Explanation:
         ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
         other way); ``microseconds`` are measured times of steps, by name.
         """
+        where = str(device)
+        if device.type != "cpu":
+            from . import gpu
+
+            how = gpu.tuned_network(plan, (batch, height, width, 3), dtype, device)
+            if how is not None and how.images:
+                where += f"; up to {how.through} in micro-batches of {how.images} images"
+            plan = gpu.as_run(plan, batch, height, width, dtype, device)
         costs = plan.costs(batch, height, width, dtype)
         choices = _choices(plan, costs, device, dtype)
         known = "given" if ceilings else ""
@@ -86,7 +94,9 @@ class Explanation:
             row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
             rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
         name = str(dtype).removeprefix("torch.")
-        return cls(plan.architecture.name, str(device), name, tuple(rows), ceilings=ceilings, ceilings_source=known)
+        return cls(
+            plan.architecture.name, where, name, tuple(rows), ceilings=ceilings, ceilings_source=known
+        )
 
     def __iter__(self) -> Any:
         return iter(self.rows)

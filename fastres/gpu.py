@@ -22,7 +22,7 @@ from .errors import InputError
 from .folding import outline
 from .fusion import Candidates, cover, joinable
 from .kernels import dispatch, fused, grouping, head, launch, routing, stem
-from .kernels.tables import Block, TunedBlock
+from .kernels.tables import Block, Network, TunedBlock
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Shape, Stem, Step
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
@@ -50,7 +50,7 @@ class GpuExecutor:
         packed = self._plan.stem
         self._normalisation = stem.pack_normalisation(packed.mean, packed.std, packed.weight.shape[2], self.device)
         self._candidates = candidates(self._plan, self.device)
-        self._schedules: OrderedDict[tuple[Shape, tuple[str, ...], str], Schedule] = OrderedDict()
+        self._schedules: OrderedDict[tuple[Shape, tuple[str, ...], str, bool], Schedule] = OrderedDict()
         self._outline = outline(plan.architecture, self.dtype)
         self._lock = threading.Lock()
 
@@ -61,18 +61,23 @@ class GpuExecutor:
         ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``. Each is memory of its own.
         """
         n, _, h, w = x.shape
+        return self.run_as(x, outputs, tuned_network(self._outline, (n, h, w, 3), self.dtype, self.device))
+
+    def run_as(self, x: Tensor, outputs: Sequence[str], how: Network | None) -> list[Tensor]:
+        """:meth:`run` in a given way, for the tuner to compare; None joins what the table lists, the batch whole."""
+        n, _, h, w = x.shape
+        joined = how is None or how.joined
         values: dict[str, Tensor] = {INPUT: x}
         done = INPUT
-        blocked = micro_batches(self._outline, (n, h, w, 3), self.dtype, self.device, outputs)
-        if blocked is not None:
-            done, images = blocked
+        if how is not None and in_micro_batches(how, n, outputs):
+            done = self._outline.features[how.through]
             shape = self._outline.shapes(n, h, w)[done]
             values[done] = torch.empty(shape, dtype=self.dtype, device=self.device)
-            for start in range(0, n, images):
-                part = slice(start, min(start + images, n))
+            for start in range(0, n, how.images):
+                part = slice(start, min(start + how.images, n))
                 few = {INPUT: x[part], done: values[done][part]}
-                self._run(self._schedule((len(few[INPUT]), h, w, 3), (done,)), few, (done,))
-        self._run(self._schedule((n, h, w, 3), tuple(outputs), done), values, outputs)
+                self._run(self._schedule((len(few[INPUT]), h, w, 3), (done,), INPUT, joined), few, (done,))
+        self._run(self._schedule((n, h, w, 3), tuple(outputs), done, joined), values, outputs)
         return [_public(values[output]) for output in outputs]
 
     def _run(self, schedule: Schedule, values: dict[str, Tensor], outputs: Sequence[str]) -> None:
@@ -136,19 +141,19 @@ class GpuExecutor:
             head.linear_into(logits, pooled, step.weight, step.bias)
             values[LOGITS] = logits
 
-    def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT) -> Schedule:
-        key = (shape, outputs, done)
+    def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT, joined: bool = True) -> Schedule:
+        key = (shape, outputs, done, joined)
         with self._lock:
             schedule = self._schedules.get(key)
             if schedule is None:
-                schedule = self._schedules[key] = self._make_schedule(shape, outputs, done)
+                schedule = self._schedules[key] = self._make_schedule(shape, outputs, done, joined)
                 if len(self._schedules) > SCHEDULES_KEPT:
                     self._schedules.popitem(last=False)
             else:
                 self._schedules.move_to_end(key)
             return schedule
 
-    def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str) -> Schedule:
+    def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str, joined: bool) -> Schedule:
         """The schedule for ``outputs`` where all up to the value ``done`` is computed."""
         n, h, w, _ = shape
         if h * w * stem.CHANNELS >= launch.INT32_ELEMENTS:
@@ -156,7 +161,8 @@ class GpuExecutor:
         shapes = self._outline.shapes(n, h, w)
         first = 0 if done == INPUT else len(self._plan.steps_for((done,)))
         steps = self._plan.steps_for(outputs)[first:]
-        runs = {index - first: found for index, found in self._candidates.items() if index >= first}
+        candidates = self._candidates if joined else {}
+        runs = {index - first: found for index, found in candidates.items() if index >= first}
         steps, configs = choose_runs(steps, runs, shapes, self.dtype, self.device, outputs)
         strides = {value: _strides(value_shape) for value, value_shape in shapes.items()}
         return Schedule(steps, configs, shapes, strides, plan_arena(steps, shapes, outputs))
@@ -180,7 +186,7 @@ def choose_runs(
     gpu = routing.gpu_of(device)
 
     def route(run: Joined) -> TunedBlock | None:
-        return dispatch.route_block(block_of(run, shapes, dtype), dtype, gpu)
+        return dispatch.route_block(block_of(run, shapes[run.input], dtype), dtype, gpu)
 
     def saves(run: Joined) -> float:
         found = route(run)
@@ -191,19 +197,27 @@ def choose_runs(
     return covered, {name: found.config for name, found in chosen.items() if found}
 
 
-def block_of(run: Joined, shapes: Mapping[str, Shape], dtype: torch.dtype) -> Block:
-    """What the tuned tables know a joined run by."""
-    first = run.last if run.first is None else run.first
-    shortcut = {"shortcut_channels": 0, "shortcut_stride": 1}
-    if run.shortcut is not None:
-        shortcut = {"shortcut_channels": shapes[run.shortcut.input][3], "shortcut_stride": run.shortcut.stride}
+def as_run(plan: Plan, batch: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    """``plan`` (weight data is not needed) with the runs joined that ``device`` runs joined for logits."""
+    how = tuned_network(plan, (batch, height, width, 3), dtype, device)
+    if how is not None and not how.joined:
+        return plan
+    shapes = plan.shapes(batch, height, width)
+    steps, _ = choose_runs(plan.steps, candidates(plan, device), shapes, dtype, device, ())
+    return replace(plan, steps=steps)
+
+
+def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:
+    """What the tuned tables know a joined run by, for an input of ``shape`` (NHWC)."""
+    shortcut, following = run.shortcut, run.following
     return Block(
-        conv_shape(first, shapes[run.input]),
+        conv_shape(run.last if run.first is None else run.first, shape),
         str(dtype).removeprefix("torch."),
         run.first is not None,
         run.last.weight.shape[0],
-        **shortcut,
-        next_channels=0 if run.following is None else run.following.weight.shape[0],
+        0 if shortcut is None else shortcut.weight.shape[3],
+        1 if shortcut is None else shortcut.stride,
+        0 if following is None else following.weight.shape[0],
     )
 
 
@@ -247,17 +261,16 @@ def _run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.Conv
     )
 
 
-def micro_batches(
-    plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device, outputs: Sequence[str]
-) -> tuple[str, int] | None:
-    """The value up to which a batch runs a few images at a time, and how many, where that was measured faster."""
+def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> Network | None:
+    """How a batch of ``shape`` (NHWC) was measured to run fastest; None where it was not."""
     n, h, w, _ = shape
-    found = dispatch.tuned(routing.gpu_of(device)).micro_batch(
-        plan.architecture.name, n, h, w, str(dtype).removeprefix("torch.")
-    )
-    if found is None or not 0 < found.images < n or not {LOGITS, POOLED}.issuperset(outputs):
-        return None
-    return plan.features[found.through], found.images
+    name = str(dtype).removeprefix("torch.")
+    return dispatch.tuned(routing.gpu_of(device)).network(plan.architecture.name, n, h, w, name)
+
+
+def in_micro_batches(how: Network, batch: int, outputs: Sequence[str]) -> bool:
+    """Whether the first stages run in micro-batches: not where the caller wants values from within them."""
+    return 0 < how.images < batch and {LOGITS, POOLED}.issuperset(outputs)
 
 
 def pack(plan: Plan) -> Plan:
@@ -297,6 +310,10 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         linear = routing.ConvShape(n, 1, 1, c, step.weight.shape[0], 1, 1, 1, 0)
         routed = routing.route_conv(linear, dtype, gpu, launch.float32_precision())
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note
+    if isinstance(step, Joined):
+        found = dispatch.route_block(block_of(step, shape, dtype), dtype, gpu)
+        assert found, step.name
+        return found.config.kernel, str(found.config), f"{len(step.parts)} convolutions in one kernel"
     assert isinstance(step, Conv)
     sizes = conv_shape(step, shape)
     residual = step.residual is not None

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 
 from .ceilings import Ceilings
-from .gpu import conv_shape
+from .gpu import block_of, conv_shape
 from .kernels import conv_tma, dispatch, routing
 from .kernels.launch import cdiv, float32_precision
 from .kernels.routing import ConvConfig, ConvShape, Gpu
-from .kernels.tables import Layer, table
-from .plan import Conv, Head, Shape, Stem, Step, StepCost
+from .kernels.tables import Layer
+from .plan import Conv, Head, Joined, Shape, Stem, Step, StepCost
 
 # Bytes a second between L2 and the multiprocessors, in multiples of the copy rate of device memory.
 L2_TO_MEMORY = 1.5
@@ -47,6 +47,8 @@ def step_estimate(
     shape = cost.input_shape
     if isinstance(step, Conv):
         return _conv_estimate(step, shape, dtype, gpu, limits)
+    if isinstance(step, Joined):
+        return _joined_estimate(step, cost, dtype, gpu, limits)
     if isinstance(step, Stem):
         return _stem_seconds(step, cost, dtype, gpu, limits), "predicted"
     if isinstance(step, Head):
@@ -59,10 +61,20 @@ def _conv_estimate(step: Conv, shape: Shape, dtype: torch.dtype, gpu: Gpu, limit
     layer = Layer.of(conv_shape(step, shape), dtype, residual)
     precision = float32_precision()
     config = dispatch.route(layer.shape, dtype, gpu, residual=residual, precision=precision)
-    for entry in table(gpu.name).get(layer.without_batch, []):
+    for entry in dispatch.tuned(gpu).entries(layer):
         if entry.layer == layer and entry.config == config:
             return entry.microseconds / 1e6, "measured"
     return conv_seconds(layer, config, gpu, limits), "predicted"
+
+
+def _joined_estimate(step: Joined, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
+    """As measured for just this run; by proportion to the nearest batch measured, that is a prediction."""
+    block = block_of(step, cost.input_shape, dtype)
+    found = dispatch.route_block(block, dtype, gpu)
+    if found is None:
+        return max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9)), "predicted"
+    seconds = found.microseconds / 1e6 * block.shape.N / found.layer.shape.N
+    return seconds, "measured" if found.layer == block else "predicted"
 
 
 def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:

@@ -93,10 +93,11 @@ class TunedBlock:
 
 
 @dataclass(frozen=True)
-class MicroBatches:
-    """How a network's first stages run fastest: up to a feature, so many images at a time.
+class Network:
+    """How a whole network runs fastest at one batch and image size, and its median time so and plainly.
 
-    Their activations then stay in the L2 cache. ``images`` is 0 where the whole batch at once was faster.
+    ``joined`` says whether the joined runs that the table lists are taken at all. With ``images``, its steps up to the
+    feature ``through`` run on so many images at a time, whose activations then stay in the L2 cache.
     """
 
     model: str
@@ -104,17 +105,25 @@ class MicroBatches:
     height: int
     width: int
     dtype: str
-    through: str  # "layer1"
-    images: int
+    joined: bool = True
+    through: str = ""  # "layer1"
+    images: int = 0  # 0: the whole batch at once
+    microseconds: float = 0.0
+    plain_microseconds: float = 0.0
+
+    @property
+    def case(self) -> tuple[str, int, int, int, str]:
+        """What was tuned for."""
+        return (self.model, self.batch, self.height, self.width, self.dtype)
 
 
 @dataclass(frozen=True)
 class Table:
-    """All that was tuned on a GPU: layers, joined runs and micro-batches."""
+    """All that was tuned on a GPU: layers, joined runs and whole networks."""
 
     layers: tuple[Tuned, ...] = ()
     blocks: tuple[TunedBlock, ...] = ()
-    micro_batches: tuple[MicroBatches, ...] = ()
+    networks: tuple[Network, ...] = ()
 
 
 def slug(gpu_name: str) -> str:
@@ -145,7 +154,7 @@ def to_json(tuned: Table, facts: Mapping[str, Any]) -> str:
         }
         for entry in tuned.blocks
     ]
-    parts = {"layers": layers, "blocks": blocks, "micro_batches": [asdict(entry) for entry in tuned.micro_batches]}
+    parts = {"layers": layers, "blocks": blocks, "networks": [asdict(entry) for entry in tuned.networks]}
     head = json.dumps({"format": FORMAT, **facts})[:-1]
     lists = [f'"{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]" for name, rows in parts.items()]
     return ",\n ".join([head, *lists]) + "}\n"
@@ -164,7 +173,7 @@ def from_json(text: str, source: str) -> Table:
         return Table(
             tuple(_layer(row) for row in document["layers"]),
             tuple(_block(row) for row in document["blocks"]),
-            tuple(MicroBatches(**row) for row in document["micro_batches"]),
+            tuple(Network(**row) for row in document["networks"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise KernelError(
@@ -200,7 +209,7 @@ class Index:
         self._entries: dict[Layer | Block, list[Any]] = {}
         for entry in (*tuned.layers, *tuned.blocks):
             self._entries.setdefault(entry.layer.without_batch, []).append(entry)
-        self.micro_batches = tuned.micro_batches
+        self._networks = {entry.case: entry for entry in tuned.networks}
 
     def __bool__(self) -> bool:
         return bool(self._entries)
@@ -216,12 +225,11 @@ class Index:
         found = self._entries.get(key) or self._entries.get(replace(key, dtype=SIBLING.get(key.dtype, key.dtype)), [])
         return sorted(found, key=lambda entry: abs(math.log(entry.layer.shape.N / layer.shape.N)))
 
-    def micro_batch(self, model: str, batch: int, height: int, width: int, dtype: str) -> MicroBatches | None:
+    def network(self, model: str, batch: int, height: int, width: int, dtype: str) -> Network | None:
         """The entry of just this case, where there is one."""
-        for entry in self.micro_batches:
-            facts = (entry.model, entry.batch, entry.height, entry.width)
-            if facts == (model, batch, height, width) and entry.dtype in (dtype, SIBLING.get(dtype)):
-                return entry
+        for name in (dtype, SIBLING.get(dtype, dtype)):
+            if found := self._networks.get((model, batch, height, width, name)):
+                return found
         return None
 
 

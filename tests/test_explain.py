@@ -93,7 +93,7 @@ def test_what_was_tuned_is_measured_for_that_batch_alone(
     config = routing.route_conv(layer.shape, torch.float16, H200)
     path = tables.table_path(H200.name, tmp_path)
     path.parent.mkdir()
-    path.write_text(tables.to_json([Tuned(layer, config, 120.0, 130.0)], {}))
+    path.write_text(tables.to_json(tables.Table((Tuned(layer, config, 120.0, 130.0),)), {}))
     for batch, source in ((256, "measured"), (64, "predicted")):
         rows = {row.step: row for row in explained(monkeypatch, H200, batch)}
         row = rows["layer3.1.conv2"]
@@ -133,3 +133,21 @@ def test_a_cpus_share_needs_ceilings_and_times() -> None:
     assert other.source == ""
     assert f"{stem.share:.0%} measured" in str(found)
     assert found.as_dicts()[0]["bound"] == stem.bound
+
+
+def test_joined_runs_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1)
+    block = tables.Block(shape, "float16", True, 256, 0, 1, 64)
+    known = tables.TunedBlock(block, routing.ConvConfig("fused", 128, 64, 64, 8, 3), 200.0, 300.0)
+    network = tables.Network("resnet50", 256, 224, 224, "float16", True, "layer1", 32)
+    index = tables.Index(tables.Table((), (known,), (network,)))
+    monkeypatch.setattr(dispatch, "tuned", lambda gpu: index)
+    found = explained(monkeypatch, H200, 256)
+    (row,) = [row for row in found if row.kernel == "fused"]
+    assert row.step == "layer1.1.conv2 … layer1.2.conv1"
+    assert (row.microseconds, row.source) == (pytest.approx(200.0), "measured")
+    assert row.note == "3 convolutions in one kernel"
+    assert len(found) == 54 - 2
+    assert "up to layer1 in micro-batches of 32 images" in str(found)
+    rows = {row.step: row for row in explained(monkeypatch, H200, 128)}
+    assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(100.0), "predicted")

@@ -9,11 +9,11 @@ from fastres.architectures import Architecture, get_architecture
 from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
 from fastres.fusion import joinable
-from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, block_of, describe, micro_batches, pack
+from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, block_of, describe, in_micro_batches, pack, tuned_network
 from fastres.kernels import dispatch
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import ConvConfig, gpu_of
-from fastres.kernels.tables import Index, MicroBatches, Table, TunedBlock
+from fastres.kernels.tables import Index, Network, Table, TunedBlock
 from fastres.plan import Conv, Head, Stem
 
 from .measures import NETWORK_FACTOR, relative_error
@@ -127,13 +127,13 @@ TINY = Architecture("tiny", "bottleneck", (2, 1), (32, 64), stem="cifar", num_cl
 IMAGES = 65  # more than the 64 images that a tile of the TMA kernels needs
 
 
-def tuned_for_joining(run: GpuExecutor, h: int, w: int, micro: MicroBatches | None = None) -> Index:
+def tuned_for_joining(run: GpuExecutor, h: int, w: int, micro: Network | None = None) -> Index:
     """A table which says that joining saves time wherever a kernel takes it, the more the longer the run."""
     gpu, found = gpu_of(run.device), []
     shapes = run._outline.shapes(IMAGES, h, w)
     for runs in joinable(run._plan.steps).values():
         for step in runs:
-            block = block_of(step, shapes, run.dtype)
+            block = block_of(step, shapes[step.input], run.dtype)
             kernel = "fused" if block.fused else "gemm" if block.shortcut_stride == 1 else "conv_tma"
             config = ConvConfig(kernel, 64, 64, 64, 4, 2)
             if not dispatch.why_not_block(kernel, block, run.dtype, gpu):
@@ -151,7 +151,7 @@ def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, image
     x = smooth_images(IMAGES, 8, 9, seed=5).to(DEVICE)
     truth = calibrated(TINY).double()(x.double().cpu())
     eager_error = relative_error(module.to(dtype)(x.to(dtype)), truth)
-    micro = MicroBatches("tiny", IMAGES, 8, 9, str(dtype).removeprefix("torch."), "layer1", images)
+    micro = Network("tiny", IMAGES, 8, 9, str(dtype).removeprefix("torch."), True, "layer1", images)
     table = tuned_for_joining(GpuExecutor(plan), 8, 9, micro)
     monkeypatch.setattr(dispatch, "tuned", lambda gpu: table)
 
@@ -165,15 +165,15 @@ def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, image
 
 
 def test_micro_batches_are_for_the_case_that_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = MicroBatches("resnet50", 256, 224, 224, "float16", "layer2", 32)
+    entry = Network("resnet50", 256, 224, 224, "float16", True, "layer2", 32)
     monkeypatch.setattr(dispatch, "tuned", lambda gpu: Index(Table((), (), (entry,))))
     plan, device = outline(get_architecture("resnet50"), torch.float16), torch.device(DEVICE)
 
-    def asked(n: int, size: int = 224, outputs: tuple[str, ...] = ("logits",)) -> tuple[str, int] | None:
-        return micro_batches(plan, (n, size, size, 3), torch.float16, device, outputs)
+    def asked(n: int, size: int = 224, dtype: torch.dtype = torch.float16) -> Network | None:
+        return tuned_network(plan, (n, size, size, 3), dtype, device)
 
-    assert asked(256) == ("layer2.3", 32)
-    assert asked(256, outputs=("pooled",)) == ("layer2.3", 32)
-    assert asked(128) is None
-    assert asked(256, size=192) is None
-    assert asked(256, outputs=("logits", "layer1.2")) is None
+    assert asked(256) == asked(256, dtype=torch.bfloat16) == entry
+    assert asked(128) is asked(256, size=192) is asked(256, dtype=torch.float32) is None
+    assert in_micro_batches(entry, 256, ("logits", "pooled"))
+    assert not in_micro_batches(entry, 256, ("logits", "layer1.2"))
+    assert not in_micro_batches(entry, 32, ("logits",))

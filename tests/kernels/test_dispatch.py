@@ -19,7 +19,7 @@ from fastres.kernels.tables import (
     Block,
     Index,
     Layer,
-    MicroBatches,
+    Network,
     Table,
     Tuned,
     TunedBlock,
@@ -67,7 +67,7 @@ def test_json_goes_both_ways() -> None:
     entries = Table(
         (tuned(1, SLOW), tuned(256, FAST)),
         (TunedBlock(JOINED, ConvConfig("fused", 128, 64, 64, 8, 3), 50.0, 71.5), TunedBlock(MERGED, FAST, 9.0, 8.0)),
-        (MicroBatches("resnet50", 256, 224, 224, "float16", "layer2", 32),),
+        (Network("resnet50", 256, 224, 224, "float16", True, "layer2", 32, 5000.0, 5500.0),),
     )
     text = to_json(entries, {"gpu": "NVIDIA H100 80GB HBM3"})
     assert from_json(text, "here") == entries
