@@ -1,19 +1,21 @@
-"""``python -m fastres.bench.tune``: find the fastest configuration of each layer on this machine's GPU.
+"""``python -m fastres.bench.tune``: find the fastest way to run models on this machine's GPU.
 
 For every distinct convolution of the given models and batches: list what could run it, drop what the roofline says
 cannot be good, compile the rest in parallel with no launch and drop what spills or does not fit, check each result
-against float32, and time those that are right. The table is written after every layer, so that an interrupted run
-continues where it stopped; ``make gpu`` copies it to ``kernels/configs/<gpu>/``.
+against float32, and time those that are right. Then the same for runs of convolutions that one kernel can compute
+(``block_tuning.py``), and last the ways to run whole networks (``network_tuning.py``). The table is written after every
+entry, so that an interrupted run continues where it stopped; it belongs into ``kernels/configs/<gpu>/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,13 +27,15 @@ from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels import conv_tma, dispatch, gemm, reference
+from fastres.kernels import conv_tma, dispatch, gemm, reference, tables
 from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
-from fastres.kernels.tables import Layer, Tuned, from_json, table_path, to_json
+from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
 from fastres.plan import Conv
 from fastres.prediction import conv_seconds
 from fastres.text import text_table
 
+from . import block_tuning, network_tuning
+from .block_tuning import BlockTools, Case
 from .ceilings import measure
 from .results import write_whole
 
@@ -99,20 +103,54 @@ def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tun
     return Tuned(layer, best, times[best], times[rules])
 
 
-def tune(
-    todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, path: Path, facts: dict[str, object]
-) -> list[Tuned]:
-    """Tune the layers that ``path`` does not hold yet, writing it after each one."""
+@dataclass
+class Progress:
+    """A table on its way, written after every entry."""
+
+    path: Path
+    facts: dict[str, object]
+    table: Table
+
+    @classmethod
+    def resume(cls, path: Path, facts: dict[str, object]) -> Progress:
+        """Go on with what ``path`` holds, if it is there."""
+        return cls(path, facts, from_json(path.read_text(), str(path)) if path.is_file() else Table())
+
+    def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
+        """Add to a part of the table, and write it."""
+        self.table = replace(self.table, **{part: (*getattr(self.table, part), entry)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, to_json(self.table, self.facts).encode())
+
+
+def tune(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress) -> None:
+    """Tune the layers that are not in the table yet."""
     from tqdm import tqdm
 
-    done = from_json(path.read_text(), str(path)) if path.is_file() else []
-    known = {entry.layer for entry in done}
-    for layer in tqdm([layer for layer in todo if layer not in known], desc=f"tune {gpu.name}", unit="layer"):
+    known = {entry.layer for entry in progress.table.layers}
+    for layer in tqdm([layer for layer in todo if layer not in known], desc="layers", unit="layer"):
         configs = promising(layer, candidates(layer, gpu), gpu, limits)
-        done.append(tune_layer(layer, configs, tools))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_json(done, facts).encode())
-    return done
+        progress.add("layers", tune_layer(layer, configs, tools))
+
+
+def tune_blocks(todo: Sequence[Case], gpu: Gpu, tools: BlockTools, progress: Progress) -> None:
+    """Tune the joined runs that are not in the table yet."""
+    from tqdm import tqdm
+
+    known = {entry.layer for entry in progress.table.blocks}
+    for case in tqdm([case for case in todo if case.block not in known], desc="joined runs", unit="run"):
+        found = block_tuning.tune_block(case, block_tuning.candidates(case.block, gpu), tools)
+        if found is not None:
+            progress.add("blocks", found)
+
+
+def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], progress: Progress) -> None:
+    """Tune the networks that are not in the table yet."""
+    from tqdm import tqdm
+
+    known = {entry.case for entry in progress.table.networks}
+    for network in tqdm([network for network in todo if network.case not in known], desc="networks", unit="network"):
+        progress.add("networks", run(network))
 
 
 def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
@@ -205,13 +243,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     gpu, dtype = gpu_of(device), getattr(torch, options.dtype)
     todo = layers(options.model, options.batch, options.size, dtype)
-    path = table_path(gpu.name, options.out)
-    facts: dict[str, object] = {"gpu": gpu.name, "torch": torch.__version__, "triton": triton.__version__}
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    facts: dict[str, object] = {"gpu": gpu.name, "arch": gpu.arch, **versions}
+    progress = Progress.resume(table_path(gpu.name, options.out), facts)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        done = tune(todo, gpu, measure(device, dtype), gpu_tools(gpu, pool), path, facts)
-    print(table(done))
-    print(f"{len(done)} layers in {path}; FASTRES_CONFIGS={options.out} uses it")
+        tune(todo, gpu, measure(device, dtype), gpu_tools(gpu, pool), progress)
+        _use(options.out)  # joined runs and networks are measured against tuned layers
+        cases = block_tuning.cases(options.model, options.batch, options.size, dtype, gpu)
+        tune_blocks(cases, gpu, block_tuning.block_tools(gpu, pool), progress)
+    _use(options.out)
+
+    def run(network: Network) -> Network:
+        joins = bool(progress.table.blocks)
+        return network_tuning.on_gpu(network.model, network.batch, network.height, dtype, joins)
+
+    tune_networks(network_tuning.todo(options.model, options.batch, options.size, dtype), run, progress)
+    print(table(progress.table.layers))
+    print(f"\n{blocks_table(progress.table.blocks)}\n\n{networks_table(progress.table.networks)}")
+    print(f"{progress.path}: FASTRES_CONFIGS={options.out} uses it")
     return 0
+
+
+def _use(folder: Path) -> None:
+    """Route by the tables in ``folder`` from here on."""
+    os.environ[VARIABLE] = str(folder)
+    tables.table.cache_clear()
+    dispatch.route.cache_clear()
+
+
+def blocks_table(entries: Sequence[TunedBlock]) -> str:
+    """What joining saves or costs, most saved first."""
+    lines = [("joined run", "kernel", "configuration", "µs", "one by one µs")]
+    for entry in sorted(entries, key=lambda entry: entry.microseconds - entry.apart_microseconds):
+        block, shape = entry.layer, entry.layer.shape
+        chain = [str(shape.C), *([str(shape.K)] if block.fused else []), str(block.channels)]
+        chain += [str(block.next_channels)] * bool(block.next_channels)
+        name = f"N{shape.N} {shape.P}×{shape.Q} {shape.R}×{shape.S}/{shape.stride} {'→'.join(chain)}"
+        name += f" shortcut {block.shortcut_channels}/{block.shortcut_stride}" * bool(block.shortcut_channels)
+        times = (f"{entry.microseconds:.1f}", f"{entry.apart_microseconds:.1f}")
+        lines.append((name, entry.config.kernel, str(entry.config), *times))
+    return text_table(lines, right=(3, 4))
+
+
+def networks_table(entries: Sequence[Network]) -> str:
+    """How whole networks run fastest."""
+    lines = [("network", "batch", "joined", "micro-batches", "µs", "plain µs")]
+    for entry in entries:
+        micro = f"{entry.images} through {entry.through}" if entry.images else "no"
+        times = (f"{entry.microseconds:.0f}", f"{entry.plain_microseconds:.0f}")
+        lines.append((entry.model, str(entry.batch), "yes" if entry.joined else "no", micro, *times))
+    return text_table(lines, right=(1, 4, 5))
 
 
 def table(entries: Sequence[Tuned], rows: int = 20) -> str:

@@ -94,9 +94,7 @@ class Explanation:
             row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
             rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
         name = str(dtype).removeprefix("torch.")
-        return cls(
-            plan.architecture.name, where, name, tuple(rows), ceilings=ceilings, ceilings_source=known
-        )
+        return cls(plan.architecture.name, where, name, tuple(rows), ceilings=ceilings, ceilings_source=known)
 
     def __iter__(self) -> Any:
         return iter(self.rows)

@@ -38,18 +38,30 @@ def _runs(steps: Sequence[Step], index: int, last: Conv, readers: dict[str, int]
     if not (isinstance(shortcut, Conv) and _is_projection(shortcut, last, readers)):
         shortcut = None
     start = index if shortcut is None else index - 1
-    weight, bias = last.weight.flatten(1), last.bias
+    alone = joined(last, shortcut=shortcut)
     if shortcut is not None:
-        weight, bias = torch.cat([weight, shortcut.weight.flatten(1)], 1), bias + shortcut.bias
-        yield start, Joined(_name(shortcut, last), last.input, last.output, weight, bias, last, None, shortcut)
+        yield start, alone
     first = steps[start - 1]
     if not (isinstance(first, Conv) and _feeds(first, last, readers)):
         return
-    run = Joined(_name(first, last), first.input, last.output, weight, bias, last, first, shortcut)
+    run = replace(alone, name=_name(first, last), input=first.input, first=first)
     yield start - 1, run
     following = steps[index + 1]
     if isinstance(following, Conv) and _follows(following, last):
         yield start - 1, replace(run, name=_name(first, following), following=following)
+
+
+def joined(
+    last: Conv, first: Conv | None = None, shortcut: Conv | None = None, following: Conv | None = None
+) -> Joined:
+    """The joined step of these convolutions, its weights merged."""
+    weight, bias = last.weight.flatten(1), last.bias
+    if shortcut is not None:
+        weight, bias = torch.cat([weight, shortcut.weight.flatten(1)], 1), bias + shortcut.bias
+    begin = first or shortcut or last
+    source = last.input if first is None else first.input
+    name = _name(begin, following or last)
+    return Joined(name, source, last.output, weight, bias, last, first, shortcut, following)
 
 
 def _name(first: Conv, last: Conv) -> str:

@@ -109,7 +109,7 @@ class GpuExecutor:
                 pool=step.pool,
             )
         elif isinstance(step, Joined):
-            _run_joined(step, values, schedule.configs[step.name])
+            run_joined(step, values, schedule.configs[step.name])
         else:
             assert isinstance(step, Conv)
             dispatch.convolve_into(
@@ -221,7 +221,7 @@ def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:
     )
 
 
-def _run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvConfig) -> None:
+def run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvConfig) -> None:
     """Launch the kernel of a joined run."""
     y, x, last, following = values[step.output], values[step.input], step.last, step.following
     shortcut = None if step.shortcut is None else values[step.shortcut.input]

@@ -25,6 +25,7 @@ from . import conv_tma, fused, gemm
 from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, compile_for
 from .launch import next_power_of_2
 from .routing import H100, ConvConfig, ConvShape
+from .tables import Block
 from .tma import tma_candidates, tma_fits
 
 if TYPE_CHECKING:
@@ -106,6 +107,26 @@ def compile_fused(
     parts += [str(next_channels)] * bool(next_channels)
     label = f"{shape.R}×{shape.S}/{shape.stride} {'→'.join(parts)} {shape.P}²"
     return _compilation(label, "fused", boxes, constants, "N", dtype, dtype, config)
+
+
+def compile_block(block: Block, config: ConvConfig) -> Compilation:
+    """The compilation of whichever kernel ``config`` names, for joined convolutions."""
+    shape, dtype = block.shape, getattr(torch, block.dtype)
+    if block.fused:
+        return compile_fused(
+            shape, block.channels, dtype, config, shortcut_channels=block.shortcut_channels,
+            shortcut_stride=block.shortcut_stride, next_channels=block.next_channels,
+        )  # fmt: skip
+    u = block.shortcut_channels
+    label = layer_label(shape, residual=False, shortcut_channels=u)
+    if config.kernel in gemm.KERNELS:
+        return compile_gemm(
+            shape.C, shape.K, dtype, config, residual=False, relu=True, shortcut_channels=u, label=label
+        )
+    return compile_conv_tma(
+        shape, dtype, config, residual=False, relu=True, shortcut_channels=u, shortcut_stride=block.shortcut_stride,
+        label=label,
+    )  # fmt: skip
 
 
 def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0) -> str:

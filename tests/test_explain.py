@@ -138,16 +138,16 @@ def test_a_cpus_share_needs_ceilings_and_times() -> None:
 def test_joined_runs_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1)
     block = tables.Block(shape, "float16", True, 256, 0, 1, 64)
-    known = tables.TunedBlock(block, routing.ConvConfig("fused", 128, 64, 64, 8, 3), 200.0, 300.0)
+    known = tables.TunedBlock(block, routing.ConvConfig("fused", 128, 64, 64, 8, 3), 400.0, 500.0)
     network = tables.Network("resnet50", 256, 224, 224, "float16", True, "layer1", 32)
     index = tables.Index(tables.Table((), (known,), (network,)))
     monkeypatch.setattr(dispatch, "tuned", lambda gpu: index)
     found = explained(monkeypatch, H200, 256)
     (row,) = [row for row in found if row.kernel == "fused"]
     assert row.step == "layer1.1.conv2 … layer1.2.conv1"
-    assert (row.microseconds, row.source) == (pytest.approx(200.0), "measured")
+    assert (row.microseconds, row.source) == (pytest.approx(400.0), "measured")
     assert row.note == "3 convolutions in one kernel"
     assert len(found) == 54 - 2
     assert "up to layer1 in micro-batches of 32 images" in str(found)
     rows = {row.step: row for row in explained(monkeypatch, H200, 128)}
-    assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(100.0), "predicted")
+    assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(200.0), "predicted")

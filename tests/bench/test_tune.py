@@ -104,12 +104,18 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return list(configs)
 
+    def run() -> tune.Progress:
+        progress = tune.Progress.resume(path, {"gpu": "H100"})
+        tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), progress)
+        return progress
+
     with pytest.raises(KeyboardInterrupt):
-        tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), path, {"gpu": "H100"})
-    assert [entry.layer for entry in from_json(path.read_text(), "it")] == [LARGE]
-    done = tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), path, {"gpu": "H100"})
+        run()
+    assert [entry.layer for entry in from_json(path.read_text(), "it").layers] == [LARGE]
+    done = run().table.layers
     assert tried == [LARGE, GEMM, GEMM]
-    assert [entry.layer for entry in done] == [LARGE, GEMM] == [e.layer for e in from_json(path.read_text(), "it")]
+    assert [entry.layer for entry in done] == [LARGE, GEMM]
+    assert from_json(path.read_text(), "it").layers == done
     assert "N256 14×14 1×1/1 256→1024 +res" in tune.table(done)
 
 

@@ -1,0 +1,123 @@
+"""``python -m fastres.kernels.inspection_tables``: compile every configuration of the tuned tables, with no GPU.
+
+A table says what runs on a GPU that this machine may not have; here each of its kernels is compiled for that GPU's
+architecture and judged: it fits, does not spill in its main loop, and its products run on the tensor cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastres.text import text_table
+
+from .inspection import compile_conv, inspect
+from .inspection_tma import compile_block, compile_tma, inspect_tma
+from .routing import ConvConfig
+from .tables import FOLDER, Block, Layer, from_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration of a table, for the architecture of its GPU."""
+
+    arch: str
+    layer: Layer | Block
+    config: ConvConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the compiler made of an entry; ``problem`` is empty where it is good."""
+
+    entry: Entry
+    registers: int
+    shared_memory: int
+    problem: str
+
+
+def entries(path: Path) -> list[Entry]:
+    """The distinct compilations of a table: batch sizes that share a configuration share a kernel."""
+    text = path.read_text()
+    table = from_json(text, str(path))
+    arch = json.loads(text)["arch"]
+    found = {}
+    for tuned in (*table.layers, *table.blocks):
+        found[tuned.layer.without_batch, tuned.config] = Entry(arch, tuned.layer, tuned.config)
+    return list(found.values())
+
+
+def judge(entry: Entry) -> Verdict:
+    """Compile one entry."""
+    layer, config = entry.layer, entry.config
+    dtype = getattr(torch, layer.dtype)
+    if isinstance(layer, Layer) and config.kernel == "conv":
+        report = inspect(compile_conv(layer.shape, dtype, config, residual=layer.residual, relu=True), entry.arch)
+        problems = {"multiplies without tensor cores": dtype.itemsize == 2 and not report.mma}
+    else:
+        item = (
+            compile_block(layer, config)
+            if isinstance(layer, Block)
+            else compile_tma(layer.shape, dtype, config, residual=layer.residual, relu=True)
+        )
+        tma = inspect_tma(item)
+        report = tma.report
+        problems = {
+            "multiplies through registers": tma.register_products != tma.chained,
+            "refills a buffer with no barrier": tma.unguarded > 0,
+            "multiplies without wgmma": report.wgmma == 0,
+        }
+    problems |= {"does not fit": not report.fits, "spills in its loop": report.loop_spills > 0}
+    problem = ", ".join(name for name, is_so in problems.items() if is_so)
+    return Verdict(entry, report.registers, report.shared_memory, problem)
+
+
+def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict]:
+    """Compile in parallel, with a progress bar."""
+    from tqdm import tqdm
+
+    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+        return list(tqdm(pool.map(judge, todo), total=len(todo), desc="compile", unit="kernel"))
+
+
+def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    """A row an entry, with a header."""
+    lines = [("layer", "kernel", "configuration", "registers", "shared KiB", "verdict")]
+    for verdict in verdicts:
+        layer, config = verdict.entry.layer, verdict.entry.config
+        shape = layer.shape
+        name = f"{shape.P}×{shape.Q} {shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K}"
+        if isinstance(layer, Block):
+            name += f" joined →{layer.channels}" + f"→{layer.next_channels}" * bool(layer.next_channels)
+        numbers = (str(verdict.registers), f"{verdict.shared_memory / 1024:.1f}")
+        lines.append((name, config.kernel, str(config), *numbers, verdict.problem or "good"))
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a row a configuration; exit status 1 where one is not good."""
+    parser = argparse.ArgumentParser(prog="python -m fastres.kernels.inspection_tables", description=__doc__)
+    parser.add_argument("tables", type=Path, nargs="*", help="tables (default: all of the package)")
+    options = parser.parse_args(arguments)
+    paths = options.tables or sorted(FOLDER.glob("*/conv.json"))
+    if not paths:
+        print(f"There is no table of tuned configurations in {FOLDER} yet; fastres.bench.tune writes one")
+        return 0
+    bad = 0
+    for path in paths:
+        verdicts = judge_all(entries(path))
+        bad += sum(bool(verdict.problem) for verdict in verdicts)
+        print(f"{path.parent.name}\n{text_table(rows(verdicts), right=(3, 4))}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
