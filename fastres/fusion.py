@@ -34,9 +34,8 @@ def joinable(steps: Sequence[Step]) -> Candidates:
 
 def _runs(steps: Sequence[Step], index: int, last: Conv, readers: dict[str, int]) -> Iterator[tuple[int, Joined]]:
     """Every run around the convolution ``last`` at ``index``, with the index where it starts."""
-    shortcut = steps[index - 1]
-    if not (isinstance(shortcut, Conv) and _is_projection(shortcut, last, readers)):
-        shortcut = None
+    before = steps[index - 1]
+    shortcut = before if isinstance(before, Conv) and _is_projection(before, last, readers) else None
     start = index if shortcut is None else index - 1
     alone = joined(last, shortcut=shortcut)
     if shortcut is not None:

@@ -22,7 +22,7 @@ from fastres.text import text_table
 from .inspection import compile_conv, inspect
 from .inspection_tma import compile_block, compile_tma, inspect_tma
 from .routing import ConvConfig
-from .tables import FOLDER, Block, Layer, from_json
+from .tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ def entries(path: Path) -> list[Entry]:
     table = from_json(text, str(path))
     arch = json.loads(text)["arch"]
     found = {}
-    for tuned in (*table.layers, *table.blocks):
-        found[tuned.layer.without_batch, tuned.config] = Entry(arch, tuned.layer, tuned.config)
+    tuned: list[Tuned | TunedBlock] = [*table.layers, *table.blocks]
+    for entry in tuned:
+        found[entry.layer.without_batch, entry.config] = Entry(arch, entry.layer, entry.config)
     return list(found.values())
 
 
@@ -90,7 +91,7 @@ def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """A row an entry, with a header."""
-    lines = [("layer", "kernel", "configuration", "registers", "shared KiB", "verdict")]
+    lines: list[tuple[str, ...]] = [("layer", "kernel", "configuration", "registers", "shared KiB", "verdict")]
     for verdict in verdicts:
         layer, config = verdict.entry.layer, verdict.entry.config
         shape = layer.shape

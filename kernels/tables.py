@@ -207,7 +207,8 @@ class Index:
 
     def __init__(self, tuned: Table) -> None:
         self._entries: dict[Layer | Block, list[Any]] = {}
-        for entry in (*tuned.layers, *tuned.blocks):
+        entries: list[Tuned | TunedBlock] = [*tuned.layers, *tuned.blocks]
+        for entry in entries:
             self._entries.setdefault(entry.layer.without_batch, []).append(entry)
         self._networks = {entry.case: entry for entry in tuned.networks}
 
