@@ -1,4 +1,4 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``export``, ``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``inspect``, ``export``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
 An error that fastres raises is one line on standard error and exit status 2.
@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     _json_option(command)
     command.set_defaults(run=_predict)
+
+    command = commands.add_parser("inspect", help="what a checkpoint is, and whether fastres runs it")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a cached hub id")
+    _json_option(command)
+    command.set_defaults(run=_inspect)
 
     from fastres.export import command as export
 
@@ -155,6 +160,12 @@ def _predict(options: argparse.Namespace) -> None:
         for prediction in predictions:
             print(f"  {prediction.score:7.2%}  {prediction.label}")
     return None
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspection import run
+
+    return run(options)
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -142,10 +142,7 @@ def _kind(tensor: Tensor) -> str | None:
 
 
 def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], arch: Architecture, source: str) -> str:
-    lines = [f"The weights from {source} do not fit {arch.name}."]
-    for kind, keys in problems.items():
-        more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-        lines.append(f"  {len(keys)} {kind}: {', '.join(keys[:_LISTED])}{more}")
+    lines = [f"The weights from {source} do not fit {arch.name}.", *(f"  {line}" for line in _lines(problems))]
     fitting = known_fits(state)
     if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
         lines.append("They have no classifier; give num_classes= to start one at random, num_classes=0 to do without.")
@@ -161,6 +158,21 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
             "'layer1.0.conv1.weight'."
         )
     return "\n".join(lines)
+
+
+def describe_misfits(state: Mapping[str, Tensor], arch: Architecture) -> list[str]:
+    """What keeps ``state`` from being weights of ``arch``, a line for each kind; a missing head is nothing to tell."""
+    floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    given = arch.with_classes(_classes(floating) or arch.num_classes)
+    return _lines(_problems(floating, given, needs_head=any(key in floating for key in HEAD)))
+
+
+def _lines(problems: Mapping[str, list[str]]) -> list[str]:
+    lines = []
+    for kind, keys in problems.items():
+        more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+        lines.append(f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}{more}")
+    return lines
 
 
 def known_fits(state: Mapping[str, Tensor]) -> list[str]:

@@ -58,12 +58,10 @@ def read_saved(name: str | os.PathLike[str]) -> SavedModel:
     ``WeightsError`` where a file is missing, ``CorruptCheckpointError`` where ``config.json`` is no JSON object, and
     ``ArchitectureError`` for a network that fastres does not run.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _cached_folder(str(name))
+    folder = find_folder(name)
     source = str(name)
     config = read_json(folder / CONFIG, source)
-    weights = _weights_file(folder, source)
+    weights = weights_file(folder, source)
     if timm_config.is_timm(config):
         arch, transforms, categories = timm_config.parse(config, source)
         return SavedModel(source, folder, weights, "timm", arch, transforms, categories)
@@ -71,6 +69,20 @@ def read_saved(name: str | os.PathLike[str]) -> SavedModel:
     processor = folder / transformers_config.PROCESSOR
     transforms = transformers_config.transforms(read_json(processor, source), source) if processor.exists() else None
     return SavedModel(source, folder, weights, "transformers", arch, transforms, categories)
+
+
+def architecture_beside(weights: Path) -> Architecture | None:
+    """The network that the ``config.json`` beside a file of weights names, if there is one of timm's or transformers'.
+
+    Tensors do not show everything: where a stride is, or a filter without parameters.
+    """
+    config_file = weights.parent / CONFIG
+    if weights.name not in WEIGHTS or not config_file.is_file():
+        return None
+    config = read_json(config_file, str(weights))
+    if timm_config.is_timm(config):
+        return timm_config.parse(config, str(weights))[0]
+    return transformers_config.parse(config, str(weights))[0] if "model_type" in config else None
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
@@ -91,7 +103,14 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     return value
 
 
-def _weights_file(folder: Path, source: str) -> Path:
+def find_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder called ``name``, or the cached snapshot of the hub id; raises as :func:`read_saved` does."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _cached_folder(str(name))
+
+
+def weights_file(folder: Path, source: str) -> Path:
+    """The file of weights in a saved folder; raises ``WeightsError`` where there is none, or several."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name

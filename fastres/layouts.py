@@ -74,6 +74,15 @@ LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
+class Unwrapped:
+    """A flat state dict, the wrappers and prefixes it was found under, outermost first, and what lay beside it."""
+
+    state: dict[str, Tensor]
+    wrappers: tuple[str, ...]
+    beside: tuple[str, ...]
+
+
 def unwrap(obj: object) -> dict[str, Tensor]:
     """The flat state dict inside what a checkpoint file held or a caller passed, without wrappers and prefixes.
 
@@ -81,6 +90,11 @@ def unwrap(obj: object) -> dict[str, Tensor]:
     ``checkpoint["model_ema"]`` for the other. Raises ``StateDictMismatchError`` where there is no state dict inside or
     it holds something other than tensors, and ``WeightsError`` for a whole module.
     """
+    return unwrap_traced(obj).state
+
+
+def unwrap_traced(obj: object) -> Unwrapped:
+    """:func:`unwrap`, with what was undone on the way."""
     if isinstance(obj, nn.Module):
         raise WeightsError(
             f"The weights are a whole module ({type(obj).__name__}), not a state dict. Pass module.state_dict(), "
@@ -90,10 +104,17 @@ def unwrap(obj: object) -> dict[str, Tensor]:
         raise StateDictMismatchError(
             f"The checkpoint holds {_article(obj)}, not a state dict: give a mapping from parameter names to tensors."
         )
-    inner = _wrapped(obj)
-    while inner is not None:
-        obj, inner = inner, _wrapped(inner)
-    return _without_prefixes({key: value for key, value in _tensors(obj).items() if key not in NOT_WEIGHTS})
+    wrappers: list[str] = []
+    beside: list[str] = []
+    found = _wrapped(obj)
+    while found is not None:
+        wrapper, inner = found
+        wrappers.append(wrapper)
+        beside += [str(key) for key in obj if key != wrapper]
+        obj, found = inner, _wrapped(inner)
+    kept = {key: value for key, value in _tensors(obj).items() if key not in NOT_WEIGHTS}
+    state, prefixes = _without_prefixes(kept)
+    return Unwrapped(state, (*wrappers, *prefixes), tuple(beside))
 
 
 def to_torchvision(state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
@@ -111,12 +132,12 @@ def recognise(state: Mapping[str, Tensor], wanted: Set[str]) -> tuple[Layout, di
     return max(possible, key=lambda candidate: len(wanted & candidate[1].keys()))
 
 
-def _wrapped(obj: Mapping[str, object]) -> Mapping[str, object] | None:
-    """The mapping in ``obj`` under a known name, or the only one in it with tensors; ``None`` if it wraps none."""
+def _wrapped(obj: Mapping[str, object]) -> tuple[str, Mapping[str, object]] | None:
+    """The mapping in ``obj`` under a known name, or the only one with tensors, and its name; ``None`` without one."""
     for name in WRAPPERS:
         value = obj.get(name)
         if isinstance(value, Mapping):
-            return value
+            return name, value
         if isinstance(value, nn.Module):
             raise WeightsError(
                 f"The checkpoint's {name!r} is a whole module ({type(value).__name__}), not a state dict. "
@@ -125,8 +146,8 @@ def _wrapped(obj: Mapping[str, object]) -> Mapping[str, object] | None:
     if any(isinstance(value, Tensor) for value in obj.values()):
         return None
     inside = [
-        value
-        for value in obj.values()
+        (str(name), value)
+        for name, value in obj.items()
         if isinstance(value, Mapping) and any(isinstance(tensor, Tensor) for tensor in value.values())
     ]
     return inside[0] if len(inside) == 1 else None
@@ -146,8 +167,8 @@ def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip known prefixes, nested ones too, where (nearly) every key has them."""
+def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Strip known prefixes, nested ones too, where (nearly) every key has them; returns these too, outermost first."""
     for prefix in PREFIXES:
         if state and sum(key.startswith(prefix) for key in state) >= PREFIX_SHARE * len(state):
             stripped = _renamed(state, lambda key, prefix=prefix: key.removeprefix(prefix))  # type: ignore[misc]
@@ -155,8 +176,9 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 raise StateDictMismatchError(
                     f"The state dict holds the same names with and without the prefix {prefix!r}. Pass one set of them."
                 )
-            return _without_prefixes(stripped)
-    return state
+            inner, prefixes = _without_prefixes(stripped)
+            return inner, (prefix, *prefixes)
+    return state, ()
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor] | None:

@@ -31,7 +31,7 @@ from .errors import (
     near_matches,
 )
 from .fitting import FreshHeadWarning, fit_state, random_state
-from .folders import CONFIG, SavedModel, names_a_folder, read_saved
+from .folders import CONFIG, SavedModel, architecture_beside, names_a_folder, read_saved
 from .folding import IMAGENET_MEAN, IMAGENET_STD, Triple
 from .layouts import to_torchvision, unwrap
 from .plan import conv_size
@@ -156,6 +156,9 @@ def load_state(
     elif isinstance(weights, (str, PathLike)):
         path = Path(weights).expanduser()
         refuse_anti_aliasing(path.stem, str(path))
+        beside = architecture_beside(path)
+        if beside is not None:
+            _check_same(arch, beside, str(path), path.parent)
         source, checkpoint = str(path), read_checkpoint(path)
         # safetensors maps the file: without a copy, weights would change when somebody overwrites it.
         shared = path.suffix.lower() == ".safetensors"
@@ -168,11 +171,7 @@ def load_state(
 
 def _load_saved(arch: Architecture, saved: SavedModel, num_classes: int | None) -> LoadedWeights:
     """The weights of a folder, which must be of ``arch``, whatever its number of classes."""
-    if replace(saved.arch, num_classes=arch.num_classes) != arch:
-        raise StateDictMismatchError(
-            f"{saved.source} holds {saved.arch.name} ({saved.folder / CONFIG}), not {arch.name}. "
-            f"fastres.load({saved.source!r}) loads what it holds."
-        )
+    _check_same(arch, saved.arch, saved.source, saved.source)
     state = to_torchvision(unwrap(read_checkpoint(saved.weights)), arch)
     fitted = fit_state(state, arch, num_classes, saved.source, copy=True)
     held = state["fc.weight"].shape[0] if "fc.weight" in state else saved.arch.num_classes
@@ -183,6 +182,15 @@ def _load_saved(arch: Architecture, saved: SavedModel, num_classes: int | None) 
             f"fastres.load({arch.name!r}, weights={str(saved.weights)!r})."
         )
     return LoadedWeights(fitted.state, fitted.arch, None, saved.source, fitted.missing_head, saved)
+
+
+def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:
+    """Raise where a folder's configuration names another network than ``arch``, whatever the number of classes."""
+    if replace(held, num_classes=arch.num_classes) != arch:
+        raise StateDictMismatchError(
+            f"{source} holds {held.name} (its {CONFIG} says so), not {arch.name}. fastres.load({str(folder)!r}) loads "
+            "what it holds."
+        )
 
 
 def _entry_of(model: str, weights: object) -> WeightsEntry | None:

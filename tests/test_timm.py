@@ -74,8 +74,10 @@ def test_logits_of_saved_folders(name: str, tmp_path: Path) -> None:
 def test_a_folder_as_weights(resnet18: nn.Module, tmp_path: Path) -> None:
     folder = saved(resnet18, tmp_path)
     check_logits(resnet18, fastres.load("resnet18", weights=folder), sizes=((64, 64),))
-    with pytest.raises(StateDictMismatchError, match=r"holds resnet18 \(.*config\.json\), not resnet34"):
+    with pytest.raises(StateDictMismatchError, match=r"holds resnet18 \(its config\.json says so\), not resnet34"):
         fastres.load("resnet34", weights=folder)
+    with pytest.raises(StateDictMismatchError, match="holds resnet18"):
+        fastres.load("resnet34", weights=folder / "model.safetensors")
     with pytest.raises(WeightsError, match="has its own weights"):
         fastres.load(str(folder), weights="IMAGENET1K_V1")
     with pytest.warns(fastres.weights.FreshHeadWarning):
@@ -134,7 +136,11 @@ def test_anti_aliased_networks_are_refused_by_name(name: str, tmp_path: Path) ->
         key: v.shape for key, v in timm.create_model(plain).state_dict().items()
     }
     folder = saved(module, tmp_path)
-    for call in (lambda: fastres.load(str(folder)), lambda: fastres.load(plain, weights=folder)):
+    for call in (
+        lambda: fastres.load(str(folder)),
+        lambda: fastres.load(plain, weights=folder),
+        lambda: fastres.load(plain, weights=folder / "model.safetensors"),
+    ):
         with pytest.raises(ArchitectureError, match=f"timm's {name}: .* before each stride"):
             call()
     with pytest.raises(ArchitectureError, match="before its strides"):
