@@ -9,6 +9,8 @@ A row is one engine on one setting (model, image size, batch, dtype). ``status``
 - ``failed``: fastres itself raised an error
 
 ``note`` says why, for every status but ``ok``. Figures that were not measured are null.
+
+A layer is one step of fastres on one setting. Results written before there were any are read as having none.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from fastres.errors import FastresError
 
 OK, WRONG, ABSENT, UNSUPPORTED, FAILED = STATUSES = ("ok", "wrong", "absent", "unsupported", "failed")
 ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always there; see environment.py
-JSON_NAME, CSV_NAME, CHART_NAME = "results.json", "results.csv", "throughput.png"
+JSON_NAME, CSV_NAME, REPORT_NAME = "results.json", "results.csv", "report.html"
 
 
 @dataclass(frozen=True)
@@ -68,20 +70,47 @@ class Row:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class LayerRow:
+    """One step of fastres: its median time ``us``, its arithmetic and unavoidable traffic, and its least time.
+
+    ``bound`` is ``"compute"`` or ``"memory"``, the ceiling that binds the step; ``roofline_us`` the time at it,
+    ``roofline_share`` that over ``us``. Steps are in the order in which they run.
+    """
+
+    model: str
+    size: int
+    batch: int
+    dtype: str
+    step: str
+    op: str
+    kernel: str
+    config: str
+    us: float | None
+    flops: int
+    bytes: int
+    bound: str
+    roofline_us: float | None
+    roofline_share: float | None
+
+
 FIELDS = tuple(field.name for field in fields(Row))
-_TEXTS = ("model", "dtype", "engine", "status", "note")
-_WHOLES = ("size", "batch", "samples")
+LAYER_FIELDS = tuple(field.name for field in fields(LayerRow))
+_TEXTS = ("model", "dtype", "engine", "status", "note", "step", "op", "kernel", "config", "bound")
+_WHOLES = ("size", "batch", "samples", "flops", "bytes")
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run: where and with what (``environment``), and its rows in the order in which they were measured."""
+    """A run: where and with what (``environment``), its rows in the order in which they were measured, its layers."""
 
     environment: dict[str, Any]
     rows: tuple[Row, ...]
+    layers: tuple[LayerRow, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return {"environment": self.environment, "rows": [asdict(row) for row in self.rows]}
+        rows, layers = ([asdict(row) for row in part] for part in (self.rows, self.layers))
+        return {"environment": self.environment, "rows": rows, "layers": layers}
 
     def as_json(self) -> str:
         """JSON text; ``ValueError`` for a figure that is not finite, which JSON does not have."""
@@ -98,22 +127,33 @@ class Results:
 
 def from_dict(data: Any, source: str = "the results") -> Results:
     """Parse what :meth:`Results.as_dict` gives. Raises ``FastresError`` naming the first thing that does not fit."""
-    if not isinstance(data, dict) or set(data) != {"environment", "rows"}:
+    if not isinstance(data, dict) or set(data) - {"layers"} != {"environment", "rows"}:
         raise FastresError(f"{source} must be an object with 'environment' and 'rows', as bench.run --out writes it")
-    if not isinstance(data["environment"], dict) or not isinstance(data["rows"], list):
-        raise FastresError(f"{source}: 'environment' must be an object and 'rows' a list")
+    layers = data.get("layers", [])
+    if not isinstance(data["environment"], dict) or not isinstance(data["rows"], list) or not isinstance(layers, list):
+        raise FastresError(f"{source}: 'environment' must be an object, 'rows' and 'layers' lists")
     absent = [name for name in ENVIRONMENT if name not in data["environment"]]
     if absent:
         raise FastresError(f"{source}: the environment does not say {', '.join(absent)}")
     return Results(
-        data["environment"], tuple(_row(entry, f"{source}, row {i}") for i, entry in enumerate(data["rows"]))
+        data["environment"],
+        tuple(_row(entry, f"{source}, row {i}") for i, entry in enumerate(data["rows"])),
+        tuple(LayerRow(**_checked(entry, LAYER_FIELDS, f"{source}, layer {i}")) for i, entry in enumerate(layers)),
     )
 
 
 def _row(entry: Any, where: str) -> Row:
-    if not isinstance(entry, dict) or set(entry) != set(FIELDS):
-        odd = sorted(set(FIELDS).symmetric_difference(entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise FastresError(f"{where} does not have exactly the fields of a row: {odd}")
+    row = Row(**_checked(entry, FIELDS, where))
+    if row.status not in STATUSES:
+        raise FastresError(f"{where}: status is {row.status!r}; it is one of {', '.join(STATUSES)}")
+    return row
+
+
+def _checked(entry: Any, names: Sequence[str], where: str) -> dict[str, Any]:
+    """``entry``, if it has exactly the fields ``names``, each of its type."""
+    if not isinstance(entry, dict) or set(entry) != set(names):
+        odd = sorted(set(names).symmetric_difference(entry)) if isinstance(entry, dict) else type(entry).__name__
+        raise FastresError(f"{where} does not have exactly the fields that it must have: {odd}")
     for name, value in entry.items():
         if name in _TEXTS:
             fits = isinstance(value, str)
@@ -123,9 +163,7 @@ def _row(entry: Any, where: str) -> Row:
             fits = value is None or (type(value) in (int, float) and math.isfinite(value))
         if not fits:
             raise FastresError(f"{where}: {name} is {value!r}")
-    if entry["status"] not in STATUSES:
-        raise FastresError(f"{where}: status is {entry['status']!r}; it is one of {', '.join(STATUSES)}")
-    return Row(**entry)
+    return entry
 
 
 def read(path: Path) -> Results:

@@ -27,12 +27,12 @@ from fastres.folding import outline
 from fastres.model import parse_dtype
 from fastres.plan import check_image_size
 
-from . import ceilings, environment, results, timing
+from . import ceilings, environment, layers, results, timing
 from .calibration import calibrated
 from .checking import Checks, error_limit, make_checks, relative_error
 from .eager import EagerResNet
 from .peers import EAGER, FASTRES, PEERS, Engine, Peer, select
-from .results import ABSENT, FAILED, OK, UNSUPPORTED, WRONG, Results, Row, significant
+from .results import ABSENT, FAILED, OK, UNSUPPORTED, WRONG, LayerRow, Results, Row, significant
 from .roofline import roofline
 
 RANDOM = "random"
@@ -92,6 +92,7 @@ def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results
     if options.device.type == "cuda":
         on_device = torch.cuda.device(options.device)
     rows: list[Row] = []
+    by_step: list[LayerRow] = []
     total = TICKS * sum(len(setting.peers) for setting in settings)
     with (
         environment.settings(options.tf32),
@@ -112,10 +113,12 @@ def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results
                 progress.update(TICKS * len(setting.peers))
             else:
                 budget = timing.QUICK if options.quick else timing.FULL
-                rows += benchmark(setting, network, measured[setting.dtype], budget, progress)
+                more, steps = benchmark(setting, network, measured[setting.dtype], budget, progress)
+                rows += more
+                by_step += steps
                 _release(options.device)
             whole = done == len(settings)
-            found = Results({**where, "complete": whole}, results.with_float32_ratios(rows))
+            found = Results({**where, "complete": whole}, results.with_float32_ratios(rows), tuple(by_step))
             if keep is not None:
                 keep(found)
     return found
@@ -144,13 +147,17 @@ def load_network(model: str, weights: str) -> EagerResNet:
 
 def benchmark(
     setting: Setting, network: EagerResNet, limits: ceilings.Ceilings, budget: timing.Budget, progress: tqdm
-) -> list[Row]:
-    """One row for each engine of ``setting``, which begins with eager: built, checked, then timed in turn."""
+) -> tuple[list[Row], tuple[LayerRow, ...]]:
+    """One row for each engine of ``setting``, which begins with eager: built, checked, then timed in turn.
+
+    Also the time of each step of fastres, where fastres is among them and right.
+    """
     progress.set_description(f"{setting.model} {_name(setting.dtype)}, batch {setting.batch}")
     with torch.inference_mode():
         checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
         rows: list[Row] = []
         engines: dict[str, Callable[[], object]] = {}
+        model: Engine | None = None
         eager_error = math.inf
         for peer in setting.peers:
             progress.set_postfix_str(peer.name)
@@ -162,13 +169,21 @@ def benchmark(
             rows.append(row)
             if engine is not None:
                 engines[peer.name] = _call(engine, peer, checks)
+                model = engine if peer.name == FASTRES.name else model
             progress.update(TICKS // 2)
         progress.set_postfix_str("timing")
         start, half = progress.n, TICKS // 2 * len(rows)
         samples = timing.interleaved(
             engines, setting.device, budget, lambda share: progress.update(start + half * share - progress.n)
         )
-    return _timed(setting, network, rows, samples, limits)
+        steps: tuple[LayerRow, ...] = ()
+        if isinstance(model, fastres.Model):
+            progress.set_postfix_str("layer by layer")
+            try:
+                steps = layers.measure(model, checks.batches[0], limits)
+            except FastresError as error:
+                progress.write(f"fastres bench: not measured layer by layer: {error}", file=sys.stderr)
+    return _timed(setting, network, rows, samples, limits), steps
 
 
 def _call(engine: Engine, peer: Peer, checks: Checks) -> Callable[[], object]:
@@ -291,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", help=f"what to compare with, by commas; eager always runs (default all): {engines}")
     parser.add_argument("--without", help="engines not to compare with, by commas, such as compile_max_autotune")
-    parser.add_argument("--out", type=Path, help="folder for results.json, results.csv, throughput.png (default: none)")
+    parser.add_argument("--out", type=Path, help="folder for results, charts and report.html (default: none)")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
     parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 (GPU)")
@@ -305,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = _parser().parse_args(arguments)
     try:
-        needed = {"rich": not given.json, "matplotlib": given.out is not None}
+        needed = {"rich": not given.json, "matplotlib": given.out is not None, "jinja2": given.out is not None}
         missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
         if missing:
             raise MissingDependencyError(
@@ -332,8 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             report.show(found)
         if given.out is not None:
-            chart = "" if report.draw(found, given.out) is None else f" and {results.CHART_NAME}"
-            print(f"Wrote {results.JSON_NAME}, {results.CSV_NAME}{chart} in {given.out}", file=sys.stderr)
+            names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in report.write(found, given.out))]
+            print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {given.out}", file=sys.stderr)
     except FastresError as error:
         print(f"fastres bench: {error}", file=sys.stderr)
         return 2

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fastres.bench import report, results
-from fastres.bench.results import Results, Row
+from fastres.bench import charts, report, results
+from fastres.bench.results import LayerRow, Results, Row
 from fastres.errors import FastresError
 
 ENVIRONMENT: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_the_table_has_every_figure_uncut() -> None:
     text = shown(*ROWS)
     assert "A processor, 2 threads" in text
     assert "0.2 TFLOP/s (matmul), 30 GB/s (copy)" in text
-    assert " 8.000  7.200–9.600     125.0     2.50  1.5e-06   321    0.75    0.125    50%" in text
+    assert " 8.000  7.200–9.600     125.0     2.50  1.5e-06   321    0.75    0.125    50%  ★" in text
     assert "  100     90.0–120      80.0     1.00  1.5e-06   321    0.75    0.125    32%" in text
     assert "…" not in text
 
@@ -124,11 +124,25 @@ def test_narrow_screens_drop_columns_and_cut_none(width: int) -> None:
     assert "…" not in text.getvalue()
     cells = line_of(text.getvalue(), 1, "fastres")
     assert cells[2] == "8.000"
-    assert cells[-1] == "50%"
+    assert cells[-2:] == ["50%", "★"]
     assert ("7.200–9.600" in cells) is (width >= 100)
 
 
-def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Figure:
+def test_who_is_fastest_is_said() -> None:
+    assert "fastres is the fastest engine at all 2 points." in shown(*ROWS)
+    slow = replace(ROWS[4], p20_ms=119.0, p50_ms=125.0)
+    text = re.sub(r"\s+", " ", shown(*ROWS[:4], slow))
+    assert "fastres is the fastest engine at 1 of 2 points." in text
+    assert (
+        "Not the fastest: resnet50, float32, 224×224, batch 8: fastres takes 25.0% longer than eager (125 against 100 "
+        "ms; their spreads overlap)"
+    ) in text
+    assert "overlap" not in shown(*ROWS[:4], replace(slow, p20_ms=121.0))
+    assert line_of(shown(*ROWS[:4], slow), 8, "eager")[-1] == "★"
+    assert "not timed beside another" in shown(ROWS[0])
+
+
+def draw(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Figure:
     """The figure that is saved."""
     figures: list[Figure] = []
     save = Figure.savefig
@@ -138,17 +152,14 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Figure:
         save(figure, *arguments, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    path = report.draw(Results(ENVIRONMENT, rows), tmp_path)
-    assert path == tmp_path / "throughput.png"
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["throughput.png"]
+    content = charts.throughput(Results(ENVIRONMENT, rows))
+    assert content is not None
+    assert content.startswith(b"\x89PNG")
     return figures[0]
 
 
-def test_the_chart_has_a_panel_a_setting_with_bars_and_roofline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure = draw(tmp_path, monkeypatch, *ROWS)
+def test_the_chart_has_a_panel_a_setting_with_bars_and_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = draw(monkeypatch, *ROWS)
     panels = [axis for axis in figure.axes if axis.axison]
     assert [axis.get_title() for axis in panels] == [
         "resnet50, float32, 224×224, batch 1",
@@ -169,9 +180,9 @@ def test_the_chart_has_a_panel_a_setting_with_bars_and_roofline(
         assert axis.get_xlim()[1] > 250
 
 
-def test_labels_lie_inside_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_lie_inside_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
     # Worst case: no room beyond the longest bar but what the limits give, and whiskers past it.
-    figure = draw(tmp_path, monkeypatch, *(replace(row, roofline_ms=7.9) for row in ROWS[:2]))
+    figure = draw(monkeypatch, *(replace(row, roofline_ms=7.9) for row in ROWS[:2]))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     texts = figure.axes[0].texts
@@ -182,16 +193,73 @@ def test_labels_lie_inside_the_panel(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert box.x1 <= figure.bbox.x1
 
 
-def test_many_settings_wrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_batches_three_are_drawn_and_panels_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [timed(engine, batch, 10.0, 10.0) for batch in (1, 2, 4, 8, 16) for engine in ("eager", "fastres")]
-    figure = draw(tmp_path, monkeypatch, *rows)
-    assert sum(axis.axison for axis in figure.axes) == 5
+    more = [replace(row, model="resnet18") for row in rows]
+    figure = draw(monkeypatch, *rows, *more[:2])
+    titles = [axis.get_title().split(", ") for axis in figure.axes if axis.axison]
+    assert [(title[0], title[-1]) for title in titles] == [
+        ("resnet50", "batch 1"),
+        ("resnet50", "batch 4"),
+        ("resnet50", "batch 16"),
+        ("resnet18", "batch 1"),
+    ]
     assert len(figure.axes) == 6
 
 
 def test_nothing_to_compare_draws_nothing(tmp_path: Path) -> None:
-    assert report.draw(Results(ENVIRONMENT, (ROWS[0], ROWS[2])), tmp_path) is None
-    assert list(tmp_path.iterdir()) == []
+    assert [chart(Results(ENVIRONMENT, (ROWS[0], ROWS[2]))) for chart in charts.CHARTS.values()] == [None] * 3
+    (tmp_path / "layers.png").write_bytes(b"of an earlier run")
+    written = report.write(Results(ENVIRONMENT, ROWS), tmp_path)
+    assert sorted(path.name for path in written) == ["report.html", "throughput.png", "throughput_by_batch.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
+
+
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *arguments, **options: figures.append(figure))
+    return figures
+
+
+def test_lines_go_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = saved(monkeypatch)
+    charts.by_batch(Results(ENVIRONMENT, tuple(reversed(ROWS[:7]))))
+    upper, lower = figures[0].axes
+    speeds = {line.get_color(): list(line.get_ydata()) for line in upper.lines}  # type: ignore[call-overload]
+    assert speeds[charts.FASTRES_COLOUR] == pytest.approx([125.0, 160.0])
+    assert speeds[charts.ENGINE_COLOURS["eager"]] == pytest.approx([50.0, 80.0])
+    assert speeds[charts.ROOFLINE_COLOUR] == pytest.approx([250.0, 250.0])
+    shares = {line.get_color(): list(line.get_ydata()) for line in lower.lines}  # type: ignore[call-overload]
+    assert shares[charts.FASTRES_COLOUR] == pytest.approx([50.0, 64.0])
+    assert [label.get_text() for label in upper.get_xticklabels()] == ["1", "8"]
+    assert [text.get_text() for text in figures[0].legends[0].texts] == ["fastres", "eager", "roofline"]
+
+
+def step(name: str, us: float, least: float, bound: str, batch: int = 1) -> LayerRow:
+    share = least / us
+    return LayerRow(
+        "resnet50", 224, batch, "float32", name, "1×1/1", "oneDNN", "2 threads", us, 10**9, 10**6, bound, least, share
+    )
+
+
+LAYERS = (
+    step("stem", 400.0, 100.0, "compute"),
+    step("head", 20.0, 15.0, "memory"),
+    *(step("stem", 4000.0, 1000.0, "compute", batch) for batch in (8, 64)),
+)
+
+
+def test_steps_are_drawn_over_their_roofline_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = saved(monkeypatch)
+    charts.layers(Results(ENVIRONMENT, ROWS, LAYERS))
+    first, last = figures[0].axes
+    assert first.get_title(loc="left") == (
+        "resnet50, float32, 224×224, batch 1: 420 µs in 2 steps, roofline 115 µs (27% of it)"
+    )
+    assert "batch 64: 4 ms in 1 steps" in last.get_title(loc="left")
+    heights = [patch.get_height() for patch in first.patches]  # type: ignore[attr-defined]
+    assert heights == [400.0, 20.0, 100.0, 15.0]
+    assert [label.get_text() for label in first.get_xticklabels()] == ["stem", "head"]
 
 
 def test_a_folder_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +267,30 @@ def test_a_folder_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert report.main([str(tmp_path)]) == 0
     assert "resnet50, float32, 224×224" in capsys.readouterr().out
     assert (tmp_path / "throughput.png").is_file()
+    assert "resnet50, float32" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_of_one_machine_become_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older = replace(ROWS[1], p50_ms=9.0)
+    for name, rows, layers in (("a", (*ROWS[:1], older), LAYERS[:2]), ("b", ROWS[:5], LAYERS[2:])):
+        results.write(Results({**ENVIRONMENT, "command": name}, rows, layers), tmp_path / "runs" / name)
+    assert report.main([str(tmp_path / "runs")]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "all")]) == 0
+    found = results.read(tmp_path / "all" / "results.json")
+    rows = {(row.batch, row.engine): row for row in found.rows}
+    assert set(rows) == {(1, "eager"), (1, "fastres"), (1, "compile"), (8, "eager"), (8, "fastres")}
+    assert rows[1, "fastres"].p50_ms == 8.0
+    assert rows[1, "fastres"].ratio_to_eager_float32 == 2.5
+    assert found.layers == LAYERS
+    assert [run["command"] for run in found.environment["runs"]] == ["a", "b"]
+
+
+def test_runs_of_different_machines_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("2.13.0", "2.14.0"):
+        results.write(Results({**ENVIRONMENT, "torch": name}, ROWS), tmp_path / name)
+    with pytest.raises(FastresError, match=r"2\.14\.0.*different machines or versions"):
+        report.collect([tmp_path])
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

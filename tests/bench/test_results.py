@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import os
 from dataclasses import replace
@@ -51,6 +52,26 @@ def test_csv_has_one_line_a_row_and_empty_cells_for_what_is_unknown() -> None:
     assert lines[0]["p80_ms"] == "12.5"
     assert lines[1]["p50_ms"] == ""
     assert lines[1]["note"] == ABSENT.note
+
+
+LAYER = results.LayerRow(
+    "resnet50", 224, 8, "float32", "stem", "7×7/2", "stem_pool", "2 threads", 11.5, 10**12, 10**6, "memory", 4.0, 0.35
+)
+
+
+def test_layers_are_kept_and_files_without_them_are_read() -> None:
+    run = Results(ENVIRONMENT, (TIMED,), (LAYER,))
+    data = json.loads(run.as_json())
+    assert results.from_dict(data) == run
+    del data["layers"]
+    assert results.from_dict(data) == Results(ENVIRONMENT, (TIMED,))
+    for name, value in (("us", "fast"), ("flops", 1.5), ("bound", None)):
+        data["layers"] = [{**dataclasses.asdict(LAYER), name: value}]
+        with pytest.raises(FastresError, match=rf"layer 0: {name} is"):
+            results.from_dict(data)
+    data["layers"] = [{"step": "stem"}]
+    with pytest.raises(FastresError, match="layer 0"):
+        results.from_dict(data)
 
 
 def test_json_has_no_nan() -> None:

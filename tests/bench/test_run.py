@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench import ceilings, peers, results, run, timing
+from fastres.bench import ceilings, layers, peers, results, run, timing
 from fastres.bench.eager import EagerResNet
 from fastres.bench.peers import EAGER, FASTRES, PEERS, Engine, Peer
 from fastres.bench.results import Results, Row
@@ -285,12 +285,20 @@ def command(module: str, *arguments: str, cwd: Path = ROOT) -> subprocess.Comple
 SMALL_RUN = ("--quick", "--model", "resnet20", "--size", "32", "--device", "cpu")
 
 
-def test_from_the_checkout_it_writes_all_three_files(tmp_path: Path) -> None:
+def test_from_the_checkout_it_writes_every_file(tmp_path: Path) -> None:
     engines = "eager_channels_last,eager_cudagraph"
     done = command("bench.run", *SMALL_RUN, "--batch", "1,2", "--peers", engines, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out"
-    assert sorted(path.name for path in folder.iterdir()) == ["results.csv", "results.json", "throughput.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "layers.png",
+        "report.html",
+        "results.csv",
+        "results.json",
+        "throughput.png",
+        "throughput_by_batch.png",
+    ]
+    assert "resnet20, float32, 32×32" in (folder / "report.html").read_text()
     assert (folder / "throughput.png").read_bytes().startswith(b"\x89PNG")
 
     found = results.read(folder / "results.json")
@@ -301,6 +309,7 @@ def test_from_the_checkout_it_writes_all_three_files(tmp_path: Path) -> None:
         for engine in ("eager", "eager_channels_last", "eager_cudagraph", "fastres")
     }
     assert all(row.note == "CUDA graphs need a CUDA GPU" for row in found.rows if row.status == "absent")
+    assert Counter(layer.batch for layer in found.layers) == {1: 22, 2: 22}
     where = found.environment
     assert where["torch"] == torch.__version__
     assert where["gpu"] is None
@@ -311,6 +320,28 @@ def test_from_the_checkout_it_writes_all_three_files(tmp_path: Path) -> None:
         assert len(list(csv.DictReader(lines))) == len(found.rows) == 8
     for said in ("resnet20, float32, 32×32", "fastres", "CUDA graphs need a CUDA GPU", "Ceilings measured in this run"):
         assert said in done.stdout
+
+
+@pytest.mark.usefixtures("small")
+def test_fastres_is_timed_layer_by_layer_where_it_is_right() -> None:
+    found = run.run(options(EAGER, FASTRES))
+    assert [layer.step for layer in found.layers][:2] == ["stem", "layer1.0.conv1"]
+    assert {(layer.model, layer.batch, layer.dtype) for layer in found.layers} == {("resnet20", 2, "float32")}
+    assert run.run(options(EAGER, PEERS[1])).layers == ()
+
+
+@pytest.mark.usefixtures("small")
+def test_layers_that_cannot_be_measured_are_said_and_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise FastresError("no such step")
+
+    monkeypatch.setattr(layers, "measure", fail)
+    found = run.run(options(EAGER, FASTRES))
+    assert by_engine(found)["fastres"].status == "ok"
+    assert found.layers == ()
+    assert "not measured layer by layer: no such step" in capsys.readouterr().err
 
 
 def test_installed_it_prints_json(tmp_path: Path) -> None:
@@ -360,7 +391,10 @@ def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "no CUDA GPU is available" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("module", "arguments"), [("rich", []), ("matplotlib", ["--json", "--out", "somewhere"])])
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("rich", []), ("matplotlib", ["--json", "--out", "somewhere"]), ("jinja2", ["--json", "--out", "somewhere"])],
+)
 def test_missing_packages_are_named_before_any_work(
     module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
