@@ -70,8 +70,11 @@ def pieces(out: Path) -> list[Piece]:
         Piece("kernel tests", (*tests, *parallel, "tests/kernels"), 400),
         Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py"), 300),
         Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
-        Piece("tune", (*python, "fastres.bench.tune", "--batch", "256", "64", "8", "1", "--out", str(out / "configs")),
-              590),
+        *(
+            Piece(f"tune batch {batch}", (*python, "fastres.bench.tune", "--batch", batch,
+                                          "--out", str(out / "configs")), 590)
+            for batch in ("256", "1", "64", "8")
+        ),
         Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
         *(

@@ -27,7 +27,8 @@ from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels import conv_tma, dispatch, gemm, reference, tables
+from fastres.kernels import conv, conv_tma, dispatch, gemm, reference, tables
+from fastres.kernels.launch import cdiv
 from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
 from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
 from fastres.plan import Conv
@@ -43,6 +44,9 @@ from .results import write_whole
 # waves, arithmetic and tile traffic, not latency or pipelining, so it only rules out what is far off.
 FAR_OFF = 1.6
 
+# Of each kind of kernel so many tiles are tried, and of each tile so many choices of depth, warps and stages.
+TILES_TRIED, VARIANTS_TRIED = 4, 3
+
 GENERAL = [
     ConvConfig("conv", m, n, k, warps, stages)
     for (m, n), k, warps, stages in itertools.product(
@@ -50,6 +54,11 @@ GENERAL = [
         (32, 64, 128), (4, 8), (3, 4, 5),
     )
 ]  # fmt: skip
+
+# For layers of fewer tiles than multiprocessors: several programs a tile. No more than leaves each four blocks to add.
+SPLITS = (2, 4, 8, 16)
+LEAST_BLOCKS = 4
+SPLIT_TILES = [config for config in GENERAL if config.block_m == 64 and config.num_warps == 4]
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     """Configurations of every kernel that takes the layer; the rules' own choice first."""
     shape, dtype = layer.shape, getattr(torch, layer.dtype)
     found = [route_conv(shape, dtype, gpu)]
-    for config in [*GENERAL, *gemm.CANDIDATES, *conv_tma.CANDIDATES]:
+    for config in [*GENERAL, *split_candidates(layer, gpu), *gemm.CANDIDATES, *conv_tma.CANDIDATES]:
         too_wide = config.block_n > max(32, triton.next_power_of_2(shape.K))
         too_deep = config.block_k > max(16, triton.next_power_of_2(shape.C))
         if not too_wide and not too_deep and not dispatch.why_not(config.kernel, shape, dtype, gpu):
@@ -85,11 +94,37 @@ def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     return list(dict.fromkeys(found))
 
 
+def split_candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
+    """Configurations whose programs share tiles, where tiles alone leave more than half of the GPU idle."""
+    shape = layer.shape
+    found = []
+    for config, split in itertools.product(SPLIT_TILES, SPLITS):
+        blocks = shape.R * shape.S * cdiv(shape.C, config.block_k)
+        programs = conv.conv_tiles(shape, config) * split
+        if blocks >= LEAST_BLOCKS * split and programs <= 2 * gpu.multiprocessors:
+            found.append(replace(config, split=split))
+    return found
+
+
 def promising(layer: Layer, configs: Sequence[ConvConfig], gpu: Gpu, limits: Ceilings) -> list[ConvConfig]:
-    """The rules' own choice, and whatever is predicted to come near the best."""
+    """The rules' own choice, and of each kind of kernel a few variants of the tiles predicted to be best."""
     times = {config: conv_seconds(layer, config, gpu, limits) for config in configs}
-    best = min(times.values())
-    return [config for config in configs if config == configs[0] or times[config] <= FAR_OFF * best]
+    bar = FAR_OFF * min(times.values())
+    kinds: dict[tuple[str, bool], dict[tuple[int, int], list[ConvConfig]]] = {}
+    # Of equal predictions the larger tile first: it reads less.
+    for config in sorted(configs, key=lambda config: (times[config], -config.block_m * config.block_n)):
+        if times[config] <= bar:
+            tiles = kinds.setdefault((config.kernel, config.split > 1), {})
+            if len(tiles) < TILES_TRIED or (config.block_m, config.block_n) in tiles:
+                tiles.setdefault((config.block_m, config.block_n), []).append(config)
+    variants = [_spread(found, VARIANTS_TRIED) for tiles in kinds.values() for found in tiles.values()]
+    return list(dict.fromkeys([configs[0], *itertools.chain.from_iterable(variants)]))
+
+
+def _spread(configs: Sequence[ConvConfig], count: int) -> list[ConvConfig]:
+    """``count`` of the configurations, evenly spread, the first among them."""
+    step = max(1, len(configs) / count)
+    return [configs[int(index * step)] for index in range(min(count, len(configs)))]
 
 
 def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tuned:

@@ -21,12 +21,14 @@ from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
 from .fusion import Candidates, cover, joinable
-from .kernels import dispatch, fused, grouping, head, launch, routing, stem
+from .kernels import conv, dispatch, fused, grouping, head, launch, routing, stem
 from .kernels.tables import Block, Network, TunedBlock
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Shape, Stem, Step
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
+
+ARRIVED = "arrived"  # not a value of any plan: the counters of split reductions
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Schedule:
     shapes: dict[str, Shape]
     strides: dict[str, tuple[int, ...]]
     arena: Arena
+    arrivals: int  # counters for the convolutions whose reduction is split
 
 
 class GpuExecutor:
@@ -83,6 +86,8 @@ class GpuExecutor:
     def _run(self, schedule: Schedule, values: dict[str, Tensor], outputs: Sequence[str]) -> None:
         """Run the schedule's steps on ``values``, in a buffer of the call's own."""
         arena = torch.empty(schedule.arena.size, dtype=self.dtype, device=self.device)
+        if schedule.arrivals:  # one set of zeros for all steps: each leaves them as it found them
+            values[ARRIVED] = torch.zeros(schedule.arrivals, dtype=torch.int32, device=self.device)
         for step in schedule.steps:
             self.run_step(step, values, schedule, arena, outputs)
 
@@ -122,6 +127,7 @@ class GpuExecutor:
                 padding=step.padding,
                 groups=step.groups,
                 relu=step.relu,
+                arrived=values.get(ARRIVED),
             )
 
     def _place(self, schedule: Schedule, arena: Tensor, value: str) -> Tensor:
@@ -165,7 +171,22 @@ class GpuExecutor:
         runs = {index - first: found for index, found in candidates.items() if index >= first}
         steps, configs = choose_runs(steps, runs, shapes, self.dtype, self.device, outputs)
         strides = {value: _strides(value_shape) for value, value_shape in shapes.items()}
-        return Schedule(steps, configs, shapes, strides, plan_arena(steps, shapes, outputs))
+        arrivals = [_arrivals(step, shapes[step.input], self.dtype, self.device) for step in steps]
+        return Schedule(steps, configs, shapes, strides, plan_arena(steps, shapes, outputs), max(arrivals, default=0))
+
+
+def _arrivals(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
+    """How many counters the launch of ``step`` on an input of ``shape`` needs."""
+    if not isinstance(step, Conv):
+        return 0
+    sizes = conv_shape(step, shape)
+    return conv.arrivals(sizes, _route(step, sizes, dtype, device))
+
+
+def _route(step: Conv, sizes: routing.ConvShape, dtype: torch.dtype, device: torch.device) -> routing.ConvConfig:
+    residual = step.residual is not None
+    precision = launch.float32_precision()
+    return dispatch.route(sizes, dtype, routing.gpu_of(device), residual=residual, precision=precision)
 
 
 def candidates(plan: Plan, device: torch.device) -> Candidates:
@@ -316,8 +337,7 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         return found.config.kernel, str(found.config), f"{len(step.parts)} convolutions in one kernel"
     assert isinstance(step, Conv)
     sizes = conv_shape(step, shape)
-    residual = step.residual is not None
-    routed = dispatch.route(sizes, dtype, gpu, residual=residual, precision=launch.float32_precision())
+    routed = _route(step, sizes, dtype, device)
     note = f"{step.groups} groups run as {sizes.groups} block-diagonal ones" if sizes.groups != step.groups else ""
     return routed.kernel, str(routed), "; ".join(filter(None, (note, routed.note)))
 

@@ -28,9 +28,12 @@ def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -
         rows = cdiv(shape.N, config.block_m) * shape.P * shape.Q
     tiles = rows * cdiv(shape.K, config.block_n) * shape.groups
     reduction = shape.R * shape.S * cdiv(shape.C, config.block_k) * config.block_k
-    waves = cdiv(tiles, gpu.multiprocessors)
-    compute = waves * 2 * config.block_m * config.block_n * reduction / (limits.tflops * 1e12 / gpu.multiprocessors)
+    waves = cdiv(tiles * config.split, gpu.multiprocessors)
+    flops = 2 * config.block_m * config.block_n * cdiv(reduction, config.split * config.block_k) * config.block_k
+    compute = waves * flops / (limits.tflops * 1e12 / gpu.multiprocessors)
     through_l2 = tiles * (config.block_m + config.block_n) * reduction * size
+    if config.split > 1:  # partial sums are written and read once, in float32
+        through_l2 += 2 * 4 * tiles * config.split * config.block_m * config.block_n
     moved = shape.N * shape.H * shape.W * shape.C * shape.groups
     moved += shape.M * shape.K * shape.groups * (2 if layer.residual else 1)
     memory = moved * size / (limits.gb_per_s * 1e9)

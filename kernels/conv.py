@@ -8,6 +8,10 @@ M = N·P·Q rows (output pixels), K columns (output channels) and a reduction of
 each program computes BLOCK_M pixels × BLOCK_N channels and finds its input pixels by index arithmetic, in one flat loop
 over (r, s, channel block), so that the software pipeline fills and drains once.
 
+With SPLIT above 1, that many programs share a tile's reduction: of a small batch there are fewer tiles than
+multiprocessors. Each writes its partial sum to a workspace; the last to arrive, which a counter tells it to be, adds
+them up in a fixed order, so that results do not depend on timing, and finishes the tile.
+
 Activations are NHWC, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S, stride, padding and
 group size; the least efficient sizes are those where C is no multiple of BLOCK_K.
 """
@@ -47,6 +51,8 @@ def conv_kernel(
     bias_ptr,
     residual_ptr,
     y_ptr,
+    partial_ptr,  # float32 [tiles, SPLIT, BLOCK_M, BLOCK_N]
+    arrived_ptr,  # int32 [tiles], zeros; left as zeros
     M,  # N · P · Q
     H,
     W,
@@ -62,6 +68,7 @@ def conv_kernel(
     HAS_RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     WIDE: tl.constexpr,  # 64-bit offsets: some tensor has 2³¹ elements or more
+    SPLIT: tl.constexpr,  # programs that share a tile's reduction
     PRECISION: tl.constexpr,  # of a float32 dot: "ieee" or "tf32"
     UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
     BLOCK_M: tl.constexpr,
@@ -75,6 +82,15 @@ def conv_kernel(
 
     # Programs that share input pixels (all channel blocks of one pixel block) run next to each other.
     pid = tl.program_id(0)
+    BLOCKS: tl.constexpr = R * S * C_BLOCKS
+    first = 0
+    last = BLOCKS
+    if SPLIT > 1:
+        EACH: tl.constexpr = (BLOCKS + SPLIT - 1) // SPLIT
+        first = (pid % SPLIT) * EACH
+        last = tl.minimum(first + EACH, BLOCKS)
+        split = pid % SPLIT
+        pid = pid // SPLIT
     pid_n = pid % (N_BLOCKS * GROUPS)
     pid_m = pid // (N_BLOCKS * GROUPS)
     group = pid_n // N_BLOCKS
@@ -97,7 +113,7 @@ def conv_kernel(
     top = tl.where(offs_m < M, top, -(1 << 24))  # rows past the end read nothing
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for block in range(R * S * C_BLOCKS):
+    for block in range(first, last):
         tap = block // C_BLOCKS
         c = (block % C_BLOCKS) * BLOCK_K
         r = tap // S
@@ -121,6 +137,19 @@ def conv_kernel(
             x = x.to(tl.float32)
             w = w.to(tl.float32)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
+
+    if SPLIT > 1:
+        offs_tile = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        partial_ptr += pid.to(tl.int64) * (SPLIT * BLOCK_M * BLOCK_N)
+        tl.store(partial_ptr + split * (BLOCK_M * BLOCK_N) + offs_tile, acc)
+        tl.debug_barrier()  # all of the program's stores come before its arrival
+        if tl.atomic_add(arrived_ptr + pid, 1, sem="acq_rel") != SPLIT - 1:
+            return
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for other in range(SPLIT):
+            # Other multiprocessors wrote these: read them from L2.
+            acc += tl.load(partial_ptr + other * (BLOCK_M * BLOCK_N) + offs_tile, cache_modifier=".cg")
+        tl.store(arrived_ptr + pid, 0)
 
     offs_k_out = group * K + offs_n
     mask_y = (offs_m < M)[:, None]
@@ -160,6 +189,7 @@ def conv_constants(
         "HAS_RESIDUAL": residual,
         "RELU": relu,
         "WIDE": wide,
+        "SPLIT": config.split,
         "PRECISION": precision,
         "UPCAST": dot_upcast(dtype),
         "BLOCK_M": config.block_m,
@@ -169,8 +199,18 @@ def conv_constants(
 
 
 def conv_grid(shape: ConvShape, config: ConvConfig) -> tuple[int]:
-    """One program per tile of output pixels × output channels."""
-    return (cdiv(shape.M, config.block_m) * cdiv(shape.K, config.block_n) * shape.groups,)
+    """One program per tile of output pixels × output channels, or as many as share a tile."""
+    return (conv_tiles(shape, config) * config.split,)
+
+
+def conv_tiles(shape: ConvShape, config: ConvConfig) -> int:
+    """How many tiles the output has."""
+    return cdiv(shape.M, config.block_m) * cdiv(shape.K, config.block_n) * shape.groups
+
+
+def arrivals(shape: ConvShape, config: ConvConfig) -> int:
+    """How many counters a launch needs: one a tile where programs share tiles."""
+    return conv_tiles(shape, config) if config.split > 1 else 0
 
 
 def conv_shape(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> ConvShape:
@@ -192,6 +232,7 @@ def conv2d_into(
     groups: int = 1,
     relu: bool = False,
     config: ConvConfig | None = None,
+    arrived: Tensor | None = None,
     traceable: bool = False,
 ) -> None:
     """Write the convolution of ``x`` into ``y``; ``config`` overrides the routing.
@@ -199,7 +240,8 @@ def conv2d_into(
     ``x`` [N, H, W, groups·C], ``weight`` [groups·K, R, S, C], ``bias`` float32 [groups·K], ``y`` and ``residual``
     [N, P, Q, groups·K]; all contiguous and on one device. ``x``, ``weight`` and ``residual`` share a dtype of float32,
     bfloat16 and float16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else.
-    Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
+    ``arrived`` are :func:`arrivals` or more int32 zeros, which launches on one stream may share, one after the other;
+    without them a launch that needs some makes its own. Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
     """
     shape = conv_shape(x, weight, stride, padding, groups)
     if config is None:
@@ -213,6 +255,11 @@ def conv2d_into(
         wide=needs_wide_offsets(x, y),
         precision=float32_precision(),
     )
+    partial = None
+    if config.split > 1:
+        tiles, size = conv_tiles(shape, config), config.block_m * config.block_n
+        partial = x.new_empty(tiles * config.split * size, dtype=torch.float32)
+        arrived = x.new_zeros(tiles, dtype=torch.int32) if arrived is None else arrived
     with device_guard(x.device):
         launchable(conv_kernel, traceable)[conv_grid(shape, config)](
             x,
@@ -220,6 +267,8 @@ def conv2d_into(
             bias,
             residual,
             y,
+            partial,
+            arrived if config.split > 1 else None,
             shape.M,
             shape.H,
             shape.W,

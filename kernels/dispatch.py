@@ -99,10 +99,11 @@ def convolve_into(
     groups: int = 1,
     relu: bool = False,
     config: ConvConfig | None = None,
+    arrived: Tensor | None = None,
 ) -> None:
     """Write the convolution of ``x`` into ``y`` with the kernel that ``config``, or the routing, names.
 
-    Tensors as in :func:`fastres.kernels.conv.conv2d_into`.
+    Tensors, ``arrived`` among them, as in :func:`fastres.kernels.conv.conv2d_into`.
     """
     if config is None:
         shape = conv.conv_shape(x, weight, stride, padding, groups)
@@ -128,7 +129,17 @@ def convolve_into(
         )
     else:
         conv.conv2d_into(
-            y, x, weight, bias, residual, stride=stride, padding=padding, groups=groups, relu=relu, config=config
+            y,
+            x,
+            weight,
+            bias,
+            residual,
+            stride=stride,
+            padding=padding,
+            groups=groups,
+            relu=relu,
+            config=config,
+            arrived=arrived,
         )
 
 

@@ -90,6 +90,8 @@ def compile_conv(
     constants = conv_constants(shape, dtype, config, residual=residual, relu=relu)
     if not residual:
         constants["residual_ptr"] = None
+    if config.split == 1:
+        constants |= {"partial_ptr": None, "arrived_ptr": None}
     act = f"*{TYPE_NAMES[dtype]}"
     types = {
         "x_ptr": act,
@@ -97,6 +99,8 @@ def compile_conv(
         "bias_ptr": "*fp32",
         "residual_ptr": act,
         "y_ptr": f"*{TYPE_NAMES[out or dtype]}",
+        "partial_ptr": "*fp32",
+        "arrived_ptr": "*i32",
     } | dict.fromkeys(("M", "H", "W", "P", "Q"), "i32")
     return _compilation(label, "conv", types, constants, config.num_warps, config.num_stages)
 

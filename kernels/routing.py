@@ -82,7 +82,10 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """A kernel and its launch parameters. ``note`` says why a slower kernel was taken, where one was."""
+    """A kernel and its launch parameters. ``note`` says why a slower kernel was taken, where one was.
+
+    ``split`` programs share the reduction of one tile; the "conv" kernel alone can do that.
+    """
 
     kernel: str
     block_m: int
@@ -91,9 +94,12 @@ class ConvConfig:
     num_warps: int
     num_stages: int
     note: str = ""
+    split: int = 1
 
     def __str__(self) -> str:
-        return f"{self.block_m}×{self.block_n}×{self.block_k}, {self.num_warps} warps, {self.num_stages} stages"
+        shared = f", reduction split in {self.split}" if self.split > 1 else ""
+        tile = f"{self.block_m}×{self.block_n}×{self.block_k}"
+        return f"{tile}, {self.num_warps} warps, {self.num_stages} stages{shared}"
 
 
 @dataclass(frozen=True)

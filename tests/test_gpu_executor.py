@@ -9,11 +9,20 @@ from fastres.architectures import Architecture, get_architecture
 from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
 from fastres.fusion import joinable
-from fastres.gpu import SCHEDULES_KEPT, GpuExecutor, block_of, describe, in_micro_batches, pack, tuned_network
+from fastres.gpu import (
+    SCHEDULES_KEPT,
+    GpuExecutor,
+    block_of,
+    conv_shape,
+    describe,
+    in_micro_batches,
+    pack,
+    tuned_network,
+)
 from fastres.kernels import dispatch
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import ConvConfig, gpu_of
-from fastres.kernels.tables import Index, Network, Table, TunedBlock
+from fastres.kernels.tables import Index, Layer, Network, Table, Tuned, TunedBlock
 from fastres.plan import Conv, Head, Stem
 
 from .measures import NETWORK_FACTOR, relative_error
@@ -162,6 +171,27 @@ def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, image
     # a schedule of its own it merges one shortcut, and its other convolutions run one by one.
     steps = [[len(step.parts) for step in schedule.steps] for schedule in run._schedules.values()]
     assert steps == ([[1, 1, 4, 3, 3, 1]] if not images else [[1, 1, 4, 2], [1, 1, 1, 2, 1, 1, 1], [1, 3, 1]])
+
+
+@torch.no_grad()
+def test_split_reductions_share_one_set_of_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, run = executor("resnet20")
+    x = smooth_images(1, 9, 8, seed=9).to(DEVICE)
+    shapes = run._outline.shapes(1, 9, 8)
+    config = ConvConfig("conv", 32, 32, 16, 4, 2, split=3)
+    convs = [step for step in run._plan if isinstance(step, Conv)]
+    layers = {Layer.of(conv_shape(c, shapes[c.input]), torch.float32, c.residual is not None) for c in convs}
+    monkeypatch.setattr(dispatch, "tuned", lambda gpu: Index(Table(tuple(Tuned(n, config, 1.0, 1.0) for n in layers))))
+    dispatch.route.cache_clear()
+    try:
+        (logits,) = run.run(x)
+        (schedule,) = run._schedules.values()
+        assert schedule.arrivals == 9 * 8 // 32 + 1
+        assert describe(convs[0], shapes["stem"], torch.float32, run.device)[1].endswith("reduction split in 3")
+    finally:
+        dispatch.route.cache_clear()
+    truth = calibrated(get_architecture("resnet20")).double()(x.double().cpu())
+    assert relative_error(logits, truth) <= NETWORK_FACTOR[torch.float32] * relative_error(module(x), truth)
 
 
 def test_micro_batches_are_for_the_case_that_was_tuned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,20 @@ def test_candidates_include_the_rules_and_every_kernel_that_fits() -> None:
     assert {config.kernel for config in tune.candidates(few, H100)} == {"conv"}
 
 
+def test_small_layers_try_programs_that_share_tiles() -> None:
+    one = Layer(ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "float16", False)
+    splits = {config.split for config in tune.candidates(one, H100)}
+    assert splits == {1, 2, 4, 8, 16}
+    assert {config.split for config in tune.candidates(LARGE, H100)} == {1}
+    tile = ConvConfig("conv", 64, 64, 64, 4, 4)
+    times = [conv_seconds(one, replace(tile, split=split), H100, LIMITS) for split in (1, 2, 4, 8)]
+    assert times[0] > 3 * times[2]
+    assert times[0] > times[1] > times[2] < times[3], "partial sums are traffic too"
+    best = min(tune.candidates(one, H100), key=lambda config: conv_seconds(one, config, H100, LIMITS))
+    assert best.split > 1
+    assert {config.split for config in tune.promising(one, tune.candidates(one, H100), H100, LIMITS)} > {1}
+
+
 def test_tiles_wider_than_the_layer_are_not_tried() -> None:
     narrow = Layer(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), "float16", False)
     assert max(config.block_n for config in tune.candidates(narrow, H100)) <= 64
@@ -74,6 +88,11 @@ def test_far_off_candidates_are_dropped_and_the_rules_kept() -> None:
     kept = tune.promising(LARGE, configs, H100, LIMITS)
     assert kept[0] == configs[0]
     assert 5 < len(kept) < len(configs)
+    # A few tiles of each kind of kernel, each with few variants: some seconds a layer, not minutes.
+    for kernel in {config.kernel for config in kept}:
+        tiles = [(config.block_m, config.block_n) for config in kept[1:] if config.kernel == kernel]
+        assert 1 <= len(set(tiles)) <= tune.TILES_TRIED
+        assert max(tiles.count(tile) for tile in tiles) <= tune.VARIANTS_TRIED
     bad = ConvConfig("conv", 64, 16, 64, 4, 3)
     assert tune.promising(LARGE, [bad, *configs], H100, LIMITS)[0] == bad, "the rules' own choice is always measured"
 

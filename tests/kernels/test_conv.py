@@ -110,6 +110,30 @@ def test_every_routed_configuration(config: ConvConfig) -> None:
     assert relative_error(y, expected) < kernel_tolerance(dtype, reduction(weight))
 
 
+@pytest.mark.parametrize("split", [2, 3, 8, 32])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[6]], ids=str)
+def test_programs_that_share_a_tile(case: tuple[int, ...], split: int) -> None:
+    """Also more of them than the reduction has blocks. The counters are zeros again afterwards, for the next launch."""
+    x, weight, bias, residual = make(case, torch.float16, seed=8)
+    *_, stride, padding, groups = case
+    config = ConvConfig("conv", 32, 32, 32, 4, 2, split=split)
+    shape = conv.conv_shape(x, weight, stride, padding, groups)
+    arrived = torch.zeros(conv.arrivals(shape, config) + 1, dtype=torch.int32, device=DEVICE)
+    expected = truth(case, x, weight, bias, residual, relu=True)
+    results = []
+    for counters in (arrived, arrived, None):
+        y = torch.full(residual.shape, float("nan"), dtype=torch.float16, device=DEVICE)
+        conv.conv2d_into(
+            y, x, weight, bias, residual,
+            stride=stride, padding=padding, groups=groups, relu=True, config=config, arrived=counters,
+        )  # fmt: skip
+        assert relative_error(y, expected) < kernel_tolerance(torch.float16, reduction(weight))
+        assert not arrived.any()
+        results.append(y)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 def test_writes_every_output_and_nothing_else() -> None:
     """The output lies between guard pages of NaN; it starts as NaN itself."""
     case = (2, 7, 5, 32, 24, 3, 1, 1, 1)
@@ -155,7 +179,7 @@ def test_wide_offsets_give_the_same_result() -> None:
     y = torch.full(residual.shape, float("nan"), device=DEVICE)
     constants = conv.conv_constants(shape, x.dtype, config, residual=True, relu=True, wide=True)
     sizes = (shape.M, shape.H, shape.W, shape.P, shape.Q)
-    conv.conv_kernel[conv.conv_grid(shape, config)](x, weight, bias, residual, y, *sizes, **constants)
+    conv.conv_kernel[conv.conv_grid(shape, config)](x, weight, bias, residual, y, None, None, *sizes, **constants)
     expected = truth(case, x, weight, bias, residual, relu=True)
     assert relative_error(y, expected) < kernel_tolerance(torch.float32, reduction(weight))
 

@@ -8,9 +8,11 @@ import torch
 from fastres.architectures import ARCHITECTURES
 from fastres.errors import KernelError
 from fastres.folding import outline
+from fastres.kernels.conv import conv_kernel
 from fastres.kernels.inspection import (
     Report,
     compile_conv,
+    compile_for,
     inspect,
     inspect_all,
     plan_compilations,
@@ -80,3 +82,21 @@ def test_unknown_architecture_is_named() -> None:
     item = compile_conv(shape, torch.float16, ConvConfig("conv", 64, 64, 64, 4, 2), residual=False, relu=True)
     with pytest.raises(KernelError, match=r"'sm_1'; known: sm_80, sm_90, gfx942"):
         inspect(item, "sm_1")
+
+
+def test_partial_sums_are_published_before_the_arrival_and_read_from_l2() -> None:
+    """In the PTX: stores, a barrier, the atomic with acquire and release, a barrier, loads that bypass L1."""
+    shape, config = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), ConvConfig("conv", 64, 64, 64, 4, 4, split=8)
+    item = compile_conv(shape, torch.float16, config, residual=True, relu=True)
+    ptx = compile_for(item, conv_kernel, "sm_90").asm["ptx"].splitlines()
+    (atomic,) = [index for index, line in enumerate(ptx) if "atom.global" in line]
+    assert "atom.global.gpu.acq_rel.add" in ptx[atomic]
+    stores = [index for index, line in enumerate(ptx[:atomic]) if "st.global" in line]
+    loads = [index for index, line in enumerate(ptx) if "ld.global.cg" in line]
+    barriers = [index for index, line in enumerate(ptx) if "bar.sync" in line]
+    assert any(stores[-1] < index < atomic for index in barriers)
+    assert any(atomic < index < loads[0] for index in barriers)
+    report = inspect(item, "sm_90")
+    assert report.fits
+    assert not report.spills
+    assert report.wgmma
