@@ -3,7 +3,8 @@
 Runs the pieces of :data:`PIECES` in order, each in a process of its own and under a time limit: the environment,
 every kernel compiled in parallel, the kernel tests, the network tests, a memory check, the benchmark. A piece that has
 passed is not run again while the code is unchanged; one that failed or ran out of time is. Uses the interpreter that
-runs it and touches no network. Everything it writes is in one folder; a short table comes last.
+runs it and touches no network. Everything it writes is in one folder, the benchmark's report in its ``report``; a short
+table comes last.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from .results import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = os.cpu_count() or 1
 STATE = "state.json"
+BATCHES = (1, 8, 32, 64, 128, 256, 512)
+MODELS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 LEAST_SECONDS = 20  # no piece is worth starting with less
 
 
@@ -63,7 +66,6 @@ def pieces(out: Path) -> list[Piece]:
     tests = (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
     parallel = ("-n", str(min(8, WORKERS)))
     one_network = "from fastres.bench.gpu import one_small_run; one_small_run()"
-    bench = (*python, "fastres.bench.run", "--device", "cuda")
     return [
         Piece("environment", (*python, "fastres", "env", "--json"), 60),
         Piece("compile", (*python, "fastres.bench.gpu", "--compile"), 300),
@@ -77,18 +79,29 @@ def pieces(out: Path) -> list[Piece]:
         ),
         Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
-        *(
-            Piece(f"resnet50 {dtype} {name}", (*bench, "--model", "resnet50", "--batch", batches, "--dtype", dtype,
-                                               "--out", str(out / f"resnet50_{dtype}_{name}")), 590)
-            for dtype in ("float16", "bfloat16") for name, batches in (("small", "1,8,32"), ("large", "64,128,256,512"))
-        ),
-        Piece("other models", (*bench, "--quick", "--model",
-                               "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2",
-                               "--batch", "1,32,256", "--dtype", "float16", "--out", str(out / "models")), 590),
+        *_speed_pieces((*python, "fastres.bench.run", "--device", "cuda"), out),
+        Piece("report", (*python, "fastres.bench.report", str(out), "--out", str(out / "report")), 200),
         Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py",
                           "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
                           f"--benchmark-json={out / 'kernels.json'}"), 400),
     ]  # fmt: skip
+
+
+def _speed_pieces(bench: tuple[str, ...], out: Path) -> list[Piece]:
+    """ResNet-50 in float16 with every engine, a piece a batch; the rest without max-autotune, which takes minutes."""
+    found: list[tuple[str, str, str, tuple[str, ...]]]
+    found = [("resnet50", "float16", str(batch), ()) for batch in BATCHES]
+    most = ("--without", "compile_max_autotune")
+    small, large = (",".join(map(str, batches)) for batches in (BATCHES[:3], BATCHES[3:]))
+    found += [("resnet50", "bfloat16", batches, most) for batches in (small, large)]
+    found += [(model, "float16", batches, (*most, "--quick")) for model in MODELS[1:] for batches in (small, large)]
+    pieces = []
+    for model, dtype, batches, more in found:
+        name = f"{model} {dtype} batch {batches}"
+        folder = out / name.replace(" ", "_").replace(",", "-")
+        given = ("--model", model, "--dtype", dtype, "--batch", batches, *more, "--out", str(folder))
+        pieces.append(Piece(name, (*bench, *given), 590))
+    return pieces
 
 
 def one_small_run() -> None:

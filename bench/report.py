@@ -150,13 +150,13 @@ def write(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name, content in files.items() if content is not None]
 
 
-def collect(folders: Sequence[Path]) -> Results:
-    """The runs in ``folders``, or one level below, as one.
+def collect(folders: Sequence[Path], but: Path | None = None) -> Results:
+    """The runs in ``folders``, or one level below, as one; not the one in ``but``.
 
     Of several rows of one engine on one setting the last stays. Raises ``FastresError`` where there is no run, and for
     runs of other machines or versions, which are not to be compared.
     """
-    paths = [path for folder in folders for path in _result_files(folder)]
+    paths = [path for folder in folders for path in _result_files(folder, but)]
     runs = [read(path) for path in paths]
     first = runs[0].environment
     for path, run in zip(paths, runs, strict=True):
@@ -177,10 +177,11 @@ def collect(folders: Sequence[Path]) -> Results:
     return Results(environment, with_float32_ratios(ordered), tuple(steps.values()))
 
 
-def _result_files(folder: Path) -> list[Path]:
+def _result_files(folder: Path, but: Path | None) -> list[Path]:
     if (folder / JSON_NAME).is_file():
         return [folder / JSON_NAME]
-    found = sorted(folder.glob(f"*/{JSON_NAME}"))
+    merged = None if but is None else but.resolve()
+    found = sorted(path for path in folder.glob(f"*/{JSON_NAME}") if path.parent.resolve() != merged)
     return found or [folder / JSON_NAME]  # reading it says what is wrong
 
 
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where to write (default: the folder, if it holds the one run)")
     given = parser.parse_args(arguments)
     try:
-        results = collect(given.folder)
+        results = collect(given.folder, given.out)
         own = given.folder[0] if len(given.folder) == 1 and (given.folder[0] / JSON_NAME).is_file() else None
         out: Path | None = given.out or own
         if out is None:

@@ -89,6 +89,25 @@ def test_pieces_name_files_that_exist(tmp_path: Path) -> None:
                 assert (gpu.ROOT / word).exists(), word
 
 
+def test_every_promised_point_is_measured_and_reported(tmp_path: Path) -> None:
+    points, folders = set(), []
+    for item in gpu.pieces(tmp_path):
+        if "fastres.bench.run" in item.command:
+            given = dict(zip(item.command, item.command[1:], strict=False))
+            model, dtype, folder = given["--model"], given["--dtype"], Path(given["--out"])
+            points |= {(model, dtype, int(batch)) for batch in given["--batch"].split(",")}
+            folders.append(folder)
+            assert folder.parent == tmp_path  # where the report looks for runs
+    assert len(folders) == len(set(folders))
+    models = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
+    for model in models:
+        assert {batch for name, dtype, batch in points if (name, dtype) == (model, "float16")} == {
+            1, 8, 32, 64, 128, 256, 512,
+        }  # fmt: skip
+    names = [item.name for item in gpu.pieces(tmp_path)]
+    assert names.index("report") > max(index for index, name in enumerate(names) if "batch" in name)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
