@@ -108,15 +108,16 @@ class Explanation:
 
     def __str__(self) -> str:
         header = ["step", "op", "kernel", "config", "input", "output", "MFLOP", "MB"]
-        if self.ceilings:
-            header += ["bound by", "roofline µs", "µs", "of roofline"]
+        timed = any(row.microseconds is not None for row in self.rows)
+        header += ["bound by", "roofline µs"] if self.ceilings else []
+        header += ["µs", "of roofline"] if timed else []
         table: list[tuple[str, ...]] = [(*header, "note")]
         for row in self.rows:
             shapes = ["×".join(map(str, shape)) for shape in (row.input_shape, row.output_shape)]
             cells = [row.step, row.op, row.kernel, row.config, *shapes]
             cells += [f"{row.flops / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"]
-            if self.ceilings:
-                cells += [row.bound, _number(row.roofline_us), *_time_and_share(row)]
+            cells += [row.bound, _number(row.roofline_us)] if self.ceilings else []
+            cells += _time_and_share(row) if timed else []
             table.append((*cells, row.note))
         return f"{self._title()}\n{text_table(table)}"
 
@@ -191,5 +192,5 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
 
 
-def _time_and_share(row: ExplainedStep) -> tuple[str, str]:
-    return _number(row.microseconds), "" if row.share is None else f"{row.share:.0%} {row.source}"
+def _time_and_share(row: ExplainedStep) -> list[str]:
+    return [_number(row.microseconds), "" if row.share is None else f"{row.share:.0%} {row.source}"]

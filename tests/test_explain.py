@@ -132,6 +132,9 @@ def test_a_cpus_share_needs_ceilings_and_times() -> None:
     assert other.share is None
     assert other.source == ""
     assert f"{stem.share:.0%} measured" in str(found)
+    untimed = str(model.explain(2, 32, ceilings=Ceilings(0.1, 20)))
+    assert "roofline µs" in untimed
+    assert "of roofline" not in untimed
     assert found.as_dicts()[0]["bound"] == stem.bound
 
 
