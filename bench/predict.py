@@ -1,7 +1,7 @@
 """``python -m fastres.bench.predict``: what the roofline says before anything is measured.
 
 Prints, for a model and a batch on a GPU of given ceilings, the arithmetic, the memory traffic and the least time of
-each part of the network at one kernel a step, and the images a second that this allows.
+each part of the network at one kernel a step, or with convolutions joined, and the images a second that this allows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,17 @@ import torch
 from fastres.architectures import get_architecture
 from fastres.ceilings import Ceilings
 from fastres.folding import outline
-from fastres.plan import StepCost
+from fastres.fusion import join
+from fastres.gpu import block_of, conv_shape
+from fastres.kernels.routing import H100
+from fastres.kernels.tables import Layer
+from fastres.plan import Conv, Joined, Plan, StepCost, step_cost
+from fastres.prediction import conv_seconds
 from fastres.text import text_table
 
+from .block_tuning import candidates as block_candidates
 from .roofline import roofline
+from .tune import candidates
 
 
 def parts(costs: Sequence[StepCost]) -> dict[str, list[StepCost]]:
@@ -29,9 +36,36 @@ def parts(costs: Sequence[StepCost]) -> dict[str, list[StepCost]]:
     return found
 
 
-def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> str:
-    """The table as text."""
+def joined_plan(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> Plan:
+    """The plan with every run joined that a kernel takes on a Hopper GPU and whose bound is lower joined."""
+    shapes = plan.shapes(batch, size, size)
+    costs = {cost.name: cost for cost in plan.costs(batch, size, size, dtype)}
+
+    def saves(run: Joined) -> float:
+        block = block_of(run, shapes[run.input], dtype)
+        if not block_candidates(block, H100):
+            return 0.0
+        apart, together = [costs[part.name] for part in run.parts], [step_cost(run, shapes, dtype)]
+        return roofline(apart, ceilings).seconds - roofline(together, ceilings).seconds
+
+    return join(plan, saves)
+
+
+def tiles_seconds(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> float:
+    """Seconds of the plan's convolutions with the tiles predicted best, split reductions among them."""
+    shapes, seconds = plan.shapes(batch, size, size), 0.0
+    for step in plan:
+        if isinstance(step, Conv):
+            layer = Layer.of(conv_shape(step, shapes[step.input]), dtype, step.residual is not None)
+            seconds += min(conv_seconds(layer, config, H100, ceilings) for config in candidates(layer, H100))
+    return seconds
+
+
+def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings, joined: bool = False) -> str:
+    """The table as text; with ``joined``, of the plan with convolutions joined (:func:`joined_plan`)."""
     plan = outline(get_architecture(model), dtype)
+    if joined:
+        plan = joined_plan(plan, batch, size, dtype, ceilings)
     costs = plan.costs(batch, size, size, dtype)
     rows = [("part", "GFLOP/image", "MB/image", "µs/batch", "bound by memory")]
     for name, members in [*parts(costs).items(), ("total", costs)]:
@@ -47,8 +81,12 @@ def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: 
         )
     rate = batch / roofline(costs, ceilings).seconds
     title = f"{model}, batch {batch}, {size}×{size}, {str(dtype).removeprefix('torch.')}: "
-    title += f"at {ceilings.tflops:g} TFLOP/s and {ceilings.gb_per_s:g} GB/s"
-    return f"{title}\n{text_table(rows, right=range(1, 5))}\nroofline: {rate:,.0f} images/s"
+    title += f"at {ceilings.tflops:g} TFLOP/s and {ceilings.gb_per_s:g} GB/s, {len(plan)} kernels"
+    lines = [title, text_table(rows, right=range(1, 5)), f"roofline: {rate:,.0f} images/s"]
+    if not joined and dtype.itemsize == 2:
+        tiles = tiles_seconds(plan, batch, size, dtype, ceilings)
+        lines.append(f"convolutions at the tiles predicted best on {H100.multiprocessors} SMs: {tiles * 1e6:,.0f} µs")
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,12 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    parser.add_argument("--joined", action="store_true", help="join the convolutions that one kernel can compute")
     parser.add_argument("--tflops", type=float, default=790, help="matmul rate, 10¹² FLOP/s (default: %(default)s)")
     parser.add_argument("--gb-per-s", type=float, default=4300, help="copy rate, read + written (default: %(default)s)")
     options = parser.parse_args(arguments)
     for batch in options.batch:
         limits = Ceilings(options.tflops, options.gb_per_s)
-        print(prediction(options.model, batch, options.size, getattr(torch, options.dtype), limits))
+        print(prediction(options.model, batch, options.size, getattr(torch, options.dtype), limits, options.joined))
         print()
     return 0
 

@@ -249,16 +249,8 @@ class Plan:
 
         Logits and biases count four bytes an element, and so does the input: three channels, as given.
         """
-        size = (dtype or self.stem.weight.dtype).itemsize
         shapes = self.shapes(batch, height, width)
-        costs = []
-        for step in self.steps:
-            moved = sum(math.prod(shapes[value]) for value in step.reads) * size
-            moved += sum(part.weight.numel() * size + part.bias.numel() * 4 for part in step.parts)
-            moved += sum(math.prod(shapes[value]) for value in step.writes) * (4 if isinstance(step, Head) else size)
-            in_shape, out_shape = shapes[step.input], shapes[step.output]
-            costs.append(StepCost(step.name, step.kind, in_shape, out_shape, 2 * step.macs(in_shape), moved))
-        return costs
+        return [step_cost(step, shapes, dtype or self.stem.weight.dtype) for step in self.steps]
 
     def __repr__(self) -> str:
         return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
@@ -288,6 +280,16 @@ class Plan:
         rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
         title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
         return f"{title}\n{text_table(rows, right=(5, 6))}"
+
+
+def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> StepCost:
+    """:meth:`Plan.costs` of one step, given the shapes of the values that it reads and writes."""
+    size = dtype.itemsize
+    moved = sum(math.prod(shapes[value]) for value in step.reads) * size
+    moved += sum(part.weight.numel() * size + part.bias.numel() * 4 for part in step.parts)
+    moved += sum(math.prod(shapes[value]) for value in step.writes) * (4 if isinstance(step, Head) else size)
+    source = shapes[step.input]
+    return StepCost(step.name, step.kind, source, shapes[step.output], 2 * step.macs(source), moved)
 
 
 def last_reads(steps: Sequence[Step]) -> dict[str, int]:
