@@ -81,6 +81,7 @@ def pieces(out: Path) -> list[Piece]:
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
         *_speed_pieces((*python, "fastres.bench.run", "--device", "cuda"), out),
         Piece("report", (*python, "fastres.bench.report", str(out), "--out", str(out / "report")), 200),
+        Piece("host time", (*python, "fastres.bench.host", "--out", str(out / "host.json")), 120),
         Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py",
                           "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
                           f"--benchmark-json={out / 'kernels.json'}"), 400),

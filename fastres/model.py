@@ -58,6 +58,7 @@ class Model(nn.Module):
     folded copy that runs is computed in. Inference only: ``train()`` and inputs that require grad raise.
     """
 
+    _device: torch.device
     _executor_cache: Executor | None
     _handle: int
     _lock: threading.Lock
@@ -90,7 +91,7 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return next(self.parameters()).device
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -258,6 +259,8 @@ class Model(nn.Module):
 
     def _reset(self) -> None:
         """Forget everything derived from the parameters."""
+        # Noted here because every call asks for it, and walking over the parameters takes 7 µs.
+        object.__setattr__(self, "_device", next(self.parameters()).device)
         object.__setattr__(self, "_lock", threading.Lock())
         object.__setattr__(self, "_executor_cache", None)
         plan = outline(self.architecture, self.dtype, tuple(self.transforms.mean), tuple(self.transforms.std))
@@ -346,7 +349,7 @@ class Model(nn.Module):
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_lock", "_executor_cache", "_outline", "_handle")
+        derived = ("_device", "_lock", "_executor_cache", "_outline", "_handle")
         return {key: value for key, value in self.__dict__.items() if key not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
