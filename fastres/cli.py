@@ -1,4 +1,4 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``inspect``, ``export``, ``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``inspect``, ``export``, ``look``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
 An error that fastres raises is one line on standard error and exit status 2.
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help="write ONNX, a server's model repository or a torch.export program")
     export.add_arguments(command)
     command.set_defaults(run=export.run)
+
+    from . import look_command as look
+
+    command = commands.add_parser("look", help="draw what a network sees: filters, feature maps, class-activation maps")
+    look.add_arguments(command)
+    command.set_defaults(run=look.run)
 
     commands.add_parser("bench", help="compare with what else you could use (see 'fastres bench --help')")
 

@@ -9,7 +9,6 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import statistics
 import time
 from collections import Counter
@@ -26,13 +25,13 @@ from .architectures import get_architecture
 from .errors import FastresError, MissingDependencyError
 from .loading import from_module, load
 from .model import Model
+from .pictures import checked_picture, save_picture
 from .version import __version__
 
 Engine = Callable[[Tensor], Tensor]
 
 NAME = "resnet20_digits"
 PICTURE = "fastres_demo.png"
-PICTURE_KINDS = (".png", ".jpg", ".pdf", ".svg")
 CELLS, COLUMNS = 40, 10
 IMAGE_SIZE = 224
 BATCHES = (1, 8)
@@ -96,7 +95,7 @@ def run(output: Path | None = None, quick: bool = False) -> DemoReport:
     ``quick`` times with fewer repetitions. Raises ``MissingDependencyError`` without scikit-learn or matplotlib, and
     ``FastresError`` where the picture cannot be written or logits differ from eager PyTorch's.
     """
-    picture = _checked_output(Path(PICTURE) if output is None else Path(output))
+    picture = checked_picture(PICTURE if output is None else output, PICTURE)
     _check_dependencies()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(NAME).to(device)
@@ -133,17 +132,6 @@ def _check_dependencies() -> None:
         raise MissingDependencyError(
             f"The demo needs {' and '.join(missing)}, not installed here: pip install 'fastres[demo]'"
         )
-
-
-def _checked_output(path: Path) -> Path:
-    """``path``, if a picture can be written there; checked before the work and not after it."""
-    if path.suffix.lower() not in PICTURE_KINDS:
-        raise FastresError(f"The picture cannot be {str(path)!r}; give a name that ends in {', '.join(PICTURE_KINDS)}")
-    if path.is_dir():
-        raise FastresError(f"The picture cannot be {str(path)!r}, which is a folder; give a file, such as {PICTURE}")
-    if not path.parent.is_dir():
-        raise FastresError(f"The picture's folder {str(path.parent)!r} does not exist; create it or give another path")
-    return path
 
 
 def _record() -> dict[str, Any]:
@@ -278,14 +266,7 @@ def draw(reading: Reading, path: Path) -> None:
         wrong = digit != read
         title = f"{read}, is {digit} ({score:.0%})" if wrong else f"{read} ({score:.0%})"
         axis.set_title(title, fontsize=8, color="red" if wrong else "black")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=120)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FastresError(f"The picture {str(path)!r} cannot be written ({error.strerror}); give another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_picture(figure, path, dpi=120)
 
 
 def chosen_cells(count: int, wrong: Sequence[int], cells: int = CELLS) -> list[int]:

@@ -89,6 +89,16 @@ class Transforms:
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (scaled - mean) / std
 
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of what the crop keeps of an image, in the image's own pixels.
+
+        Outside the image where the crop is larger than the resized image and padded.
+        """
+        new = _resized_size(height, width, self.resize)
+        top, left = (_crop_start(length, self.crop, self.crop_rounding) for length in new)
+        rows, columns = height / new[0], width / new[1]
+        return left * columns, top * rows, (left + self.crop) * columns, (top + self.crop) * rows
+
     def pixels(self, image: ImageSource) -> Tensor:
         """Return one image as raw RGB, uint8 ``[3, crop, crop]``, contiguous: what a model normalises by itself.
 

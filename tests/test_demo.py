@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import fastres
-from fastres import demo
+from fastres import demo, pictures
 from fastres.bench import train_digits
 from fastres.bench.digits import load_digits, split
 from fastres.errors import FastresError, MissingDependencyError
@@ -143,7 +143,7 @@ def test_picture_shows_digits_and_marks_wrong_ones_red(reading: demo.Reading, tm
     assert red(pixels(tmp_path / "right.png")) == 0
 
 
-@pytest.mark.parametrize("suffix", demo.PICTURE_KINDS)
+@pytest.mark.parametrize("suffix", pictures.KINDS)
 def test_every_kind_of_picture_is_written(reading: demo.Reading, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"picture{suffix}"
     demo.draw(reading, path)
