@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 3  # panels side by side
 DPI = 130
+FAR = 2.5  # a roofline so many times the fastest engine's speed is named and not drawn
 MANY_STEPS = 70  # from here on steps are too many to be named below their bars
 FASTRES_COLOUR, PEER_COLOUR, ROOFLINE_COLOUR = "#d1495b", "#8fa3b5", "#222222"
 BOUND_COLOURS = {"memory": "#3b7ea1", "compute": "#e0a030"}
@@ -79,9 +81,8 @@ def by_batch(results: Results) -> bytes | None:
         return None
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = _figure(
-        results, "Images a second and share of the roofline, by batch", 5.4 * columns + 0.6, 6.4 * lines + 1
-    )
+    title = "Images a second and share of the roofline"
+    figure = _figure(results, title, 5.4 * columns + 0.6, 6.4 * lines + 1)
     rows_of_axes = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[1.25, 1] * lines)
     handles: dict[str, Any] = {}
     for place in range(lines * columns):
@@ -150,7 +151,9 @@ def _figure(results: Results, title: str, width: float, height: float) -> Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     where = results.environment
-    figure.suptitle(f"{title} on {device_name(where)}\nfastres {where['fastres']}, torch {where['torch']}")
+    versions = f"{device_name(where)}, fastres {where['fastres']}, torch {where['torch']}"
+    size = min(14.0, 1.7 * width)  # of type: a narrow figure has small panels
+    figure.suptitle(f"{title}\n{textwrap.fill(versions, int(120 * width / size))}", fontsize=size)
     return figure
 
 
@@ -162,6 +165,8 @@ def _png(figure: Figure) -> bytes:
 
 def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
     """Horizontal bars, the fastest on top, each with its figure and its ratio to eager."""
+    from matplotlib.ticker import MaxNLocator
+
     rows = sorted(rows, key=lambda row: row.images_per_s or 0.0)
     speeds = [row.images_per_s or 0.0 for row in rows]
     slow, fast = (
@@ -176,7 +181,8 @@ def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
     axis.barh([row.engine for row in rows], speeds, height=0.7, color=colours)
     axis.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#444444", elinewidth=1, capsize=2)
     bound = roofline_speed(rows) or 0.0
-    right = max([bound, *fast])
+    drawn = bound <= FAR * max(fast)  # beyond that it would squeeze the bars
+    right = max([bound if drawn else 0.0, *fast])
     for place, (row, value, high) in enumerate(zip(rows, speeds, fast, strict=True)):
         ratio = "" if row.ratio_to_eager is None else f"  {row.ratio_to_eager:.2f}×"
         axis.text(
@@ -189,12 +195,16 @@ def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             zorder=3,
         )
+    limit = max(right * 1.06, max(fast) * 1.32)
     if bound:
+        words, place = (f"roofline {speed(bound)}", bound) if drawn else (f"roofline {speed(bound)} →", limit)
+        side = "center" if drawn else "right"
+        axis.text(place, len(rows) - 0.42, words, ha=side, va="bottom", fontsize=8.5, clip_on=False)
+    if bound and drawn:
         axis.axvline(bound, color=ROOFLINE_COLOUR, linestyle="--", linewidth=1.2)
-        axis.text(
-            bound, len(rows) - 0.42, f"roofline {speed(bound)}", ha="center", va="bottom", fontsize=8.5, clip_on=False
-        )
-    axis.set_xlim(0, max(right * 1.06, max(fast) * 1.32))
+    axis.set_xlim(0, limit)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(_plain)
     axis.set_ylim(-0.5, len(rows) - 0.45)
     axis.set_title(title, fontsize=10, pad=16)
     axis.set_xlabel("images/s (× eager in the same dtype)", fontsize=9)
@@ -283,7 +293,8 @@ def _draw_steps(axis: Axes, rows: list[LayerRow]) -> None:
     else:
         stages = [row.step.split(".")[0] for row in rows]
         starts = [index for index, stage in enumerate(stages) if index == 0 or stages[index - 1] != stage]
-        axis.set_xticks(starts, [stages[index] for index in starts], fontsize=8, ha="left")
+        apart = [a for a, b in itertools.pairwise([*starts, len(rows) * 2]) if b - a > len(rows) / 25]  # no overlap
+        axis.set_xticks(apart, [stages[index] for index in apart], fontsize=8, ha="left")
     axis.tick_params(axis="y", labelsize=8.5)
     axis.grid(True, axis="y", color="#e8e8e8", linewidth=0.8)
     axis.set_axisbelow(True)

@@ -6,7 +6,9 @@ every call, and returns a function from such batches to logits ``[N, classes]``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable
 
 import torch
@@ -27,7 +29,8 @@ def torch_compile(module: nn.Module, x: Tensor, mode: str = DEFAULT) -> Engine:
     import torch._inductor.config as inductor
 
     compiled: Engine = torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
-    with inductor.patch(freezing=True):
+    # Autotuning reports on every layer, at length, on standard error, in the midst of the progress bar.
+    with inductor.patch(freezing=True), contextlib.redirect_stderr(io.StringIO()):
         compiled(x)
     return compiled
 

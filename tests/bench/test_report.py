@@ -193,6 +193,13 @@ def test_labels_lie_inside_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
         assert box.x1 <= figure.bbox.x1
 
 
+def test_a_far_roofline_is_named_and_leaves_the_bars_their_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    (axis,) = draw(monkeypatch, *(replace(row, roofline_ms=0.5) for row in ROWS[:2])).axes
+    assert "roofline 2,000 →" in [text.get_text() for text in axis.texts]
+    assert 125 < axis.get_xlim()[1] < 250
+    assert not [line for line in axis.lines if line.get_linestyle() == "--"]
+
+
 def test_of_many_batches_three_are_drawn_and_panels_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [timed(engine, batch, 10.0, 10.0) for batch in (1, 2, 4, 8, 16) for engine in ("eager", "fastres")]
     more = [replace(row, model="resnet18") for row in rows]
