@@ -35,8 +35,9 @@ from .results import write_whole
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = os.cpu_count() or 1
 STATE = "state.json"
-BATCHES = (1, 8, 32, 64, 128, 256, 512)
 MODELS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+# torch.compile's max-autotune takes minutes a batch: it is measured at the two batches that are quoted most.
+FEWER = ("--without", "compile_max_autotune")
 LEAST_SECONDS = 20  # no piece is worth starting with less
 
 
@@ -61,48 +62,61 @@ class Outcome:
 
 
 def pieces(out: Path) -> list[Piece]:
-    """All pieces, in order: correctness, then speed."""
+    """All pieces, in order: correctness, then tuning and speed, what matters most first."""
     python = (sys.executable, "-m")
     tests = (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
     parallel = ("-n", str(min(8, WORKERS)))
+    bench = (*python, "fastres.bench.run", "--device", "cuda")
     one_network = "from fastres.bench.gpu import one_small_run; one_small_run()"
     return [
         Piece("environment", (*python, "fastres", "env", "--json"), 60),
         Piece("compile", (*python, "fastres.bench.gpu", "--compile"), 300),
         Piece("kernel tests", (*tests, *parallel, "tests/kernels"), 400),
-        Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py"), 300),
+        Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py", "tests/bench"), 300),
         Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
-        *(
-            Piece(f"tune batch {batch}", (*python, "fastres.bench.tune", "--batch", batch,
-                                          "--out", str(out / "configs")), 590)
-            for batch in ("256", "1", "64", "8")
-        ),
+        _tune("256", out),
+        _tune("1", out),
+        *_speed_pieces(bench, out, ("256", "1"), ()),
+        Piece("host time", (*python, "fastres.bench.host", "--out", str(out / "host.json")), 120),
+        _tune("64", out),
+        _tune("8", out),
         Piece("memory check", ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
                                sys.executable, "-c", one_network), 300, "compute-sanitizer"),
-        *_speed_pieces((*python, "fastres.bench.run", "--device", "cuda"), out),
+        *_speed_pieces(bench, out, ("8,32", "64,128", "512"), FEWER),
+        *_other_pieces(bench, out),
         Piece("report", (*python, "fastres.bench.report", str(out), "--out", str(out / "report")), 200),
-        Piece("host time", (*python, "fastres.bench.host", "--out", str(out / "host.json")), 120),
         Piece("kernels", (*python, "pytest", "-q", "bench/kernels/bench_conv.py", "bench/kernels/bench_stem.py",
                           "bench/kernels/bench_head.py", "-p", "no:cacheprovider",
                           f"--benchmark-json={out / 'kernels.json'}"), 400),
     ]  # fmt: skip
 
 
-def _speed_pieces(bench: tuple[str, ...], out: Path) -> list[Piece]:
-    """ResNet-50 in float16 with every engine, a piece a batch; the rest without max-autotune, which takes minutes."""
-    found: list[tuple[str, str, str, tuple[str, ...]]]
-    found = [("resnet50", "float16", str(batch), ()) for batch in BATCHES]
-    most = ("--without", "compile_max_autotune")
-    small, large = (",".join(map(str, batches)) for batches in (BATCHES[:3], BATCHES[3:]))
-    found += [("resnet50", "bfloat16", batches, most) for batches in (small, large)]
-    found += [(model, "float16", batches, (*most, "--quick")) for model in MODELS[1:] for batches in (small, large)]
-    pieces = []
-    for model, dtype, batches, more in found:
-        name = f"{model} {dtype} batch {batches}"
+def _tune(batch: str, out: Path) -> Piece:
+    command = (sys.executable, "-m", "fastres.bench.tune", "--batch", batch, "--out", str(out / "configs"))
+    return Piece(f"tune batch {batch}", command, 590)
+
+
+def _speed_pieces(
+    bench: Sequence[str], out: Path, batches: Sequence[str], more: Sequence[str], model: str = "resnet50",
+    dtype: str = "float16",
+) -> list[Piece]:  # fmt: skip
+    """A benchmark a piece, each of some batches."""
+    found = []
+    for some in batches:
+        name = f"{model} {dtype} batch {some}"
         folder = out / name.replace(" ", "_").replace(",", "-")
-        given = ("--model", model, "--dtype", dtype, "--batch", batches, *more, "--out", str(folder))
-        pieces.append(Piece(name, (*bench, *given), 590))
-    return pieces
+        given = ("--model", model, "--dtype", dtype, "--batch", some, *more, "--out", str(folder))
+        found.append(Piece(name, (*bench, *given), 590))
+    return found
+
+
+def _other_pieces(bench: Sequence[str], out: Path) -> list[Piece]:
+    """The other models, and ResNet-50 in bfloat16."""
+    batches = ("1,8,32", "64,128,256,512")
+    found = _speed_pieces(bench, out, batches, FEWER, dtype="bfloat16")
+    for model in MODELS[1:]:
+        found += _speed_pieces(bench, out, batches, (*FEWER, "--quick"), model)
+    return found
 
 
 def one_small_run() -> None:
