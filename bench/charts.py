@@ -197,9 +197,10 @@ def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
         )
     limit = max(right * 1.06, max(fast) * 1.32)
     if bound:
-        words, place = (f"roofline {speed(bound)}", bound) if drawn else (f"roofline {speed(bound)} →", limit)
-        side = "center" if drawn else "right"
-        axis.text(place, len(rows) - 0.42, words, ha=side, va="bottom", fontsize=8.5, clip_on=False)
+        words, x, side = ("", bound, "center") if drawn else (" →", limit, "right")
+        axis.text(
+            x, len(rows) - 0.42, f"roofline {speed(bound)}{words}", ha=side, va="bottom", fontsize=8.5, clip_on=False
+        )
     if bound and drawn:
         axis.axvline(bound, color=ROOFLINE_COLOUR, linestyle="--", linewidth=1.2)
     axis.set_xlim(0, limit)
