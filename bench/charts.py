@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .results import OK, LayerRow, Results, Row
 from .standing import FASTRES, Key, compared, groups, roofline_speed
-from .words import device_name, speed
+from .words import device_name, milliseconds, speed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -257,7 +257,7 @@ def _draw_lines(upper: Axes, lower: Axes, key: Key, batches: list[list[Row]]) ->
 
 
 def _plain(value: float, position: Any = None) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _plain_minor(value: float, position: Any = None) -> str:
@@ -288,6 +288,7 @@ def _draw_steps(axis: Axes, rows: list[LayerRow]) -> None:
         loc="left",
     )
     axis.set_ylabel("µs", fontsize=9)
+    axis.yaxis.set_major_formatter(_plain)
     axis.set_xlim(-0.8, len(rows) - 0.2)
     if len(rows) < MANY_STEPS:
         axis.set_xticks(range(len(rows)), [row.step for row in rows], rotation=90, fontsize=7)
@@ -310,7 +311,7 @@ def _edges(count: int, width: float) -> tuple[list[float], list[float]]:
 
 
 def _duration(us: float) -> str:
-    return f"{us / 1e3:,.3g} ms" if us >= 1000 else f"{us:,.0f} µs"
+    return f"{milliseconds(us / 1e3)} ms" if us >= 1000 else f"{us:,.0f} µs"
 
 
 CHARTS: dict[str, Callable[[Results], bytes | None]] = {

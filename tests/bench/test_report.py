@@ -263,7 +263,7 @@ def test_steps_are_drawn_over_their_roofline_at_both_ends(monkeypatch: pytest.Mo
     assert first.get_title(loc="left") == (
         "resnet50, float32, 224×224, batch 1: 420 µs in 2 steps, roofline 115 µs (27% of it)"
     )
-    assert "batch 64: 4 ms in 1 steps" in last.get_title(loc="left")
+    assert "batch 64: 4.000 ms in 1 steps" in last.get_title(loc="left")
     heights = [patch.get_height() for patch in first.patches]  # type: ignore[attr-defined]
     assert heights == [400.0, 20.0, 100.0, 15.0]
     assert [label.get_text() for label in first.get_xticklabels()] == ["stem", "head"]
