@@ -124,6 +124,7 @@ def _with_usual_epsilon(module: nn.ModuleDict) -> nn.ModuleDict:
 
     torchvision's frozen batch norm and its detectors have other ones.
     """
+    layer: Any
     for layer in module.modules():
         if hasattr(layer, "running_var") and isinstance(getattr(layer, "eps", None), float):
             layer.running_var.add_(layer.eps - BATCH_NORM_EPSILON)

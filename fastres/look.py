@@ -105,7 +105,8 @@ def look(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
     weights = model.weights.removeprefix(f"{name} ").rpartition("/")[2]
     size = f"{photograph.image.width}×{photograph.image.height}"
     figure.suptitle(f"{name}  ·  {weights}  ·  {photograph.name}, {size}", fontsize=15, weight="bold")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
+    bands: Any = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
+    top, middle, bottom = bands
     aspect = min(max(photograph.image.width / photograph.image.height, 0.7), 1.9)
     axes = top.subplots(1, 3, width_ratios=[3.6 * aspect, 4.2, 3.9])
     _draw_photograph(axes[0], photograph)
@@ -119,10 +120,10 @@ def look(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
 def _figure(width: float, height: float) -> Figure:
     require_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08, wspace=0.01, hspace=0.01)  # type: ignore[union-attr]
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.01, hspace=0.01)
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
 
 
 def _check_count(name: str, value: int) -> None:
