@@ -52,6 +52,8 @@ def randomise_(module: nn.Module, seed: int = 0) -> None:
         elif isinstance(layer, nn.Conv2d):
             fan = layer.weight[0].numel()
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / fan) ** 0.5)
+            if layer.bias is not None:  # squeeze-and-excitation's
+                layer.bias.copy_(0.5 * torch.randn(layer.bias.shape, generator=generator))
         elif isinstance(layer, nn.Linear):
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
             layer.bias.copy_(0.1 * torch.randn(layer.bias.shape, generator=generator))
@@ -81,7 +83,7 @@ def calibrate_(module: nn.Module, size: int = 64, count: int = 16, seed: int = 0
 
 def calibrated(arch: Architecture, seed: int = 0) -> EagerResNet:
     """A calibrated network of ``arch``, float32, in eval mode; the same for the same seed."""
-    size = 64 if arch.stem == "imagenet" else 32
+    size = 32 if arch.stem == "cifar" else 64
     module = EagerResNet(arch)
     calibrate_(module, size=size, seed=seed)
     return module

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastres.architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_spec
+from fastres.architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
 
 
 def _conv(spec: ConvSpec) -> nn.Conv2d:
@@ -32,6 +32,18 @@ class PadShortcut(nn.Module):
         return nn.functional.pad(x, (0, 0, 0, 0, self.before, self.after))
 
 
+class SqueezeExcite(nn.Module):
+    """``x`` with each channel scaled by a gate that sees the means of all of them; names are timm's."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
 class Block(nn.Module):
     """Two or three convolutions with batch norm and ReLU, and the shortcut around them."""
 
@@ -43,9 +55,14 @@ class Block(nn.Module):
             setattr(self, f"conv{index}", _conv(conv))
             setattr(self, f"bn{index}", nn.BatchNorm2d(conv.out_channels))
         self.relu = nn.ReLU(inplace=True)
+        self.se = SqueezeExcite(spec.out_channels, spec.squeezed) if spec.squeezed else None
         self.downsample: nn.Module | None = None
         if spec.projection is not None:
-            self.downsample = nn.Sequential(_conv(spec.projection), nn.BatchNorm2d(spec.out_channels))
+            layers = [_conv(spec.projection), nn.BatchNorm2d(spec.out_channels)]
+            if spec.projection.conv.endswith(".1"):
+                pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+                layers.insert(0, pool if spec.pools else nn.Identity())
+            self.downsample = nn.Sequential(*layers)
         elif spec.pad:
             self.downsample = PadShortcut(spec.in_channels, spec.out_channels, spec.stride)
 
@@ -55,6 +72,8 @@ class Block(nn.Module):
             y = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(y))
             if index < self.depth:
                 y = self.relu(y)
+        if self.se is not None:
+            y = self.se(y)
         if self.skip:
             y = y + (x if self.downsample is None else self.downsample(x))
         return self.relu(y)
@@ -66,11 +85,12 @@ class EagerResNet(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.architecture = arch
-        stem = stem_spec(arch)
-        self.conv1 = _conv(stem)
-        self.bn1 = nn.BatchNorm2d(stem.out_channels)
+        *others, last = stem_specs(arch)
+        layers = [layer for spec in others for layer in (_conv(spec), nn.BatchNorm2d(spec.out_channels), nn.ReLU())]
+        self.conv1 = nn.Sequential(*layers, _conv(last)) if others else _conv(last)
+        self.bn1 = nn.BatchNorm2d(last.out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if arch.stem == "imagenet" else nn.Identity()
+        self.maxpool = nn.Identity() if arch.stem == "cifar" else nn.MaxPool2d(3, 2, 1)
         self.stages = [f"layer{stage}" for stage in range(1, len(arch.depths) + 1)]
         blocks: dict[str, list[nn.Module]] = {name: [] for name in self.stages}
         for spec in block_specs(arch):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from .plan import INPUT, Conv, Head, Joined, Shape, Step, last_reads
+from .plan import INPUT, Conv, Head, Joined, Shape, SqueezeExcite, Step, last_reads
 
 # Offsets are multiples of this many elements, so that every value starts on a 128-byte line in any dtype.
 ALIGNMENT = 128
@@ -56,7 +56,7 @@ def _overwritable(step: Step) -> str | None:
     """The value that the step may write its output over: the residual, read element by element."""
     if isinstance(step, Joined):
         step = step.last if step.shortcut is None else step
-    return step.residual if isinstance(step, Conv) else None
+    return step.residual if isinstance(step, (Conv, SqueezeExcite)) else None
 
 
 def _aligned(elements: int) -> int:

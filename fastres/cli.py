@@ -112,7 +112,7 @@ def _list(options: argparse.Namespace) -> None:
 
     models = []
     for name, arch in ARCHITECTURES.items():
-        size = 224 if arch.stem == "imagenet" else 32
+        size = 32 if arch.stem == "cifar" else 224
         parameters = sum(
             torch.Size(shape).numel() for key, shape in state_dict_shapes(arch).items() if "running" not in key
         )

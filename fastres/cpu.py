@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .errors import DeviceError, DtypeError
-from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Shape, Stem, Step
+from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 
 # Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
 SHAPES_KEPT = 8
@@ -117,7 +117,10 @@ class CpuExecutor:
         self._classifier = (head.weight, head.bias.to(dtype))
         # oneDNN's ReLU turns NaN into 0, so that broken weights or pixels would go unnoticed. Whatever is not finite in
         # either makes a guard NaN, which is added to all outputs of the image; otherwise the guard is 0.
-        self._weights_guard = 0 * sum(float(step.weight.sum(dtype=torch.float32) + step.bias.sum()) for step in plan)
+        parameters = [pair for step in plan for pair in step.parameters]
+        self._weights_guard = 0 * sum(
+            float(weight.sum(dtype=torch.float32) + bias.sum()) for weight, bias in parameters
+        )
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
         """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
@@ -149,8 +152,14 @@ class CpuExecutor:
         if isinstance(step, Head):
             self._head(values, step, LOGITS in outputs)
             return
-        conv = packed[step.name]
         y = values[step.input]
+        if isinstance(step, Pool):
+            values[step.output] = _pool(y, step.mode)
+            return
+        if isinstance(step, SqueezeExcite):
+            values[step.output] = _squeeze_excite(y, values[step.residual], step)
+            return
+        conv = packed[step.name]
         if isinstance(step, Conv) and step.residual is not None:
             residual = values[step.residual]
             if step.residual in outputs or self._last_reads[step.residual] > index:
@@ -159,7 +168,7 @@ class CpuExecutor:
         else:
             y = conv(y)
             pooled = isinstance(step, Stem) and step.pool
-            values[step.output] = functional.max_pool2d(y, 3, 2, 1) if pooled else y
+            values[step.output] = _pool(y, "max") if pooled else y
 
     def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
         """``value`` ``[N, …]`` with NaN in images whose pixels are not all finite, or everywhere for broken weights."""
@@ -215,6 +224,18 @@ class CpuExecutor:
         return conv
 
 
+def _pool(x: Tensor, mode: str) -> Tensor:
+    if mode == "max":
+        return functional.max_pool2d(x, 3, 2, 1)
+    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
+    squeezed = functional.linear(x.mean((2, 3)), step.weight, step.bias.to(x.dtype)).relu_()
+    gate = functional.linear(squeezed, step.expand_weight, step.expand_bias.to(x.dtype)).sigmoid_()
+    return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
+
+
 def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     n, h, w, c = shape
     weight = step.weight.permute(0, 3, 1, 2)
@@ -237,6 +258,10 @@ def describe(step: Step) -> str:
         return "mean, linear" if step.weight.shape[0] else "mean"
     if isinstance(step, Stem):
         return "oneDNN conv+bias+relu" + (", max_pool2d" if step.pool else "")
+    if isinstance(step, Pool):
+        return "max_pool2d" if step.mode == "max" else "avg_pool2d"
+    if isinstance(step, SqueezeExcite):
+        return "mean, linear+relu, linear+sigmoid, addcmul, relu"
     assert isinstance(step, Conv)
     parts = ["conv+bias"] + ["+add"] * (step.residual is not None) + ["+relu"] * step.relu
     return "oneDNN " + "".join(parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .architectures import ARCHITECTURES, Architecture, conv_specs, state_dict_shapes
+from .architectures import ARCHITECTURES, Architecture, conv_specs, gate_shapes, state_dict_shapes
 from .errors import StateDictMismatchError
 
 HEAD = ("fc.weight", "fc.bias")
@@ -68,14 +68,20 @@ def fit_state(
 def random_state(arch: Architecture) -> dict[str, Tensor]:
     """Random weights as torchvision initialises them: the same values after the same ``torch.manual_seed``.
 
-    Convolutions are normal with variance ``2 / (K·R·S)`` (He et al., ICCV 2015, fan out), batch norms the identity, the
-    head ``nn.Linear``'s default. Draws from torch's global generator.
+    Convolutions are normal with variance ``2 / (K·R·S)`` (He et al., ICCV 2015, fan out), batch norms the identity,
+    squeeze-and-excitation's biases zero, the head ``nn.Linear``'s default. Draws from torch's global generator.
     """
     state: dict[str, Tensor] = {}
     for spec in conv_specs(arch):
         # torchvision fills each convolution with PyTorch's default as it builds it: the draws count, not the values.
         state[f"{spec.conv}.weight"] = torch.empty(spec.weight_shape, dtype=torch.float32, device="cpu").uniform_()
     state.update(_fresh_head(arch))
+    for name, shape in gate_shapes(arch):
+        state[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
+        if name.endswith("weight"):
+            nn.init.kaiming_normal_(state[name], mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.zeros_(state[name])
     for spec in conv_specs(arch):
         nn.init.kaiming_normal_(state[f"{spec.conv}.weight"], mode="fan_out", nonlinearity="relu")
         for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):

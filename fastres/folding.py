@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_spec
-from .plan import INPUT, LOGITS, Conv, Head, Plan, Stem, Step
+from .architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
+from .plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -47,88 +49,116 @@ def build_plan(
     Biases stay float32, and the weights stay on the device where the state dict is.
     """
 
-    def fold(spec: ConvSpec) -> tuple[Tensor, Tensor]:
+    device = next(iter(state.values())).device
+
+    def conv(spec: ConvSpec) -> WeightAndBias:
         weight, bias = fold_batch_norm(state[f"{spec.conv}.weight"], state, spec.norm)
         return weight.permute(0, 2, 3, 1).to(dtype).contiguous(), bias.to(torch.float32)
 
-    def pad(in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
+    def linear(name: str, outputs: int, inputs: int) -> WeightAndBias:
+        if not outputs:
+            return torch.empty(0, inputs, dtype=dtype, device=device), torch.empty(0, device=device)
+        weight = state[f"{name}.weight"].reshape(outputs, inputs)  # a 1×1 convolution's is [K, C, 1, 1]
+        return weight.to(dtype).contiguous(), state[f"{name}.bias"].to(torch.float32)
+
+    def pad(in_channels: int, out_channels: int) -> WeightAndBias:
         weight = pad_shortcut_weight(in_channels, out_channels).to(device, dtype)
         return weight, torch.zeros(out_channels, device=device)
 
-    device = next(iter(state.values())).device
-    if arch.num_classes:
-        fc = (state["fc.weight"].to(dtype).contiguous(), state["fc.bias"].to(torch.float32))
-    else:
-        fc = (torch.empty(0, arch.features, dtype=dtype, device=device), torch.empty(0, device=device))
-    return _assemble(arch, fold, pad, fc, mean, std)
+    return _assemble(arch, _Layers(conv, linear, pad), mean, std)
 
 
 @functools.lru_cache(maxsize=64)
 def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Plan:
     """The plan of ``arch`` without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
 
-    def empty(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def empty(*shape: int) -> WeightAndBias:
         return torch.empty(shape, dtype=dtype, device="meta"), torch.empty(shape[0], device="meta")
 
-    def fold(spec: ConvSpec) -> tuple[Tensor, Tensor]:
+    def conv(spec: ConvSpec) -> WeightAndBias:
         k, c, r, s = spec.weight_shape
-        return empty((k, r, s, c))
+        return empty(k, r, s, c)
 
-    def pad(in_channels: int, out_channels: int) -> tuple[Tensor, Tensor]:
-        return empty((out_channels, 1, 1, in_channels))
+    def linear(name: str, outputs: int, inputs: int) -> WeightAndBias:
+        return empty(outputs, inputs)
 
-    return _assemble(arch, fold, pad, empty((arch.num_classes, arch.features)), mean, std)
+    def pad(in_channels: int, out_channels: int) -> WeightAndBias:
+        return empty(out_channels, 1, 1, in_channels)
+
+    return _assemble(arch, _Layers(conv, linear, pad), mean, std)
 
 
-def _assemble(
-    arch: Architecture,
-    fold: Callable[[ConvSpec], WeightAndBias],
-    pad: Callable[[int, int], WeightAndBias],
-    fc: WeightAndBias,
-    mean: Triple,
-    std: Triple,
-) -> Plan:
-    """The steps of ``arch``; ``fold`` gives a convolution's weight and bias, ``pad`` those of an option-A shortcut."""
-    spec = stem_spec(arch)
-    imagenet = arch.stem == "imagenet"
-    stem = Stem("stem", INPUT, "stem", *fold(spec), spec.stride, spec.padding, imagenet, mean, std)
-    steps: list[Step] = [stem]
+@dataclass(frozen=True)
+class _Layers:
+    """Where weights and biases come from: a convolution's with its batch norm, a linear layer's, option A's."""
+
+    conv: Callable[[ConvSpec], WeightAndBias]
+    linear: Callable[[str, int, int], WeightAndBias]  # name, outputs, inputs
+    pad: Callable[[int, int], WeightAndBias]  # channels in and out
+
+
+def _assemble(arch: Architecture, layers: _Layers, mean: Triple, std: Triple) -> Plan:
+    """The steps of ``arch``."""
+    steps: list[Step] = list(_stem_steps(arch, layers, mean, std))
     features = {"stem": "stem"}
     value = "stem"
     for block in block_specs(arch):
-        steps += _block_steps(arch, block, value, fold, pad)
+        steps += _block_steps(arch, block, value, layers)
         value = features[f"layer{block.stage}"] = block.name
-    steps.append(Head("head", value, LOGITS, *fc))
+    steps.append(Head("head", value, LOGITS, *layers.linear("fc", arch.num_classes, arch.features)))
     return Plan(arch, tuple(steps), features)
 
 
-def _block_steps(
-    arch: Architecture,
-    block: BlockSpec,
-    value: str,
-    fold: Callable[[ConvSpec], WeightAndBias],
-    pad: Callable[[int, int], WeightAndBias],
-) -> Iterator[Step]:
+def _stem_steps(arch: Architecture, layers: _Layers, mean: Triple, std: Triple) -> Iterator[Step]:
+    """One step, or a deep stem's three convolutions and its pool; the last one writes ``"stem"``."""
+    first, *others = stem_specs(arch)
+    value = first.conv if others else "stem"
+    pool = arch.stem == "imagenet"
+    yield Stem("stem", INPUT, value, *layers.conv(first), first.stride, first.padding, pool, mean, std)
+    for spec in others:
+        yield Conv(spec.conv, value, spec.conv, *layers.conv(spec), spec.stride, spec.padding)
+        value = spec.conv
+    if others:
+        yield _pool("maxpool", value, "stem", "max", layers)
+
+
+def _pool(name: str, source: str, output: str, mode: Literal["max", "average"], layers: _Layers) -> Pool:
+    return Pool(name, source, output, *layers.linear(name, 0, 0), mode)
+
+
+def _block_steps(arch: Architecture, block: BlockSpec, value: str, layers: _Layers) -> Iterator[Step]:
     """The steps of one block that reads ``value``; its result is called by the block's name."""
 
     def conv(spec: ConvSpec, source: str, output: str, relu: bool = True, residual: str | None = None) -> Conv:
         name = spec.conv.removesuffix(".0")
-        return Conv(name, source, output, *fold(spec), spec.stride, spec.padding, spec.groups, relu, residual)
+        return Conv(name, source, output, *layers.conv(spec), spec.stride, spec.padding, spec.groups, relu, residual)
 
+    shortcut = f"{block.name}.downsample"
+    projected = value
+    if block.pools:  # first of all, so that the convolutions that can be joined are neighbours
+        projected = f"{shortcut}.0"
+        yield _pool(projected, value, projected, "average", layers)
     inner = value
     for spec in block.convs[:-1]:
         yield conv(spec, inner, spec.conv)
         inner = spec.conv
     residual = value if arch.skip else None
-    shortcut = f"{block.name}.downsample"
     if block.projection is not None:
-        yield conv(block.projection, value, shortcut, relu=False)
+        yield conv(block.projection, projected, shortcut, relu=False)
         residual = shortcut
     elif block.pad:
-        weight, bias = pad(block.in_channels, block.out_channels)
+        weight, bias = layers.pad(block.in_channels, block.out_channels)
         yield Conv(shortcut, value, shortcut, weight, bias, stride=block.stride, relu=False)
         residual = shortcut
-    yield conv(block.convs[-1], inner, block.name, residual=residual)
+    last = block.convs[-1]
+    if not block.squeezed:
+        yield conv(last, inner, block.name, residual=residual)
+        return
+    assert residual is not None
+    yield conv(last, inner, last.conv, relu=False)
+    squeeze = layers.linear(f"{block.name}.se.fc1", block.squeezed, block.out_channels)
+    excite = layers.linear(f"{block.name}.se.fc2", block.out_channels, block.squeezed)
+    yield SqueezeExcite(f"{block.name}.se", last.conv, block.name, *squeeze, *excite, residual)
 
 
 def pad_shortcut_weight(in_channels: int, out_channels: int) -> Tensor:

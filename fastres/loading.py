@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import categories, timm_config, transformers_config
-from .architectures import ARCHITECTURES, Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
+from .architectures import ARCHITECTURES, Architecture, conv_specs, get_architecture, state_dict_shapes
 from .errors import ArchitectureError, DeviceError, FastresError, WeightsError
 from .folders import names_a_folder, read_saved
 from .folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
@@ -97,7 +97,7 @@ def _transforms(loaded: LoadedWeights) -> Transforms:
 
 def default_transforms(arch: Architecture) -> Transforms:
     """What weights without a record of their own are taken to have been trained with: ImageNet's usual."""
-    resize, crop = (IMAGENET_RESIZE, IMAGENET_CROP) if arch.stem == "imagenet" else (CIFAR_SIZE, CIFAR_SIZE)
+    resize, crop = (CIFAR_SIZE, CIFAR_SIZE) if arch.stem == "cifar" else (IMAGENET_RESIZE, IMAGENET_CROP)
     return Transforms(resize=resize, crop=crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
@@ -169,10 +169,7 @@ def infer_architecture(module: nn.Module) -> Architecture:
     if shapes != expected:
         odd = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
         raise _refusal(module, f"its parameters are not a ResNet's, for example {', '.join(key for key, _ in odd)}")
-    specs = [stem_spec(arch)]
-    for block in block_specs(arch):
-        specs += [*block.convs, *([block.projection] if block.projection else [])]
-    for spec in specs:
+    for spec in conv_specs(arch):
         conv, norm = module.get_submodule(spec.conv), module.get_submodule(spec.norm)
         wanted: dict[str, Any] = {"stride": (spec.stride,) * 2, "padding": (spec.padding,) * 2, "dilation": (1, 1)}
         wanted["groups"] = spec.groups
@@ -199,9 +196,13 @@ def _read_structure(module: nn.Module) -> Architecture:
     widths = tuple(k // 4 for k in outputs) if bottleneck else outputs
     groups = sub("layer1.0.conv2").groups if bottleneck else 1
     width_per_group = sub("layer1.0.conv2").out_channels * 64 // (widths[0] * groups) if bottleneck else 64
-    stem = "imagenet" if sub("conv1").kernel_size == (7, 7) else "cifar"
+    deep = isinstance(sub("conv1"), nn.Sequential)
+    stem_convs = [layer for layer in sub("conv1").modules() if isinstance(layer, nn.Conv2d)]
+    stem = "deep" if deep else "imagenet" if stem_convs[0].kernel_size == (7, 7) else "cifar"
     own = getattr(module, "architecture", None)
     shortcut = own.shortcut if isinstance(own, Architecture) else "projection"
+    if any(name.endswith("downsample.2.weight") for name in module.state_dict()):
+        shortcut = "average_pool"
     found = Architecture(
         "custom",
         "bottleneck" if bottleneck else "basic",
@@ -212,9 +213,10 @@ def _read_structure(module: nn.Module) -> Architecture:
         stem,  # type: ignore[arg-type]
         shortcut,
         _class_count(module),
-        stem_widths=(sub("conv1").out_channels,),
+        stem_widths=tuple(conv.out_channels for conv in stem_convs),
         stride_in_1x1=bottleneck and any(sub(f"layer{s}.0.conv1").stride != (1, 1) for s in range(1, stages + 1)),
         first_stage_stride=max(sub("layer1.0.conv1").stride[0], sub("layer1.0.conv2").stride[0]),
+        squeeze_excitation=getattr(sub("layer1.0"), "se", None) is not None,
     )
     for row in ARCHITECTURES.values():
         if row.with_classes(found.num_classes) == Architecture(**{**vars(found), "name": row.name}):

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ class Step:
     def parts(self) -> tuple[Step, ...]:
         """The steps that this one stands for: itself, or those it joins."""
         return (self,)
+
+    @property
+    def parameters(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Weight and bias of each layer in the step."""
+        return tuple((part.weight, part.bias) for part in self.parts)
+
+    def with_parameters(self, parameters: Sequence[tuple[Tensor, Tensor]]) -> Step:
+        """The step with other weights and biases, those of ``parameters`` in :attr:`parameters`' order."""
+        ((weight, bias),) = parameters
+        return replace(self, weight=weight, bias=bias)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of ``output``, NHWC, for an input of ``shape``."""
@@ -123,6 +133,65 @@ class Conv(Step):
     def macs(self, shape: Shape) -> int:
         n, p, q, _ = self.output_shape(shape)
         return n * p * q * self.weight.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Pool(Step):
+    """A window pool that halves height and width, rounded up: the 3×3/2 maximum, or the 2×2/2 average.
+
+    Windows count the pixels inside the image only (``AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)``).
+    There are no weights: ``weight`` and ``bias`` are empty.
+    """
+
+    kind: ClassVar[str] = "pool"
+    mode: Literal["max", "average"]
+
+    @property
+    def parameters(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return ()
+
+    def with_parameters(self, parameters: Sequence[tuple[Tensor, Tensor]]) -> Step:
+        return self
+
+    def output_shape(self, shape: Shape) -> Shape:
+        n, h, w, c = shape
+        return (n, (h + 1) // 2, (w + 1) // 2, c)
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class SqueezeExcite(Step):
+    """Squeeze-and-excitation, then ``residual`` and ReLU: ``y = relu(x · s + residual)``, with a gate for each channel,
+
+        s = sigmoid(expand_weight · relu(weight · mean(x) + bias) + expand_bias).
+
+    ``weight`` is ``[S, C]``, ``expand_weight`` ``[C, S]``. Hu, Shen & Sun, CVPR 2018.
+    """
+
+    kind: ClassVar[str] = "squeeze-excite"
+    expand_weight: Tensor
+    expand_bias: Tensor
+    residual: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.input, self.residual)
+
+    @property
+    def parameters(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return ((self.weight, self.bias), (self.expand_weight, self.expand_bias))
+
+    def with_parameters(self, parameters: Sequence[tuple[Tensor, Tensor]]) -> Step:
+        (weight, bias), (expand_weight, expand_bias) = parameters
+        return replace(self, weight=weight, bias=bias, expand_weight=expand_weight, expand_bias=expand_bias)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return shape[0] * (self.weight.numel() + self.expand_weight.numel())
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +325,7 @@ class Plan:
         return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
 
     def __str__(self) -> str:
-        size = max(224 if self.architecture.stem == "imagenet" else 32, self.architecture.minimum_size)
+        size = max(32 if self.architecture.stem == "cifar" else 224, self.architecture.minimum_size)
         return self.table(height=size, width=size)
 
     def table(self, batch: int = 1, height: int = 224, width: int = 224) -> str:
@@ -286,7 +355,7 @@ def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> St
     """:meth:`Plan.costs` of one step, given the shapes of the values that it reads and writes."""
     size = dtype.itemsize
     moved = sum(math.prod(shapes[value]) for value in step.reads) * size
-    moved += sum(part.weight.numel() * size + part.bias.numel() * 4 for part in step.parts)
+    moved += sum(weight.numel() * size + bias.numel() * 4 for weight, bias in step.parameters)
     moved += sum(math.prod(shapes[value]) for value in step.writes) * (4 if isinstance(step, Head) else size)
     source = shapes[step.input]
     return StepCost(step.name, step.kind, source, shapes[step.output], 2 * step.macs(source), moved)
@@ -306,6 +375,10 @@ def describe(step: Step) -> str:
         return "average pool, linear" if step.weight.shape[0] else "average pool"
     if isinstance(step, Joined):
         return " → ".join(describe(part) for part in step.parts)
+    if isinstance(step, Pool):
+        return "max-pool 3×3/2" if step.mode == "max" else "average pool 2×2/2"
+    if isinstance(step, SqueezeExcite):
+        return f"squeeze to {step.weight.shape[0]}, excite + residual relu"
     assert isinstance(step, (Stem, Conv))
     r, s = step.weight.shape[1:3]
     words = [f"{r}×{s}/{step.stride}"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from . import download
-from .architectures import Architecture, block_specs, get_architecture, state_dict_shapes, stem_spec
+from .architectures import Architecture, block_specs, get_architecture, state_dict_shapes, stem_specs
 from .checkpoints import SUFFIXES, is_path_like, read_checkpoint
 from .errors import (
     ConfigError,
@@ -314,10 +314,11 @@ def _parameters(arch: Architecture) -> int:
 
 def _macs(arch: Architecture, size: int) -> int:
     """Multiply-accumulates of the convolutions and the head for one ``size`` × ``size`` image."""
-    stem = stem_spec(arch)
-    size = conv_size(size, stem.kernel, stem.stride, stem.padding)
-    total = math.prod(stem.weight_shape) * size**2 + arch.features * arch.num_classes
-    size = conv_size(size, 3, 2, 1) if arch.stem == "imagenet" else size
+    total = arch.features * arch.num_classes
+    for stem in stem_specs(arch):
+        size = conv_size(size, stem.kernel, stem.stride, stem.padding)
+        total += math.prod(stem.weight_shape) * size**2
+    size = size if arch.stem == "cifar" else conv_size(size, 3, 2, 1)
     for block in block_specs(arch):
         for conv in block.convs:
             size = conv_size(size, conv.kernel, conv.stride, conv.padding)

@@ -47,7 +47,8 @@ def saved(module: nn.Module, folder: Path, **changes: Any) -> Path:
 
 
 def test_the_promised_rows_are_there() -> None:
-    assert {"resnet26", "resnet200", "resnext101_32x4d", "resnext101_32x16d", "resnext101_32x32d"} <= set(SHARED)
+    names = "resnet26 resnet200 resnext101_32x4d resnext101_32x16d resnext101_32x32d resnet50d resnet101d seresnet50"
+    assert set(names.split()) <= set(SHARED)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -63,7 +64,7 @@ def test_rows_are_timms(name: str) -> None:
         assert norm.eps == 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet26"])
+@pytest.mark.parametrize("name", ["resnet26", "resnet50d", "seresnet50"])
 def test_logits_of_saved_folders(name: str, tmp_path: Path) -> None:
     module = live(name, num_classes=10)
     model = fastres.load(str(saved(module, tmp_path)))
@@ -96,7 +97,28 @@ def test_a_folder_without_a_classifier(resnet18: nn.Module, tmp_path: Path) -> N
 def test_live_modules(resnet18: nn.Module) -> None:
     model = fastres.from_module(resnet18)
     check_logits(resnet18, model, sizes=((64, 64),))
+    assert model.categories is None
     assert model.transforms.interpolation == resnet18.pretrained_cfg["interpolation"] == "bicubic"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stem_type": "deep_tiered", "stem_width": 32, "avg_down": True},
+        {"stem_type": "deep", "stem_width": 16},
+        {"avg_down": True, "block_args": {"attn_layer": "se"}},
+    ],
+    ids=["deep tiered stem, average pool", "deep stem", "average pool, squeeze and excitation"],
+)
+def test_live_modules_of_no_row(options: dict[str, Any]) -> None:
+    module = live("resnet18", **options)
+    check_logits(module, fastres.from_module(module), sizes=((65, 99),))
+
+
+@pytest.mark.parametrize("attention", ["eca", "ese"])
+def test_other_attention_is_refused(attention: str) -> None:
+    with pytest.raises(ArchitectureError, match="its parameters are not a ResNet's"):
+        fastres.from_module(timm.create_model("resnet18", block_args={"attn_layer": attention}))
 
 
 @pytest.fixture(scope="module")
