@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastres.folding import build_plan
-from fastres.plan import INPUT, LOGITS, Conv, Head, Plan, Stem, Step
+from fastres.plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
 from .eager import EagerResNet
 
@@ -50,7 +50,14 @@ def jax_engine(module: EagerResNet, x: Array) -> Callable[[Array], Array]:
     plan = build_plan(module.state_dict(), module.architecture, dtype=getattr(torch, x.dtype.name))
     device = next(iter(x.devices()))
     parameters = [
-        tuple(jax.device_put(jax.dlpack.from_dlpack(tensor), device) for tensor in _arrays(step)) for step in plan
+        [
+            (
+                jax.device_put(jax.dlpack.from_dlpack(weight), device),
+                jax.device_put(jax.dlpack.from_dlpack(bias), device),
+            )
+            for weight, bias in _tensors(step)
+        ]
+        for step in plan
     ]
     ieee = x.dtype.name == "float32" and torch.get_float32_matmul_precision() == "highest"
     precision = jax.lax.Precision.HIGHEST if ieee else jax.lax.Precision.DEFAULT
@@ -63,20 +70,27 @@ def jax_engine(module: EagerResNet, x: Array) -> Callable[[Array], Array]:
     return run
 
 
-def _arrays(step: Step) -> tuple[Tensor, Tensor]:
-    """Weight ``[R, S, C / groups, K]``, or ``[C, classes]`` of the head, and bias."""
-    weight = step.weight.T if isinstance(step, Head) else step.weight.permute(1, 2, 3, 0)
-    return weight.contiguous(), step.bias
+def _tensors(step: Step) -> list[tuple[Tensor, Tensor]]:
+    """Weight ``[R, S, C / groups, K]``, or ``[C, K]`` of a linear layer, and bias of each layer in the step."""
+    return [((w.permute(1, 2, 3, 0) if w.ndim == 4 else w.T).contiguous(), bias) for w, bias in step.parameters]
 
 
 def _forward(plan: Plan, parameters: list[Any], x: Array, precision: Any) -> Array:
-    """What is traced: every step of ``plan`` on ``x`` ``[N, H, W, 3]``, with (weight, bias) of each step."""
+    """What is traced: every step of ``plan`` on ``x`` ``[N, H, W, 3]``, with (weight, bias) of each layer."""
     from jax import lax
     from jax import numpy as jnp
 
     values: dict[str, Array] = {INPUT: x}
-    for step, (weight, bias) in zip(plan, parameters, strict=True):
+    for step, layers in zip(plan, parameters, strict=True):
         y = values[step.input]
+        if isinstance(step, Pool):
+            values[step.output] = _max_pool(y) if step.mode == "max" else _average_pool(y)
+            continue
+        if isinstance(step, SqueezeExcite):
+            gated = _squeeze_excite(y, layers, precision)
+            values[step.output] = jnp.maximum(gated + values[step.residual], 0)
+            continue
+        ((weight, bias),) = layers
         if isinstance(step, Head):
             pooled = jnp.mean(y, (1, 2), dtype=jnp.float32).astype(y.dtype)
             product = jnp.dot(pooled, weight, precision=precision, preferred_element_type=jnp.float32)
@@ -107,6 +121,31 @@ def _max_pool(y: Array) -> Array:
 
     window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(y, -math.inf, lax.max, window, strides, padding)
+
+
+def _average_pool(y: Array) -> Array:
+    """2×2 with stride 2 over the pixels inside the image, NHWC."""
+    from jax import lax
+    from jax import numpy as jnp
+
+    _, h, w, _ = y.shape
+    window, padding = (1, 2, 2, 1), ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
+    total, count = (
+        lax.reduce_window(values, 0.0, lax.add, window, window, padding)
+        for values in (y.astype(jnp.float32), jnp.ones((1, h, w, 1), jnp.float32))
+    )
+    return (total / count).astype(y.dtype)
+
+
+def _squeeze_excite(y: Array, layers: list[Any], precision: Any) -> Array:
+    import jax
+    from jax import numpy as jnp
+
+    (squeeze, squeeze_bias), (expand, expand_bias) = layers
+    mean = jnp.mean(y, (1, 2), dtype=jnp.float32).astype(y.dtype)
+    squeezed = jnp.maximum(jnp.dot(mean, squeeze, precision=precision) + squeeze_bias.astype(y.dtype), 0)
+    gate = jax.nn.sigmoid(jnp.dot(squeezed, expand, precision=precision) + expand_bias.astype(y.dtype))
+    return y * gate[:, None, None, :]
 
 
 def jax_absent(device: torch.device, dtype: torch.dtype) -> str | None:

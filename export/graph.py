@@ -18,7 +18,7 @@ import torch
 
 from fastres.errors import InputError, near_matches
 from fastres.images import Transforms
-from fastres.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Stem, Step
+from fastres.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem
 from fastres.version import __version__
 
 from .builder import ELEMENT_TYPES, Dimension, GraphBuilder
@@ -104,6 +104,7 @@ class _Writer:
         self.builder = builder
         self.plan = plan
         self.signature = signature
+        self.axes = ""
         # A value that is an output takes the output's name.
         self.names = {plan.features[name]: name for name in signature.outputs if name in plan.features}
 
@@ -113,6 +114,10 @@ class _Writer:
         for step in self.plan.steps_for(values):
             if isinstance(step, Head):
                 self._head(step)
+            elif isinstance(step, Pool):
+                self._pool(step)
+            elif isinstance(step, SqueezeExcite):
+                self._squeeze_excite(step)
             else:
                 assert isinstance(step, (Stem, Conv))
                 self._conv(step)
@@ -137,10 +142,10 @@ class _Writer:
     def _value(self, value: str) -> str:
         return self.names.get(value, value)
 
-    def _weights(self, step: Step, weight: torch.Tensor) -> list[str]:
+    def _weights(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> list[str]:
         constant = self.builder.constant
-        bias = step.bias.to(self.signature.dtype)  # ONNX wants one dtype throughout an operator
-        return [constant(f"{step.name}.weight", weight), constant(f"{step.name}.bias", bias)]
+        bias = bias.to(self.signature.dtype)  # ONNX wants one dtype throughout an operator
+        return [constant(f"{name}.weight", weight), constant(f"{name}.bias", bias)]
 
     def _conv(self, step: Stem | Conv) -> None:
         node = self.builder.node
@@ -154,7 +159,7 @@ class _Writer:
         written = {part: output if part == parts[-1] else f"{step.name}.{part}" for part in parts}
         value = node(
             "Conv",
-            [self._value(step.input), *self._weights(step, step.weight.permute(0, 3, 1, 2))],
+            [self._value(step.input), *self._weights(step.name, step.weight.permute(0, 3, 1, 2), step.bias)],
             written["conv"],
             kernel_shape=[r, s],
             strides=[step.stride] * 2,
@@ -166,7 +171,35 @@ class _Writer:
         if relu:
             value = node("Relu", [value], written["relu"])
         if pool:
-            node("MaxPool", [value], written["pool"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+            self._max_pool(value, written["pool"])
+
+    def _max_pool(self, value: str, output: str) -> None:
+        self.builder.node("MaxPool", [value], output, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+
+    def _pool(self, step: Pool) -> None:
+        value, output = self._value(step.input), self._value(step.output)
+        if step.mode == "max":
+            self._max_pool(value, output)
+            return
+        # A row and a column of padding, not counted, are what runtimes agree on; on ceil_mode they do not.
+        sizes = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}
+        self.builder.node("AveragePool", [value], output, count_include_pad=0, **sizes)
+
+    def _squeeze_excite(self, step: SqueezeExcite) -> None:
+        def node(op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+            return self.builder.node(op, inputs, f"{step.name}.{name}", **attributes)
+
+        value = self._value(step.input)
+        axes, attributes = self._axes([2, 3])
+        (squeeze, squeeze_bias), (expand, expand_bias) = step.parameters
+        weights = self._weights(f"{step.name}.fc1", squeeze[:, :, None, None], squeeze_bias)
+        mean = node("ReduceMean", [value, *axes], "mean", keepdims=1, **attributes)
+        squeezed = node("Relu", [node("Conv", [mean, *weights], "fc1", kernel_shape=[1, 1])], "squeezed")
+        weights = self._weights(f"{step.name}.fc2", expand[:, :, None, None], expand_bias)
+        gate = node("Sigmoid", [node("Conv", [squeezed, *weights], "fc2", kernel_shape=[1, 1])], "gate")
+        scaled = node("Mul", [value, gate], "scaled")
+        added = node("Add", [scaled, self._value(step.residual)], "add")
+        self.builder.node("Relu", [added], self._value(step.output))
 
     def _head(self, step: Head) -> None:
         node, outputs = self.builder.node, self.signature.outputs
@@ -177,7 +210,8 @@ class _Writer:
         )
         if all(plan_value(self.plan, output) != LOGITS for output in outputs):
             return
-        self._returned("Gemm", [pooled, *self._weights(step, step.weight)], "head.linear", LOGITS, True, transB=1)
+        weights = self._weights(step.name, step.weight, step.bias)
+        self._returned("Gemm", [pooled, *weights], "head.linear", LOGITS, True, transB=1)
         if SOFTMAX in outputs or TOP_K in outputs:
             scores = node("Softmax", [LOGITS], SOFTMAX, axis=1)
             if TOP_K in outputs:
@@ -187,7 +221,9 @@ class _Writer:
     def _axes(self, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
         """A mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
         if self.signature.opset >= 18:
-            return [self.builder.constant("head.axes", torch.tensor(axes))], {}
+            if not self.axes:
+                self.axes = self.builder.constant("axes", torch.tensor(axes))
+            return [self.axes], {}
         return [], {"axes": axes}
 
     def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:
@@ -219,7 +255,8 @@ class _Writer:
         if size is not None:
             _, h, w, c = self.plan.shapes(1, *size)[value]
             return (c, h, w)
-        channels = next(step.weight.shape[0] for step in self.plan if step.output == value)
+        least = self.plan.architecture.minimum_size
+        channels = self.plan.shapes(1, least, least)[value][3]
         return (channels, f"{output}_height", f"{output}_width")
 
 

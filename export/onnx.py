@@ -135,7 +135,7 @@ def fold(model: Model, dtype: torch.dtype) -> Plan:
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     plan = build_plan(state, model.architecture, dtype=dtype, mean=transforms.mean, std=transforms.std)
     for step in plan:
-        if not (step.weight.isfinite().all() and step.bias.to(dtype).isfinite().all()):
+        if not all(w.isfinite().all() and b.to(dtype).isfinite().all() for w, b in step.parameters):
             name = str(dtype).removeprefix("torch.")
             raise ExportError(
                 f"{step.name} has weights that are not finite numbers in {name} once batch norm is folded in. "

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fastres.cpu import CpuExecutor
 from fastres.model import Model
-from fastres.plan import INPUT, Conv, Head, Plan, Stem, Step
+from fastres.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
 from .errors import VerificationError
 from .files import checked_target, replacing
@@ -47,20 +47,31 @@ class FoldedNetwork(nn.Module):
         super().__init__()
         self.steps = plan.steps
         for index, step in enumerate(plan.steps):
-            weight = step.weight if isinstance(step, Head) else step.weight.permute(0, 3, 1, 2).contiguous()
-            self.register_buffer(f"weight_{index}", weight)
-            self.register_buffer(f"bias_{index}", step.bias.to(weight.dtype))
+            for part, (weight, bias) in enumerate(step.parameters):
+                kcrs = weight.permute(0, 3, 1, 2).contiguous() if weight.ndim == 4 else weight
+                self.register_buffer(f"weight_{index}_{part}", kcrs)
+                self.register_buffer(f"bias_{index}_{part}", bias.to(weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         values = {INPUT: x}
         for index, step in enumerate(self.steps):
-            weight, bias = self.get_buffer(f"weight_{index}"), self.get_buffer(f"bias_{index}")
-            values[step.output] = _run(step, values, weight, bias)
+            parameters = [
+                (self.get_buffer(f"weight_{index}_{part}"), self.get_buffer(f"bias_{index}_{part}"))
+                for part in range(len(step.parameters))
+            ]
+            values[step.output] = _run(step, values, parameters)
         return values[self.steps[-1].output].to(torch.float32)
 
 
-def _run(step: Step, values: dict[str, Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def _run(step: Step, values: dict[str, Tensor], parameters: list[tuple[Tensor, Tensor]]) -> Tensor:
     x = values[step.input]
+    if isinstance(step, Pool):
+        return _max_pool(x) if step.mode == "max" else functional.avg_pool2d(x, 2, 2, 0, True, False)
+    if isinstance(step, SqueezeExcite):
+        squeezed = functional.linear(x.mean((2, 3)), *parameters[0]).relu()
+        gate = functional.linear(squeezed, *parameters[1]).sigmoid()
+        return functional.relu(x * gate[:, :, None, None] + values[step.residual])
+    ((weight, bias),) = parameters
     if isinstance(step, Head):
         return functional.linear(x.mean((2, 3)), weight, bias)
     assert isinstance(step, (Stem, Conv))
@@ -70,7 +81,11 @@ def _run(step: Step, values: dict[str, Tensor], weight: Tensor, bias: Tensor) ->
         y = y + values[step.residual]
     if isinstance(step, Stem) or step.relu:
         y = functional.relu(y)
-    return functional.max_pool2d(y, 3, 2, 1) if isinstance(step, Stem) and step.pool else y
+    return _max_pool(y) if isinstance(step, Stem) and step.pool else y
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, 3, 2, 1)
 
 
 def export_torch(

@@ -122,7 +122,9 @@ def tolerance(signature: Signature) -> float:
 
 def widened(plan: Plan) -> Plan:
     """The plan with its weights in float32."""
-    steps = (replace(step, weight=step.weight.to(torch.float32)) for step in plan.steps)
+    steps = (
+        step.with_parameters([(weight.to(torch.float32), bias) for weight, bias in step.parameters]) for step in plan
+    )
     return replace(plan, steps=tuple(steps))
 
 

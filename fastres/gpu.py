@@ -21,9 +21,9 @@ from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
 from .fusion import Candidates, cover, joinable
-from .kernels import conv, dispatch, fused, grouping, head, launch, routing, stem
+from .kernels import conv, dispatch, fused, grouping, head, launch, pool, routing, squeeze_excite, stem
 from .kernels.tables import Block, Network, TunedBlock
-from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Shape, Stem, Step
+from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
@@ -113,6 +113,11 @@ class GpuExecutor:
                 padding=step.padding,
                 pool=step.pool,
             )
+        elif isinstance(step, Pool):
+            pool.window_pool_into(y, x, mode=step.mode)
+        elif isinstance(step, SqueezeExcite):
+            (w1, b1), (w2, b2) = step.parameters
+            squeeze_excite.squeeze_excite_into(y, x, values[step.residual], w1, b1, w2, b2)
         elif isinstance(step, Joined):
             run_joined(step, values, schedule.configs[step.name])
         else:
@@ -331,6 +336,10 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         linear = routing.ConvShape(n, 1, 1, c, step.weight.shape[0], 1, 1, 1, 0)
         routed = routing.route_conv(linear, dtype, gpu, launch.float32_precision())
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note
+    if isinstance(step, (Pool, SqueezeExcite)):
+        config = routing.route_window_pool(shape[3])
+        kernels = "window_pool" if isinstance(step, Pool) else "average_pool, conv, conv, gate"
+        return kernels, str(config), ""
     if isinstance(step, Joined):
         found = dispatch.route_block(block_of(step, shape, dtype), dtype, gpu)
         assert found, step.name

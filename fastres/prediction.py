@@ -6,6 +6,8 @@ knows nothing of latency, of pipelining or of what a launch costs: it is what a 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .ceilings import Ceilings
@@ -14,7 +16,7 @@ from .kernels import conv_tma, dispatch, routing
 from .kernels.launch import cdiv, float32_precision
 from .kernels.routing import ConvConfig, ConvShape, Gpu
 from .kernels.tables import Layer
-from .plan import Conv, Head, Joined, Shape, Stem, Step, StepCost
+from .plan import Conv, Head, Joined, Pool, Shape, SqueezeExcite, Stem, Step, StepCost
 
 # Bytes a second between L2 and the multiprocessors, in multiples of the copy rate of device memory.
 L2_TO_MEMORY = 1.5
@@ -52,6 +54,9 @@ def step_estimate(
         return _conv_estimate(step, shape, dtype, gpu, limits)
     if isinstance(step, Joined):
         return _joined_estimate(step, cost, dtype, gpu, limits)
+    if isinstance(step, (Pool, SqueezeExcite)):
+        again = math.prod(shape) * dtype.itemsize if isinstance(step, SqueezeExcite) else 0  # read for the mean first
+        return (cost.bytes + again) / (limits.gb_per_s * 1e9), "predicted"
     if isinstance(step, Stem):
         return _stem_seconds(step, cost, dtype, gpu, limits), "predicted"
     if isinstance(step, Head):

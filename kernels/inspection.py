@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,20 @@ from fastres.text import text_table
 
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
-from .routing import KNOWN_GPUS, ConvConfig, ConvShape, Gpu, PoolConfig, StemConfig, route_conv, route_pool, route_stem
+from .pool import window_pool_constants, window_pool_kernel
+from .routing import (
+    KNOWN_GPUS,
+    ConvConfig,
+    ConvShape,
+    Gpu,
+    PoolConfig,
+    StemConfig,
+    route_conv,
+    route_pool,
+    route_stem,
+    route_window_pool,
+)
+from .squeeze_excite import gate_constants, gate_kernel
 from .stem import pack_stem_weight, stem_constants, stem_kernel
 
 if TYPE_CHECKING:
@@ -73,7 +86,13 @@ class Report:
 # Instructions that multiply: Hopper's warp-group products, the older warp-wide ones, and plain float32.
 PRODUCTS = ("HGMMA", "QGMMA", "HMMA", "IMMA", "FFMA")
 
-_KERNELS = {"conv": conv_kernel, "stem": stem_kernel, "average_pool": average_pool_kernel}
+_KERNELS = {
+    "conv": conv_kernel,
+    "stem": stem_kernel,
+    "average_pool": average_pool_kernel,
+    "window_pool": window_pool_kernel,
+    "gate": gate_kernel,
+}
 
 
 def compile_conv(
@@ -129,6 +148,32 @@ def compile_pool(channels: int, dtype: torch.dtype, config: PoolConfig) -> Compi
     return _compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, 3, False)
 
 
+def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: PoolConfig) -> Compilation:
+    """The compilation that a launch of a window pool needs."""
+    types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
+    types |= dict.fromkeys(("H", "W", "P", "Q", "pixel_blocks"), "i32")
+    constants = window_pool_constants(channels, mode, config)
+    return _compilation(f"{mode} pool {channels}", "window_pool", types, constants, config.num_warps, 3, False)
+
+
+def compile_squeeze_excite(
+    squeezed: int, shape: tuple[int, ...], dtype: torch.dtype, route: Callable[[ConvShape], ConvConfig]
+) -> list[Compilation]:
+    """The compilations that squeeze-and-excitation to ``squeezed`` channels of ``shape`` (NHWC) needs."""
+    n, h, w, c = shape
+    gate = route_window_pool(c)
+    types = dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr"), f"*{TYPE_NAMES[dtype]}")
+    types |= {"gate_ptr": "*fp32", "HW": "i32", "pixel_blocks": "i32"}
+    squeeze, expand = (ConvShape(n, 1, 1, *sizes, 1, 1, 1, 0) for sizes in ((c, squeezed), (squeezed, c)))
+    label, out = f"squeeze {c}→{squeezed}", torch.float32
+    return [
+        compile_pool(c, dtype, route_pool(c, h * w)),
+        compile_conv(squeeze, dtype, route(squeeze), residual=False, relu=True, label=label),
+        compile_conv(expand, dtype, route(expand), residual=False, relu=False, out=out, label=f"expand {squeezed}→{c}"),
+        _compilation(f"gate {c}", "gate", types, gate_constants(c, gate), gate.num_warps, 3, False),
+    ]
+
+
 def _compilation(
     label: str,
     kernel: str,
@@ -147,7 +192,7 @@ def plan_compilations(
 ) -> list[Compilation]:
     """Every distinct compilation that running ``plan`` on ``gpu`` would need for this input, in plan order."""
     from fastres.gpu import conv_shape
-    from fastres.plan import Conv, Head, Stem
+    from fastres.plan import Conv, Head, Pool, SqueezeExcite, Stem
 
     shapes = plan.shapes(batch, height, width)
     found: dict[tuple[Any, ...], Compilation] = {}
@@ -167,6 +212,10 @@ def plan_compilations(
             label = f"{sizes.R}×{sizes.S}/{sizes.stride} {sizes.C}→{sizes.K}"
             label += f" g{sizes.groups}" * (sizes.groups > 1) + " +res" * bool(step.residual)
             made = [compile_conv(sizes, dtype, routed, residual=step.residual is not None, relu=step.relu, label=label)]
+        elif isinstance(step, Pool):
+            made = [compile_window_pool(shape[3], step.mode, dtype, route_window_pool(shape[3]))]
+        elif isinstance(step, SqueezeExcite):
+            made = compile_squeeze_excite(step.weight.shape[0], shape, dtype, lambda s: route_conv(s, dtype, gpu))
         elif isinstance(step, Head):
             classes, channels = step.weight.shape
             made = [compile_pool(channels, dtype, route_pool(channels, shape[1] * shape[2]))]

@@ -58,6 +58,29 @@ def average_pool(x: Tensor) -> Tensor:
     return x.mean((1, 2))
 
 
+def window_pool(x: Tensor, mode: str) -> Tensor:
+    """[N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C]: 3×3/2 maxima, or 2×2/2 averages, of the pixels inside the image."""
+    if mode == "max":
+        y = functional.max_pool2d(nchw(x), 3, 2, 1)
+    else:
+        y = functional.avg_pool2d(nchw(x), 2, 2, ceil_mode=True, count_include_pad=False)
+    return y.permute(0, 2, 3, 1)
+
+
+def squeeze_excite(
+    x: Tensor,
+    residual: Tensor,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+) -> Tensor:
+    """``x`` and ``residual`` [N, H, W, C], weights [S, C] and [C, S]; result [N, H, W, C]."""
+    squeezed = linear(x.mean((1, 2)), squeeze_weight, squeeze_bias).relu()
+    gate = linear(squeezed, expand_weight, expand_bias).sigmoid()
+    return (x * gate[:, None, None, :] + residual).relu()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[N, C] times [K, C] plus [K]."""
     return functional.linear(x, weight, bias.to(x.dtype))

@@ -184,6 +184,12 @@ def route_stem(channels: int, columns: int, dtype: torch.dtype, gpu: Gpu, pool: 
     return StemConfig("stem_pool" if pool else "stem", block_q, 8 if pool else 1, 8 if block_q == 128 else 4, 2)
 
 
+def route_window_pool(channels: int) -> PoolConfig:
+    """The configuration of window pools and gates, which read and write each element once: wide rows, 16 bytes each."""
+    block_c = min(128, next_power_of_2(channels))
+    return PoolConfig("window_pool", block_c, 2048 // block_c, 4)
+
+
 def route_pool(channels: int, pixels: int) -> PoolConfig:
     """The average pool's configuration."""
     block_c = min(128, next_power_of_2(channels))

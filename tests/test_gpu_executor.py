@@ -33,8 +33,31 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9,
 hopper = pytest.mark.skipif(not (INTERPRETED or HOPPER), reason="the kernels for joined steps are written for sm_90")
 
 
+# Small networks with what ResNet-D and SE-ResNet add; no row of the table is small enough for the interpreter.
+SMALL = {
+    "deep stem, average pool": Architecture(
+        "small", "bottleneck", (1, 2), (16, 24), stem="deep", stem_widths=(8, 8, 16), shortcut="average_pool"
+    ),
+    "squeeze and excitation": Architecture("small", "bottleneck", (1, 2), (16, 24), squeeze_excitation=True),
+    "both, basic blocks": Architecture(
+        "small",
+        "basic",
+        (1, 1, 1),
+        (16, 24, 40),
+        stem="deep",
+        stem_widths=(24, 16, 32),
+        shortcut="average_pool",
+        squeeze_excitation=True,
+    ),
+}
+
+
+def architecture(name: str) -> Architecture:
+    return SMALL[name] if name in SMALL else get_architecture(name)
+
+
 def executor(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Module, GpuExecutor]:
-    arch = get_architecture(name)
+    arch = architecture(name)
     module = calibrated(arch).to(DEVICE)
     return module, GpuExecutor(build_plan(module.state_dict(), arch, dtype=dtype))
 
@@ -45,7 +68,7 @@ def check(name: str, batch: int, h: int, w: int, dtype: torch.dtype = torch.floa
     module, run = executor(name, dtype)
     x = smooth_images(batch, h, w, seed=7).to(DEVICE)
     eager = module.to(dtype)(x.to(dtype))
-    truth = calibrated(get_architecture(name)).double()(x.double().cpu())
+    truth = calibrated(architecture(name)).double()(x.double().cpu())
     assert batch == 1 or spread(truth) > 0.2
     (logits,) = run.run(x.to(dtype))
     assert logits.dtype == torch.float32
@@ -67,6 +90,17 @@ def test_resnet50_of_odd_size() -> None:
 @pytest.mark.parametrize("name", ["resnet20", "plain20"])
 def test_cifar_networks(name: str) -> None:
     check(name, 3, 32, 35)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("h", "w"), [(64, 64), (45, 83)])
+def test_resnet_d_and_squeeze_and_excitation(name: str, h: int, w: int) -> None:
+    check(name, 3, h, w)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_resnet_d_and_squeeze_and_excitation_in_float16(name: str) -> None:
+    check(name, 2, 39, 53, torch.float16)
 
 
 def test_float16() -> None:

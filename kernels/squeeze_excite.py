@@ -1,0 +1,130 @@
+"""Squeeze-and-excitation with the residual add and ReLU that follow it (Hu, Shen & Sun, CVPR 2018).
+
+    s[n] = sigmoid(expand_weight · relu(squeeze_weight · mean(x[n]) + squeeze_bias) + expand_bias)
+    y[n, h, w, c] = relu(x[n, h, w, c] · s[n, c] + residual[n, h, w, c])
+
+Four launches: the average pool, two linear layers over one pixel an image (:mod:`.head`), and the gate below, which is
+all the traffic there is. ``x``, ``residual`` and ``y`` are NHWC; the gate's argument and its products are float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .conv import conv2d_into
+from .head import average_pool_into, linear_into
+from .launch import (
+    ACTIVATION_DTYPES,
+    cdiv,
+    check_dtype,
+    check_shape,
+    check_tensors,
+    device_guard,
+    kernel_op,
+    launchable,
+)
+from .routing import PoolConfig, route_window_pool
+
+
+@triton.jit(do_not_specialize=["HW", "pixel_blocks"])
+def gate_kernel(
+    x_ptr,
+    gate_ptr,
+    residual_ptr,
+    y_ptr,
+    HW,
+    pixel_blocks,
+    C: tl.constexpr,
+    BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0)
+    pixel_block = (pid // C_BLOCKS) % pixel_blocks
+    image = (pid // (C_BLOCKS * pixel_blocks)).to(tl.int64)
+    offs_c = (pid % C_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_hw = pixel_block * BLOCK_HW + tl.arange(0, BLOCK_HW)
+    mask_c = offs_c < C
+    mask = (offs_hw < HW)[:, None] & mask_c[None, :]
+    offs = image * HW * C + offs_hw[:, None] * C + offs_c[None, :]  # [BLOCK_HW, BLOCK_C]
+    scale = tl.sigmoid(tl.load(gate_ptr + image * C + offs_c, mask=mask_c, other=0.0))
+    x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    y = tl.maximum(x * scale[None, :] + residual, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def gate_constants(channels: int, config: PoolConfig) -> dict[str, int]:
+    """The gate kernel's compile-time arguments, for a launch as for an ahead-of-time compilation."""
+    return {"C": channels, "BLOCK_HW": config.block_hw, "BLOCK_C": config.block_c}
+
+
+def squeeze_excite_into(
+    y: Tensor,
+    x: Tensor,
+    residual: Tensor,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    *,
+    config: PoolConfig | None = None,
+    traceable: bool = False,
+) -> None:
+    """Write the gated ``x`` plus ``residual``, after ReLU, into ``y``; all three [N, H, W, C] and contiguous.
+
+    ``squeeze_weight`` [S, C] and ``expand_weight`` [C, S] have ``x``'s dtype, the biases are float32 [S] and [C]. ``y``
+    may be ``residual`` itself or ``x``. ``config`` overrides the gate's routing.
+    """
+    n, h, w, c = x.shape
+    squeezed = squeeze_weight.shape[0]
+    pooled, hidden = x.new_empty(n, 1, 1, c), x.new_empty(n, 1, 1, squeezed)
+    gate = torch.empty(n, c, dtype=torch.float32, device=x.device)
+    average_pool_into(pooled.view(n, c), x, traceable=traceable)
+    weight = squeeze_weight.view(squeezed, 1, 1, c)
+    conv2d_into(hidden, pooled, weight, squeeze_bias, relu=True, traceable=traceable)
+    linear_into(gate, hidden.view(n, squeezed), expand_weight, expand_bias, traceable=traceable)
+    if config is None:
+        config = route_window_pool(c)
+    pixel_blocks = cdiv(h * w, config.block_hw)
+    with device_guard(x.device):
+        launchable(gate_kernel, traceable)[(n * pixel_blocks * cdiv(c, config.block_c),)](
+            x, gate, residual, y, h * w, pixel_blocks, **gate_constants(c, config), num_warps=config.num_warps
+        )
+
+
+@kernel_op("squeeze_excite", mutates_args=())
+def squeeze_excite(
+    x: Tensor,
+    residual: Tensor,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+) -> Tensor:
+    """The step as ``torch.ops.fastres.squeeze_excite``; tensors as in :func:`squeeze_excite_into`.
+
+    Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
+    """
+    op = "fastres::squeeze_excite"
+    weights = {"squeeze_weight": squeeze_weight, "expand_weight": expand_weight}
+    biases = {"squeeze_bias": squeeze_bias, "expand_bias": expand_bias}
+    check_tensors(op, x.device, x=x, residual=residual, **weights, **biases)
+    check_dtype(op, "x", x, *ACTIVATION_DTYPES)
+    for name, tensor in {"residual": residual, **weights}.items():
+        check_dtype(op, name, tensor, x.dtype)
+    for name, tensor in biases.items():
+        check_dtype(op, name, tensor, torch.float32)
+    c, s = x.shape[3], squeeze_weight.shape[0]
+    check_shape(op, "residual", residual, tuple(x.shape))
+    check_shape(op, "squeeze_weight", squeeze_weight, (s, c))
+    check_shape(op, "squeeze_bias", squeeze_bias, (s,))
+    check_shape(op, "expand_weight", expand_weight, (c, s))
+    check_shape(op, "expand_bias", expand_bias, (c,))
+    y = torch.empty_like(x)
+    if y.numel():
+        squeeze_excite_into(y, x, residual, squeeze_weight, squeeze_bias, expand_weight, expand_bias, traceable=True)
+    return y
