@@ -66,7 +66,7 @@ class FoldedNetwork(nn.Module):
 def _run(step: Step, values: dict[str, Tensor], parameters: list[tuple[Tensor, Tensor]]) -> Tensor:
     x = values[step.input]
     if isinstance(step, Pool):
-        return _max_pool(x) if step.mode == "max" else functional.avg_pool2d(x, 2, 2, 0, True, False)
+        return _max_pool(x) if step.mode == "max" else _average_pool(x)
     if isinstance(step, SqueezeExcite):
         squeezed = functional.linear(x.mean((2, 3)), *parameters[0]).relu()
         gate = functional.linear(squeezed, *parameters[1]).sigmoid()
@@ -82,6 +82,13 @@ def _run(step: Step, values: dict[str, Tensor], parameters: list[tuple[Tensor, T
     if isinstance(step, Stem) or step.relu:
         y = functional.relu(y)
     return _max_pool(y) if isinstance(step, Stem) and step.pool else y
+
+
+def _average_pool(x: Tensor) -> Tensor:
+    """2×2 averages of the pixels inside the image; ``ceil_mode`` would make torch.export tell odd sizes from even."""
+    ones = torch.ones_like(x[:1, :1])
+    total, share = (functional.avg_pool2d(functional.pad(values, (0, 1, 0, 1)), 2) for values in (x, ones))
+    return total / share
 
 
 def _max_pool(x: Tensor) -> Tensor:

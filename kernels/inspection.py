@@ -153,7 +153,8 @@ def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: Po
     types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("H", "W", "P", "Q", "pixel_blocks"), "i32")
     constants = window_pool_constants(channels, mode, config)
-    return _compilation(f"{mode} pool {channels}", "window_pool", types, constants, config.num_warps, 3, False)
+    label = f"{mode} pool {'3×3' if mode == 'max' else '2×2'} {channels}"
+    return _compilation(label, "window_pool", types, constants, config.num_warps, 3, False)
 
 
 def compile_squeeze_excite(

@@ -85,7 +85,10 @@ def test_bytes_of_a_step() -> None:
     assert cost.flops == 2 * pixels * 64 * 256
 
 
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+# The widest ResNeXts have gigabytes of weights, and steps like the others'.
+@pytest.mark.parametrize(
+    "name", [name for name, row in ARCHITECTURES.items() if row.groups * row.width_per_group <= 256]
+)
 def test_outline_is_the_plan_without_data(name: str) -> None:
     arch = get_architecture(name)
     state = {key: torch.ones(shape) for key, shape in state_dict_shapes(arch).items()}
@@ -93,7 +96,7 @@ def test_outline_is_the_plan_without_data(name: str) -> None:
     assert plan.features == sketch.features
     for step, empty in zip(plan, sketch, strict=True):
         assert (step.name, step.reads, step.output) == (empty.name, empty.reads, empty.output)
-        assert step.weight.shape == empty.weight.shape
+        assert [(w.shape, b.shape) for w, b in step.parameters] == [(w.shape, b.shape) for w, b in empty.parameters]
         assert empty.weight.is_meta
     assert [cost.bytes for cost in plan.costs(1, 64, 64)] == [cost.bytes for cost in sketch.costs(1, 64, 64)]
 

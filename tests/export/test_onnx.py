@@ -21,11 +21,11 @@ from fastres.export import verification
 from fastres.export.errors import ExportError, ExportFileError, VerificationError
 
 from ..measures import NETWORK_FACTOR, relative_error
-from .networks import digits_model, network, run, session
+from .networks import digits_model, every_step_model, network, run, session
 
 onnx = pytest.importorskip("onnx")
 
-SMALL = ["resnet18", "resnet50", "resnext50_32x4d", "plain18", "resnet20_digits"]
+SMALL = ["resnet18", "resnet50", "resnext50_32x4d", "plain18", "resnet18d", "resnet20_digits"]
 BIG = [
     "resnet34",
     "resnet101",
@@ -34,6 +34,7 @@ BIG = [
     "resnext101_64x4d",
     "wide_resnet50_2",
     "wide_resnet101_2",
+    "seresnet50",
 ]
 
 
@@ -49,6 +50,20 @@ def test_onnxruntime_is_as_near_to_float64_as_eager(name: str, tmp_path: Path) -
         results = [opened.run(["logits"], {"input": x.numpy().astype(dtype)})[0] for x in known.images.split([1, 2, 5])]
         assert [(len(logits), logits.dtype) for logits in results] == [(n, np.float32) for n in (1, 2, 5)]
         assert relative_error(torch.from_numpy(np.concatenate(results)), known.truth) <= limit, dtype
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_every_kind_of_step_at_odd_sizes(opset: int, tmp_path: Path) -> None:
+    model = every_step_model()
+    path = tmp_path / "model.onnx"
+    outputs = ("logits", "stem", "layer1", "layer2")
+    fx.export(model, path, opset=opset, image_size="dynamic", outputs=outputs, progress=False)
+    for height, width in ((64, 64), (45, 71), (47, 66)):
+        x = torch.randn(2, 3, height, width)
+        logits, *features = run(path, x)
+        assert relative_error(torch.from_numpy(logits), model(x)) < 1e-5
+        for found, expected in zip(features, model.features(x).values(), strict=True):
+            assert relative_error(torch.from_numpy(found), expected) < 1e-5
 
 
 def test_graph_of_resnet50(tmp_path: Path) -> None:

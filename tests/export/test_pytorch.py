@@ -20,7 +20,7 @@ from fastres.export.errors import ExportFileError, VerificationError
 from fastres.export.pytorch import export_torch
 
 from ..measures import relative_error
-from .networks import digits_model, network
+from .networks import digits_model, every_step_model, network
 
 ALONE = """
 import sys
@@ -56,6 +56,15 @@ def test_imagenet_stem_and_metadata(tmp_path: Path) -> None:
     assert relative_error(program(known.images), known.truth) <= 2 * known.eager_error["float32"]
     metadata = json.loads(extra["metadata.json"])
     assert (metadata["model"], metadata["dtype"], metadata["crop"]) == ("plain18", "float32", "224")
+
+
+def test_every_kind_of_step(tmp_path: Path) -> None:
+    model = every_step_model()
+    export_torch(model, tmp_path / "m.pt2", image_size="dynamic", progress=False)
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    for size in ((64, 64), (45, 71)):
+        x = torch.randn(2, 3, *size)
+        assert relative_error(program(x), model(x)) < 1e-5
 
 
 def test_float16_and_fixed_shapes(tmp_path: Path) -> None:

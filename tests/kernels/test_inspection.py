@@ -55,6 +55,20 @@ def test_other_families_use_the_tensor_cores(model: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_window_pools_and_squeeze_and_excitation_fit(arch: str) -> None:
+    made = [
+        item
+        for model in ("resnet50d", "seresnet50")
+        for item in plan_compilations(outline(ARCHITECTURES[model], torch.float16), KNOWN_GPUS[arch], batch=64)
+        if item.kernel in ("window_pool", "gate") or item.label.startswith(("squeeze", "expand"))
+    ]
+    assert len(made) == 4 + 4 * 3  # a maximum, averages in three stages, three kernels in each of four stages
+    reports = inspect_all(dict.fromkeys(made), arch, workers=2, progress=False)
+    assert not [report for report in reports if not report.fits or report.spills], table(reports)
+
+
+@pytest.mark.slow
 def test_float32_does_not_spill() -> None:
     plan = outline(ARCHITECTURES["resnet18"], torch.float32)
     items = plan_compilations(plan, H100, batch=8, dtype=torch.float32)
