@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 OTHER_SUFFIXES = (".th", ".ckpt", ".bin", ".tar")  # of PyTorch files too, in other code bases
 
 # Training scripts (torchvision's, timm's) save their command line beside the weights: attributes, nothing that runs.
-PLAIN_CLASSES = [argparse.Namespace]
+PLAIN_CLASSES: list[Any] = [argparse.Namespace]
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 2020 and before
 _REMEDY = (

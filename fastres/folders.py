@@ -65,10 +65,10 @@ def read_saved(name: str | os.PathLike[str]) -> SavedModel:
     if timm_config.is_timm(config):
         arch, transforms, categories = timm_config.parse(config, source)
         return SavedModel(source, folder, weights, "timm", arch, transforms, categories)
-    arch, categories = transformers_config.parse(config, source)
+    arch, labels = transformers_config.parse(config, source)
     processor = folder / transformers_config.PROCESSOR
-    transforms = transformers_config.transforms(read_json(processor, source), source) if processor.exists() else None
-    return SavedModel(source, folder, weights, "transformers", arch, transforms, categories)
+    found = transformers_config.transforms(read_json(processor, source), source) if processor.exists() else None
+    return SavedModel(source, folder, weights, "transformers", arch, found, labels)
 
 
 def architecture_beside(weights: Path) -> Architecture | None:

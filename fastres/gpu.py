@@ -337,9 +337,8 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         routed = routing.route_conv(linear, dtype, gpu, launch.float32_precision())
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note
     if isinstance(step, (Pool, SqueezeExcite)):
-        config = routing.route_window_pool(shape[3])
         kernels = "window_pool" if isinstance(step, Pool) else "average_pool, conv, conv, gate"
-        return kernels, str(config), ""
+        return kernels, str(routing.route_window_pool(shape[3])), ""
     if isinstance(step, Joined):
         found = dispatch.route_block(block_of(step, shape, dtype), dtype, gpu)
         assert found, step.name

@@ -106,8 +106,8 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     return Transforms(
         resize=math.floor(size[1] / crop_pct),
         crop=size[1],
-        mean=tuple(field(config, "mean", list, source, list(IMAGENET_MEAN))),  # type: ignore[arg-type]
-        std=tuple(field(config, "std", list, source, list(IMAGENET_STD))),  # type: ignore[arg-type]
+        mean=tuple(field(config, "mean", list, source, list(IMAGENET_MEAN))),
+        std=tuple(field(config, "std", list, source, list(IMAGENET_STD))),
         interpolation=field(config, "interpolation", str, source, "bicubic"),  # type: ignore[arg-type]
     )
 

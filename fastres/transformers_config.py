@@ -112,8 +112,8 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     return Transforms(
         resize,
         crop,
-        mean=tuple(field(config, "image_mean", list, source, mean)) if normalise else (0.0, 0.0, 0.0),  # type: ignore[arg-type]
-        std=tuple(field(config, "image_std", list, source, std)) if normalise else (1.0, 1.0, 1.0),  # type: ignore[arg-type]
+        mean=tuple(field(config, "image_mean", list, source, mean)) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(field(config, "image_std", list, source, std)) if normalise else (1.0, 1.0, 1.0),
         interpolation=_PILLOW_FILTERS[resample],  # type: ignore[arg-type]
         crop_rounding="down",
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastres.architectures import get_architecture
+from fastres.architectures import Architecture, get_architecture
 from fastres.bench import peers
 from fastres.bench.calibration import calibrated
 from fastres.bench.checking import error_limit, make_checks, relative_error
@@ -75,6 +75,21 @@ def test_two_ways_to_compile_are_right_side_by_side() -> None:
 def test_jax_is_right_in_half_precision(dtype: torch.dtype) -> None:
     pytest.importorskip("jax")
     assert_right(BY_NAME["jax"], network(), dtype=dtype)
+
+
+def test_jax_runs_every_kind_of_step() -> None:
+    pytest.importorskip("jax")
+    arch = Architecture(
+        "small",
+        "bottleneck",
+        (1, 2),
+        (16, 24),
+        stem="deep",
+        stem_widths=(8, 8, 16),
+        shortcut="average_pool",
+        squeeze_excitation=True,
+    )
+    assert_right(BY_NAME["jax"], calibrated(arch), size=75)
 
 
 def test_jax_pools_like_torch_and_takes_its_own_arrays() -> None:
