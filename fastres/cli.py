@@ -1,4 +1,4 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``inspect``, ``export``, ``look``, ``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``inspect``, ``export``, ``look``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
 An error that fastres raises is one line on standard error and exit status 2.
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastresError as error:
         print(f"fastres: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("fastres: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"fastres: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         sys.stderr.close()
@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     _json_option(command)
     command.set_defaults(run=_predict)
+
+    from fastres.classification import command as classification
+
+    command = commands.add_parser("classify", help="classify a folder, tar shards or Parquet of images into a table")
+    classification.add_arguments(command)
+    command.set_defaults(run=classification.run)
 
     command = commands.add_parser("inspect", help="what a checkpoint is, and whether fastres runs it")
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a cached hub id")

@@ -126,7 +126,7 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         raise ImageError(f"{label} has no pixels; give an image of at least 1 × 1.")
     try:
         image.load()
-        turn = _ORIENTATIONS.get(_orientation(image))
+        turn = orientation(image)
         image = _converted(image, label)
         return image if turn is None else image.transpose(turn)
     except ImageError:
@@ -135,12 +135,13 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
         raise _undecodable(label, error) from error
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """What turns ``image`` upright as its EXIF states, or ``None`` where it stands upright."""
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return _ORIENTATIONS.get(int(image.getexif().get(_EXIF_ORIENTATION, 1)))
     except Exception:
         # Damaged metadata beside sound pixels is common. It states no orientation, so the pixels stand as they are.
-        return 1
+        return None
 
 
 def _converted(image: Image.Image, label: str) -> Image.Image:

@@ -74,6 +74,22 @@ class ImageError(FastresError, ValueError):
     """An image that cannot be read or interpreted."""
 
 
+class SourceError(FastresError, ValueError):
+    """Images to classify that are not there, or in something that is not read."""
+
+
+class OutputError(FastresError, OSError):
+    """An output that exists already, is in use or cannot be written."""
+
+
+class ResumeError(FastresError, RuntimeError):
+    """An interrupted run that cannot go on: its images or its settings are no longer the same."""
+
+
+class WorkerError(FastresError, RuntimeError):
+    """A process that reads images died."""
+
+
 class KernelError(FastresError, RuntimeError):
     """A kernel was given tensors that it does not take."""
 

@@ -94,8 +94,8 @@ class Transforms:
 
         Outside the image where the crop is larger than the resized image and padded.
         """
-        new = _resized_size(height, width, self.resize)
-        top, left = (_crop_start(length, self.crop, self.crop_rounding) for length in new)
+        new = resized_size(height, width, self.resize)
+        top, left = (crop_start(length, self.crop, self.crop_rounding) for length in new)
         rows, columns = height / new[0], width / new[1]
         return left * columns, top * rows, (left + self.crop) * columns, (top + self.crop) * rows
 
@@ -164,12 +164,12 @@ class Transforms:
         """``[3, crop, crop]``: uint8, or floating point in 0..1 for a floating-point tensor."""
         source = checked_tensor(image) if isinstance(image, Tensor) else load_image(image)
         size = source.shape[1:] if isinstance(source, Tensor) else (source.height, source.width)
-        new = _resized_size(size[0], size[1], self.resize)
-        top, left = (_crop_start(length, self.crop, self.crop_rounding) for length in new)
+        new = resized_size(size[0], size[1], self.resize)
+        top, left = (crop_start(length, self.crop, self.crop_rounding) for length in new)
         if new[0] * new[1] > MAX_RESIZED_PIXELS:
             return _resized_window(source, new, top, left, self.crop, self.interpolation).expand(3, -1, -1)
         if isinstance(source, Tensor):
-            return _crop(_resize(source, new, self.interpolation), top, left, self.crop).expand(3, -1, -1)
+            return cropped(_resize(source, new, self.interpolation), top, left, self.crop).expand(3, -1, -1)
         resized = source.resize((new[1], new[0]), INTERPOLATIONS[self.interpolation])
         return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))  # black outside the image
 
@@ -199,14 +199,14 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _resized_size(height: int, width: int, short: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, short: int) -> tuple[int, int]:
     """Height and width once the shorter side is ``short``; the longer one is rounded down, as torchvision does."""
     if width <= height:
         return int(short * height / width), short
     return short, int(short * width / height)
 
 
-def _crop_start(size: int, crop: int, rounding: str = "nearest") -> int:
+def crop_start(size: int, crop: int, rounding: str = "nearest") -> int:
     """First row or column of a centre crop, rounded as torchvision does or down; negative where it must be padded."""
     if size < crop:
         return -((crop - size) // 2)
@@ -227,7 +227,7 @@ def _whole(values: Tensor) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
-def _crop(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
+def cropped(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
     """``[C, crop, crop]`` from row ``top`` and column ``left`` of ``[C, H, W]``, zero outside the image."""
     height, width = tensor.shape[1:]
     part = tensor[:, max(top, 0) : top + crop, max(left, 0) : left + crop]
@@ -249,7 +249,7 @@ def _resized_window(
         window = window.clamp_(0, 255)
     window = rows[1] @ window
     window = _whole(window) if tensor.dtype == torch.uint8 else window
-    return _crop(window, min(top, 0), min(left, 0), crop)
+    return cropped(window, min(top, 0), min(left, 0), crop)
 
 
 def _filter(size: int, new: int, outputs: range, device: torch.device, interpolation: str) -> tuple[slice, Tensor]:

@@ -1,0 +1,169 @@
+"""Batches of pixels: read and decoded in worker processes by torch's DataLoader, copied to a GPU ahead of time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastres.errors import FastresError, ImageError
+from fastres.images import Transforms
+
+from .pixels import Decoder, decoder
+from .sources import Images
+
+PREFETCH = 2  # batches that each worker keeps ready
+MAX_WORKERS = 16
+# Beside a model on the CPU: a convolution whose thread has to wait for a core holds up all of its threads.
+NICE = 10
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images from ``start`` on: which they are, their pixels, and what is wrong with each, if anything.
+
+    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last; black where there is an error.
+    """
+
+    start: int
+    identity: pa.RecordBatch
+    pixels: Tensor
+    errors: tuple[str | None, ...]
+
+    def pin_memory(self) -> Batch:
+        """For the DataLoader: the same with pixels in page-locked memory, from which a GPU copies by itself."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset[Any]):
+    """What a worker process reads: item i is the i-th batch of ``size`` images from image ``start`` on."""
+
+    images: Images
+    start: int
+    size: int
+    transforms: Transforms
+    decoder: str
+
+    def __len__(self) -> int:
+        return -(-(len(self.images) - self.start) // self.size)
+
+    def __getitem__(self, index: int) -> Batch | FastresError:
+        start = self.start + index * self.size
+        try:
+            return self._batch(start, min(start + self.size, len(self.images)))
+        except FastresError as error:  # for the main process to raise; the DataLoader would add its traceback to it
+            return error
+
+    def _batch(self, start: int, stop: int) -> Batch:
+        crop, decode = self.transforms.crop, decoder(self.decoder)
+        pixels = torch.zeros(stop - start, crop, crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        errors: list[str | None] = [None] * (stop - start)
+        identity, sources = self.images.read(start, stop)
+        for index, source in enumerate(sources):
+            errors[index] = self._decode_into(pixels[index], source, decode)
+        return Batch(start, identity, pixels, tuple(errors))
+
+    def _decode_into(self, pixels: Tensor, source: str | bytes | ImageError, decode: Decoder) -> str | None:
+        """Fill ``pixels``, or return what is wrong."""
+        if isinstance(source, ImageError):
+            return str(source)
+        try:
+            pixels.copy_(decode(source, self.transforms))
+        except ImageError as error:
+            return str(error)
+        return None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: ``batch_size`` at a time, by ``workers`` processes (0: this one), by a ``DECODERS`` name."""
+
+    batch_size: int
+    workers: int
+    transforms: Transforms
+    decoder: str
+
+    def batches(self, images: Images, start: int, device: torch.device) -> Iterator[Batch]:
+        """Batches of ``images`` from ``start`` on, in order, with pixels on ``device``. Close it to stop the workers.
+
+        Raises ``SourceError`` for a tar or Parquet file that can no longer be read. The death of a worker is torch's
+        ``RuntimeError``, raised wherever the main process is at that moment; see :func:`worker_died`.
+        """
+        dataset = _Batches(images, start, self.batch_size, self.transforms, self.decoder)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(len(dataset)),
+            num_workers=self.workers,
+            collate_fn=_unchanged,
+            prefetch_factor=PREFETCH if self.workers else None,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_Start(nice=NICE if device.type == "cpu" else 0),
+        )
+        return _copied_ahead(_sound(loader), device) if device.type == "cuda" else _sound(loader)
+
+
+def default_workers() -> int:
+    """One for each core that this process may run on, up to 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_WORKERS)
+
+
+def worker_died(error: BaseException) -> bool:
+    """Whether ``error`` is the DataLoader's word for a worker process that exited or was killed."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Called in a worker process when it begins."""
+
+    nice: int
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+        os.nice(self.nice)
+        # Odd metadata and very large images, a warning each, would tear the progress bar apart.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _sound(loader: DataLoader[Any]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, FastresError):
+            raise batch
+        yield batch
+
+
+def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with pixels on the GPU; each is copied, on a stream of its own, while the one before it runs."""
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = replace(batch, pixels=batch.pixels.to(device, non_blocking=True))
+            done = stream.record_event()
+        if waiting is not None:
+            yield _ready(*waiting)
+        waiting = copied, done
+    if waiting is not None:
+        yield _ready(*waiting)
+
+
+def _ready(batch: Batch, done: torch.cuda.Event) -> Batch:
+    current = torch.cuda.current_stream(batch.pixels.device)
+    current.wait_event(done)
+    batch.pixels.record_stream(current)  # or its memory could be copied into again while it is read
+    return batch

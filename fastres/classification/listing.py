@@ -1,0 +1,80 @@
+"""The list of a source's images: an Arrow file in the work folder, written once in a fixed order.
+
+Worker processes map it into memory, so that a hundred million images cost disk, not memory. Its sha256 tells whether a
+resumed run sees the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+Entry = dict[str, Any]
+CHUNK = 8192
+FILES, TAR, PARQUET = "files", "tar", "parquet"
+
+_FILE = [("path", pa.binary()), ("size", pa.int64()), ("mtime_ns", pa.int64())]
+SCHEMAS = {
+    FILES: pa.schema(_FILE),
+    TAR: pa.schema([*_FILE, ("key", pa.string()), ("offset", pa.int64()), ("length", pa.int64())]),
+    PARQUET: pa.schema([*_FILE, ("rows", pa.int64())]),
+}
+
+
+def write_listing(entries: Iterable[Entry], kind: str, path: Path, progress: bool) -> str:
+    """Write ``entries`` into the Arrow file ``path``; returns its sha256, which is the same for the same entries."""
+    schema = SCHEMAS[kind]
+    entries = tqdm(entries, desc="Listing images", unit="", delay=1.0, disable=not progress)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for chunk in _chunks(entries):
+            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
+    with path.open("rb") as file:
+        return _sha256(file)
+
+
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    for entry in entries:
+        chunk.append(entry)
+        if len(chunk) == CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_listing(path: Path) -> pa.Table:
+    """The list as a table whose columns lie in the file, mapped into memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def difference(before: Path, after: Path) -> str:
+    """The first difference between two lists, in words."""
+    tables = [read_listing(path) for path in (before, after)]
+    rows = [(row for batch in table.to_batches() for row in batch.to_pylist()) for table in tables]
+    counts = f"{tables[0].num_rows:,} entries then, {tables[1].num_rows:,} now"
+    for old, new in zip_longest(*rows):
+        if old != new:
+            return f"{counts}; the first difference: {_named(old)} then, {_named(new)} now"
+    return counts
+
+
+def _named(entry: Entry | None) -> str:
+    if entry is None:
+        return "nothing"
+    facts = ", ".join(f"{name} {value}" for name, value in entry.items() if name != "path")
+    return f"{os.fsdecode(entry['path'])!r} ({facts})"

@@ -1,0 +1,148 @@
+"""One run: images in, batches through the model, rows out."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from fastres.errors import OutputError, WorkerError
+from fastres.model import Model
+from fastres.plan import LOGITS, POOLED
+from fastres.version import __version__
+
+from . import Report
+from .batches import Batch, Reading, worker_died
+from .listing import write_listing
+from .sources import Images, find, opened
+from .tables import Layout
+from .work import Work, open_work
+
+
+def run(
+    model: Model,
+    source: Any,
+    output: Path,
+    reading: Reading,
+    *,
+    top_k: int,
+    embed: bool,
+    image_column: str | None,
+    columns: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Report:
+    """See :func:`fastres.classify`, which has checked the arguments."""
+    began = time.monotonic()
+    found = find(source)
+    with open_work(output, resume, overwrite) as work:
+        with work.writing(work.new_listing) as path:
+            fingerprint = write_listing(found.entries(), found.kind, path, progress)
+        images = opened(found, work.new_listing, image_column, columns)
+        layout = Layout(
+            images.identity, min(top_k, model.num_classes), _labels(model), model.architecture.features if embed else 0
+        )
+        layout.check(output.suffix.lower())
+        settings = _settings(model, reading.decoder, layout, image_column)
+        errors = work.begin(settings, fingerprint)
+        resumed = work.done
+        images = opened(found, work.listing, image_column, columns)  # its list has its own name now
+        with _kept_on_failure(work, len(images)):
+            errors += _classify(model, images, reading, layout, work, errors, progress)
+        metadata = {"version": __version__, **settings, "source": list(found.description), "images": len(images)}
+        work.finish(layout, metadata)
+    return Report(output, len(images), errors, resumed, time.monotonic() - began)
+
+
+def _classify(
+    model: Model, images: Images, reading: Reading, layout: Layout, work: Work, errors: int, progress: bool
+) -> int:
+    """Classify what is not done yet; returns how many of these images have an error."""
+    failed = 0
+    bar = tqdm(
+        total=len(images), initial=work.done, desc="classify", unit="image", disable=not progress, smoothing=0.05,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    with bar, closing(reading.batches(images, work.done, model.device)) as batches:
+        bar.set_postfix(errors=errors)
+        for batch in batches:
+            indices, scores, embedding = _outputs(model, batch, reading.batch_size, layout)
+            work.add(layout.rows(batch.identity, batch.errors, indices, scores, embedding))
+            failed += sum(error is not None for error in batch.errors)
+            bar.set_postfix(errors=errors + failed, refresh=False)
+            bar.update(len(batch.errors))
+    return failed
+
+
+def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Indices and scores ``[N, top_k]`` by falling score, and the embedding ``[N, C]`` or ``None``; on the CPU."""
+    count, pixels = len(batch.errors), batch.pixels
+    if pixels.is_cuda:  # an odd last batch is filled up: kernels and graphs are there for the full one
+        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+    wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
+    values = model.values(pixels, wanted)
+    logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0)
+    scores, indices = logits.softmax(1).topk(layout.top_k, dim=1)
+    embedding = values["embedding"][:count].flatten(1).float().cpu() if layout.embedding else None
+    return indices.cpu(), scores.cpu(), embedding
+
+
+@contextmanager
+def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
+    """Write down the rows that are there, whatever ends the block, and say so."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except BaseException as error:
+        work.flush()
+        kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; --resume goes on"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted: {kept}") from None
+        if worker_died(error):
+            raise WorkerError(
+                f"A process that reads images died ({error}). {kept}. If it was short of memory, give fewer workers "
+                "or smaller batches; if it dies at the same images again, --decoder exact reads them another way"
+            ) from error
+        raise
+
+
+def _labels(model: Model) -> tuple[str, ...]:
+    return model.categories or tuple(f"class {index}" for index in range(model.num_classes))
+
+
+def _settings(model: Model, decoder: str, layout: Layout, image_column: str | None) -> dict[str, Any]:
+    """What decides the rows, as JSON has it: with all of it alike, two runs write the same."""
+    transforms = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(model.transforms).items()
+    }
+    return {
+        "model": model.architecture.name,
+        "weights": model.weights,
+        "weights_sha256": _weights_sha256(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "transforms": transforms,
+        "decoder": decoder,
+        "image_column": image_column,
+        "columns": layout.schema.names,
+    }
+
+
+def _weights_sha256(model: Model) -> str:
+    """Of the parameters' names and values: random weights and edited ones have no other name."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
