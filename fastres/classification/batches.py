@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fastres.errors import FastresError, ImageError
+from fastres.errors import FastresError, ImageError, WorkerError
 from fastres.images import Transforms
 
 from .pixels import Decoder, decoder
@@ -92,11 +93,12 @@ class Reading:
     transforms: Transforms
     decoder: str
 
-    def batches(self, images: Images, start: int, device: torch.device) -> Iterator[Batch]:
+    def batches(self, images: Images, start: int, device: torch.device) -> Generator[Batch, None, None]:
         """Batches of ``images`` from ``start`` on, in order, with pixels on ``device``. Close it to stop the workers.
 
-        Raises ``SourceError`` for a tar or Parquet file that can no longer be read. The death of a worker is torch's
-        ``RuntimeError``, raised wherever the main process is at that moment; see :func:`worker_died`.
+        Raises ``SourceError`` for a tar or Parquet file that can no longer be read. The death of a worker is a
+        ``WorkerError``, or torch's ``RuntimeError`` from its signal handler, wherever the main process is at that
+        moment; :func:`worker_died` knows both.
         """
         dataset = _Batches(images, start, self.batch_size, self.transforms, self.decoder)
         loader = DataLoader(
@@ -119,8 +121,10 @@ def default_workers() -> int:
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether ``error`` is the DataLoader's word for a worker process that exited or was killed."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    """Whether ``error`` says that a worker process exited or was killed, in the DataLoader's words or ours."""
+    return isinstance(error, WorkerError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+    )
 
 
 def _unchanged(batch: Any) -> Any:
@@ -140,26 +144,34 @@ class _Start:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _sound(loader: DataLoader[Any]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, FastresError):
-            raise batch
-        yield batch
+def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
+    iterator = iter(loader)
+    try:
+        for batch in iterator:
+            if isinstance(batch, FastresError):
+                raise batch
+            yield batch
+    except (OSError, EOFError) as error:  # the other end of a pipe has gone
+        raise WorkerError(f"The processes that read images stopped: {error or type(error).__name__}") from error
+    finally:
+        # Left to garbage collection, the processes would live as long as the traceback of an error that ended the loop.
+        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
-def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+def _copied_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
     """The batches with pixels on the GPU; each is copied, on a stream of its own, while the one before it runs."""
     stream = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            copied = replace(batch, pixels=batch.pixels.to(device, non_blocking=True))
-            done = stream.record_event()
+    with closing(batches):
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                copied = replace(batch, pixels=batch.pixels.to(device, non_blocking=True))
+                done = stream.record_event()
+            if waiting is not None:
+                yield _ready(*waiting)
+            waiting = copied, done
         if waiting is not None:
             yield _ready(*waiting)
-        waiting = copied, done
-    if waiting is not None:
-        yield _ready(*waiting)
 
 
 def _ready(batch: Batch, done: torch.cuda.Event) -> Batch:

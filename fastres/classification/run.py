@@ -58,10 +58,10 @@ def run(
         errors = work.begin(settings, fingerprint)
         resumed = work.done
         images = opened(found, work.listing, image_column, columns)  # its list has its own name now
+        metadata = {"version": __version__, **settings, "source": list(found.description), "images": len(images)}
         with _kept_on_failure(work, len(images)):
             errors += _classify(model, images, reading, layout, work, errors, progress)
-        metadata = {"version": __version__, **settings, "source": list(found.description), "images": len(images)}
-        work.finish(layout, metadata)
+            work.finish(layout, metadata)
     return Report(output, len(images), errors, resumed, time.monotonic() - began)
 
 

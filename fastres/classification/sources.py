@@ -1,4 +1,4 @@
-"""Where images come from: files, tar shards (WebDataset) or Parquet, each a numbered sequence that all processes read."""
+"""Where images come from: files, tar shards (WebDataset) or Parquet; each is a numbered sequence."""
 
 from __future__ import annotations
 

@@ -1,0 +1,59 @@
+"""A folder of small real images, some of them broken, and the model that reads them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fastres
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("simplejpeg")
+datasets = pytest.importorskip("sklearn.datasets")
+
+BROKEN = {"d.jpg": b"", "h.jpg": b"not an image"}
+
+
+@pytest.fixture(scope="session")
+def model() -> fastres.Model:
+    return fastres.load("resnet20_digits")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Image.Image]:
+    """Two photographs of 640 × 427, RGB."""
+    return [Image.fromarray(image) for image in datasets.load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def digits() -> list[Image.Image]:
+    """1,797 scans of 8 × 8, grey."""
+    return [Image.fromarray((image * (255 / 16)).astype("uint8")) for image in datasets.load_digits().images]
+
+
+def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits: list[Image.Image], photos: list[Image.Image]) -> Path:
+    """24 files a.jpg … x.jpg: digits and photographs, three broken, the last in a subfolder; and what is no image."""
+    place = tmp_path / "images"
+    (place / "sub").mkdir(parents=True)
+    for index, letter in enumerate("abcdefghijklmnopqrstuvwx"):
+        image = photos[index // 8].resize((90 + index, 70)) if index % 8 == 5 and index < 16 else digits[index]
+        path = place / ("sub" if letter == "x" else "") / f"{letter}.jpg"
+        path.write_bytes(BROKEN.get(path.name, encoded(image.resize((40, 40)), quality=95)))
+    whole = (place / "m.jpg").read_bytes()
+    (place / "m.jpg").write_bytes(whole[: len(whole) // 2])
+    (place / "notes.txt").write_text("no image")
+    (place / ".hidden.jpg").write_bytes(b"no image")
+    return place
+
+
+ERRORS = ["d.jpg", "h.jpg", "m.jpg"]
