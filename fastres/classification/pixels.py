@@ -63,10 +63,11 @@ def fast_pixels(source: str | bytes, transforms: Transforms) -> Tensor:
     new = resized_size(image.height, image.width, transforms.resize)
     if new[0] * new[1] > MAX_RESIZED_PIXELS:
         return transforms.pixels(source)
-    resized = _resized(torch.from_numpy(pixels).permute(2, 0, 1), (image.height, image.width), new, fraction)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)  # [3, H, W], channels last
+    resized = _resized(tensor, (image.height, image.width), new, fraction, transforms.interpolation)
     if turn is not None:
         resized = torch.from_numpy(np.array(_to_pil(resized).transpose(turn))).permute(2, 0, 1)
-    top, left = (crop_start(length, transforms.crop) for length in resized.shape[1:])
+    top, left = (crop_start(length, transforms.crop, transforms.crop_rounding) for length in resized.shape[1:])
     return cropped(resized, top, left, transforms.crop)
 
 
@@ -94,13 +95,13 @@ def _decoded_jpeg(data: bytes, image: Image.Image, fraction: int) -> np.ndarray 
     return decoded
 
 
-def _resized(tensor: Tensor, size: tuple[int, int], new: tuple[int, int], fraction: int) -> Tensor:
+def _resized(tensor: Tensor, size: tuple[int, int], new: tuple[int, int], fraction: int, interpolation: str) -> Tensor:
     """``tensor`` ``[3, h, w]``, 1/``fraction`` of an image of ``size``, resized to ``new`` as that image would be."""
     # The last of the h rows may stand for less than a row of the image: the ratio is the image's, not h's. It is
     # raised by what float64 may have rounded off, because PyTorch rounds h times the ratio down.
     ratios = [after * fraction / before * (1 + 1e-9) for before, after in zip(size, new, strict=True)]
     resized = F.interpolate(
-        tensor[None], scale_factor=ratios, mode="bilinear", antialias=True, recompute_scale_factor=False
+        tensor[None], scale_factor=ratios, mode=interpolation, antialias=True, recompute_scale_factor=False
     )[0]
     assert resized.shape[1:] == new
     return resized

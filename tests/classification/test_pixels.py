@@ -80,6 +80,14 @@ def test_small_target_and_padding(photos: list[Image.Image]) -> None:
     assert int(differences(encoded(photos[0].resize((90, 60))), padded).max()) <= 1
 
 
+@pytest.mark.parametrize("size", [(640, 427), (255, 401)])
+def test_bicubic_and_rounding_down(photos: list[Image.Image], size: tuple[int, int]) -> None:
+    transforms = Transforms(resize=235, crop=224, interpolation="bicubic", crop_rounding="down")
+    found = differences(encoded(photos[0].resize(size)), transforms)
+    assert int(found.max()) <= 2  # the overshoot is rounded twice
+    assert float(found.float().mean()) < 0.05
+
+
 def test_very_long_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (2, 3000, 3), dtype=np.uint8)
     data = encoded(Image.fromarray(pixels))

@@ -1,0 +1,472 @@
+"""``python -m bench.classify``: how near ``fastres classify`` comes to its decoders' and its model's own speed.
+
+Makes a folder of JPEGs from the pictures that scikit-learn, scikit-image and matplotlib ship and from scikit-learn's
+digits, one in a hundred of them cut in half. Then, in turns in one process: decoding alone, the model alone, the whole run,
+with the memory of the whole run and of its worker processes sampled over time; and the decoders beside Pillow, with
+how far their pixels and predictions are apart. Writes ``classify.json`` to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import fastres
+from fastres.architectures import get_architecture
+from fastres.classification import CPU_BATCH, GPU_BATCH, sources
+from fastres.classification.batches import Reading, default_workers
+from fastres.classification.listing import write_listing
+from fastres.classification.pixels import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
+from fastres.environment import cpu_name, installed_version
+from fastres.text import text_table
+
+from .calibration import calibrate_
+from .eager import EagerResNet
+from .results import significant, write_whole
+
+JSON_NAME = "classify.json"
+# Width × height and how many in a hundred: photographs of the size that ImageNet has, some larger, digits.
+SIZES = (((500, 375), 60), ((375, 500), 20), ((1024, 768), 10), ((1600, 1200), 2), ((96, 96), 8))
+BROKEN_EVERY = 100
+COMPARED = ((500, 375), (640, 480), (1024, 768), (1600, 1200), (4000, 3000))
+MEMORY_EVERY_S = 0.25
+
+
+# -- the images ----------------------------------------------------------------------------------------------
+
+
+def photographs() -> list[Image.Image]:
+    """The colour photographs among the pictures that three libraries ship, at least 300 pixels wide and high."""
+    import matplotlib
+    import skimage
+    import sklearn
+
+    places = ((skimage, "data"), (sklearn, "datasets/images"), (matplotlib, "mpl-data/sample_data"))
+    found = []
+    for module, folder in places:
+        for path in sorted((Path(module.__file__).parent / folder).iterdir()):
+            if path.suffix in (".jpg", ".png"):
+                with Image.open(path) as image:
+                    if image.mode == "RGB" and min(image.size) >= 300:
+                        found.append(image.copy())
+    return found
+
+
+def digits() -> list[Image.Image]:
+    from sklearn.datasets import load_digits
+
+    return [Image.fromarray((image * (255 / 16)).astype(np.uint8)) for image in load_digits().images]
+
+
+def varied(image: Image.Image, size: tuple[int, int], generator: random.Random) -> Image.Image:
+    """A random part of ``image``, at least half of it each way, at ``size``."""
+    width, height = (round(length * generator.uniform(0.5, 1)) for length in image.size)
+    left, top = generator.randint(0, image.width - width), generator.randint(0, image.height - height)
+    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make_folder(folder: Path, count: int) -> int:
+    """Write ``count`` JPEGs, always the same ones; returns how many of them are cut in half."""
+    generator = random.Random(0)
+    photos, scans = photographs(), digits()
+    sizes = generator.choices([size for size, _ in SIZES], [share for _, share in SIZES], k=count)
+    broken = 0
+    for index, size in enumerate(tqdm(sizes, desc="Making images", unit="image")):
+        image = (
+            scans[index % len(scans)].resize(size)
+            if size == (96, 96)
+            else varied(photos[index % len(photos)], size, generator)
+        )
+        data = jpeg(image)
+        if index % BROKEN_EVERY == BROKEN_EVERY // 2:
+            data, broken = data[: len(data) // 2], broken + 1
+        (folder / f"{index:06}.jpg").write_bytes(data)
+    return broken
+
+
+# -- speed ---------------------------------------------------------------------------------------------------
+
+
+def calibrated(name: str, device: torch.device) -> fastres.Model:
+    """``name`` with random weights whose logits depend on the image."""
+    module = calibrate_(EagerResNet(get_architecture(name)), size=128)
+    return fastres.load(name, module.state_dict(), device=device)
+
+
+class Runs:
+    """The three things timed: reading alone, the model alone, both as ``fastres classify`` has them."""
+
+    def __init__(self, folder: Path, scratch: Path, model: fastres.Model, reading: Reading) -> None:
+        self.folder, self.scratch, self.model, self.reading = folder, scratch, model, reading
+        found = sources.find(folder)
+        write_listing(found.entries(), found.kind, scratch / "listing.arrow", progress=False)
+        self.images = sources.opened(found, scratch / "listing.arrow", None, ())
+        crop = reading.transforms.crop
+        pixels = torch.randint(0, 256, (reading.batch_size, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        self.pixels = pixels.to(model.device)
+        for _ in range(3):
+            model(self.pixels)
+
+    def decode(self) -> float:
+        """Images a second."""
+        start = time.perf_counter()
+        for _ in self.reading.batches(self.images, 0, self.model.device):
+            pass
+        return len(self.images) / (time.perf_counter() - start)
+
+    def infer(self) -> float:
+        batches = -(-len(self.images) // self.reading.batch_size)
+        start = time.perf_counter()
+        for _ in range(batches):
+            self.model(self.pixels).cpu()
+        return batches * self.reading.batch_size / (time.perf_counter() - start)
+
+    def whole(self) -> float:
+        report = fastres.classify(
+            self.folder,
+            self.scratch / "out.parquet",
+            model=self.model,
+            decoder=self.reading.decoder,
+            batch_size=self.reading.batch_size,
+            workers=self.reading.workers,
+            overwrite=True,
+            progress=False,
+        )
+        return report.images_per_s
+
+
+def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
+    """Medians of images a second over ``rounds`` rounds, each in a new order; the whole run's share of the slower."""
+    calls: dict[str, Callable[[], float]] = {"decode": runs.decode, "model": runs.infer, "whole": runs.whole}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    for _ in tqdm(range(rounds), desc=f"Timing {runs.model.architecture.name}, {runs.reading.decoder}", unit="round"):
+        shuffle(order)
+        for name in order:
+            samples[name].append(calls[name]())
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    shares = [w / min(d, m) for d, m, w in zip(samples["decode"], samples["model"], samples["whole"], strict=True)]
+    return {
+        "model": runs.model.architecture.name,
+        "decoder": runs.reading.decoder,
+        "batch_size": runs.reading.batch_size,
+        "workers": runs.reading.workers,
+        "images_per_s": {name: significant(value, 4) for name, value in medians.items()},
+        "samples": {name: [significant(value, 4) for value in values] for name, values in samples.items()},
+        "share_of_slower": significant(statistics.median(shares), 3),
+    }
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
+    """Append seconds and MB of this process and its children (proportional set size) to ``samples``, at intervals."""
+    done = threading.Event()
+    start = time.perf_counter()
+
+    def sample() -> None:
+        while not done.wait(MEMORY_EVERY_S):
+            used = _proportional_mb(os.getpid()), sum(map(_proportional_mb, _children()))
+            samples.append({"s": round(time.perf_counter() - start, 2), "main_mb": used[0], "workers_mb": used[1]})
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def _proportional_mb(process: int) -> float:
+    """Memory in 10⁶ bytes, what is shared counted in parts; 0 for a process that has ended."""
+    try:
+        text = Path(f"/proc/{process}/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return next(
+        (round(int(line.split()[1]) * 1024 / 1e6, 1) for line in text.splitlines() if line.startswith("Pss:")), 0.0
+    )
+
+
+def memory(runs: Runs) -> dict[str, Any]:
+    """Peaks of each quarter of a whole run: flat where the last is no higher than the second."""
+    samples: list[dict[str, float]] = []
+    with sampled_memory(samples):
+        runs.whole()
+    totals = [sample["main_mb"] + sample["workers_mb"] for sample in samples]
+    quarter = max(1, len(totals) // 4)
+    peaks = [max(totals[at : at + quarter], default=0.0) for at in range(0, quarter * 4, quarter)]
+    return {"peak_mb_by_quarter": [significant(peak, 4) for peak in peaks], "samples": samples}
+
+
+# -- decoders ------------------------------------------------------------------------------------------------
+
+
+def pillow_draft(data: bytes, transforms: Any) -> torch.Tensor:
+    """Pillow's own scaled decoding, then what the exact decoder does."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (transforms.resize, transforms.resize))
+    pixels: torch.Tensor = transforms.pixels(image)
+    return pixels
+
+
+def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[str, Any]]:
+    """Milliseconds an image on one thread, and how far pixels and predictions are from the exact ones."""
+    generator, photos = random.Random(1), photographs()
+    functions = {EXACT: exact_pixels, "Pillow draft": pillow_draft, FAST: fast_pixels}
+    rows = []
+    for size in tqdm(COMPARED, desc="Comparing decoders", unit="size"):
+        files = [jpeg(varied(photos[i % len(photos)], size, generator)) for i in range(each)]
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        pixels: dict[str, torch.Tensor] = {}
+        for _ in range(rounds):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                results = [function(data, model.transforms) for data in files]
+                times[name].append((time.perf_counter() - start) * 1e3 / each)
+                pixels[name] = torch.stack(results)
+        scores = {name: model(values.to(model.device)).softmax(1).cpu() for name, values in pixels.items()}
+        for name in functions:
+            apart = (pixels[name].int() - pixels[EXACT].int()).abs().float()
+            rows.append(
+                {
+                    "width": size[0],
+                    "height": size[1],
+                    "decoder": name,
+                    "ms_an_image": significant(statistics.median(times[name]), 3),
+                    "largest_pixel_difference": int(apart.max()),
+                    "mean_pixel_difference": significant(float(apart.mean()), 3),
+                    "top_1_agreement": float((scores[name].argmax(1) == scores[EXACT].argmax(1)).float().mean()),
+                    "largest_score_difference": significant(float((scores[name] - scores[EXACT]).abs().max()), 3),
+                    "images": each,
+                }
+            )
+    return rows
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write what was found."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found: dict[str, Any] = {"environment": _environment(device, arguments), "runs": [], "memory": {}}
+    scratch = Path(tempfile.mkdtemp(prefix="fastres-classify-"))
+    try:
+        (scratch / "images").mkdir()
+        found["images"] = {"count": options.images, "broken": make_folder(scratch / "images", options.images)}
+        for name in options.models:
+            model = calibrated(name, device)
+            if not found.get("decoders"):
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+                found["decoders"] = compare_decoders(model, options.rounds, min(44, options.images))
+                torch.set_num_threads(threads)
+            batch = options.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+            workers = default_workers() if options.workers is None else options.workers
+            for decoder in DECODERS:
+                runs = Runs(scratch / "images", scratch, model, Reading(batch, workers, model.transforms, decoder))
+                found["runs"].append(compare_speed(runs, options.rounds))
+            found["memory"][name] = memory(runs)
+    finally:
+        shutil.rmtree(scratch)
+    print(summary(found))
+    if options.out:
+        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        print(f"Wrote {options.out / JSON_NAME}")
+    return 0
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The tables that a reader wants first."""
+    speed = [("model", "decoder", "decode/s", "model/s", "whole/s", "of the slower")]
+    for run in found["runs"]:
+        rates = run["images_per_s"]
+        numbers = [f"{rates[name]:g}" for name in ("decode", "model", "whole")]
+        speed.append((run["model"], run["decoder"], *numbers, f"{run['share_of_slower']:.0%}"))
+    decoders = [("size", "decoder", "ms", "pixels differ by", "top-1 agrees", "scores differ by")]
+    decoders += [
+        (
+            f"{row['width']}×{row['height']}",
+            row["decoder"],
+            f"{row['ms_an_image']:g}",
+            f"{row['mean_pixel_difference']:g} (at most {row['largest_pixel_difference']})",
+            f"{row['top_1_agreement']:.1%}",
+            f"{row['largest_score_difference']:g}",
+        )
+        for row in found["decoders"]
+    ]
+    peaks = [max(totals[at : at + quarter], default=0.0) for at in range(0, quarter * 4, quarter)]
+    return {"peak_mb_by_quarter": [significant(peak, 4) for peak in peaks], "samples": samples}
+
+
+# -- decoders ------------------------------------------------------------------------------------------------
+
+
+def pillow_draft(data: bytes, transforms: Any) -> torch.Tensor:
+    """Pillow's own scaled decoding, then what the exact decoder does."""
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (transforms.resize, transforms.resize))
+    pixels: torch.Tensor = transforms.pixels(image)
+    return pixels
+
+
+def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[str, Any]]:
+    """Milliseconds an image on one thread, and how far pixels and predictions are from the exact ones."""
+    generator, photos = random.Random(1), photographs()
+    functions = {EXACT: exact_pixels, "Pillow draft": pillow_draft, FAST: fast_pixels}
+    rows = []
+    for size in tqdm(COMPARED, desc="Comparing decoders", unit="size"):
+        files = [jpeg(varied(photos[i % len(photos)], size, generator)) for i in range(each)]
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        pixels: dict[str, torch.Tensor] = {}
+        for _ in range(rounds):
+            for name, function in functions.items():
+                start = time.perf_counter()
+                results = [function(data, model.transforms) for data in files]
+                times[name].append((time.perf_counter() - start) * 1e3 / each)
+                pixels[name] = torch.stack(results)
+        scores = {name: model(values.to(model.device)).softmax(1).cpu() for name, values in pixels.items()}
+        for name in functions:
+            apart = (pixels[name].int() - pixels[EXACT].int()).abs().float()
+            rows.append(
+                {
+                    "width": size[0],
+                    "height": size[1],
+                    "decoder": name,
+                    "ms_an_image": significant(statistics.median(times[name]), 3),
+                    "largest_pixel_difference": int(apart.max()),
+                    "mean_pixel_difference": significant(float(apart.mean()), 3),
+                    "top_1_agreement": float((scores[name].argmax(1) == scores[EXACT].argmax(1)).float().mean()),
+                    "largest_score_difference": significant(float((scores[name] - scores[EXACT]).abs().max()), 3),
+                    "images": each,
+                }
+            )
+    return rows
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write what was found."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found: dict[str, Any] = {"environment": _environment(device, arguments), "runs": [], "memory": {}}
+    scratch = Path(tempfile.mkdtemp(prefix="fastres-classify-"))
+    try:
+        (scratch / "images").mkdir()
+        found["images"] = {"count": options.images, "broken": make_folder(scratch / "images", options.images)}
+        for name in options.models:
+            model = calibrated(name, device)
+            if not found.get("decoders"):
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)
+                found["decoders"] = compare_decoders(model, options.rounds, min(44, options.images))
+                torch.set_num_threads(threads)
+            batch = options.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+            workers = default_workers() if options.workers is None else options.workers
+            for decoder in DECODERS:
+                runs = Runs(scratch / "images", scratch, model, Reading(batch, workers, model.transforms, decoder))
+                found["runs"].append(compare_speed(runs, options.rounds))
+            found["memory"][name] = memory(runs)
+    finally:
+        shutil.rmtree(scratch)
+    print(summary(found))
+    if options.out:
+        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        print(f"Wrote {options.out / JSON_NAME}")
+    return 0
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The tables that a reader wants first."""
+    speed = [("model", "decoder", "decode/s", "model/s", "whole/s", "of the slower")]
+    for run in found["runs"]:
+        rates = run["images_per_s"]
+        numbers = [f"{rates[name]:g}" for name in ("decode", "model", "whole")]
+        speed.append((run["model"], run["decoder"], *numbers, f"{run['share_of_slower']:.0%}"))
+    decoders = [("size", "decoder", "ms", "pixels differ by", "top-1 agrees", "scores differ by")]
+    for row in found["decoders"]:
+        decoders.append(
+            (
+                f"{row['width']}×{row['height']}",
+                row["decoder"],
+                f"{row['ms_an_image']:g}",
+                f"{row['mean_pixel_difference']:g} (at most {row['largest_pixel_difference']})",
+                f"{row['top_1_agreement']:.1%}",
+                f"{row['largest_score_difference']:g}",
+            )
+        )
+    peaks = [
+        f"{name}: peak MB by quarter of the run {', '.join(f'{peak:g}' for peak in entry['peak_mb_by_quarter'])}"
+        for name, entry in found["memory"].items()
+    ]
+    return "\n\n".join([text_table(speed, right=range(2, 6)), text_table(decoders, right=(2,)), "\n".join(peaks)])
+
+
+def _environment(device: torch.device, arguments: Sequence[str]) -> dict[str, Any]:
+    packages = ("torch", "pillow", "simplejpeg", "pyarrow")
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cpu": cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "threads": torch.get_num_threads(),
+        **{package: installed_version(package) for package in packages},
+        "fastres": fastres.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "-m", "fastres.bench.classify", *arguments]),
+        "weights": "random, calibrated",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fastres.bench.classify", description="Speed of fastres classify.")
+    parser.add_argument("--images", type=int, default=2000, help="how many (default: %(default)s)")
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="default: resnet18 resnet50")
+    parser.add_argument("--rounds", type=int, default=3, help="of decode, model, whole (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help=f"default: {CPU_BATCH}, {GPU_BATCH} on a GPU")
+    parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
+    parser.add_argument("--device", help="default: a GPU where there is one")
+    parser.add_argument("--out", type=Path, help=f"folder for {JSON_NAME}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
