@@ -1,9 +1,9 @@
 """``python -m bench.classify``: how near ``fastres classify`` comes to its decoders' and its model's own speed.
 
 Makes a folder of JPEGs from the pictures that scikit-learn, scikit-image and matplotlib ship and from scikit-learn's
-digits, one in a hundred of them cut in half. Then, in turns in one process: decoding alone, the model alone, the whole run,
-with the memory of the whole run and of its worker processes sampled over time; and the decoders beside Pillow, with
-how far their pixels and predictions are apart. Writes ``classify.json`` to ``--out``.
+digits, one in a hundred of them cut in half. Then, in turns in one process: decoding alone, the model alone, the whole
+run; the memory of a whole run with its worker processes, sampled over time; the decoders beside Pillow, with how far
+their pixels and predictions are apart. Writes ``classify.json`` to ``--out``.
 """
 
 from __future__ import annotations
@@ -330,109 +330,6 @@ def summary(found: dict[str, Any]) -> str:
         )
         for row in found["decoders"]
     ]
-    peaks = [max(totals[at : at + quarter], default=0.0) for at in range(0, quarter * 4, quarter)]
-    return {"peak_mb_by_quarter": [significant(peak, 4) for peak in peaks], "samples": samples}
-
-
-# -- decoders ------------------------------------------------------------------------------------------------
-
-
-def pillow_draft(data: bytes, transforms: Any) -> torch.Tensor:
-    """Pillow's own scaled decoding, then what the exact decoder does."""
-    image = Image.open(io.BytesIO(data))
-    image.draft("RGB", (transforms.resize, transforms.resize))
-    pixels: torch.Tensor = transforms.pixels(image)
-    return pixels
-
-
-def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[str, Any]]:
-    """Milliseconds an image on one thread, and how far pixels and predictions are from the exact ones."""
-    generator, photos = random.Random(1), photographs()
-    functions = {EXACT: exact_pixels, "Pillow draft": pillow_draft, FAST: fast_pixels}
-    rows = []
-    for size in tqdm(COMPARED, desc="Comparing decoders", unit="size"):
-        files = [jpeg(varied(photos[i % len(photos)], size, generator)) for i in range(each)]
-        times: dict[str, list[float]] = {name: [] for name in functions}
-        pixels: dict[str, torch.Tensor] = {}
-        for _ in range(rounds):
-            for name, function in functions.items():
-                start = time.perf_counter()
-                results = [function(data, model.transforms) for data in files]
-                times[name].append((time.perf_counter() - start) * 1e3 / each)
-                pixels[name] = torch.stack(results)
-        scores = {name: model(values.to(model.device)).softmax(1).cpu() for name, values in pixels.items()}
-        for name in functions:
-            apart = (pixels[name].int() - pixels[EXACT].int()).abs().float()
-            rows.append(
-                {
-                    "width": size[0],
-                    "height": size[1],
-                    "decoder": name,
-                    "ms_an_image": significant(statistics.median(times[name]), 3),
-                    "largest_pixel_difference": int(apart.max()),
-                    "mean_pixel_difference": significant(float(apart.mean()), 3),
-                    "top_1_agreement": float((scores[name].argmax(1) == scores[EXACT].argmax(1)).float().mean()),
-                    "largest_score_difference": significant(float((scores[name] - scores[EXACT]).abs().max()), 3),
-                    "images": each,
-                }
-            )
-    return rows
-
-
-# -- the command ---------------------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write what was found."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(arguments)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    found: dict[str, Any] = {"environment": _environment(device, arguments), "runs": [], "memory": {}}
-    scratch = Path(tempfile.mkdtemp(prefix="fastres-classify-"))
-    try:
-        (scratch / "images").mkdir()
-        found["images"] = {"count": options.images, "broken": make_folder(scratch / "images", options.images)}
-        for name in options.models:
-            model = calibrated(name, device)
-            if not found.get("decoders"):
-                threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-                found["decoders"] = compare_decoders(model, options.rounds, min(44, options.images))
-                torch.set_num_threads(threads)
-            batch = options.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
-            workers = default_workers() if options.workers is None else options.workers
-            for decoder in DECODERS:
-                runs = Runs(scratch / "images", scratch, model, Reading(batch, workers, model.transforms, decoder))
-                found["runs"].append(compare_speed(runs, options.rounds))
-            found["memory"][name] = memory(runs)
-    finally:
-        shutil.rmtree(scratch)
-    print(summary(found))
-    if options.out:
-        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
-        print(f"Wrote {options.out / JSON_NAME}")
-    return 0
-
-
-def summary(found: dict[str, Any]) -> str:
-    """The tables that a reader wants first."""
-    speed = [("model", "decoder", "decode/s", "model/s", "whole/s", "of the slower")]
-    for run in found["runs"]:
-        rates = run["images_per_s"]
-        numbers = [f"{rates[name]:g}" for name in ("decode", "model", "whole")]
-        speed.append((run["model"], run["decoder"], *numbers, f"{run['share_of_slower']:.0%}"))
-    decoders = [("size", "decoder", "ms", "pixels differ by", "top-1 agrees", "scores differ by")]
-    for row in found["decoders"]:
-        decoders.append(
-            (
-                f"{row['width']}×{row['height']}",
-                row["decoder"],
-                f"{row['ms_an_image']:g}",
-                f"{row['mean_pixel_difference']:g} (at most {row['largest_pixel_difference']})",
-                f"{row['top_1_agreement']:.1%}",
-                f"{row['largest_score_difference']:g}",
-            )
-        )
     peaks = [
         f"{name}: peak MB by quarter of the run {', '.join(f'{peak:g}' for peak in entry['peak_mb_by_quarter'])}"
         for name, entry in found["memory"].items()

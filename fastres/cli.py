@@ -1,5 +1,5 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``inspect``, ``export``, ``look``, ``bench``, ``env`` and
-``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``inspect``, ``export``, ``look``, ``bench``,
+``env``, ``demo``.
 
 Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
 An error that fastres raises is one line on standard error and exit status 2.
