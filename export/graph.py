@@ -104,7 +104,6 @@ class _Writer:
         self.builder = builder
         self.plan = plan
         self.signature = signature
-        self.axes = ""
         # A value that is an output takes the output's name.
         self.names = {plan.features[name]: name for name in signature.outputs if name in plan.features}
 
@@ -190,7 +189,7 @@ class _Writer:
             return self.builder.node(op, inputs, f"{step.name}.{name}", **attributes)
 
         value = self._value(step.input)
-        axes, attributes = self._axes([2, 3])
+        axes, attributes = self._axes(step.name, [2, 3])
         (squeeze, squeeze_bias), (expand, expand_bias) = step.parameters
         weights = self._weights(f"{step.name}.fc1", squeeze[:, :, None, None], squeeze_bias)
         mean = node("ReduceMean", [value, *axes], "mean", keepdims=1, **attributes)
@@ -203,7 +202,7 @@ class _Writer:
 
     def _head(self, step: Head) -> None:
         node, outputs = self.builder.node, self.signature.outputs
-        inputs, attributes = self._axes([2, 3])
+        inputs, attributes = self._axes(step.name, [2, 3])
         inputs = [self._value(step.input), *inputs]
         pooled = self._returned(
             "ReduceMean", inputs, "head.mean", EMBEDDING, EMBEDDING in outputs, keepdims=0, **attributes
@@ -218,12 +217,10 @@ class _Writer:
                 count = self.builder.constant("top_k.count", torch.tensor([self._top_k()]))
                 node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
 
-    def _axes(self, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
+    def _axes(self, name: str, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
         """A mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
         if self.signature.opset >= 18:
-            if not self.axes:
-                self.axes = self.builder.constant("axes", torch.tensor(axes))
-            return [self.axes], {}
+            return [self.builder.constant(f"{name}.axes", torch.tensor(axes))], {}
         return [], {"axes": axes}
 
     def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:
