@@ -325,8 +325,7 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
     """Kernel, configuration and note of ``step`` on an input of ``shape``, for :meth:`fastres.Model.explain`."""
     gpu = routing.gpu_of(device)
     if isinstance(step, Stem):
-        columns = step.conv_shape(shape)[2]
-        config = routing.route_stem(step.weight.shape[0], columns, dtype, gpu, step.pool)
+        config = routing.route_stem(step.weight.shape[0], step.conv_shape(shape)[:3], dtype, gpu, step.pool)
         return config.kernel, str(config), ""
     if isinstance(step, Head):
         n, h, w, c = shape

@@ -96,7 +96,7 @@ class Stem(Step):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def conv_shape(self, shape: Shape) -> Shape:
+    def conv_shape(self, shape: Shape) -> tuple[int, int, int, int]:
         n, h, w, _ = shape
         k, r, s, _ = self.weight.shape
         return (n, conv_size(h, r, self.stride, self.padding), conv_size(w, s, self.stride, self.padding), k)

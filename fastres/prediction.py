@@ -86,12 +86,17 @@ def _joined_estimate(step: Joined, cost: StepCost, dtype: torch.dtype, gpu: Gpu,
 
 
 def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:
-    config = routing.route_stem(step.weight.shape[0], step.conv_shape(cost.input_shape)[2], dtype, gpu, step.pool)
+    pixels = step.conv_shape(cost.input_shape)[:3]
+    config = routing.route_stem(step.weight.shape[0], pixels, dtype, gpu, step.pool)
     n, p, q, _ = cost.output_shape
     columns = config.block_q // 2 - 1 if step.pool else config.block_q
     programs = n * cdiv(p, config.rows) * cdiv(q, columns)
     bound = max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9))
-    return bound * _idle(programs, gpu)
+    seconds = bound * _idle(programs, gpu)
+    if config.prepared:  # four channels a pixel are written before and read again
+        n, h, w, _ = cost.input_shape
+        seconds += 2 * 4 * n * h * w * dtype.itemsize / (limits.gb_per_s * 1e9)
+    return seconds
 
 
 def _head_seconds(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:

@@ -31,6 +31,7 @@ from fastres.text import text_table
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
 from .pool import window_pool_constants, window_pool_kernel
+from .prepare import BLOCK_W, prepare_kernel
 from .routing import (
     KNOWN_GPUS,
     ConvConfig,
@@ -89,6 +90,7 @@ PRODUCTS = ("HGMMA", "QGMMA", "HMMA", "IMMA", "FFMA")
 _KERNELS = {
     "conv": conv_kernel,
     "stem": stem_kernel,
+    "prepare": prepare_kernel,
     "average_pool": average_pool_kernel,
     "window_pool": window_pool_kernel,
     "gate": gate_kernel,
@@ -130,6 +132,7 @@ def compile_stem(
 ) -> Compilation:  # fmt: skip
     """The compilation that a launch of the stem with an unpacked weight of ``weight_shape`` needs."""
     weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype))
+    input_dtype = dtype if config.prepared else input_dtype
     constants = stem_constants(
         weight, config, stride=stride, padding=padding, pool=pool, normalise=input_dtype == torch.uint8
     )
@@ -137,8 +140,17 @@ def compile_stem(
     types |= dict.fromkeys(("bias_ptr", "scale_ptr", "shift_ptr"), "*fp32")
     sizes = ("H", "W", "P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks")
     types |= dict.fromkeys((*sizes, "stride_n", "stride_c", "stride_h", "stride_w"), "i32")
-    label = f"stem {TYPE_NAMES[input_dtype]} input"
+    label = "stem, prepared images" if config.prepared else f"stem {TYPE_NAMES[input_dtype]} input"
     return _compilation(label, "stem", types, constants, config.num_warps, config.num_stages)
+
+
+def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: int) -> Compilation:
+    """The compilation that preparing images for the stem needs."""
+    constants = {"PADDING": padding, "NORMALISE": input_dtype == torch.uint8, "BLOCK_W": BLOCK_W}
+    types = {"x_ptr": f"*{TYPE_NAMES[input_dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
+    types |= dict.fromkeys(("scale_ptr", "shift_ptr"), "*fp32")
+    types |= dict.fromkeys(("H", "W", "HP", "WP", "stride_n", "stride_c", "stride_h", "stride_w"), "i32")
+    return _compilation(f"prepare {TYPE_NAMES[input_dtype]} images", "prepare", types, constants, 4, 2, False)
 
 
 def compile_pool(channels: int, dtype: torch.dtype, config: PoolConfig) -> Compilation:
@@ -201,12 +213,14 @@ def plan_compilations(
         shape = shapes[step.input]
         made: list[Compilation] = []
         if isinstance(step, Stem):
-            config = route_stem(step.weight.shape[0], step.conv_shape(shape)[2], dtype, gpu, step.pool)
+            config = route_stem(step.weight.shape[0], step.conv_shape(shape)[:3], dtype, gpu, step.pool)
             size = tuple(step.weight.shape)
             made = [
                 compile_stem(size, dtype, source, config, stride=step.stride, padding=step.padding, pool=step.pool)
                 for source in (dtype, torch.uint8)
             ]
+            if config.prepared:
+                made += [compile_prepare(dtype, source, padding=step.padding) for source in (dtype, torch.uint8)]
         elif isinstance(step, Conv):
             sizes = conv_shape(step, shape)
             routed = route_conv(sizes, dtype, gpu)

@@ -111,9 +111,11 @@ class StemConfig:
     rows: int
     num_warps: int
     num_stages: int
+    prepared: bool = False  # reads images that a kernel before it padded (prepare.py)
 
     def __str__(self) -> str:
-        return f"{self.block_q} columns × {self.rows} rows, {self.num_warps} warps"
+        padded = ", images padded before" if self.prepared else ""
+        return f"{self.block_q} columns × {self.rows} rows, {self.num_warps} warps{padded}"
 
 
 @dataclass(frozen=True)
@@ -175,13 +177,23 @@ def _conv_float32(shape: ConvShape, gpu: Gpu) -> ConvConfig:
     return ConvConfig("conv", block_m, block_n, block_k, 4, 2 if gpu.is_amd else 3, note)
 
 
-def route_stem(channels: int, columns: int, dtype: torch.dtype, gpu: Gpu, pool: bool) -> StemConfig:
-    """The stem's configuration for ``columns`` convolution output columns and ``channels`` output channels."""
-    block_q = min(128, max(16, next_power_of_2(columns + 1 if pool else columns)))
+# Output pixels of the stem's convolution from which its images are prepared first: 16 images of 224×224. The second
+# launch is then small beside what it saves: predicted, not measured (docs/performance.md).
+PREPARED_PIXELS = 16 * 112 * 112
+
+
+def route_stem(channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, gpu: Gpu, pool: bool) -> StemConfig:
+    """The stem's configuration for ``channels`` output channels and convolution output ``pixels`` (N, P, Q)."""
+    n, p, q = pixels
+    kernel = "stem_pool" if pool else "stem"
+    block_q = min(128, max(16, next_power_of_2(q + 1 if pool else q)))
     if dtype == torch.float32:
         block_q = min(block_q, 64)
+    elif pool and n * p * q >= PREPARED_PIXELS and gpu is not INTERPRETER:
+        # 8 warps and 3 stages: 128 registers on sm_90, so that two programs fit a multiprocessor.
+        return StemConfig(kernel, block_q, 8, 8 if block_q == 128 else 4, 2 if gpu.is_amd else 3, prepared=True)
     # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
-    return StemConfig("stem_pool" if pool else "stem", block_q, 8 if pool else 1, 8 if block_q == 128 else 4, 2)
+    return StemConfig(kernel, block_q, 8 if pool else 1, 8 if block_q == 128 else 4, 2)
 
 
 def route_window_pool(channels: int) -> PoolConfig:

@@ -9,8 +9,14 @@ they are. With pooling, a program walks down a strip of pooled rows: each needs 
 last one from before, so only the first row of a strip is computed twice. ReLU output is never negative, so 0 stands for
 the pool's padding.
 
-The reduction over (s, c) of one filter row is padded to ``J``, a power of two; weights are packed [K, R, J] to match
-(:func:`pack_stem_weight`). Output is NHWC.
+The reduction over (s, c) of one filter row counts four channels a tap, the last of them empty, and is padded to ``J``,
+a power of two; weights are packed [K, R, J] to match (:func:`pack_stem_weight`). Output is NHWC.
+
+Three channels in any layout are loaded two bytes at a time. For larger batches a kernel before this one
+(:mod:`fastres.kernels.prepare`) writes the images once, normalised, padded, and with four channels a pixel: then the
+taps of an output pixel lie next to each other, the loads move 16 bytes, and run ahead of the products. Such a load
+takes in a tap more than the filter has, whose weights are zero: a pixel that is not finite also spoils the output to
+its left.
 """
 
 from __future__ import annotations
@@ -39,9 +45,11 @@ from .launch import (
     launchable,
     next_power_of_2,
 )
+from .prepare import ALIGNED, prepare
 from .routing import StemConfig, gpu_of, route_stem
 
 CHANNELS = 3
+LANES = 4  # channels a pixel in packed weights and prepared images
 
 
 @triton.jit
@@ -63,6 +71,7 @@ def _conv_row(
     J: tl.constexpr,
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
+    PREPARED: tl.constexpr,
     NORMALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -72,9 +81,13 @@ def _conv_row(
     """One row of the convolution after ReLU, float32 [BLOCK_Q, BLOCK_K]; zeros outside the output."""
     acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
     for r in range(R):
-        h = row * STRIDE - PADDING + r
-        mask = mask_x & (h >= 0) & (h < H)
-        x = tl.load(x_ptr + h * stride_h + x_offs, mask=mask, other=0)
+        if PREPARED:  # the padding is there: no masks, and 16 bytes a load. Rows outside the output are zeroed below
+            h = tl.minimum(tl.maximum(row, 0), P - 1) * STRIDE + r
+            x = tl.load(x_ptr + h * stride_h + x_offs)
+        else:
+            h = row * STRIDE - PADDING + r
+            mask = mask_x & (h >= 0) & (h < H)
+            x = tl.load(x_ptr + h * stride_h + x_offs, mask=mask, other=0)
         w = tl.load(w_ptr + r * J + w_offs)
         if NORMALISE:
             x = tl.where(mask, x.to(tl.float32) * scale[None, :] + shift[None, :], 0.0)
@@ -113,6 +126,7 @@ def stem_kernel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     POOL: tl.constexpr,
+    PREPARED: tl.constexpr,  # x is padded, has 4 channels a pixel, and is normalised (prepare.py)
     NORMALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -124,6 +138,9 @@ def stem_kernel(
     column_block = pid % column_blocks
     row_block = (pid // column_blocks) % row_blocks
     image = (pid // (column_blocks * row_blocks)).to(tl.int64)
+    if PREPARED:  # strides are counted in 16 elements (ALIGNED): the compiler sees that loads start on 16 bytes
+        stride_n *= 16
+        stride_h *= 16
     x_ptr += image * stride_n
     y_ptr += image * (POOL_P * POOL_Q * K)
 
@@ -133,10 +150,14 @@ def stem_kernel(
     offs_q = first + tl.arange(0, BLOCK_Q)
     mask_column = (offs_q >= 0) & (offs_q < Q)
     offs_j = tl.arange(0, J)
-    left = offs_q * STRIDE - PADDING
-    column = left[:, None] + (offs_j // 3)[None, :]
-    x_offs = column * stride_w + (offs_j % 3)[None, :] * stride_c  # [BLOCK_Q, J]
-    mask_x = (column >= 0) & (column < W) & (offs_j < S * 3)[None, :]
+    if PREPARED:
+        x_offs = (tl.minimum(tl.maximum(offs_q, 0), Q - 1) * (STRIDE * 4))[:, None] + offs_j[None, :]
+        mask_x = True  # all of it is inside, and what the empty lanes hold meets zero weights
+    else:
+        left = offs_q * STRIDE - PADDING
+        column = left[:, None] + (offs_j // 4)[None, :]
+        x_offs = column * stride_w + (offs_j % 4)[None, :] * stride_c  # [BLOCK_Q, J]
+        mask_x = (column >= 0) & (column < W) & ((offs_j < S * 4) & (offs_j % 4 < 3))[None, :]
     offs_k = tl.arange(0, BLOCK_K)
     mask_k = offs_k < K
     # Channels past K read the last channel's weights and are not stored.
@@ -164,7 +185,7 @@ def stem_kernel(
         row = first_row + i
         z = _conv_row(
             x_ptr, w_ptr, bias, scale, shift, x_offs, mask_x, mask_column, row, P, H, stride_h, w_offs,
-            R, J, STRIDE, PADDING, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
+            R, J, STRIDE, PADDING, PREPARED, NORMALISE, PRECISION, UPCAST, BLOCK_Q, BLOCK_K,
         )  # fmt: skip
         if POOL:
             z = z.to(highest.dtype)
@@ -184,10 +205,10 @@ def stem_kernel(
 
 
 def pack_stem_weight(weight: Tensor) -> Tensor:
-    """Pack ``weight`` [K, R, S, 3] as [K, R, J], with J = S·3 rounded up to a power of two of at least 16."""
+    """Pack ``weight`` [K, R, S, 3] as [K, R, J], with J = S·4 rounded up to a power of two of at least 16."""
     k, r, s, c = weight.shape
-    packed = weight.new_zeros(k, r, max(16, next_power_of_2(s * c)))
-    packed[:, :, : s * c] = weight.reshape(k, r, s * c)
+    packed = weight.new_zeros(k, r, max(16, next_power_of_2(s * LANES)))
+    packed.unflatten(2, (-1, LANES))[:, :, :s, :c] = weight
     return packed
 
 
@@ -195,9 +216,9 @@ def pack_normalisation(
     mean: Sequence[float], std: Sequence[float], j: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """``scale`` and ``shift``, float32 [J]: ``pixel · scale + shift`` is ``(pixel / 255 − mean) / std`` by channel."""
-    channel = torch.arange(j) % CHANNELS
-    scale = torch.tensor([1 / (255 * s) for s in std])[channel]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[channel]
+    channel = torch.arange(j) % LANES
+    scale = torch.tensor([*(1 / (255 * s) for s in std), 0.0])[channel]
+    shift = torch.tensor([*(-m / s for m, s in zip(mean, std, strict=True)), 0.0])[channel]
     return scale.to(device), shift.to(device)
 
 
@@ -227,6 +248,7 @@ def stem_constants(
         "STRIDE": stride,
         "PADDING": padding,
         "POOL": pool,
+        "PREPARED": config.prepared,
         "NORMALISE": normalise,
         "PRECISION": precision,
         "UPCAST": dot_upcast(weight.dtype),
@@ -254,12 +276,17 @@ def stem_into(
 
     ``x`` [N, 3, H, W] in any strides, uint8 or floating point; ``weight`` [K, R, J] from :func:`pack_stem_weight`
     (square filters), ``bias`` float32 [K], ``scale`` and ``shift`` float32 [J], ``y`` [N, P, Q, K] contiguous with
-    ``weight``'s dtype.
+    ``weight``'s dtype. A ``prepared`` configuration has the images prepared first (:mod:`fastres.kernels.prepare`).
     """
     n, _, h, w = x.shape
     p, q, out_p, out_q = stem_output_sizes(h, w, weight.shape[1], stride, padding, pool)
     if config is None:
-        config = route_stem(weight.shape[0], q, weight.dtype, gpu_of(x.device), pool)
+        config = route_stem(weight.shape[0], (n, p, q), weight.dtype, gpu_of(x.device), pool)
+    strides: tuple[int, ...] = x.stride()
+    if config.prepared:
+        taps = weight.shape[2] // LANES
+        x = prepare(x, weight.dtype, scale, shift, padding=padding, taps=taps, traceable=traceable)
+        strides = (x.stride(0) // ALIGNED, 0, x.stride(1) // ALIGNED, 0)
     row_blocks = cdiv(out_p, config.rows)
     columns = config.block_q // 2 - 1 if pool else config.block_q
     column_blocks = cdiv(out_q, columns)
@@ -288,7 +315,7 @@ def stem_into(
             out_q,
             row_blocks,
             column_blocks,
-            *x.stride(),
+            *strides,
             **constants,
             num_warps=config.num_warps,
             num_stages=config.num_stages,

@@ -23,10 +23,12 @@ from fastres.kernels import reference, routing, stem
 from fastres.plan import Stem
 
 DTYPE = torch.float16
-LAYERS = [layer for batch in (1, 32) for layer in layers("stem", batch, DTYPE)]
+LAYERS = [layer for batch in (1, 32, 256) for layer in layers("stem", batch, DTYPE)]
 
 
-def prepare(layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+def prepare(
+    layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device, config: routing.StemConfig | None = None
+) -> tuple[Any, Tensor, Tensor]:
     """The launch, the tensor that it writes, and what it should write (float64); ``raw`` for uint8 pixels."""
     step = layer.step
     assert isinstance(step, Stem)
@@ -54,22 +56,29 @@ def prepare(layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device) -
     y = torch.full(step.output_shape(layer.shape), float("nan"), dtype=dtype, device=device)
 
     def run() -> None:
-        stem.stem_into(y, x, packed, bias, scale, shift, stride=step.stride, padding=step.padding, pool=step.pool)
+        stem.stem_into(
+            y, x, packed, bias, scale, shift,
+            stride=step.stride, padding=step.padding, pool=step.pool, config=config,
+        )  # fmt: skip
 
     return run, y, expected
 
 
 @needs_gpu
+@pytest.mark.parametrize("prepared", [False, True], ids=["as given", "prepared"])
 @pytest.mark.parametrize("raw", [True, False], ids=["uint8", "float16"])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_stem(benchmark: Any, layer: Layer, raw: bool) -> None:
+def test_stem(benchmark: Any, layer: Layer, raw: bool, prepared: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    run, y, expected = prepare(layer, raw, DTYPE, device)
+    step = layer.step
+    assert isinstance(step, Stem)
+    gpu, size = routing.gpu_of(device), step.conv_shape(layer.shape)[:3]
+    # Both ways at every batch, so that the rule between them (routing.PREPARED_PIXELS) can be judged.
+    sizes = (routing.PREPARED_PIXELS if prepared else 1, 1, size[2])
+    config = routing.route_stem(step.weight.shape[0], sizes, DTYPE, gpu, step.pool)
+    assert config.prepared == prepared
+    run, y, expected = prepare(layer, raw, DTYPE, device, config)
     run()
     assert_right(y, expected, DTYPE, conv_reduction(layer.step))
     del expected
-    step = layer.step
-    assert isinstance(step, Stem)
-    columns = step.conv_shape(layer.shape)[2]
-    routed = routing.route_stem(step.weight.shape[0], columns, DTYPE, routing.gpu_of(device), step.pool)
-    time_kernel(benchmark, run, layer, DTYPE, routed)
+    time_kernel(benchmark, run, layer, DTYPE, config)

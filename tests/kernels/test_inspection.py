@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -13,12 +15,14 @@ from fastres.kernels.inspection import (
     Report,
     compile_conv,
     compile_for,
+    compile_stem,
     inspect,
     inspect_all,
     plan_compilations,
     table,
 )
-from fastres.kernels.routing import H100, KNOWN_GPUS, ConvConfig, ConvShape
+from fastres.kernels.routing import H100, KNOWN_GPUS, ConvConfig, ConvShape, route_stem
+from fastres.kernels.stem import stem_kernel
 
 
 @pytest.mark.slow
@@ -112,5 +116,21 @@ def test_partial_sums_are_published_before_the_arrival_and_read_from_l2() -> Non
     assert any(atomic < index < loads[0] for index in barriers)
     report = inspect(item, "sm_90")
     assert report.fits
+    assert not report.spills
+    assert report.wgmma
+
+
+def test_prepared_images_are_loaded_16_bytes_at_a_time_ahead_of_the_products() -> None:
+    config = route_stem(64, (256, 112, 112), torch.float16, H100, pool=True)
+    assert config.prepared
+    item = compile_stem((64, 7, 7, 3), torch.float16, torch.uint8, config, stride=2, padding=3, pool=True)
+    ptx = compile_for(item, stem_kernel, "sm_90").asm["ptx"]
+    copies = re.findall(r"cp\.async\.c[ag][^\n]*", ptx)
+    assert copies
+    assert all("0x10" in copy for copy in copies)
+    # What is loaded otherwise is the bias: float32, not two bytes at a time as from images in another layout.
+    assert "ld.global.b16" not in ptx
+    report = inspect(item, "sm_90")
+    assert report.registers <= 128, "two programs of 8 warps fit a multiprocessor"
     assert not report.spills
     assert report.wgmma

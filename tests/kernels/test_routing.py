@@ -51,7 +51,18 @@ def test_ieee_float32_says_that_it_is_slow() -> None:
 
 def test_stem_and_pool_blocks_are_powers_of_two() -> None:
     for columns in (4, 49, 112, 400):
-        config = route_stem(64, columns, torch.float16, H100, pool=True)
+        config = route_stem(64, (1, columns, columns), torch.float16, H100, pool=True)
         assert config.block_q in (16, 32, 64, 128)
     for pixels in (1, 20, 49, 400):
         assert route_pool(2048, pixels).block_hw in (1, 2, 4, 8, 16)
+
+
+def test_images_are_prepared_for_larger_batches() -> None:
+    def prepared(batch: int, dtype: torch.dtype = torch.float16, pool: bool = True) -> bool:
+        return route_stem(64, (batch, 112, 112), dtype, H100, pool).prepared
+
+    assert prepared(16)
+    assert prepared(256, torch.bfloat16)
+    assert not prepared(8)
+    assert not prepared(256, torch.float32)
+    assert not prepared(256, pool=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
-from fastres.kernels import reference, stem
+from fastres.kernels import prepare, reference, stem
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import StemConfig
 
@@ -120,6 +120,64 @@ def test_every_block_size(config: StemConfig) -> None:
     y = torch.full(expected.shape, float("nan"), device=DEVICE)
     stem.stem_into(y, x, packed, bias, scale, shift, stride=2, padding=3, pool=True, config=config)
     assert relative_error(y, expected) < kernel_tolerance(torch.float32, weight[0].numel())
+
+
+PREPARED = StemConfig("stem_pool", 32, 3, 4, 1, prepared=True)
+
+
+def run_prepared(case: tuple[int, ...], x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    packed = stem.pack_stem_weight(weight)
+    scale, shift = stem.pack_normalisation(IMAGENET_MEAN, IMAGENET_STD, packed.shape[2], x.device)
+    *_, r, stride, pool = case
+    y = torch.full(truth(case, x, weight, bias).shape, float("nan"), dtype=weight.dtype, device=DEVICE)
+    stem.stem_into(y, x, packed, bias, scale, shift, stride=stride, padding=r // 2, pool=bool(pool), config=PREPARED)
+    return y
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.uint8], ids=str)
+def test_prepared_images_of_every_dtype_and_layout(source: torch.dtype, layout: str) -> None:
+    case = CASES[0]
+    x = make_input(case, source, layout, seed=6)
+    weight, bias = make_weights(case, torch.float16, seed=6)
+    tolerance = kernel_tolerance(torch.float16, weight[0].numel(), roundings=2, truncates=INTERPRETED)
+    assert relative_error(run_prepared(case, x, weight, bias), truth(case, x, weight, bias)) < tolerance
+
+
+@pytest.mark.parametrize("case", [*CASES[1:4], (1, 40, 35, 32, 5, 2, True), (1, 9, 21, 16, 3, 2, True)], ids=str)
+def test_prepared_sizes(case: tuple[int, ...]) -> None:
+    x = make_input(case, torch.uint8, "contiguous", seed=7)
+    weight, bias = make_weights(case, torch.float32, seed=7)
+    tolerance = kernel_tolerance(torch.float32, weight[0].numel(), roundings=2)
+    assert relative_error(run_prepared(case, x, weight, bias), truth(case, x, weight, bias)) < tolerance
+
+
+def test_what_preparing_writes() -> None:
+    x = make_input(CASES[0], torch.uint8, "slice", seed=8)
+    scale, shift = stem.pack_normalisation(IMAGENET_MEAN, IMAGENET_STD, 32, x.device)
+    y = prepare.prepare(x, torch.float32, scale, shift, padding=3, taps=8).cpu()
+    n, _, h, w = x.shape
+    rows, columns = prepare.prepared_size(h, w, 3, 8)
+    assert y.shape == (n, rows, columns, 4)
+    assert (columns * 4) % prepare.ALIGNED == 0
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = torch.zeros(n, rows, columns, 4)
+    expected[:, 3 : 3 + h, 3 : 3 + w, :3] = ((x.cpu() / 255 - mean) / std).permute(0, 2, 3, 1)
+    assert torch.equal(y == 0, expected == 0)
+    assert relative_error(y, expected) < 1e-6
+
+
+def test_nan_in_prepared_images_reaches_the_output_and_at_most_one_column_more() -> None:
+    case = CASES[0]
+    x = make_input(case, torch.float32, "contiguous", seed=5)
+    x[0, 1, 18, 22] = float("nan")
+    weight, bias = make_weights(case, torch.float32, seed=5)
+    found, expected = run_prepared(case, x, weight, bias).isnan().cpu(), truth(case, x, weight, bias).isnan()
+    assert not found[1].any()
+    assert bool(found[expected].all())
+    left = torch.zeros_like(expected)
+    left[:, :, :-1] = expected[:, :, 1:]
+    assert not found[~(expected | left)].any()
 
 
 def test_nan_pixels_reach_the_output() -> None:

@@ -1,0 +1,98 @@
+"""Images as the stem's kernel reads them fastest: normalised, padded with zeros, four channels a pixel.
+
+    y[n, h, w, c] = v[n, c, h − padding, w − padding],  0 outside the image and in the fourth channel
+
+where v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels). The input has three channels
+in any memory layout: its strides are arguments. Rows of y are a multiple of 4 pixels, so that all start on 16 bytes,
+and long enough for the last filter's taps. Each pixel is read once and written once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import cdiv, device_guard, launchable
+
+ALIGNED = 16  # elements: rows of prepared images are multiples of this
+BLOCK_W = 256
+
+
+@triton.jit(do_not_specialize=["H", "W", "HP", "WP"])
+def prepare_kernel(
+    x_ptr,
+    scale_ptr,
+    shift_ptr,
+    y_ptr,
+    H,
+    W,
+    HP,  # rows and columns of y
+    WP,
+    stride_n,
+    stride_c,
+    stride_h,
+    stride_w,
+    PADDING: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    row = tl.program_id(0)  # of all images' rows
+    image = (row // HP).to(tl.int64)
+    h = row % HP - PADDING
+    offs_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    offs_c = tl.arange(0, 4)
+    w = offs_w - PADDING
+    inside = (h >= 0) & (h < H) & ((w >= 0) & (w < W))[:, None] & (offs_c < 3)[None, :]  # [BLOCK_W, 4]
+    x_offs = w[:, None] * stride_w + offs_c[None, :] * stride_c
+    x = tl.load(x_ptr + image * stride_n + h * stride_h + x_offs, mask=inside, other=0)
+    if NORMALISE:
+        scale = tl.load(scale_ptr + offs_c)
+        shift = tl.load(shift_ptr + offs_c)
+        x = tl.where(inside, x.to(tl.float32) * scale[None, :] + shift[None, :], 0.0)
+    y_offs = (row.to(tl.int64) * WP + offs_w)[:, None] * 4 + offs_c[None, :]
+    tl.store(y_ptr + y_offs, x.to(y_ptr.dtype.element_ty), mask=(offs_w < WP)[:, None] & (offs_c < 4)[None, :])
+
+
+def prepared_size(h: int, w: int, padding: int, taps: int) -> tuple[int, int]:
+    """Rows and columns of prepared images of ``h`` × ``w``, read ``taps`` columns at a time."""
+    return h + 2 * padding, cdiv(w + padding + max(padding, taps - padding), 4) * 4
+
+
+def prepare(
+    x: Tensor,
+    dtype: torch.dtype,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    padding: int,
+    taps: int,
+    traceable: bool = False,
+) -> Tensor:
+    """Prepare ``x`` [N, 3, H, W] in any strides, uint8 pixels or floats.
+
+    ``scale`` and ``shift`` float32 [4 or more] normalise pixels; ``taps`` is how many columns a load of the stem takes
+    in. Returns a new tensor [N, H + 2·padding, W', 4] of ``dtype``. Arguments are not checked here: see
+    :func:`fastres.kernels.stem.stem`.
+    """
+    n, _, h, w = x.shape
+    rows, columns = prepared_size(h, w, padding, taps)
+    y = x.new_empty(n, rows, columns, 4, dtype=dtype)
+    with device_guard(x.device):
+        launchable(prepare_kernel, traceable)[(n * rows, cdiv(columns, BLOCK_W))](
+            x,
+            scale,
+            shift,
+            y,
+            h,
+            w,
+            rows,
+            columns,
+            *x.stride(),
+            PADDING=padding,
+            NORMALISE=x.dtype == torch.uint8,
+            BLOCK_W=BLOCK_W,
+            num_warps=4,
+        )
+    return y
