@@ -28,6 +28,13 @@ CALLS, ROUNDS = 100, 30
 
 
 class NoGraph:
+    """A graph that does nothing."""
+
+    def replay(self) -> None:
+        pass
+
+
+class NoPool:
     """A graph pool and a runner whose graphs do nothing and return one tensor."""
 
     def __init__(self, result: Tensor) -> None:
@@ -37,9 +44,10 @@ class NoGraph:
         return [self._result]
 
     def capture(self, runner: object, x: Tensor, outputs: Sequence[str]) -> Captured:
-        return Captured(self, x, [self._result])
+        return Captured(NoGraph(), x, [self._result])
 
-    def replay(self, *_: object) -> list[Tensor]:
+    def replay(self, captured: Captured, x: Tensor) -> list[Tensor]:
+        captured.graph.replay()
         return [self._result]
 
     def is_capturing(self) -> bool:
@@ -67,7 +75,7 @@ def measure(model: str = "resnet50", batch: int = 1) -> dict[str, object]:
         network.warmup(batch)
         found = microseconds(lambda: network(x), torch.cuda.synchronize)
     else:
-        nothing = NoGraph(torch.zeros(batch, network.num_classes))
+        nothing = NoPool(torch.zeros(batch, network.num_classes))
         object.__setattr__(network, "_executor_cache", GraphExecutor(nothing, nothing))
         found = microseconds(lambda: network(x), lambda: None)
     graph = "CUDA graph" if on_gpu else "no GPU: a graph that does nothing"
