@@ -1,0 +1,54 @@
+"""The code blocks of a page, and which of them are not run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md")
+
+PYTHON, SESSION, SHELL, CONSOLE = "python", "pycon", "bash", "console"
+RUN = (PYTHON, SESSION, SHELL, CONSOLE)
+SHOWN = ("text", "json", "toml", "yaml")  # what a file or a program prints
+
+# What a page may say of a block that no test runs: <!-- not run: needs a GPU -->, on the line before the block.
+REASONS = ("needs a GPU", "needs a network", "needs a server", "installs packages", "takes minutes")
+
+_FENCE = re.compile(
+    r"^(?:[ \t]*<!-- not run: (?P<reason>.*?) -->\n\n?)?"
+    r"(?P<indent>[ \t]*)```(?P<language>\S*)[^\n]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block. ``line`` is its code's first line in the page, ``reason`` why it is not run, if it is not."""
+
+    line: int
+    language: str
+    code: str
+    reason: str | None
+
+    @property
+    def runs(self) -> bool:
+        return self.language in RUN and self.reason is None
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> list[Block]:
+    """All fenced blocks of ``page``, in order, without their indentation."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(text):
+        indent = match["indent"]
+        code = "".join(line.removeprefix(indent) for line in match["code"].splitlines(keepends=True))
+        line = text.count("\n", 0, match.start("code")) + 1
+        language = "bash" if match["language"] == "sh" else match["language"]
+        found.append(Block(line, language, code, match["reason"]))
+    return found

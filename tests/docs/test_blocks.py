@@ -1,0 +1,133 @@
+"""Every code block of the README and the pages, run as written.
+
+A page's blocks run from top to bottom in a folder of its own that holds what the start page's first block puts there:
+photographs that other packages ship. Published weights are random ones here, from a server on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .blocks import CONSOLE, PAGES, PYTHON, REASONS, ROOT, RUN, SESSION, SHELL, SHOWN, blocks, page_name
+from .run_page import BlockFailure, console_commands
+from .weights_server import link_package, publish_random_weights, served
+
+DRIVER = Path(__file__).with_name("run_page.py")
+START = ROOT / "docs" / "index.md"
+
+# Every block that is not run, so that none joins them unseen.
+NOT_RUN = {
+    ("CONTRIBUTING.md", "takes minutes"): 1,
+    ("README.md", "installs packages"): 1,
+    ("README.md", "needs a GPU"): 1,
+    ("README.md", "needs a network"): 1,
+    ("README.md", "takes minutes"): 1,
+    ("docs/deployment.md", "installs packages"): 1,
+    ("docs/index.md", "installs packages"): 1,
+    ("docs/index.md", "needs a GPU"): 1,
+}
+
+
+@pytest.fixture(scope="module")
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables with which a page's commands find this fastres, and random weights for its models."""
+    folder = tmp_path_factory.mktemp("site")
+    files = tmp_path_factory.mktemp("weights")
+    publish_random_weights(link_package(folder), files)
+    scripts = os.fspath(Path(sys.executable).parent)
+    with served(files) as url:
+        yield {
+            "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.fspath(folder),
+            "FASTRES_WEIGHTS_URL": url,
+            "TORCH_HOME": os.fspath(folder / "torch"),
+            "HOME": os.fspath(folder),
+            "HF_HUB_OFFLINE": "1",
+            "no_proxy": "127.0.0.1",
+            "MPLBACKEND": "Agg",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "LC_ALL": "C.UTF-8",
+        }
+    shutil.rmtree(files)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the start page's first block leaves: ``photographs/``."""
+    folder = tmp_path_factory.mktemp("start")
+    first = next(block for block in blocks(START) if block.language == PYTHON)
+    subprocess.run([sys.executable, "-c", first.code], cwd=folder, check=True)
+    return folder / "photographs"
+
+
+def run(page: Path, folder: Path, surroundings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, DRIVER, page],
+        cwd=folder, env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page))], ids=page_name)
+def test_page(page: Path, surroundings: dict[str, str], photographs: Path, tmp_path: Path) -> None:
+    shutil.copytree(photographs, tmp_path / "photographs")
+    shutil.copy(photographs / "cat.jpg", tmp_path)  # "a photograph of yours"
+    done = run(page, tmp_path, surroundings)
+    assert done.returncode == 0, done.stdout
+    shutil.rmtree(tmp_path)  # exported networks are large
+
+
+def test_what_is_not_run_is_known_and_has_a_reason() -> None:
+    found: Counter[tuple[str, str]] = Counter()
+    for page in PAGES:
+        for block in blocks(page):
+            place = f"{page_name(page)}:{block.line}"
+            assert block.language in (*RUN, *SHOWN), f"{place}: a block of {block.language or 'no language'}"
+            if block.reason is not None:
+                assert block.reason in REASONS, f"{place}: {block.reason!r} is no reason; accepted: {REASONS}"
+                found[page_name(page), block.reason] += 1
+    assert dict(found) == NOT_RUN
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        f"```{PYTHON}\nassert 1 == 2\n```",
+        f"```{SESSION}\n>>> 1 + 1\n3\n```",
+        f"```{SHELL}\nfalse | cat\ntrue\n```",
+        f"```{CONSOLE}\n$ echo one\ntwo\n```",
+        f"```{CONSOLE}\n$ false\n```",
+    ],
+    ids=[PYTHON, SESSION, SHELL, "output", CONSOLE],
+)
+def test_a_wrong_block_fails(block: str, tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, {os.fspath(ROOT)!r})
+        from tests.docs import blocks, run_page
+        run_page.page_name = str
+        run_page.run_page(Path("page.md"))
+        """
+    )
+    (tmp_path / "page.md").write_text(f"# Page\n\n```{PYTHON}\nx = 1\n```\n\n{block}\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "page.md:8" in done.stdout  # reached it, past a block that is right
+
+
+def test_console_blocks_are_commands_with_output() -> None:
+    assert console_commands("$ a \\\n  b\nout\nmore\n$ c\n") == [("a \\\n  b", "out\nmore\n"), ("c", "")]
+    with pytest.raises(BlockFailure, match="begins with"):
+        console_commands("out\n$ a\n")
