@@ -1,6 +1,7 @@
 # make demo   see fastres work on this machine
 # make test   everything that needs no GPU
 # make lint   ruff and mypy
+# make docs   the documentation site, into build/site
 # make gpu    validate, tune and measure on this machine's GPU; PYTHON=python3 uses that interpreter and no network
 #
 # Each sets up .venv by itself, with the versions of constraints.txt.
@@ -19,7 +20,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: demo test lint gpu clean installed
+.PHONY: demo test lint docs gpu clean installed
 
 demo: $(READY)
 	$(PYTHON) -m fastres demo
@@ -34,6 +35,10 @@ lint: $(READY)
 	rm -rf build/types
 	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --target build/types .
 	MYPYPATH=build/types $(PYTHON) -m mypy -p fastres
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
+	@echo "Open build/site/index.html"
 
 gpu: $(READY)
 	$(PYTHON) -m fastres.bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))

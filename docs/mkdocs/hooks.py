@@ -1,7 +1,7 @@
 """What the site is made of beside the pages in ``docs/``.
 
-Pages link to the repository's files as GitHub wants them (``../CONTRIBUTING.md``). Here those links lead to pages made of
-these files, or to copies of results.
+Pages link to the repository's files as GitHub wants them (``../CONTRIBUTING.md``). Here those links lead to pages made
+of these files, or to copies of results.
 """
 
 from __future__ import annotations

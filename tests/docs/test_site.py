@@ -1,0 +1,95 @@
+"""The site: built strictly, with every link, anchor and image in place, and nothing that it fetches from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from .blocks import ROOT
+
+pytest.importorskip("mkdocstrings")
+
+CONFIG = ROOT / "docs" / "mkdocs" / "mkdocs.yml"
+PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+
+
+class Reader(HTMLParser):
+    """What a page links to, what it loads, and the anchors that it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.headings = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        if "id" in values:
+            self.anchors.add(values["id"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        if tag in ("img", "script", "source", "iframe") and "src" in values:
+            self.loads.append(values["src"])
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload", "preconnect"):
+            self.loads.append(values["href"])
+        self.headings += tag == "h1"
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", CONFIG, "-d", folder]
+    done = subprocess.run(command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_every_page_is_there(site: Path) -> None:
+    for name in (*PAGES, "contributing", "changelog"):
+        assert read(site / f"{name}.html").headings == 1, name
+
+
+@pytest.mark.slow
+def test_links_and_images_resolve(site: Path) -> None:
+    pages = {path: read(path) for path in site.rglob("*.html") if "results" not in path.parts}
+    for path, page in pages.items():
+        if path.name == "404.html":  # served for any address, so its links are absolute
+            continue
+        for target in (*page.links, *page.loads):
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                continue
+            found = (path.parent / unquote(url.path)).resolve() if url.path else path
+            assert found.exists(), f"{path.name} links to {target}"
+            if url.fragment and found in pages and not url.fragment.startswith("__"):
+                assert unquote(url.fragment) in pages[found].anchors, f"{path.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        assert not [target for target in read(path).loads if urlsplit(target).netloc], path.name
+
+
+@pytest.mark.slow
+def test_the_reference_has_the_public_names(site: Path) -> None:
+    import fastres
+
+    anchors = read(site / "api.html").anchors
+    for name in fastres.__all__:
+        assert f"fastres.{name}" in anchors or name in ("__version__", "FastresError"), name
+    assert "fastres.errors.FastresError" in anchors
