@@ -81,9 +81,13 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_predicted_shares(monkeypatch: py
 @pytest.mark.usefixtures("no_tables")
 def test_idle_multiprocessors_lower_the_predicted_share(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of one image the stem is 7 programs (7 blocks of 8 output rows, one of columns) on 132 multiprocessors.
-    one, many = (explained(monkeypatch, H200, batch).rows[0].share for batch in (1, 256))
+    one, more = (explained(monkeypatch, H200, batch).rows[0].share for batch in (1, 15))
     assert one == pytest.approx(7 / 132)
-    assert many == pytest.approx(256 * 7 / (14 * 132))
+    assert more == pytest.approx(15 * 7 / 132)
+    # From 16 images on they are prepared: four channels a pixel, two bytes each, are written and read once more.
+    row = explained(monkeypatch, H200, 256).rows[0]
+    preparing = 2 * 8 * 256 * 224 * 224 / 4800e9
+    assert row.microseconds == pytest.approx(row.roofline_us * 14 * 132 / (256 * 7) + preparing * 1e6)
 
 
 def test_what_was_tuned_is_measured_for_that_batch_alone(

@@ -82,7 +82,7 @@ def test_right_results_pass_and_wrong_ones_do_not(dtype: torch.dtype, reduction:
 
 @pytest.mark.parametrize("name", ["bench_conv", "bench_stem", "bench_head"])
 def test_kernel_benchmarks_cover_both_batches(name: str) -> None:
-    assert {layer.shape[0] for layer in load(name).LAYERS} == {1, 32}
+    assert {layer.shape[0] for layer in load(name).LAYERS} >= {1, 32}
 
 
 CPU = torch.device("cpu")
