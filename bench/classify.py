@@ -63,7 +63,7 @@ def photographs() -> list[Image.Image]:
     places = ((skimage, "data"), (sklearn, "datasets/images"), (matplotlib, "mpl-data/sample_data"))
     found = []
     for module, folder in places:
-        for path in sorted((Path(module.__file__).parent / folder).iterdir()):
+        for path in sorted((Path(str(module.__file__)).parent / folder).iterdir()):
             if path.suffix in (".jpg", ".png"):
                 with Image.open(path) as image:
                     if image.mode == "RGB" and min(image.size) >= 300:

@@ -23,8 +23,6 @@ from .sources import Images
 
 PREFETCH = 2  # batches that each worker keeps ready
 MAX_WORKERS = 16
-# Beside a model on the CPU: a convolution whose thread has to wait for a core holds up all of its threads.
-NICE = 10
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Reading:
             collate_fn=_unchanged,
             prefetch_factor=PREFETCH if self.workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_Start(nice=NICE if device.type == "cpu" else 0),
+            worker_init_fn=_start_worker,
         )
         return _copied_ahead(_sound(loader), device) if device.type == "cuda" else _sound(loader)
 
@@ -131,17 +129,10 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Called in a worker process when it begins."""
-
-    nice: int
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
-        os.nice(self.nice)
-        # Odd metadata and very large images, a warning each, would tear the progress bar apart.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+    # Odd metadata and very large images, a warning each, would tear the progress bar apart.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
