@@ -45,6 +45,8 @@ def run_session(block: Block, names: dict[str, Any], page: Path) -> None:
 
 
 def run_shell(script: str) -> str:
+    if "pip install" in script:
+        raise BlockFailure("this would change the environment; mark the block <!-- not run: installs packages -->")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
