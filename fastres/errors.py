@@ -90,6 +90,10 @@ class WorkerError(FastresError, RuntimeError):
     """A process that reads images died."""
 
 
+class DatasetError(FastresError, ValueError):
+    """A data set on disk that is missing, damaged or another one."""
+
+
 class KernelError(FastresError, RuntimeError):
     """A kernel was given tensors that it does not take."""
 

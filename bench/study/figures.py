@@ -1,0 +1,89 @@
+"""One look for all figures: palette, type, grid. Matplotlib is imported where a figure is drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastres.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+PLAIN = ("#f0a35e", "#d96b1f", "#8f3d0b")  # light to dark: shallow to deep
+RESIDUAL = ("#6db3d8", "#2274a5", "#0d3b66")
+DEPTH_COLOURS = ("#8ecae6", "#2274a5", "#0d2c54")
+BROWN_NOISE, WHITE_NOISE = "#8d6e4f", "#9aa5b1"
+DPI = 130
+
+_STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 11,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "legend.title_fontsize": 9,
+}
+
+
+def new_figure(
+    rows: int, columns: int, *, width: float, height: float, **shared: Any
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of ``width`` × ``height`` inches and its axes, by row; inside ``drawing()``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **shared)
+    return figure, axes.tolist()
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Figures may be made and rendered inside the block; Matplotlib's settings are the caller's again afterwards.
+
+    Raises ``MissingDependencyError``.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Figures need matplotlib, which is not installed: pip install 'fastres[bench]'"
+        ) from error
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def log_labels(axis: Axes) -> None:
+    """Few powers of ten, however many decades an axis spans."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.yaxis.set_major_locator(LogLocator(numticks=7))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def note(axis: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
+    """A direct label in its curve's colour, at data coordinates."""
+    axis.annotate(text, (x, y), color=colour, fontsize=10, fontweight="bold", va=options.pop("va", "center"), **options)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return content.getvalue()

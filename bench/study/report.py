@@ -1,0 +1,196 @@
+"""Results on disk: one JSON file a study, and made from it, its CSV files and figures, and the page of them all."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import datetime
+import html
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres.environment import cpu_name, installed_version
+from fastres.errors import FastresError
+from fastres.version import __version__
+
+from ..results import write_whole
+from .common import Data, Settings, Study
+from .figures import drawing, png
+from .training import threads
+
+PAGE_NAME = "index.html"
+TITLE = "Why residual networks"
+INTRODUCTION = (
+    "Four observations that motivate residual networks, reproduced on real images and on this project's own networks. "
+    "Each is one command. Every sentence below that holds a number is written by that command from what it measured."
+)
+UNTIMED = "How long a study took is not measured: the numbers do not depend on speed."
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one study measured, with which settings (by fingerprint), where and by which command."""
+
+    study: str
+    fingerprint: str
+    environment: dict[str, Any]
+    data: Data
+
+
+def environment(settings: Settings, command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "size": settings.size,
+        "seeds": list(range(settings.seeds)),
+        "fastres": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "numpy": installed_version("numpy"),
+        "scikit-learn": installed_version("scikit-learn"),
+        "cpu": cpu_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def read(path: Path) -> Result | None:
+    """The result in a study's JSON file, or ``None`` where there is none. Raises ``FastresError`` on another file."""
+    if not path.exists():
+        return None
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise FastresError(f"{path} is not a study's result ({error}); remove it and run the study again") from error
+
+
+def measured(study: Study, settings: Settings, command: str, again: bool = False) -> Result:
+    """The study's result: from ``settings.folder`` where it was measured with these settings, else measured now."""
+    path = settings.folder / f"{study.name}.json"
+    found = None if again else read(path)
+    if found is not None and found.fingerprint == settings.fingerprint:
+        return found
+    with threads(1):  # so that the numbers do not depend on how many cores there are
+        result = Result(study.name, settings.fingerprint, environment(settings, command), study.measure(settings))
+    write_whole(path, (json.dumps(vars(result), ensure_ascii=False) + "\n").encode())
+    return result
+
+
+def write_study(study: Study, result: Result, folder: Path) -> None:
+    """Its CSV files and its figures."""
+    for name, records in study.tables(result.data).items():
+        write_whole(folder / f"{name}.csv", as_csv(records))
+    with drawing():
+        for picture in study.draw(result.data):
+            write_whole(folder / picture.file, png(picture.figure))
+
+
+def as_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def _captions(study: Study, data: Data) -> list[tuple[str, str]]:
+    with drawing():
+        return [(picture.file, picture.caption) for picture in study.draw(data)]
+
+
+def _runs(data: Data) -> str:
+    """What fastres computed with the study's networks, in a sentence."""
+    runs = data["runs"]
+    same = sum(run["fastres_error"] == run["pytorch_error"] for run in runs)
+    worst = max(runs, key=lambda run: run["fastres_distance"])
+    return (
+        f"Run by fastres in the end: {len(runs)} networks, {same} of them with PyTorch's own error on the images; "
+        f"logits at "
+        f"most {worst['fastres_distance']:.1e} from float64 (relative; {worst['network']}), where PyTorch's float32 is "
+        f"{worst['pytorch_distance']:.1e} off."
+    )
+
+
+def _where(result: Result) -> str:
+    at = result.environment
+    seeds = ", ".join(map(str, at["seeds"]))
+    return (
+        f"Data: {result.data['dataset']}. Size: {at['size']}; seeds {seeds}. fastres {at['fastres']}, torch "
+        f"{at['torch']}, "
+        f"Python {at['python']}, scikit-learn {at['scikit-learn']}; {at['cpu']}, {at['system']}; {at['date']}."
+    )
+
+
+def as_markdown(results: Sequence[tuple[Study, Result]], figures: str) -> str:
+    """The page as Markdown, its figures and data at the relative address ``figures``."""
+    parts = [f"# {TITLE}", INTRODUCTION, "Written by `python -m bench.study all`, from its own results; do not edit."]
+    for number, (study, result) in enumerate(results, start=1):
+        data = result.data
+        parts += [f"## {number}. {study.title}", f"`{result.environment['command']}`. Source: {study.source}."]
+        parts.append(study.paragraph(data))
+        for file, caption in _captions(study, data):
+            parts.append(f"![{caption}]({figures}/{file})\n\n*{caption}*")
+        rows = [f"| {line.what} | {line.value} | {line.expected} |" for line in study.numbers(data)]
+        parts.append("\n".join(["| what | measured | theory, or the paper |", "|---|---|---|", *rows]))
+        files = ", ".join(f"[{name}.csv]({figures}/{name}.csv)" for name in study.tables(data))
+        parts += [_runs(data), f"{_where(result)} Data: {files}."]
+    parts.append(UNTIMED)
+    return "\n\n".join(parts) + "\n"
+
+
+_STYLE = """
+:root { color: #1f2933; background: #fff; font: 17px/1.6 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 3rem auto; padding: 0 1.5rem; }
+h1 { font-size: 2.2rem; } h2 { margin-top: 4rem; border-top: 1px solid #e4e7eb; padding-top: 1.5rem; }
+code { background: #f5f7fa; padding: .15rem .4rem; border-radius: 4px; font-size: .9em; }
+figure { margin: 2rem 0; } img { width: 100%; } figcaption, .where { color: #52606d; font-size: .85rem; }
+table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+td, th { padding: .3rem .8rem .3rem 0; text-align: left; }
+tr { border-bottom: 1px solid #e4e7eb; } td:nth-child(2) { font-variant-numeric: tabular-nums; font-weight: 600; }
+"""
+
+
+def as_html(results: Sequence[tuple[Study, Result]], folder: Path) -> str:
+    """The page as one HTML file that needs no other: the figures of ``folder`` are inside it."""
+    e = html.escape
+    parts = [f"<h1>{TITLE}</h1>", f"<p>{e(INTRODUCTION)}</p>"]
+    for number, (study, result) in enumerate(results, start=1):
+        data = result.data
+        parts.append(f"<h2>{number}. {e(study.title)}</h2>")
+        parts.append(f"<p><code>{e(result.environment['command'])}</code></p><p>{e(study.paragraph(data))}</p>")
+        for file, caption in _captions(study, data):
+            image = base64.b64encode((folder / file).read_bytes()).decode()
+            parts.append(
+                f'<figure><img alt="{e(caption)}" src="data:image/png;base64,{image}">'
+                f"<figcaption>{e(caption)}</figcaption></figure>"
+            )
+        rows = "".join(
+            f"<tr><td>{e(line.what)}</td><td>{e(line.value)}</td><td>{e(line.expected)}</td></tr>"
+            for line in study.numbers(data)
+        )
+        parts.append(f"<table><tr><th>what</th><th>measured</th><th>theory, or the paper</th></tr>{rows}</table>")
+        parts.append(f"<p>{e(_runs(data))}</p>")
+        parts.append(f'<p class="where">Source: {e(study.source)}. {e(_where(result))}</p>')
+    parts.append(f'<p class="where">{e(UNTIMED)}</p>')
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{TITLE}</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def write_page(studies: Sequence[Study], folder: Path, docs: Path | None = None) -> Path:
+    """``index.html`` of every study that ``folder`` has results of, and the same as Markdown in ``docs``."""
+    results = [(study, found) for study in studies if (found := read(folder / f"{study.name}.json")) is not None]
+    write_whole(folder / PAGE_NAME, as_html(results, folder).encode())
+    if docs is not None:
+        figures = Path(os.path.relpath(folder, docs.parent)).as_posix()
+        write_whole(docs, as_markdown(results, figures).encode())
+    return folder / PAGE_NAME

@@ -1,0 +1,49 @@
+"""Every study ends here: its networks, run by fastres and compared with the PyTorch modules that were studied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fastres
+from fastres.errors import FastresError
+
+from .training import EVALUATION_BATCH, error_of, logits, module_of
+
+COMPARED = 60  # images that the float64 network sees too
+# fastres's distance from float64, in multiples of PyTorch's own in float32: both sum in orders of their own, and the
+# largest ratio over the networks studied here was 2.0.
+FACTOR, FLOOR = 5.0, 1e-6
+
+
+@torch.inference_mode()
+def run(model: str, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Logits ``[N, 10]`` of normalised ``images``, computed by fastres in float32 on the CPU."""
+    network = fastres.load(model, dict(state), dtype="float32", progress=False)
+    return torch.cat([network(part) for part in images.split(EVALUATION_BATCH)])
+
+
+def compare(label: str, model: str, state: dict[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Run ``state`` with fastres and with PyTorch: both errors on all images, both distances from float64 on some.
+
+    A distance is ‖logits − float64 logits‖ / ‖float64 logits‖. Raises ``FastresError`` where fastres's is much the
+    larger.
+    """
+    module = module_of(model, state)
+    ours, theirs = run(model, state, images), logits(module, images)
+    exact = logits(copy.deepcopy(module).double(), images[:COMPARED].double())
+    off, eager_off = (float((found[:COMPARED] - exact).norm() / exact.norm()) for found in (ours, theirs))
+    if not off <= FACTOR * eager_off + FLOOR:
+        raise FastresError(f"{label}: fastres is {off:.1e} from float64, PyTorch {eager_off:.1e}; please report this")
+    return {
+        "network": label,
+        "images": len(images),
+        "fastres_error": error_of(ours, labels),
+        "pytorch_error": error_of(theirs, labels),
+        "fastres_distance": off,
+        "pytorch_distance": eager_off,
+    }

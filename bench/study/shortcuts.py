@@ -1,0 +1,250 @@
+"""Study 4: what the blocks of a trained network learn, and what is left when one of them is removed.
+
+A residual block computes relu(s(x) + F(x)), s its shortcut; He et al. expect F to be a small correction (CVPR 2016,
+§3.1). Removing a block makes F zero; in a plain network the block passes on its input (Veit et al., *Residual networks
+behave like ensembles of relatively shallow networks*, NIPS 2016). Both are edits of the state dict, so that fastres
+runs every network of this study.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastres.architectures import block_specs, get_architecture
+
+from ..eager import Block, EagerResNet
+from .common import (
+    SHALLOW,
+    Data,
+    Number,
+    Picture,
+    Record,
+    Settings,
+    Study,
+    mean,
+    percent,
+    rounded,
+    seeds_text,
+    spread_of,
+    title,
+)
+from .data import CLASSES
+from .figures import INK, MUTED, PLAIN, RESIDUAL, new_figure, note
+from .running import compare, run
+from .surgery import without_block
+from .training import error_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS = ("plain", "resnet")
+
+
+@torch.inference_mode()
+def branch_ratios(module: EagerResNet, images: Tensor) -> dict[str, float]:
+    """‖F(x)‖ / ‖s(x)‖ of every residual block by its name, the mean over ``images`` ``[N, 3, 32, 32]``."""
+    result: dict[str, float] = {}
+    x = module.relu(module.bn1(module.conv1(images)))
+    for stage in module.stages:
+        for index, block in enumerate(getattr(module, stage)):
+            result[f"{stage}.{index}"] = _ratio(block, x)
+            x = block(x)
+    return result
+
+
+def _ratio(block: Block, x: Tensor) -> float:
+    shortcut = x if block.downsample is None else block.downsample(x)
+    branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    return float((branch.flatten(1).norm(dim=1) / shortcut.flatten(1).norm(dim=1)).mean())
+
+
+def measure(settings: Settings) -> Data:
+    dataset = settings.dataset()
+    everything = settings.trained()
+    images, labels = dataset.normalise(dataset.test_images), dataset.test_labels
+    rows, networks, runs = [], [], []
+    total = sum(sum(get_architecture(trained.job.model).depths) for trained in everything)
+    with tqdm(total=total, desc="Removing one block at a time", unit="block") as bar:
+        for trained in everything:
+            model, seed = trained.job.model, trained.job.seed
+            arch = get_architecture(model)
+            ratios = branch_ratios(trained.module(), images[: settings.images]) if arch.skip else {}
+            runs.append(compare(f"{model}, seed {seed}", model, trained.state, images, labels))
+            networks.append({"model": model, "seed": seed, "accuracy": 1 - runs[-1]["fastres_error"]})
+            for place, spec in enumerate(block_specs(arch), start=1):
+                left = run(model, without_block(trained.state, arch, spec.name), images)
+                rows.append(
+                    {
+                        "model": model,
+                        "seed": seed,
+                        "block": spec.name,
+                        "place": place,
+                        "changes_shape": spec.stride != 1,
+                        "branch_ratio": ratios.get(spec.name),
+                        "accuracy_without": 1 - error_of(left, labels),
+                    }
+                )
+                bar.update()
+    return rounded(
+        {
+            "dataset": dataset.describe(),
+            "test_images": len(images),
+            "seeds": settings.seeds,
+            "epochs": settings.epochs,
+            "deep": settings.deep,
+            "networks": networks,
+            "blocks": rows,
+            "runs": runs,
+        }
+    )
+
+
+def intact(data: Data, model: str) -> list[float]:
+    """Accuracies of the whole networks, one a seed."""
+    return [network["accuracy"] for network in data["networks"] if network["model"] == model]
+
+
+def by_place(data: Data, model: str, field: str) -> list[float]:
+    """``field`` of every block in order, the mean over the seeds."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in data["blocks"]:
+        if row["model"] == model:
+            found[row["place"]].append(row[field])
+    return [mean(found[place]) for place in sorted(found)]
+
+
+def losses(data: Data, model: str, *, changes_shape: bool) -> list[float]:
+    """Accuracy lost by removing each block, over all seeds; of blocks that keep the shape, or that change it."""
+    whole = {(row["model"], row["seed"]): row["accuracy"] for row in data["networks"]}
+    return [
+        whole[model, row["seed"]] - row["accuracy_without"]
+        for row in data["blocks"]
+        if row["model"] == model and row["changes_shape"] is changes_shape
+    ]
+
+
+def tables(data: Data) -> dict[str, list[Record]]:
+    return {"shortcuts-blocks": list(data["blocks"]), "shortcuts-networks": list(data["networks"])}
+
+
+def _models(data: Data) -> list[str]:
+    return [f"{kind}{depth}" for kind in KINDS for depth in (SHALLOW, data["deep"])]
+
+
+def numbers(data: Data) -> list[Number]:
+    result = []
+    for model in _models(data):
+        kept = losses(data, model, changes_shape=False)
+        changed = losses(data, model, changes_shape=True)
+        result += [
+            Number(f"{title(model)}: accuracy", spread_of(intact(data, model))),
+            Number(
+                f"{title(model)}: accuracy lost with one same-shape block, mean (most)",
+                f"{100 * mean(kept):.1f} ({100 * max(kept):.1f}) points",
+            ),
+            Number(
+                f"{title(model)}: accuracy lost with one shape-changing block, mean (most)",
+                f"{100 * mean(changed):.1f} ({100 * max(changed):.1f}) points",
+            ),
+        ]
+    for depth in (SHALLOW, data["deep"]):
+        ratios = by_place(data, f"resnet{depth}", "branch_ratio")
+        result.append(
+            Number(
+                f"resnet-{depth}: ‖F(x)‖/‖x‖, mean over blocks (least–most)",
+                f"{mean(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+                "smaller in the deeper network" if depth == data["deep"] else "",
+            )
+        )
+    return result
+
+
+def paragraph(data: Data) -> str:
+    deep = data["deep"]
+    lost = {model: losses(data, model, changes_shape=False) for model in _models(data)}
+    ratios = {depth: by_place(data, f"resnet{depth}", "branch_ratio") for depth in (SHALLOW, deep)}
+    relation = "less" if mean(ratios[deep]) < mean(ratios[SHALLOW]) else "not less"
+    residual, plain = lost[f"resnet{deep}"], lost[f"plain{deep}"]
+    whole = {kind: mean(intact(data, f"{kind}{deep}")) for kind in KINDS}
+    text = (
+        f"In the trained networks of {seeds_text(data['seeds'])}, a block of resnet-{deep} changes what its shortcut "
+        f"carries by "
+        f"‖F(x)‖/‖x‖ = {mean(ratios[deep]):.2f} on average ({min(ratios[deep]):.2f} to {max(ratios[deep]):.2f}), "
+        f"{relation} than one of resnet-{SHALLOW} ({mean(ratios[SHALLOW]):.2f}): the deeper the network, the "
+        f"{'smaller' if relation == 'less' else 'larger'} the step each block takes. Removing one block that keeps "
+        f"the shape "
+        f"costs resnet-{deep} {100 * mean(residual):.1f} points of its {percent(whole['resnet'])} test accuracy on "
+        f"average "
+        f"(at most {100 * max(residual):.1f}), and plain-{deep} {100 * mean(plain):.1f} of its "
+        f"{percent(whole['plain'])} "
+        f"(at most {100 * max(plain):.1f}); at depth {SHALLOW} it is {100 * mean(lost[f'resnet{SHALLOW}']):.1f} "
+        f"against "
+        f"{100 * mean(lost[f'plain{SHALLOW}']):.1f}. "
+    )
+    if mean(plain) > 2 * mean(residual):
+        return text + "A residual network survives the loss of a block; a plain network is a chain."
+    chance = 1 / CLASSES
+    if whole["plain"] < 3 * chance:
+        return (
+            text + "The plain network had little accuracy to lose, so that the comparison says nothing at this depth."
+        )
+    return text + "The plain network does not suffer twice as much: the effect does not show clearly at this scale."
+
+
+def draw(data: Data) -> list[Picture]:
+    figure, axes = new_figure(2, 2, width=13, height=7.6)
+    for column, depth in enumerate((SHALLOW, data["deep"])):
+        ratio_axis, axis = axes[0][column], axes[1][column]
+        ratios = by_place(data, f"resnet{depth}", "branch_ratio")
+        places = range(1, len(ratios) + 1)
+        ratio_axis.bar(places, ratios, color=RESIDUAL[column + 1], width=0.75)
+        ratio_axis.axhline(mean(ratios), color=INK, linestyle=":", linewidth=1.2)
+        ratio_axis.set_title(f"resnet-{depth}: what a block adds (mean {mean(ratios):.2f})")
+        for kind, colour in (("plain", PLAIN[column + 1]), ("resnet", RESIDUAL[column + 1])):
+            _draw_removals(axis, data, f"{kind}{depth}", colour)
+        axis.axhline(100 / CLASSES, color=MUTED, linestyle=":", linewidth=1)
+        note(axis, len(ratios), 100 / CLASSES + 3, "chance", MUTED, ha="right")
+        axis.set(title=f"depth {depth}: one block removed", xlabel="block (the input is at the left)", ylim=(0, 104))
+    top = max(axes[0][0].get_ylim()[1], axes[0][1].get_ylim()[1])
+    for axis in axes[0]:
+        axis.set_ylim(0, top)
+    axes[0][0].set_ylabel("‖F(x)‖ / ‖x‖")
+    axes[1][0].set_ylabel("test accuracy left (%)")
+    axes[1][0].legend(loc="lower right", bbox_to_anchor=(1, 0.12))
+    caption = (
+        f"Mean of {seeds_text(data['seeds'])} on {data['test_images']:,} test images of "
+        f"{data['dataset'].split(',')[0]}. Lines "
+        "without markers: nothing removed. Hollow: blocks that change the shape, whose place a strided copy with zero "
+        "channels takes."
+    )
+    return [Picture("shortcuts.png", figure, caption)]
+
+
+def _draw_removals(axis: Axes, data: Data, model: str, colour: str) -> None:
+    accuracies = [100 * value for value in by_place(data, model, "accuracy_without")]
+    changes = [spec.stride != 1 for spec in block_specs(get_architecture(model))]
+    places = range(1, len(accuracies) + 1)
+    axis.plot(places, accuracies, color=colour, linewidth=1.6, label=f"{title(model)}, one block removed")
+    for hollow in (False, True):
+        chosen = [(x, y) for x, y, change in zip(places, accuracies, changes, strict=True) if change is hollow]
+        face = "white" if hollow else colour
+        xs, ys = zip(*chosen, strict=True)
+        axis.plot(xs, ys, linestyle="", marker="o", markersize=6, markeredgecolor=colour, markerfacecolor=face)
+    axis.axhline(100 * mean(intact(data, model)), color=colour, linewidth=1, linestyle="--")
+
+
+STUDY = Study(
+    "shortcuts",
+    "What shortcuts carry",
+    "He et al., CVPR 2016, §3.1; Veit et al., NIPS 2016",
+    measure,
+    tables,
+    draw,
+    numbers,
+    paragraph,
+)

@@ -1,0 +1,343 @@
+"""Trains CIFAR-family networks as He et al. do (CVPR 2016, §4.2), many at a time, resumably.
+
+One process trains one network on one thread, so that the weights depend on the seed and not on the number of cores.
+After each epoch everything that the next one needs is written; a run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastres.architectures import get_architecture
+
+from ..eager import EagerResNet
+from ..results import write_whole
+from .data import CLASSES, Dataset, load_dataset
+
+EVALUATION_BATCH = 180
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with Nesterov momentum; the learning rate rises linearly to its peak, then falls to zero along a cosine.
+
+    Images are shifted by up to ``shift`` pixels either way and, where the data set allows it, mirrored. Weight decay,
+    momentum, shift and initialisation are He et al.'s. Their 64,000 steps of 128 images would take days, so that the
+    schedule is that of ``bench/train_digits.py``, and the rate at its peak that script's, 0.1 for batches of 64, in
+    proportion to the batch.
+    """
+
+    epochs: int
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup: float = 0.15
+    shift: int = 4
+
+    def rate(self, done: float) -> float:
+        """Learning rate after the fraction ``done`` of all steps."""
+        if done < self.warmup:
+            return self.learning_rate * done / self.warmup
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train: an architecture's name, a seed, a recipe and the data (``data`` as ``load_dataset``'s)."""
+
+    model: str
+    seed: int
+    recipe: Recipe
+    data: str | None = None
+    limit: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of its files."""
+        return f"{self.model}-{'cifar10' if self.data else 'digits'}-seed{self.seed}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that changes the trained weights."""
+        settings = {**dataclasses.asdict(self), "data": bool(self.data), "torch": torch.__version__}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Errors are fractions: on the training images as they were seen, and on the test images afterwards."""
+
+    train_loss: float
+    train_error: float
+    test_error: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network: its job, its state dict (float32, torchvision's names) and what each epoch gave."""
+
+    job: Job
+    state: dict[str, Tensor]
+    epochs: list[Epoch]
+
+    def module(self) -> EagerResNet:
+        """The network in eval mode."""
+        return module_of(self.job.model, self.state)
+
+
+def module_of(model: str, state: dict[str, Tensor]) -> EagerResNet:
+    """The plain PyTorch module of an architecture with these weights, in eval mode."""
+    module = EagerResNet(get_architecture(model).with_classes(CLASSES))
+    module.load_state_dict(state)
+    return module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch computes on ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def logits(module: nn.Module, images: Tensor) -> Tensor:
+    """Logits ``[N, 10]`` of normalised images ``[N, 3, 32, 32]``."""
+    return torch.cat([module(part) for part in images.split(EVALUATION_BATCH)])
+
+
+def error_of(scores: Tensor, labels: Tensor) -> float:
+    """The fraction of images whose largest logit is not their label's."""
+    return float((scores.argmax(1) != labels).double().mean())
+
+
+def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """Pixels ``[N, C, H, W]``, each image moved by up to ``shift`` pixels and, with ``mirror``, every second mirrored.
+
+    What moves in at the edge is black: in the digits, paper.
+    """
+    count, channels, height, width = images.shape
+    padded = nn.functional.pad(images, (shift,) * 4)
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=generator)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)  # [N, H], [N, W]
+    if mirror:
+        flip = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(flip, columns.flip(1), columns)
+    index = torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None]
+    return padded[(*index, rows[:, None, :, None], columns[:, None, None, :])]
+
+
+def train(job: Job, dataset: Dataset, folder: Path, tick: Callable[[], None] = lambda: None) -> Trained:
+    """Train one network, or read it where ``folder`` has it; ``tick`` is called after each epoch."""
+    finished = read(job, folder)
+    if finished is not None:
+        for _ in finished.epochs:
+            tick()
+        return finished
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        module = EagerResNet(get_architecture(job.model).with_classes(CLASSES))
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        job.recipe.learning_rate,
+        job.recipe.momentum,
+        weight_decay=job.recipe.weight_decay,
+        nesterov=True,
+    )
+    generator = torch.Generator().manual_seed(job.seed + 1)
+    partial = folder / f"{job.key}.partial"
+    epochs = _resume(job, partial, module, optimizer, generator)
+    for _ in epochs:
+        tick()
+    test_images = dataset.normalise(dataset.test_images)
+    while len(epochs) < job.recipe.epochs:
+        loss, error = _train_epoch(job, dataset, module, optimizer, generator, len(epochs))
+        test_error = error_of(logits(module.eval(), test_images), dataset.test_labels)
+        epochs.append(Epoch(loss, error, test_error))
+        _save_partial(job, partial, module, optimizer, generator, epochs)
+        tick()
+    state = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
+    _write(Trained(job, state, epochs), folder)
+    partial.unlink(missing_ok=True)
+    return Trained(job, state, epochs)
+
+
+def _train_epoch(
+    job: Job,
+    dataset: Dataset,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    epoch: int,
+) -> tuple[float, float]:
+    """One pass over the training images; its mean loss and its error, both as training saw them."""
+    module.train()
+    images = dataset.train_images
+    order = torch.randperm(len(images), generator=generator)
+    losses, wrong = 0.0, 0
+    batches = order.tensor_split(-(-len(images) // job.recipe.batch_size))
+    for number, batch in enumerate(batches, start=1):
+        optimizer.param_groups[0]["lr"] = job.recipe.rate((epoch + number / len(batches)) / job.recipe.epochs)
+        x = dataset.normalise(augment(images[batch], job.recipe.shift, dataset.mirror, generator))
+        labels = dataset.train_labels[batch]
+        scores = module(x.contiguous(memory_format=torch.channels_last))
+        loss = nn.functional.cross_entropy(scores, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses += loss.item() * len(batch)
+        wrong += int((scores.detach().argmax(1) != labels).sum())
+    return losses / len(images), wrong / len(images)
+
+
+def _save_partial(
+    job: Job,
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    epochs: Sequence[Epoch],
+) -> None:
+    content = io.BytesIO()
+    torch.save(
+        {
+            "fingerprint": job.fingerprint,
+            "module": module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "epochs": [dataclasses.astuple(epoch) for epoch in epochs],
+        },
+        content,
+    )
+    write_whole(path, content.getvalue())
+
+
+def _resume(
+    job: Job, path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> list[Epoch]:
+    """Take up what an interrupted training of the same job left; the epochs that it had done."""
+    if not path.exists():
+        return []
+    saved = torch.load(path, weights_only=True)
+    if saved["fingerprint"] != job.fingerprint:
+        return []
+    module.load_state_dict(saved["module"])
+    optimizer.load_state_dict(saved["optimizer"])
+    generator.set_state(saved["generator"])
+    return [Epoch(*values) for values in saved["epochs"]]
+
+
+def _write(trained: Trained, folder: Path) -> None:
+    """``KEY.safetensors``, whose metadata say which architecture it is: a plain network's tensors are a ResNet's."""
+    metadata = {
+        "format": "pt",
+        "architecture": trained.job.model,
+        "fingerprint": trained.job.fingerprint,
+        "job": json.dumps(dataclasses.asdict(trained.job) | {"data": bool(trained.job.data)}),
+        "epochs": json.dumps([dataclasses.astuple(epoch) for epoch in trained.epochs]),
+    }
+    write_whole(folder / f"{trained.job.key}.safetensors", safetensors.torch.save(trained.state, metadata))
+
+
+def read(job: Job, folder: Path) -> Trained | None:
+    """The network that ``folder`` holds for exactly this job, or ``None``."""
+    path = folder / f"{job.key}.safetensors"
+    if not path.exists():
+        return None
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata.get("fingerprint") != job.fingerprint:
+            return None
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Trained(job, state, [Epoch(*values) for values in json.loads(metadata["epochs"])])
+
+
+def train_all(jobs: Sequence[Job], folder: Path, workers: int) -> list[Trained]:
+    """Train those of ``jobs`` that ``folder`` lacks, ``workers`` at a time, with one bar over all epochs.
+
+    Returns the networks in the order of ``jobs``. Raises what a training raised.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pending = [job for job in jobs if read(job, folder) is None]
+    # The deepest first: a long job that starts last would leave the other processes idle.
+    pending.sort(key=lambda job: sum(get_architecture(job.model).depths), reverse=True)
+    if pending:
+        total = sum(job.recipe.epochs for job in pending)
+        with tqdm(total=total, desc=f"Training {len(pending)} networks", unit="epoch") as bar, threads(1):
+            if workers == 1:
+                for job in pending:
+                    train(job, load_dataset(_path(job), job.limit), folder, bar.update)
+            else:
+                _train_in_processes(pending, folder, workers, bar)
+    return [trained for job in jobs if (trained := read(job, folder)) is not None]
+
+
+def _train_in_processes(jobs: Sequence[Job], folder: Path, workers: int, bar: Any) -> None:
+    """Processes are spawned, not forked: a fork of a process whose threads hold locks can hang."""
+    context = multiprocessing.get_context("spawn")
+    ticks = context.Queue()
+    with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
+        futures = [pool.submit(_train_in_worker, job, folder) for job in jobs]
+        running = set(futures)
+        while running:
+            done, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_EXCEPTION)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    bar.update(ticks.get_nowait())
+            if any(future.exception() for future in done):
+                pool.shutdown(cancel_futures=True)
+                break
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+
+
+_ticks: Any = None  # of a worker process: where it tells that an epoch is over
+
+
+def _start_worker(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+    torch.set_num_threads(1)
+
+
+def _train_in_worker(job: Job, folder: Path) -> None:
+    """Weights go by way of ``folder``: sent to the parent, each tensor would hold a file descriptor open."""
+    train(job, load_dataset(_path(job), job.limit), folder, _tick_of_worker)
+
+
+def _tick_of_worker() -> None:
+    """Tell that an epoch is over and saved; end where the command was killed and nobody listens any more."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        os._exit(1)
+    _ticks.put(1)
+
+
+def _path(job: Job) -> Path | None:
+    return None if job.data is None else Path(job.data)
