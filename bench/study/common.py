@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ SHALLOW = 20
 DEEPER = (32, 44, 56, 110)
 
 Data = dict[str, Any]  # what a study measured: plain data, as it stands in its JSON file
-Record = Mapping[str, Any]  # one line of a CSV file
+Record = dict[str, Any]  # one line of a CSV file
 
 
 @dataclass(frozen=True)

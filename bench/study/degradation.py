@@ -203,9 +203,8 @@ def paragraph(data: Data) -> str:
 
     text = (
         f"On {data['dataset']}, {data['steps']} steps of training in {data['epochs']} epochs, "
-        f"{seeds_text(data['seeds'])}: "
-        f"plain-{deep} ends with a training error of {final('plain', deep, 'train')} and a test error of "
-        f"{final('plain', deep, 'test')}, plain-{SHALLOW} with {final('plain', SHALLOW, 'train')} and "
+        f"{seeds_text(data['seeds'])}: plain-{deep} ends with a training error of {final('plain', deep, 'train')} and "
+        f"a test error of {final('plain', deep, 'test')}, plain-{SHALLOW} with {final('plain', SHALLOW, 'train')} and "
         f"{final('plain', SHALLOW, 'test')}. resnet-{deep} ends with {final('resnet', deep, 'train')} and "
         f"{final('resnet', deep, 'test')}, resnet-{SHALLOW} with {final('resnet', SHALLOW, 'train')} and "
         f"{final('resnet', SHALLOW, 'test')}. "
@@ -224,13 +223,12 @@ def _verdict(data: Data) -> str:
     if min(plain) > 0:
         text = (
             f"The deeper plain network fits its own training images worse in every seed ({_points(plain)}): "
-            f"degradation. "
-            "(How much of that a longer training would make up for is not measured here; He et al. train for 64,000 "
-            "steps.) "
+            "degradation. (How much of that a longer training would make up for is not measured here; He et al. train "
+            "for 64,000 steps.) "
         )
     else:
         text = (
-            f"Degradation does not show at this scale: the deeper plain network's training error is higher in "
+            "Degradation does not show at this scale: the deeper plain network's training error is higher in "
             f"{sum(value > 0 for value in plain)} of {len(plain)} seeds ({_points(plain)}). "
         )
     if mean(residual) <= NEGLIGIBLE * abs(mean(plain)):
@@ -269,9 +267,8 @@ def _about_responses(data: Data) -> str:
     if residual < CLEARLY_LESS * plain and residual < shallow:
         return text + ": residual layers respond less, and the deeper the network the less, as in figure 7."
     return text + (
-        f". Figure 7's effect, residual layers that respond clearly less, and less the deeper the network, hardly "
-        f"shows: "
-        f"a response is its batch norm's scale, which starts at 1 and moves little in {data['steps']} steps."
+        ". Figure 7's effect, residual layers that respond clearly less, and less the deeper the network, hardly "
+        f"shows: a response is its batch norm's scale, which starts at 1 and moves little in {data['steps']} steps."
     )
 
 
@@ -299,7 +296,7 @@ def _draw_curves(data: Data) -> Picture:
                     low, high = ([pick(values) for values in zip(*curves, strict=True)] for pick in (min, max))
                     axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.set_title("plain networks" if kind == "plain" else "residual networks")
-        axis.set(xlabel="epoch", xlim=(1, data["epochs"]), ylim=(0, 100), xticks=range(1, data["epochs"] + 1))
+        axis.set(xlabel="epoch", xlim=(1, max(2, data["epochs"])), ylim=(0, 100), xticks=range(1, data["epochs"] + 1))
     built = mean([row["deepened_error"] for row in data["constructed"]])
     label = f"plain-{SHALLOW} and {data['deep'] - SHALLOW} identity layers: {percent(built)}"
     axes[0][0].axhline(100 * built, color=INK, linestyle=":", linewidth=1.8, label=label)
@@ -309,8 +306,7 @@ def _draw_curves(data: Data) -> Picture:
         axis.legend(loc="upper right")
     caption = (
         f"Error on {data['dataset']}: mean of {seeds_text(data['seeds'])}, band from least to most (test). Training "
-        f"error is "
-        "that of the shifted images, while training."
+        "error is that of the shifted images, while training."
     )
     return Picture("degradation-curves.png", figure, caption)
 
@@ -330,8 +326,8 @@ def _draw_responses(data: Data) -> Picture:
     axes[0][0].set_ylabel("standard deviation of the response")
     axes[0][0].legend(ncols=2)
     caption = (
-        "Responses of the trained networks' 3×3 layers, after batch norm and before ReLU and addition, on "
-        f"test images; mean of {seeds_text(data['seeds'])}."
+        "Responses of the trained networks' 3×3 layers, after batch norm and before ReLU and addition, on test "
+        f"images; mean of {seeds_text(data['seeds'])}."
     )
     return Picture("degradation-responses.png", figure, caption)
 

@@ -20,7 +20,7 @@ DEPTH_COLOURS = ("#8ecae6", "#2274a5", "#0d2c54")
 BROWN_NOISE, WHITE_NOISE = "#8d6e4f", "#9aa5b1"
 DPI = 130
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",

@@ -112,9 +112,8 @@ def _runs(data: Data) -> str:
     worst = max(runs, key=lambda run: run["fastres_distance"])
     return (
         f"Run by fastres in the end: {len(runs)} networks, {same} of them with PyTorch's own error on the images; "
-        f"logits at "
-        f"most {worst['fastres_distance']:.1e} from float64 (relative; {worst['network']}), where PyTorch's float32 is "
-        f"{worst['pytorch_distance']:.1e} off."
+        f"logits at most {worst['fastres_distance']:.1e} from float64 (relative; {worst['network']}), where PyTorch's "
+        f"float32 is {worst['pytorch_distance']:.1e} off."
     )
 
 
@@ -123,8 +122,8 @@ def _where(result: Result) -> str:
     seeds = ", ".join(map(str, at["seeds"]))
     return (
         f"Data: {result.data['dataset']}. Size: {at['size']}; seeds {seeds}. fastres {at['fastres']}, torch "
-        f"{at['torch']}, "
-        f"Python {at['python']}, scikit-learn {at['scikit-learn']}; {at['cpu']}, {at['system']}; {at['date']}."
+        f"{at['torch']}, Python {at['python']}, scikit-learn {at['scikit-learn']}; {at['cpu']}, {at['system']}; "
+        f"{at['date']}."
     )
 
 

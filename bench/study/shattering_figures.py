@@ -47,8 +47,7 @@ def _draw_gradients(data: Data) -> Picture:
     axes[1][0].set_ylabel("input x′")
     caption = (
         "Above, the gradient of one network as a function of its input; below, the correlation of gradients at x and "
-        "x′ "
-        f"over {data['networks']} initialisations (BN throughout)."
+        f"x′ over {data['networks']} initialisations (BN throughout)."
     )
     return Picture("shattering-gradients.png", figure, caption)
 
@@ -76,12 +75,12 @@ def _draw_decay(data: Data) -> Picture:
         ("residual, β = 0.1", RESIDUAL[1], 30),
     ):
         row = net_of(data, name)
-        layers = [layer for layer, value in enumerate(row["correlations"], start=1) if value > SEEN]
-        decays.plot(layers, [row["correlations"][layer - 1] for layer in layers], color=colour, linewidth=2.4)
+        seen = [layer for layer, value in enumerate(row["correlations"], start=1) if value > SEEN]
+        decays.plot(seen, [row["correlations"][layer - 1] for layer in seen], color=colour, linewidth=2.4)
         decays.plot(range(1, len(row["paper"]) + 1), row["paper"], color=INK, linestyle=":", linewidth=1.3)
         if name == "residual, β = 1":
             decays.plot(range(1, len(row["paper"]) + 1), row["centred"], color=INK, linestyle="--", linewidth=1)
-        height = row["correlations"][min(place, len(layers)) - 1]
+        height = row["correlations"][min(place, len(seen)) - 1]
         note(decays, place, height * 0.78, name, colour, va="top", ha="left")
     decays.set(yscale="log", ylim=(SEEN, 0.7), title="Decay with depth, independent inputs", xlabel="layers L")
     decays.set_ylabel("correlation of gradients")
@@ -99,9 +98,8 @@ def _draw_decay(data: Data) -> Picture:
     own.legend()
     caption = (
         f"Left and middle: {data['networks']} initialisations; dotted in the middle: the paper's theorems, dashed: "
-        f"with BN's "
-        f"variance about the mean. Right: this project's untrained networks, "
-        f"{data['lines']} line{'s' if data['lines'] > 1 else ''} between images of {data['dataset'].split(',')[0]}, "
+        f"with BN's variance about the mean. Right: this project's untrained networks, {data['lines']} "
+        f"line{'s' if data['lines'] > 1 else ''} between images of {data['dataset'].split(',')[0]}, "
         f"{seeds_text(data['seeds'])}."
     )
     return Picture("shattering-decay.png", figure, caption)

@@ -9,7 +9,7 @@ runs every network of this study.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -58,8 +58,9 @@ def branch_ratios(module: EagerResNet, images: Tensor) -> dict[str, float]:
 
 
 def _ratio(block: Block, x: Tensor) -> float:
+    layers: Any = block  # its members are set by name
     shortcut = x if block.downsample is None else block.downsample(x)
-    branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+    branch = layers.bn2(layers.conv2(torch.relu(layers.bn1(layers.conv1(x)))))
     return float((branch.flatten(1).norm(dim=1) / shortcut.flatten(1).norm(dim=1)).mean())
 
 
@@ -173,17 +174,13 @@ def paragraph(data: Data) -> str:
     whole = {kind: mean(intact(data, f"{kind}{deep}")) for kind in KINDS}
     text = (
         f"In the trained networks of {seeds_text(data['seeds'])}, a block of resnet-{deep} changes what its shortcut "
-        f"carries by "
-        f"‖F(x)‖/‖x‖ = {mean(ratios[deep]):.2f} on average ({min(ratios[deep]):.2f} to {max(ratios[deep]):.2f}), "
-        f"{relation} than one of resnet-{SHALLOW} ({mean(ratios[SHALLOW]):.2f}): the deeper the network, the "
-        f"{'smaller' if relation == 'less' else 'larger'} the step each block takes. Removing one block that keeps "
-        f"the shape "
-        f"costs resnet-{deep} {100 * mean(residual):.1f} points of its {percent(whole['resnet'])} test accuracy on "
-        f"average "
-        f"(at most {100 * max(residual):.1f}), and plain-{deep} {100 * mean(plain):.1f} of its "
-        f"{percent(whole['plain'])} "
-        f"(at most {100 * max(plain):.1f}); at depth {SHALLOW} it is {100 * mean(lost[f'resnet{SHALLOW}']):.1f} "
-        f"against "
+        f"carries by ‖F(x)‖/‖x‖ = {mean(ratios[deep]):.2f} on average ({min(ratios[deep]):.2f} to "
+        f"{max(ratios[deep]):.2f}), {relation} than one of resnet-{SHALLOW} ({mean(ratios[SHALLOW]):.2f}): the deeper "
+        f"the network, the {'smaller' if relation == 'less' else 'larger'} the step each block takes. Removing one "
+        f"block that keeps the shape costs resnet-{deep} {100 * mean(residual):.1f} points of its "
+        f"{percent(whole['resnet'])} test accuracy on average (at most {100 * max(residual):.1f}), and plain-{deep} "
+        f"{100 * mean(plain):.1f} of its {percent(whole['plain'])} (at most {100 * max(plain):.1f}); at depth "
+        f"{SHALLOW} it is {100 * mean(lost[f'resnet{SHALLOW}']):.1f} against "
         f"{100 * mean(lost[f'plain{SHALLOW}']):.1f}. "
     )
     if mean(plain) > 2 * mean(residual):
@@ -218,9 +215,8 @@ def draw(data: Data) -> list[Picture]:
     axes[1][0].legend(loc="lower right", bbox_to_anchor=(1, 0.12))
     caption = (
         f"Mean of {seeds_text(data['seeds'])} on {data['test_images']:,} test images of "
-        f"{data['dataset'].split(',')[0]}. Lines "
-        "without markers: nothing removed. Hollow: blocks that change the shape, whose place a strided copy with zero "
-        "channels takes."
+        f"{data['dataset'].split(',')[0]}. Lines without markers: nothing removed. Hollow: blocks that change the "
+        "shape, whose place a strided copy with zero channels takes."
     )
     return [Picture("shortcuts.png", figure, caption)]
 

@@ -275,15 +275,12 @@ def paragraph(data: Data) -> str:
     text = (
         f"In {deep} fully connected layers at initialisation, the gradient that reaches the first is "
         f"{power(sigmoid['relative_norms'][0])} of the last's for sigmoid (a factor of {sigmoid['factor']:.3f} a "
-        f"layer; "
-        f"the bound is 0.25), {tanh['relative_norms'][0]:.2g} for tanh and {relu['relative_norms'][0]:.2g} for ReLU "
-        f"with "
-        f"He's gain √2; at twice that gain ReLU's grows {power(exploding['relative_norms'][0])}-fold. With batch norm "
-        f"the "
-        f"gain no longer matters ({normed['factor']:.3f} a layer at √2, {double['factor']:.3f} at 2√2) and sigmoid's "
-        f"gradient no longer vanishes ({row_of(data, 'sigmoid', deep, norm=True)['relative_norms'][0]:.2g}), but batch "
-        f"norm itself makes ReLU's grow backwards, by {normed['factor']:.2f} a layer where mean-field theory says "
-        f"{theory:.2f}. "
+        f"layer; the bound is 0.25), {tanh['relative_norms'][0]:.2g} for tanh and {relu['relative_norms'][0]:.2g} for "
+        f"ReLU with He's gain √2; at twice that gain ReLU's grows {power(exploding['relative_norms'][0])}-fold. With "
+        f"batch norm the gain no longer matters ({normed['factor']:.3f} a layer at √2, {double['factor']:.3f} at 2√2) "
+        "and sigmoid's gradient no longer vanishes "
+        f"({row_of(data, 'sigmoid', deep, norm=True)['relative_norms'][0]:.2g}), but batch norm itself makes ReLU's "
+        f"grow backwards, by {normed['factor']:.2f} a layer where mean-field theory says {theory:.2f}. "
     )
     return text + _own_sentence(data, theory)
 
@@ -296,8 +293,7 @@ def _own_sentence(data: Data, theory: float) -> str:
     names = [f"{kind}-{data['deep']}" for kind in ("plain", "resnet")]
     text = (
         f"In this project's own untrained networks the first layer's gradient is {number(ratios[0])} times the last's "
-        f"in "
-        f"{names[0]} ({plain['factor']:.2f} a layer) and {number(ratios[1])} times in {names[1]} "
+        f"in {names[0]} ({plain['factor']:.2f} a layer) and {number(ratios[1])} times in {names[1]} "
         f"({residual['factor']:.2f} a layer): "
     )
     if min(ratios) < 0.1:
@@ -307,10 +303,8 @@ def _own_sentence(data: Data, theory: float) -> str:
     if ratios[0] > EXPLODED * ratios[1]:
         return text + (
             f"vanishing is not what makes {names[0]} hard to train; at initialisation its gradients explode, at about "
-            f"the "
-            f"mean-field rate of {theory:.2f} a layer, and shortcuts slow that down. (He et al. report healthy norms "
-            f"in "
-            "their plain networks, without figures.)"
+            f"the mean-field rate of {theory:.2f} a layer, and shortcuts slow that down. (He et al. report healthy "
+            "norms in their plain networks, without figures.)"
         )
     return (
         text + f"neither vanishes, and {names[0]}'s gradients are no worse than {names[1]}'s by a factor of {EXPLODED}."
@@ -346,13 +340,12 @@ def _draw_lab(data: Data) -> Picture:
             axis.set_title(f"{NAMES[activation]}, {'batch norm' if norm else 'no normalisation'}")
     for axis in axes[1]:
         axis.set_xlabel("layer $l$ (the input is at the left)")
-    for line in axes:
-        line[0].set_ylabel("gradient norm ‖∂loss/∂z‖,\nrelative to the last layer's")
+    for row in axes:
+        row[0].set_ylabel("gradient norm ‖∂loss/∂z‖,\nrelative to the last layer's")
     axes[0][2].legend(title="solid: usual gain\ndashed: twice the gain", loc="upper right")
     caption = (
         f"Gradient norm by layer at initialisation: 128 units a layer, orthogonal weights, {BATCH} images, geometric "
-        f"mean "
-        f"of {data['draws']} draws (band: least to most)."
+        f"mean of {data['draws']} draws (band: least to most)."
     )
     return Picture("vanishing-lab.png", figure, caption)
 
@@ -373,8 +366,7 @@ def _draw_own(data: Data) -> Picture:
     axes[0][0].set_ylabel("gradient norm ‖∂loss/∂y‖ after batch norm")
     caption = (
         f"The same in this project's CIFAR networks (ReLU, batch norm, He's initialisation) on {data['images']} "
-        f"images, "
-        f"geometric mean of {data['seeds']} initialisation{'s' if data['seeds'] > 1 else ''}."
+        f"images, geometric mean of {data['seeds']} initialisation{'s' if data['seeds'] > 1 else ''}."
     )
     return Picture("vanishing-networks.png", figure, caption)
 
