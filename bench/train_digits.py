@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from fastres.architectures import get_architecture
 
 from .digits import CLASSES, SIZE, load_digits, split, validation_split
 from .eager import EagerResNet
+from .results import write_whole
 
 NAME = "resnet20_digits"
 ENTRY = "DIGITS_V1"
@@ -193,22 +193,11 @@ def save(trained: Trained, record: dict[str, Any], folder: Path) -> tuple[Path, 
     state = {name: tensor.detach().contiguous() for name, tensor in trained.module.state_dict().items()}
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     record = {**record, "sha256": hashlib.sha256(weights).hexdigest()}
-    folder.mkdir(parents=True, exist_ok=True)
     weights_path, record_path = folder / f"{NAME}.safetensors", folder / f"{NAME}.json"
-    _replace(weights_path, weights)
+    write_whole(weights_path, weights)
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in record.items())
-    _replace(record_path, f"{{\n{lines}\n}}\n".encode())
+    write_whole(record_path, f"{{\n{lines}\n}}\n".encode())
     return weights_path, record_path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from fastres.bench import train_digits
 from fastres.bench.digits import as_image, load_digits, load_scans, split, validation_split
 from fastres.bench.eager import EagerResNet
 from fastres.bench.train_digits import Recipe, Trained, augment, confusion_matrix, logits, train
-from fastres.errors import MissingDependencyError
+from fastres.errors import FastresError, MissingDependencyError
 from fastres.images import Transforms
 
 DATA = Path(fastres.__file__).parent / "data"
@@ -238,7 +238,7 @@ def test_failed_write_leaves_the_old_file(shipped: Trained, tmp_path: Path, monk
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(FastresError, match="Permission denied"):
         train_digits.save(shipped, {}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["resnet20_digits.safetensors"]
     assert (tmp_path / "resnet20_digits.safetensors").read_bytes() == b"old"
