@@ -130,6 +130,13 @@ def test_class_names_are_read(small: Logits, tmp_path: Path) -> None:
             fastres.load(str(saved(small, tmp_path, id2label=broken)))
 
 
+def test_older_folders_hold_a_pickle(small: Logits, tmp_path: Path) -> None:
+    folder = saved(small, tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save(small.module.state_dict(), folder / "pytorch_model.bin")  # type: ignore[union-attr]
+    check_logits(small, fastres.load(str(folder)), sizes=((64, 64),))
+
+
 def test_live_modules(small: Logits) -> None:
     model = fastres.from_module(small.module)
     check_logits(small, model, sizes=((64, 64),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def test_live_modules(resnet18: nn.Module) -> None:
 def test_live_modules_of_no_row(options: dict[str, Any]) -> None:
     module = live("resnet18", **options)
     check_logits(module, fastres.from_module(module), sizes=((65, 99),))
+
+
+def test_another_gate_is_refused_in_a_network_that_was_never_trained() -> None:
+    """timm starts residual branches at zero, so that nothing of the gates shows in the logits."""
+    attention = functools.partial(timm.layers.SEModule, gate_layer="hard_sigmoid")
+    module = timm.create_model("resnet18", block_args={"attn_layer": attention})
+    with pytest.raises(ArchitectureError, match="its forward computes something else"):
+        fastres.from_module(module)
+    assert not module.layer1[0].bn2.weight.any(), "the module is left as it was"
 
 
 @pytest.mark.parametrize("attention", ["eca", "ese"])
