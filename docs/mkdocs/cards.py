@@ -75,8 +75,8 @@ def _digits_card(arch: Architecture) -> str:
             f"| file | `{entry.file}` in the package, {entry.file_mb:.1f} MiB, SHA-256 `{entry.sha256}` |",
             "| licence | the package's, Apache 2.0; UCI distributes the scans under CC BY 4.0 |",
             "",
-            "It knows digits that are centred and scaled as this data set's are, ink bright on a dark ground. It has ten "
-            "classes and always names one, whatever the picture shows.",
+            "It knows digits that are centred and scaled as this data set's are, ink bright on a dark ground. It has "
+            "ten classes and always names one, whatever the picture shows.",
             "",
         ]
     )

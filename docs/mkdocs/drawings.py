@@ -72,8 +72,10 @@ def plan_and_readers() -> str:
     shown = (*plan.steps[:7], None, *plan.steps[-2:])
     drawing = Drawing(1000, 442)
     drawing.labelled(20, 40, 200, "checkpoint", ".pth, .pt, .safetensors,", "a folder, a live module")
-    drawing.labelled(20, 150, 200, "state dict", "torchvision's names,", "float32, on the CPU", "checked, tensor by tensor")
-    drawing.labelled(20, 277, 200, "folding", "batch norm goes into the", "convolutions, in float64,", "and is rounded once")
+    drawing.labelled(20, 150, 200, "state dict", "torchvision's names,", "float32, on the CPU,", "every tensor checked")
+    drawing.labelled(
+        20, 277, 200, "folding", "batch norm goes into", "convolutions, in float64,", "and is rounded once"
+    )
     drawing.arrow([(120, 104), (120, 150)])
     drawing.arrow([(120, 231), (120, 277)])
     drawing.arrow([(220, 315), (270, 315)])
@@ -87,7 +89,7 @@ def plan_and_readers() -> str:
         colour = COLOURS[-1] if not isinstance(step, Conv) else COLOURS[2] if step.residual else COLOURS[0]
         drawing.box(284, y, 352, 26, colour)
         drawing.text(294, y + 17, step.name, size=12, mono=True)
-        drawing.text(440, y + 17, describe(step), size=12)
+        drawing.text(452, y + 17, describe(step), size=12)
     readers = (
         ("cpu.py", "oneDNN's fused convolutions,", "weights packed for the shape"),
         ("gpu.py", "passes join convolutions;", "Triton kernels, CUDA graphs"),
