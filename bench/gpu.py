@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -38,6 +39,7 @@ STATE = "state.json"
 MODELS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 # torch.compile's max-autotune takes minutes a batch: it is measured at the two batches that are quoted most.
 FEWER = ("--without", "compile_max_autotune")
+GPU_TESTS = [f"tests/bench/test_{name}.py" for name in ("block_tuning", "layers", "kernel_timing")]
 LEAST_SECONDS = 20  # no piece is worth starting with less
 
 
@@ -65,15 +67,18 @@ def pieces(out: Path) -> list[Piece]:
     """All pieces, in order: correctness, then tuning and speed, what matters most first."""
     python = (sys.executable, "-m")
     tests = (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
-    parallel = ("-n", str(min(8, WORKERS)))
+
+    def side_by_side(processes: int) -> tuple[str, ...]:
+        return ("-n", str(min(processes, WORKERS))) if importlib.util.find_spec("xdist") else ()
+
     bench = (*python, "fastres.bench.run", "--device", "cuda")
     one_network = "from fastres.bench.gpu import one_small_run; one_small_run()"
     return [
         Piece("environment", (*python, "fastres", "env", "--json"), 60),
         Piece("compile", (*python, "fastres.bench.gpu", "--compile"), 300),
-        Piece("kernel tests", (*tests, *parallel, "tests/kernels"), 400),
-        Piece("executor tests", (*tests, "-n", "4", "tests/test_gpu_executor.py", "tests/bench"), 300),
-        Piece("model tests", (*tests, "-n", "4", "tests/gpu"), 590),
+        Piece("kernel tests", (*tests, *side_by_side(8), "tests/kernels"), 400),
+        Piece("executor tests", (*tests, *side_by_side(4), "tests/test_gpu_executor.py", *GPU_TESTS), 300),
+        Piece("model tests", (*tests, *side_by_side(4), "tests/gpu"), 590),
         _tune("256", out),
         _tune("1", out),
         *_speed_pieces(bench, out, ("256", "1"), ()),

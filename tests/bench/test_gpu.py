@@ -113,3 +113,14 @@ def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture
     assert gpu.main(["--out", str(tmp_path / "out")]) == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_every_piece_names_files_that_exist(tmp_path: Path) -> None:
+    named = {
+        word for piece in gpu.pieces(tmp_path) for word in piece.command if word.endswith(".py") or "tests/" in word
+    }
+    assert {"tests/kernels", "tests/gpu", "tests/test_gpu_executor.py"} <= named
+    assert all((gpu.ROOT / word).exists() for word in named), named
+    marked = {path.relative_to(gpu.ROOT).as_posix() for path in (gpu.ROOT / "tests" / "bench").glob("test_*.py")
+              if "mark.gpu" in path.read_text() and path.name != Path(__file__).name}  # fmt: skip
+    assert marked <= named, "every GPU test is part of a piece"
