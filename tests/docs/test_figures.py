@@ -1,0 +1,70 @@
+"""Figures in the README and the pages: what a committed result file says, and what the code's data says."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .blocks import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PERFORMANCE = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
+RESULTS = ROOT / "bench" / "results" / "cpu-amd-epyc-2-threads" / "results.json"
+ENGINES = {
+    "eager PyTorch": "eager",
+    "eager, channels last": "eager_channels_last",
+    "torch.compile, frozen": "compile",
+    "ONNX Runtime (`fastres export`)": "onnxruntime",
+    "OpenVINO (`fastres export`)": "openvino",
+    "**fastres**": "fastres",
+}
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[tuple[str, int], dict[str, Any]]:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    return {(row["engine"], row["batch"]): row for row in found if row["model"] == "resnet50" and row["status"] == "ok"}
+
+
+def milliseconds(row: dict[str, Any]) -> str:
+    return f"{row['p50_ms']:.1f} ms" if row["p50_ms"] < 100 else f"{row['p50_ms']:.0f} ms"
+
+
+def test_the_readmes_table_is_the_result_file(rows: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert RESULTS.relative_to(ROOT).as_posix() in README
+    table = dict(re.findall(r"^\| ([^|]*[^| ]) \| (.* ms.* s\**) \|$", README, re.MULTILINE))
+    assert set(table) == set(ENGINES)
+    for label, engine in ENGINES.items():
+        one, eight = rows[engine, 1], rows[engine, 8]
+        first = one["first_call_s"]
+        cells = [milliseconds(one), f"{one['ratio_to_eager']:.2f}", milliseconds(eight)]
+        cells += [f"{eight['ratio_to_eager']:.2f}", f"{first:.0f} s" if first >= 10 else f"{first:.1f} s"]
+        assert table[label].replace("*", "").split(" | ") == cells, label
+
+
+def test_the_sentences_below_it_are_right(rows: dict[tuple[str, int], dict[str, Any]]) -> None:
+    one, eight = rows["fastres", 1], rows["fastres", 8]
+    shares = [round(100 * row["roofline_share"]) for row in (one, eight)]
+    assert f"{shares[0]} to {shares[1]} %" in README
+    assert f"{shares[0]} and {shares[1]} % of the roofline" in PERFORMANCE
+    ratios = [f"{row['ratio_to_eager']:.2f}×" for row in (one, eight)]
+    assert f"{ratios[0]} eager at batch 1 and {ratios[1]} at batch 8" in PERFORMANCE
+    for engine, batch, name in (("onnxruntime", 8, "ONNX Runtime"), ("openvino", 1, "OpenVINO")):
+        less = round(100 * (1 - rows[engine, batch]["p50_ms"] / rows["fastres", batch]["p50_ms"]))
+        assert re.search(rf"[Aa]t\s+batch\s+{batch}\s+{name}[^.]*takes\s+{less} % less", README), (engine, less)
+
+
+def test_generated_parts_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models' cards and the drawings are what the tables and the Plan give now."""
+    folder = ROOT / "docs" / "mkdocs"
+    monkeypatch.syspath_prepend(folder)
+    for path, content in runpy.run_path(str(folder / "generate.py"))["generated"]().items():
+        assert path.read_text(encoding="utf-8") == content, f"{path.name}: run python docs/mkdocs/generate.py"
+    for name in ("cards", "drawings"):
+        assert Path(sys.modules.pop(name).__file__ or "").parent == folder
