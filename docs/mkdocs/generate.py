@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cards
 import drawings
+import results
 
 DOCS = Path(__file__).parents[1]
 
@@ -21,10 +22,16 @@ def with_section(text: str, name: str, content: str) -> str:
 
 def generated() -> dict[Path, str]:
     """Path → content of every file that is made of the code's data."""
-    models = DOCS / "models.md"
-    text = with_section(models.read_text(encoding="utf-8"), "cards", cards.cards())
-    text = with_section(text, "without weights", cards.without_weights())
-    files = {models: text}
+    sections = {
+        "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
+        "results.md": {"results": results.measured()},
+    }
+    files = {}
+    for page, contents in sections.items():
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for name, content in contents.items():
+            text = with_section(text, name, content)
+        files[DOCS / page] = text
     for name, draw in drawings.DRAWINGS.items():
         files[DOCS / "images" / name] = draw()
     return files

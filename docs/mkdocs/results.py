@@ -1,0 +1,71 @@
+"""``docs/results.md``'s tables, made of the committed result files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastres.bench import results, standing
+from fastres.bench.words import device_name, milliseconds
+
+DOCS = Path(__file__).parents[1]
+FOLDER = DOCS.parent / "bench" / "results"
+CHARTS = ("throughput.png", "throughput_by_batch.png", "layers.png")
+FILES = (results.JSON_NAME, results.CSV_NAME, results.REPORT_NAME)
+
+
+def measured() -> str:
+    """A section for each machine: where fastres stands, a table for each network, and the charts."""
+    runs = [path for path in sorted(FOLDER.rglob(results.JSON_NAME)) if path.is_file()]
+    return "\n".join(_section(results.read(path), path.parent) for path in runs)
+
+
+def _section(run: results.Results, folder: Path) -> str:
+    facts = run.environment
+    headline, lost = standing.verdict(run.rows)
+    lines = [
+        f"## {device_name(facts)}",
+        "",
+        f"{facts['date'][:10]}, torch {facts['torch']}, Triton {facts['triton']}, fastres {facts['fastres']}. "
+        f"`{facts.get('command', 'python -m fastres.bench.run')}`",
+        "",
+        headline,
+        "",
+        *(f"- {standing.sentence(point)}" for point in lost),
+        "",
+    ]
+    for (model, size, dtype), batches in standing.groups(run.rows):
+        lines += [f"### {model}, {dtype}, {size}×{size}", "", *_table(batches), ""]
+    link = Path(os.path.relpath(folder, DOCS)).as_posix()
+    for name in CHARTS:
+        if (folder / name).exists():
+            lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({link}/{name})", ""]
+    data = [f"[{name}]({link}/{name})" for name in FILES if (folder / name).exists()]
+    return "\n".join([*lines, f"Data: {', '.join(data)}.", ""])
+
+
+def _table(batches: Sequence[Sequence[results.Row]]) -> list[str]:
+    """Milliseconds a batch, times eager's speed, share of the roofline; the fastest in bold."""
+    shown = [{row.engine: row for row in standing.timed(rows)} for rows in batches]
+    engines = dict.fromkeys(row.engine for rows in batches for row in rows)
+    header = "".join(f" batch {rows[0].batch} | × eager | of roofline |" for rows in batches)
+    lines = [f"| engine |{header} first call |", "|---|" + "---|---|---|" * len(batches) + "---|"]
+    best = [standing.fastest(rows) for rows in batches]
+    for engine in engines:
+        rows = [timed.get(engine) for timed in shown]
+        if not any(rows):
+            continue
+        cells = [cell for row, fastest in zip(rows, best, strict=True) for cell in _cells(row, row is fastest)]
+        first = next((row.first_call_s for row in rows if row is not None), None)
+        lines.append(f"| {engine} | {' | '.join(cells)} | {'' if first is None else f'{first:.1f} s'} |")
+    return lines
+
+
+def _cells(row: results.Row | None, bold: bool) -> list[str]:
+    if row is None:
+        return ["", "", ""]
+    time = f"{milliseconds(row.p50_ms)} ms"
+    ratio = "" if row.ratio_to_eager is None else f"{row.ratio_to_eager:.2f}"
+    share = "" if row.roofline_share is None else f"{row.roofline_share:.0%}"
+    return [f"**{time}**" if bold else time, ratio, share]
