@@ -137,9 +137,9 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float, digits: int = 1) -> str:
     """``"12.3 %"``."""
-    return f"{100 * fraction:.1f} %"
+    return f"{100 * fraction:.{digits}f} %"
 
 
 def number(value: float) -> str:
@@ -147,6 +147,12 @@ def number(value: float) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
         return power(value)
     return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def signed(value: float, form: str = ".2f") -> str:
+    """``"−0.72"``: with a minus sign, not a hyphen, and none before zero."""
+    text = format(value, form)
+    return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
 def power(value: float) -> str:

@@ -29,6 +29,7 @@ from .common import (
     percent,
     rounded,
     seeds_text,
+    signed,
     spread_of,
     title,
 )
@@ -214,7 +215,7 @@ def paragraph(data: Data) -> str:
 
 def _points(values: list[float]) -> str:
     """Differences of errors, seed by seed."""
-    return ", ".join(f"{100 * value:+.1f}".replace("-", "−") for value in values) + " points"
+    return ", ".join(signed(100 * value, "+.1f") for value in values) + " points"
 
 
 def _verdict(data: Data) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .common import Data, Number, Record, Settings, Study, mean, rounded, slope
+from .common import Data, Number, Record, Settings, Study, mean, percent, rounded, signed, slope, title
 from .data import Dataset
 from .noise import (
     brown_noise,
@@ -305,14 +305,14 @@ def tables(data: Data) -> dict[str, list[Record]]:
 def numbers(data: Data) -> list[Number]:
     plain, full, scaled = (net_of(data, name) for name in ("plain", "residual, β = 1", "residual, β = 0.1"))
     bare = net_of(data, "plain, no BN")
-    noises = {row["net"]: f"{row['exponent']:.2f} ({row['net']})" for row in data["noises"]}
+    noises = {row["net"]: f"{signed(row['exponent'])} ({row['net']})" for row in data["noises"]}
     result = [
         Number("Plain: factor on the correlation, a layer", f"{decay(data, 'plain'):.3f}", "1/2 (theorem 1)"),
         Number("Plain: units active at both inputs, layer 10", f"{plain['coactive'][9]:.3f}", "1/4 (assumed)"),
         Number(
             "Residual, β = 1: the correlation falls as L to the power",
-            f"{power_law(full['correlations']):.2f}",
-            f"−1/2 (theorem 3); {power_law(full['centred']):.2f} where BN's variance is about the mean",
+            f"{signed(power_law(full['correlations']))}",
+            f"−1/2 (theorem 3); {signed(power_law(full['centred']))} where BN's variance is about the mean",
         ),
     ]
     result += [
@@ -329,16 +329,18 @@ def numbers(data: Data) -> list[Number]:
         ),
         Number("Plain, no BN: factor a layer", f"{decay(data, 'plain, no BN'):.3f}", "1/2 (theorem 1)"),
         Number("Plain, no BN: units active at both inputs, layer 10", f"{bare['coactive'][9]:.3f}", "1/4 (assumed)"),
-        Number("On the line, 1 layer: spectral exponent", f"{plain['exponents'][0]:.2f}", noises["brown noise"]),
+        Number("On the line, 1 layer: spectral exponent", f"{signed(plain['exponents'][0])}", noises["brown noise"]),
         Number(
-            "On the line, plain, 24 layers: spectral exponent", f"{plain['exponents'][23]:.2f}", noises["white noise"]
+            "On the line, plain, 24 layers: spectral exponent",
+            f"{signed(plain['exponents'][23])}",
+            noises["white noise"],
         ),
-        Number("On the line, residual, β = 1, 50 layers: spectral exponent", f"{full['exponents'][-1]:.2f}"),
-        Number("On the line, residual, β = 0.1, 50 layers: spectral exponent", f"{scaled['exponents'][-1]:.2f}"),
+        Number("On the line, residual, β = 1, 50 layers: spectral exponent", f"{signed(full['exponents'][-1])}"),
+        Number("On the line, residual, β = 0.1, 50 layers: spectral exponent", f"{signed(scaled['exponents'][-1])}"),
     ]
     step = f"1/{data['line_points'] - 1} of the way between two images"
     result += [
-        Number(f"{row['model']}, untrained: cosine of input gradients {step} apart", f"{row['cosines'][0]:.3f}")
+        Number(f"{title(row['model'])}, untrained: cosine of input gradients {step} apart", f"{row['cosines'][0]:.3f}")
         for row in data["own"]
     ]
     return result
@@ -352,25 +354,26 @@ def paragraph(data: Data) -> str:
     left = {beta: row["correlations"][-1] / row["correlations"][0] for beta, row in ((1, full), (0.1, scaled))}
     text = (
         f"Averaged over {data['networks']} networks of 200 units, the gradient of a one-layer network along a line is "
-        f"brown noise (spectral exponent {plain['exponents'][0]:.2f}; a random walk has −2). After 24 plain layers "
-        f"with batch norm the exponent is {plain['exponents'][23]:.2f} (white noise has 0): gradients at neighbouring "
-        f"points {'no longer' if white else 'still'} resemble each other. After 50 residual layers it is "
-        f"{scaled['exponents'][-1]:.2f} with β = 0.1, {'still near' if kept else 'far from'} brown, and "
-        f"{full['exponents'][-1]:.2f} with β = 1. Between independent inputs, as the theorems assume, a plain layer "
-        f"multiplies the correlation of two gradients by {decay(data, 'plain'):.2f} (the paper: 0.50), while 50 "
-        f"residual layers leave {left[1]:.0%} of it with β = 1 and {left[0.1]:.0%} with β = 0.1. At β = 1 it falls as "
-        f"L^{power_law(full['correlations']):.2f} and not L^−0.50: batch norm divides by the variance about the mean, "
-        f"the theorem by the one about zero; with the former it says {power_law(full['centred']):.2f}. Without batch "
-        "norm the theorems' assumption fails, because inputs grow alike with depth: at layer 10, "
-        f"{net_of(data, 'plain, no BN')['coactive'][9]:.0%} of the units are active at both of two inputs, not 25%, a "
-        f"plain layer keeps {decay(data, 'plain, no BN'):.2f} of the correlation, not 0.50, and a residual one "
+        f"brown noise (spectral exponent {signed(plain['exponents'][0])}; a random walk has −2). After 24 plain layers "
+        f"with batch norm the exponent is {signed(plain['exponents'][23])} (white noise has 0): gradients at "
+        f"neighbouring points {'no longer' if white else 'still'} resemble each other. After 50 residual layers it is "
+        f"{signed(scaled['exponents'][-1])} with β = 0.1, "
+        f"{'nearer to brown than to white' if kept else 'nearer to white'}, and {signed(full['exponents'][-1])} with β "
+        "= 1. Between independent inputs, as the theorems assume, a plain layer multiplies the correlation of two "
+        f"gradients by {decay(data, 'plain'):.2f} (the paper: 0.50), while 50 residual layers leave "
+        f"{percent(left[1], 0)} of it with β = 1 and {percent(left[0.1], 0)} with β = 0.1. At β = 1 it falls as "
+        f"L^{signed(power_law(full['correlations']))} and not L^−0.50: batch norm divides by the variance about the "
+        f"mean, the theorem by the one about zero; with the former it says {signed(power_law(full['centred']))}. "
+        "Without batch norm the theorems' assumption fails, because inputs grow alike with depth: at layer 10, "
+        f"{percent(net_of(data, 'plain, no BN')['coactive'][9], 0)} of the units are active at both of two inputs, not "
+        f"25 %, a plain layer keeps {decay(data, 'plain, no BN'):.2f} of the correlation, not 0.50, and a residual one "
         f"{decay(data, 'residual, β = 1, no BN'):.2f}, not 0.75. "
     )
     apart = cosines[models[1]] - cosines[models[0]]
     where = (
         "In this project's own untrained networks, along lines from one image to another, two input gradients "
-        f"1/{data['line_points'] - 1} of the way apart have a cosine of {cosines[models[0]]:.2f} in {models[0]} and "
-        f"{cosines[models[1]]:.2f} in {models[1]}"
+        f"1/{data['line_points'] - 1} of the way apart have a cosine of {cosines[models[0]]:.2f} in {title(models[0])} "
+        f"and {cosines[models[1]]:.2f} in {title(models[1])}"
     )
     return text + where + (": the same effect." if apart > 0.1 else ": the effect does not show there.")
 

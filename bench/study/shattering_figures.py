@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import Data, Picture, seeds_text
+from .common import Data, Picture, seeds_text, title
 from .figures import BROWN_NOISE, INK, MUTED, PLAIN, RESIDUAL, WHITE_NOISE, new_figure, note
 
 SEEN = 3e-3  # correlations below are not drawn: they are near the noise of the average
@@ -70,7 +70,7 @@ def _draw_decay(data: Data) -> Picture:
     curves.set(xlim=(0, 2), title="Autocorrelation", xlabel="distance in x", ylabel="autocorrelation of df/dx")
     curves.legend(fontsize=9)
     for name, colour, place in (
-        ("plain", PLAIN[1], 9),
+        ("plain", PLAIN[1], 8),
         ("residual, β = 1", RESIDUAL[2], 30),
         ("residual, β = 0.1", RESIDUAL[1], 30),
     ):
@@ -81,7 +81,7 @@ def _draw_decay(data: Data) -> Picture:
         if name == "residual, β = 1":
             decays.plot(range(1, len(row["paper"]) + 1), row["centred"], color=INK, linestyle="--", linewidth=1)
         height = row["correlations"][min(place, len(seen)) - 1]
-        note(decays, place, height * 0.78, name, colour, va="top", ha="left")
+        note(decays, place + 1, height * (1.5 if name == "plain" else 0.7), name, colour, va="top", ha="left")
     decays.set(yscale="log", ylim=(SEEN, 0.7), title="Decay with depth, independent inputs", xlabel="layers L")
     decays.set_ylabel("correlation of gradients")
     steps = [shift / (data["line_points"] - 1) for shift in data["line_shifts"]]
@@ -89,7 +89,7 @@ def _draw_decay(data: Data) -> Picture:
     for row in data["own"]:
         kind = row["model"].rstrip("0123456789")
         colour = next(shades[kind])
-        own.plot(steps, row["cosines"], color=colour, linewidth=2, marker="o", markersize=4, label=row["model"])
+        own.plot(steps, row["cosines"], color=colour, linewidth=2, marker="o", markersize=4, label=title(row["model"]))
     own.axhline(0, color=MUTED, linewidth=0.8)
     own.set(xscale="log", title="CIFAR networks, between two images", xlabel="part of the way from image to image")
     own.minorticks_off()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from fastres.architectures import get_architecture
 
 from ..eager import EagerResNet
-from .common import Data, Number, Picture, Record, Settings, Study, number, power, rounded
+from .common import Data, Number, Picture, Record, Settings, Study, number, power, rounded, title
 from .data import CLASSES, Dataset
 from .figures import DEPTH_COLOURS, INK, MUTED, PLAIN, RESIDUAL, log_labels, new_figure, note
 from .running import compare
@@ -256,7 +256,7 @@ def numbers(data: Data) -> list[Number]:
     result.append(Number("Largest sigmoid gradient, as a share of the bound (g/4)^layers", f"{largest:.3f}", "≤ 1"))
     result += [
         Number(
-            f"{row['model']}, untrained: first layer's gradient over the last's",
+            f"{title(row['model'])}, untrained: first layer's gradient over the last's",
             f"{number(row['norms'][0] / row['norms'][-1])} ({row['factor']:.3f} a layer)",
             f"{data['mean_field_factor']['relu']:.3f} a layer (mean field)" if row["model"].startswith("plain") else "",
         )
@@ -357,8 +357,7 @@ def _draw_own(data: Data) -> Picture:
         for row, shade in zip(rows, shades, strict=False):
             norms = row["norms"]
             axis.plot(range(1, len(norms) + 1), norms, color=shade, linewidth=1.8)
-            name = row["model"].replace(kind, f"{kind}-")
-            note(axis, len(norms), norms[-1], f" {name}", shade, ha="left")
+            note(axis, len(norms), norms[-1], f" {title(row['model'])}", shade, ha="left")
         axis.set_yscale("log")
         axis.set_xlim(0, 128)
         axis.set_title("plain networks" if kind == "plain" else "residual networks")

@@ -11,30 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fastres.bench.study.data import CIFAR_FOLDER, CIFAR_TEST, CIFAR_TRAIN, load_dataset
+from fastres.bench.study.data import CIFAR_FOLDER, CIFAR_TEST, load_dataset
 from fastres.errors import DatasetError
 
-PER_BATCH = 4
-
-
-def batch(seed: int) -> dict[bytes, Any]:
-    random = np.random.default_rng(seed)
-    return {
-        b"batch_label": b"training batch",
-        b"labels": random.integers(0, 10, PER_BATCH).tolist(),
-        b"data": random.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8),
-        b"filenames": [b"image.png"] * PER_BATCH,
-    }
+from ..cifar10 import PER_BATCH, batch, write_cifar10
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """``cifar-10-batches-py`` with four images a batch, pickled by protocol 2 as Python 2 did."""
-    path = tmp_path / CIFAR_FOLDER
-    path.mkdir()
-    for seed, name in enumerate((*CIFAR_TRAIN, CIFAR_TEST)):
-        (path / name).write_bytes(pickle.dumps(batch(seed), protocol=2))
-    return path
+    return write_cifar10(tmp_path)
 
 
 def test_cifar10_is_read_in_order(folder: Path) -> None:

@@ -17,6 +17,8 @@ from fastres.bench.study.running import compare, run
 from fastres.bench.study.training import Job, Recipe, Trained, augment, logits, read, train, train_all
 from fastres.errors import FastresError
 
+from ..cifar10 import write_cifar10
+
 JOB = Job("resnet20", seed=3, recipe=Recipe(epochs=3, batch_size=8), limit=24)
 
 
@@ -136,6 +138,14 @@ def test_compare_refuses_other_logits(
     monkeypatch.setattr("fastres.bench.study.running.run", lambda *_: logits(trained[0].module(), images) * 1.0001)
     with pytest.raises(FastresError, match=r"a network: fastres is .* from float64"):
         compare("a network", "resnet20", trained[0].state, images, labels)
+
+
+def test_cifar10_is_trained_on_from_its_folder(tmp_path: Path) -> None:
+    job = Job("resnet20", seed=0, recipe=Recipe(epochs=1), data=str(write_cifar10(tmp_path)))
+    (found,) = train_all([job], tmp_path, workers=1)
+    assert found.job.key == "resnet20-cifar10-seed0"
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["resnet20-cifar10-seed0.safetensors"]
+    assert len(found.epochs) == 1
 
 
 def test_two_processes_train_what_one_does(trained: tuple[Trained, Path], tmp_path: Path) -> None:
