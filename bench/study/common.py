@@ -79,11 +79,11 @@ class Settings:
 
 QUICK: dict[str, Any] = {
     "seeds": 1,
-    "epochs": 5,
+    "epochs": 4,
     "limit": 480,
     "draws": 2,
     "nets": 4,
-    "images": 48,
+    "images": 16,
     "lines": 1,
     "line_points": 64,
     "size": "quick",

@@ -8,6 +8,7 @@ not. The responses are the standard deviations of every 3×3 layer's output afte
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 import torch
@@ -99,6 +100,7 @@ def measure(settings: Settings) -> Data:
             "seeds": settings.seeds,
             "epochs": settings.epochs,
             "steps": settings.epochs * -(-len(train_images) // everything[0].job.recipe.batch_size),
+            "recipe": dataclasses.asdict(everything[0].job.recipe),
             "deep": settings.deep,
             "networks": networks,
             "constructed": built,
@@ -209,6 +211,12 @@ def paragraph(data: Data) -> str:
         f"{final('plain', SHALLOW, 'test')}. resnet-{deep} ends with {final('resnet', deep, 'train')} and "
         f"{final('resnet', deep, 'test')}, resnet-{SHALLOW} with {final('resnet', SHALLOW, 'train')} and "
         f"{final('resnet', SHALLOW, 'test')}. "
+    )
+    recipe = data["recipe"]
+    text += (
+        f"(SGD with Nesterov momentum {recipe['momentum']}, batches of {recipe['batch_size']}, a learning rate that "
+        f"rises to {recipe['learning_rate']} and falls to zero along a cosine, weight decay "
+        f"{recipe['weight_decay']:g}, shifts by up to {recipe['shift']} pixels.) "
     )
     return text + _verdict(data) + _about_construction(data) + _about_responses(data)
 

@@ -42,9 +42,10 @@ class Recipe:
     """SGD with Nesterov momentum; the learning rate rises linearly to its peak, then falls to zero along a cosine.
 
     Images are shifted by up to ``shift`` pixels either way and, where the data set allows it, mirrored. Weight decay,
-    momentum, shift and initialisation are He et al.'s. Their 64,000 steps of 128 images would take days, so that the
-    schedule is that of ``bench/train_digits.py``, and the rate at its peak that script's, 0.1 for batches of 64, in
-    proportion to the batch.
+    momentum, shift and initialisation are He et al.'s. Their 64,000 steps of 128 images take a day a network: the
+    schedule here is that of ``bench/train_digits.py``, and the rate at its peak that script's, 0.1 for batches of 64,
+    in proportion to the batch. (Without the rise, at 0.1 from the first step, neither 56-layer network had learned the
+    digits after six epochs: training errors 65 % plain, 79 % residual.)
     """
 
     epochs: int
