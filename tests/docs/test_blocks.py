@@ -47,6 +47,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     scripts = os.fspath(Path(sys.executable).parent)
     with served(files) as url:
         yield {
+            **os.environ,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.fspath(folder),
             "FASTRES_WEIGHTS_URL": url,
@@ -55,7 +56,6 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             "HF_HUB_OFFLINE": "1",
             "no_proxy": "127.0.0.1",
             "MPLBACKEND": "Agg",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "LC_ALL": "C.UTF-8",
         }
     shutil.rmtree(files)

@@ -91,7 +91,7 @@ def test_preprocessing_lines(digit: Path) -> None:
 
 def test_torch_lines(tmp_path: Path) -> None:
     (code,) = [block for block in python_blocks() if "torch.export.load" in block]
-    export_torch(digits_model(), tmp_path / "resnet50.pt2", image_size=224, progress=False, verify=False)
+    export_torch(digits_model(), tmp_path / "resnet18.pt2", image_size=224, progress=False, verify=False)
     assert run_alone(code + "print(list(logits.shape))", tmp_path) == "[2, 10]"
 
 
