@@ -139,7 +139,13 @@ def _cached_folder(name: str) -> Path:
         raise MissingDependencyError(
             f"There is no folder {name}, and hub ids need huggingface_hub: pip install 'fastres[huggingface]'"
         ) from error
-    found = try_to_load_from_cache(match["id"], CONFIG, revision=match["revision"])
+    try:
+        found = try_to_load_from_cache(match["id"], CONFIG, revision=match["revision"])
+    except ValueError as error:  # the hub's own rules for names
+        raise WeightsError(
+            f"There is no folder {name}, and no hub id looks like that. Give the path of a folder that transformers or "
+            "timm saved, or a hub id such as 'microsoft/resnet-50'."
+        ) from error
     if not isinstance(found, str):
         at = f" at revision {match['revision']!r}" if match["revision"] else ""
         raise DownloadError(

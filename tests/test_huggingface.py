@@ -285,6 +285,11 @@ class TestHub:
         with pytest.raises(DownloadError, match="not in the local cache"):
             fastres.load("resnet18", weights=name)
 
+    @pytest.mark.parametrize("name", ["./resnet50", "saved/-resnet", "saved/a..b"])
+    def test_a_folder_that_is_not_there_and_no_hub_id(self, name: str) -> None:
+        with pytest.raises(WeightsError, match=r"There is no folder .*no hub id looks like that"):
+            fastres.load(name)
+
     def test_a_snapshot_without_its_weights_is_named(self, cache: Path) -> None:
         (cache / "snapshots" / "abc123" / "model.safetensors").unlink()
         with pytest.raises(WeightsError, match=r"someone/small-resnet has config\.json and none of"):
