@@ -38,7 +38,7 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
-	@echo "Open build/site/index.html"
+	@echo "Open build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
 gpu: $(READY)
 	$(PYTHON) -m fastres.bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md")
 
@@ -14,7 +16,8 @@ RUN = (PYTHON, SESSION, SHELL, CONSOLE)
 SHOWN = ("text", "json", "toml", "yaml")  # what a file or a program prints
 
 # What a page may say of a block that no test runs: <!-- not run: needs a GPU -->, on the line before the block.
-REASONS = ("needs a GPU", "needs a network", "needs a server", "installs packages", "takes minutes")
+NEEDS_GPU = "needs a GPU"  # run where there is one
+REASONS = (NEEDS_GPU, "needs a network", "installs packages", "takes minutes")
 
 _FENCE = re.compile(
     r"^(?:[ \t]*<!-- not run: (?P<reason>.*?) -->\n\n?)?"
@@ -34,7 +37,9 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.language in RUN and self.reason is None
+        return self.language in RUN and (
+            self.reason is None or (self.reason == NEEDS_GPU and torch.cuda.is_available())
+        )
 
 
 def page_name(page: Path) -> str:

@@ -91,6 +91,8 @@ def test_page(page: Path, surroundings: dict[str, str], photographs: Path, tmp_p
 def test_what_is_not_run_is_known_and_has_a_reason() -> None:
     found: Counter[tuple[str, str]] = Counter()
     for page in PAGES:
+        fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("```")]
+        assert len(fences) == 2 * len(blocks(page)), f"{page_name(page)}: a block that is not read"
         for block in blocks(page):
             place = f"{page_name(page)}:{block.line}"
             assert block.language in (*RUN, *SHOWN), f"{place}: a block of {block.language or 'no language'}"
