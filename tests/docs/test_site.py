@@ -57,6 +57,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_docstrings_become_markdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(CONFIG.parent)
+    from docstrings import as_markdown
+
+    assert as_markdown("Gives ``x``.\n\n>>> f(x)[0][1]\n3\n") == "Gives `x`.\n\n```pycon\n>>> f(x)[0][1]\n3\n```\n"
+    assert as_markdown("See :func:`fastres.load`.").startswith('See <autoref optional identifier="fastres.load">')
+
+
 @pytest.mark.slow
 def test_every_page_is_there(site: Path) -> None:
     for name in (*PAGES, "contributing", "changelog"):
