@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--deep", type=int, choices=DEEPER, default=Settings.deep, help="depth set against 20 (default %(default)s)"
     )
     parser.add_argument("--seeds", type=_positive, help=f"networks of each kind (default {Settings.seeds}; quick 1)")
-    parser.add_argument("--epochs", type=_positive, help=f"of training (default {Settings.epochs}; quick 4)")
+    parser.add_argument("--epochs", type=_positive, help=f"of training (default {Settings.epochs}; quick 5)")
     parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: the cores)")
     parser.add_argument("--again", action="store_true", help="measure again what was measured with these settings")
     parser.add_argument("--docs", type=Path, help="also write the page as Markdown into this file")

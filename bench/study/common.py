@@ -79,11 +79,11 @@ class Settings:
 
 QUICK: dict[str, Any] = {
     "seeds": 1,
-    "epochs": 4,
-    "limit": 480,
+    "epochs": 5,
+    "limit": 320,
     "draws": 2,
     "nets": 4,
-    "images": 16,
+    "images": 8,
     "lines": 1,
     "line_points": 64,
     "size": "quick",
