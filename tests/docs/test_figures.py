@@ -75,3 +75,21 @@ def test_generated_parts_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None
         assert path.read_text(encoding="utf-8") == content, f"{path.name}: run python docs/mkdocs/generate.py"
     for name in ("cards", "drawings", "results"):
         assert Path(sys.modules.pop(name).__file__ or "").parent == folder
+
+
+def test_the_classify_pages_tables_are_the_result_file() -> None:
+    page = (ROOT / "docs" / "classify.md").read_text(encoding="utf-8")
+    found = json.loads((RESULTS.parent / "classify.json").read_text(encoding="utf-8"))
+    for run in found["runs"]:
+        rates = run["images_per_s"]
+        cells = [f"{rates['decode']:.0f}", f"{rates['model']:.1f}", f"{rates['whole']:.1f}"]
+        row = " | ".join([run["decoder"], *(f"{cell} images/s" for cell in cells), f"{run['share_of_slower']:.0%}"])
+        assert f"| {row.replace('%', ' %')} |" in page
+    times = {(row["width"], row["decoder"]): f"{row['ms_an_image']:#.3g} ms" for row in found["decoders"]}
+    for width, height in ((500, 375), (1024, 768), (1600, 1200), (4000, 3000)):
+        row = " | ".join(times[width, name] for name in ("exact", "Pillow draft", "fast"))
+        assert f"| {width}×{height} | {row} |" in page
+    fast = [row for row in found["decoders"] if row["decoder"] == "fast"]
+    assert f"at most {max(row['largest_score_difference'] for row in fast):.4f}" in page
+    kept = sorted(round(row["top_1_agreement"] * row["images"]) for row in fast)
+    assert f"of {fast[0]['images']} photographs {kept[0]} to {kept[-1]} keep" in " ".join(page.split())
