@@ -176,6 +176,7 @@ class TestInterruption:
     def test_control_c(self, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         script = (
             "import os, signal, sys, fastres.classification.run as run, fastres.cli as cli\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore it
             "original, calls = run._outputs, []\n"
             "def outputs(*given):\n"
             "    calls.append(1)\n"
