@@ -19,7 +19,7 @@ from fastres.architectures import get_architecture
 from fastres.folding import outline
 from fastres.fusion import joinable, joined
 from fastres.gpu import block_of, run_joined
-from fastres.kernels import conv_tma, dispatch, fused, gemm, reference
+from fastres.kernels import conv_tma, dispatch, fused, gemm, inspection_tables, reference
 from fastres.kernels.routing import ConvConfig, Gpu
 from fastres.kernels.tables import Block, TunedBlock
 from fastres.kernels.tma import tma_fits
@@ -94,7 +94,9 @@ def block_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> BlockTools:
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(block: Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        good = pool.map(_compiles_well, [(block, config) for config in configs])
+        good = pool.map(
+            inspection_tables.compiles_well, [inspection_tables.Entry(gpu.arch, block, config) for config in configs]
+        )
         return [config for config, is_good in zip(configs, good, strict=True) if is_good]
 
     def microseconds(case: Case, config: ConvConfig | None) -> float:
@@ -160,13 +162,3 @@ def errors(case: Case, config: ConvConfig, device: torch.device) -> float:
             # The kernel rounds what it multiplies next, too; a shortcut it adds before it rounds.
             exact[part.output] = y if part is run.shortcut else y.to(values[part.output].dtype).float()
     return max(float((values[value].float() - exact[value]).norm() / exact[value].norm()) for value in run.writes)
-
-
-def _compiles_well(job: tuple[Block, ConvConfig]) -> bool:
-    """Compile one candidate ahead of time, in a worker process: it fits and does not spill in its main loop."""
-    from fastres.kernels.inspection_tma import compile_block, inspect_tma
-
-    try:
-        return inspect_tma(compile_block(*job)).good
-    except (RuntimeError, triton.CompilationError):
-        return False

@@ -13,11 +13,12 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -27,7 +28,7 @@ from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels import conv, conv_tma, dispatch, gemm, reference, tables
+from fastres.kernels import conv, conv_tma, dispatch, gemm, inspection_tables, reference, tables
 from fastres.kernels.launch import cdiv
 from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
 from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
@@ -154,38 +155,45 @@ class Progress:
     def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
         """Add to a part of the table, and write it."""
         self.table = replace(self.table, **{part: (*getattr(self.table, part), entry)})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, to_json(self.table, self.facts).encode())
+
+    def fill(
+        self, part: str, todo: Mapping[Any, Any], known: Iterable[Any],
+        run: Callable[[Any], Tuned | TunedBlock | Network | None],
+    ) -> None:  # fmt: skip
+        """Add what ``run`` makes of each item of ``todo`` (by what it is tuned for) that is not ``known``."""
+        from tqdm import tqdm
+
+        done = set(known)
+        for item in tqdm([item for key, item in todo.items() if key not in done], desc=part, unit="entry"):
+            if (entry := run(item)) is not None:
+                self.add(part, entry)
 
 
 def tune(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress) -> None:
     """Tune the layers that are not in the table yet."""
-    from tqdm import tqdm
 
-    known = {entry.layer for entry in progress.table.layers}
-    for layer in tqdm([layer for layer in todo if layer not in known], desc="layers", unit="layer"):
-        configs = promising(layer, candidates(layer, gpu), gpu, limits)
-        progress.add("layers", tune_layer(layer, configs, tools))
+    def run(layer: Layer) -> Tuned:
+        return tune_layer(layer, promising(layer, candidates(layer, gpu), gpu, limits), tools)
+
+    known = (entry.layer for entry in progress.table.layers)
+    progress.fill("layers", {layer: layer for layer in todo}, known, run)
 
 
 def tune_blocks(todo: Sequence[Case], gpu: Gpu, tools: BlockTools, progress: Progress) -> None:
     """Tune the joined runs that are not in the table yet."""
-    from tqdm import tqdm
 
-    known = {entry.layer for entry in progress.table.blocks}
-    for case in tqdm([case for case in todo if case.block not in known], desc="joined runs", unit="run"):
-        found = block_tuning.tune_block(case, block_tuning.candidates(case.block, gpu), tools)
-        if found is not None:
-            progress.add("blocks", found)
+    def run(case: Case) -> TunedBlock | None:
+        return block_tuning.tune_block(case, block_tuning.candidates(case.block, gpu), tools)
+
+    known = (entry.layer for entry in progress.table.blocks)
+    progress.fill("blocks", {case.block: case for case in todo}, known, run)
 
 
 def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], progress: Progress) -> None:
     """Tune the networks that are not in the table yet."""
-    from tqdm import tqdm
-
-    known = {entry.case for entry in progress.table.networks}
-    for network in tqdm([network for network in todo if network.case not in known], desc="networks", unit="network"):
-        progress.add("networks", run(network))
+    known = (entry.case for entry in progress.table.networks)
+    progress.fill("networks", {network.case: network for network in todo}, known, run)
 
 
 def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
@@ -193,8 +201,9 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        jobs = [(layer, config, gpu.arch) for config in configs]
-        return [config for config, good in zip(configs, pool.map(_compiles_well, jobs), strict=True) if good]
+        entries = [inspection_tables.Entry(gpu.arch, layer, config) for config in configs]
+        good = pool.map(inspection_tables.compiles_well, entries)
+        return [config for config, is_good in zip(configs, good, strict=True) if is_good]
 
     @torch.no_grad()
     def is_right(layer: Layer, config: ConvConfig) -> bool:
@@ -245,22 +254,6 @@ def _launch(layer: Layer, config: ConvConfig, y: torch.Tensor, *tensors: torch.T
         y, x, weight, bias, residual, stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=True,
         config=config,
     )  # fmt: skip
-
-
-def _compiles_well(job: tuple[Layer, ConvConfig, str]) -> bool:
-    """Compile one candidate ahead of time, in a worker process: it fits and does not spill in its main loop."""
-    from fastres.kernels.inspection import compile_conv, inspect
-    from fastres.kernels.inspection_tma import compile_tma, inspect_tma
-
-    layer, config, arch = job
-    facts = (layer.shape, getattr(torch, layer.dtype), config)
-    try:
-        if config.kernel != "conv":
-            return inspect_tma(compile_tma(*facts, residual=layer.residual, relu=True)).good
-        report = inspect(compile_conv(*facts, residual=layer.residual, relu=True), arch)
-    except (RuntimeError, triton.CompilationError):
-        return False
-    return report.fits and not report.loop_spills
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

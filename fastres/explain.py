@@ -46,7 +46,8 @@ class ExplainedStep:
 class Explanation:
     """The rows of ``model.explain()``; prints as a table, iterates over rows.
 
-    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known.
+    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``batching`` says
+    how far the batch runs in micro-batches, and is empty where it runs whole.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Explanation:
     rows: tuple[ExplainedStep, ...]
     ceilings: Ceilings | None = field(default=None, kw_only=True)
     ceilings_source: str = field(default="", kw_only=True)
+    batching: str = field(default="", kw_only=True)
 
     @classmethod
     def of(
@@ -73,14 +75,13 @@ class Explanation:
         ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
         other way); ``microseconds`` are measured times of steps, by name.
         """
-        where = str(device)
+        batching = ""
         if device.type != "cpu":
             from . import gpu
 
-            how = gpu.tuned_network(plan, (batch, height, width, 3), dtype, device)
+            plan, how = gpu.as_run(plan, (batch, height, width, 3), dtype, device)
             if how is not None and how.images:
-                where += f"; up to {how.through} in micro-batches of {how.images} images"
-            plan = gpu.as_run(plan, batch, height, width, dtype, device)
+                batching = f"up to {how.through} in micro-batches of {how.images} images"
         costs = plan.costs(batch, height, width, dtype)
         choices = _choices(plan, costs, device, dtype)
         known = "given" if ceilings else ""
@@ -94,7 +95,8 @@ class Explanation:
             row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
             rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
         name = str(dtype).removeprefix("torch.")
-        return cls(plan.architecture.name, where, name, tuple(rows), ceilings=ceilings, ceilings_source=known)
+        known_ceilings: dict[str, Any] = {"ceilings": ceilings, "ceilings_source": known}
+        return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, batching=batching)
 
     def __iter__(self) -> Any:
         return iter(self.rows)
@@ -124,7 +126,7 @@ class Explanation:
     __repr__ = __str__
 
     def _title(self) -> str:
-        title = f"{self.model}, {self.dtype} on {self.device}"
+        title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.batching}" if self.batching else "")
         if self.ceilings is None:
             return title
         origin = "as its data sheet states" if self.ceilings_source == "data sheet" else "as given"

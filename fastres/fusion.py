@@ -124,8 +124,3 @@ def join(plan: Plan, saves: Callable[[Joined], float], keep: Collection[str] = (
     A joined plan computes what ``plan`` computes. Its joined steps have kernels on GPUs of the sm_90 family only.
     """
     return replace(plan, steps=cover(plan.steps, joinable(plan.steps), saves, keep))
-
-
-def split(plan: Plan) -> Plan:
-    """The plan with every joined step taken apart again."""
-    return replace(plan, steps=tuple(part for step in plan for part in step.parts))

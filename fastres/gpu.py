@@ -223,14 +223,14 @@ def choose_runs(
     return covered, {name: found.config for name, found in chosen.items() if found}
 
 
-def as_run(plan: Plan, batch: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Plan:
-    """``plan`` (weight data is not needed) with the runs joined that ``device`` runs joined for logits."""
-    how = tuned_network(plan, (batch, height, width, 3), dtype, device)
+def as_run(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Plan, Network | None]:
+    """``plan`` (weight data is not needed) with the runs joined that ``device`` joins for logits, and how the tuned
+    table has the network run; both for a batch of ``shape`` (NHWC)."""
+    how = tuned_network(plan, shape, dtype, device)
     if how is not None and not how.joined:
-        return plan
-    shapes = plan.shapes(batch, height, width)
-    steps, _ = choose_runs(plan.steps, candidates(plan, device), shapes, dtype, device, ())
-    return replace(plan, steps=steps)
+        return plan, how
+    steps, _ = choose_runs(plan.steps, candidates(plan, device), plan.shapes(*shape[:3]), dtype, device, ())
+    return replace(plan, steps=steps), how
 
 
 def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:

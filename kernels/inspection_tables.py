@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import triton
 
 from fastres.text import text_table
 
@@ -62,7 +63,12 @@ def judge(entry: Entry) -> Verdict:
     dtype = getattr(torch, layer.dtype)
     if isinstance(layer, Layer) and config.kernel == "conv":
         report = inspect(compile_conv(layer.shape, dtype, config, residual=layer.residual, relu=True), entry.arch)
-        problems = {"multiplies without tensor cores": dtype.itemsize == 2 and not report.mma}
+        found = {
+            "does not fit": not report.fits,
+            "spills in its loop": report.loop_spills > 0,
+            "multiplies without tensor cores": dtype.itemsize == 2 and not report.mma,
+        }
+        problems = tuple(name for name, is_so in found.items() if is_so)
     else:
         item = (
             compile_block(layer, config)
@@ -70,15 +76,16 @@ def judge(entry: Entry) -> Verdict:
             else compile_tma(layer.shape, dtype, config, residual=layer.residual, relu=True)
         )
         tma = inspect_tma(item)
-        report = tma.report
-        problems = {
-            "multiplies through registers": tma.register_products != tma.chained,
-            "refills a buffer with no barrier": tma.unguarded > 0,
-            "multiplies without wgmma": report.wgmma == 0,
-        }
-    problems |= {"does not fit": not report.fits, "spills in its loop": report.loop_spills > 0}
-    problem = ", ".join(name for name, is_so in problems.items() if is_so)
-    return Verdict(entry, report.registers, report.shared_memory, problem)
+        report, problems = tma.report, tma.problems
+    return Verdict(entry, report.registers, report.shared_memory, ", ".join(problems))
+
+
+def compiles_well(entry: Entry) -> bool:
+    """Whether the compiler takes an entry and :func:`judge` finds nothing wrong with it."""
+    try:
+        return not judge(entry).problem
+    except (RuntimeError, triton.CompilationError):
+        return False
 
 
 def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict]:

@@ -49,10 +49,22 @@ class TmaReport:
     chained: int = 0  # products that should take an operand from registers: the result of the product before
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the kernel; nothing where it fits, does not spill in loops, multiplies from shared memory
+        but where chained, and guards its copies."""
+        found = {
+            "does not fit": not self.report.fits,
+            "spills in its loop": self.report.loop_spills > 0,
+            "multiplies through registers": self.register_products != self.chained,
+            "refills a buffer with no barrier": self.unguarded > 0,
+            "multiplies without wgmma": self.report.wgmma == 0,
+        }
+        return tuple(name for name, is_so in found.items() if is_so)
+
+    @property
     def good(self) -> bool:
-        """It fits, does not spill in loops, multiplies from shared memory but where chained, its copies are guarded."""
-        clean = not (self.report.loop_spills or self.unguarded) and self.register_products == self.chained
-        return clean and self.report.fits and self.report.wgmma > 0
+        """Nothing is wrong with it."""
+        return not self.problems
 
 
 def compile_gemm(

@@ -17,6 +17,8 @@ from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape
 from fastres.kernels.tables import Block, Network, from_json
 from fastres.plan import Conv, Joined
 
+from ..subjects import HOPPER
+
 
 def resnet50_cases(batch: int = 256) -> list[Case]:
     return block_tuning.cases(["resnet50"], [batch], 224, torch.float16, H100)
@@ -143,9 +145,6 @@ def small_case() -> Case:
     shapes = {"x": (64, 3, 2, 16), "a": (64, 3, 2, 16), "b": (64, 3, 2, 128), "c": (64, 3, 2, 16), "r": (64, 3, 2, 128)}
     block = Block(ConvShape(64, 3, 2, 16, 16, 3, 3, 1, 1), "float16", True, 128, 0, 1, 16)
     return Case(block, run, shapes)
-
-
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 
 @pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
