@@ -26,10 +26,10 @@ from fastres.kernels.tables import Index, Layer, Network, Table, Tuned, TunedBlo
 from fastres.plan import Conv, Head, Stem
 
 from .measures import NETWORK_FACTOR, relative_error
+from .subjects import HOPPER
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 hopper = pytest.mark.skipif(not (INTERPRETED or HOPPER), reason="the kernels for joined steps are written for sm_90")
 
 

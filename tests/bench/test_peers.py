@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastres.architectures import Architecture, get_architecture
+from fastres.architectures import get_architecture
 from fastres.bench import peers
 from fastres.bench.calibration import calibrated
 from fastres.bench.checking import error_limit, make_checks, relative_error
 from fastres.bench.eager import EagerResNet
 from fastres.bench.peers import EAGER, FASTRES, PEERS, Peer
 from fastres.errors import DtypeError, FastresError
+
+from ..subjects import EVERY_STEP
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -79,17 +81,7 @@ def test_jax_is_right_in_half_precision(dtype: torch.dtype) -> None:
 
 def test_jax_runs_every_kind_of_step() -> None:
     pytest.importorskip("jax")
-    arch = Architecture(
-        "small",
-        "bottleneck",
-        (1, 2),
-        (16, 24),
-        stem="deep",
-        stem_widths=(8, 8, 16),
-        shortcut="average_pool",
-        squeeze_excitation=True,
-    )
-    assert_right(BY_NAME["jax"], calibrated(arch), size=75)
+    assert_right(BY_NAME["jax"], calibrated(EVERY_STEP), size=75)
 
 
 def test_jax_pools_like_torch_and_takes_its_own_arrays() -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import fastres
-from fastres.architectures import Architecture, get_architecture
+from fastres.architectures import get_architecture
 from fastres.bench.calibration import calibrated, smooth_images
 from fastres.images import Transforms
 
 from ..measures import relative_error
+from ..subjects import EVERY_STEP
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,9 @@ def network(name: str) -> Network:
 
 def every_step_model() -> fastres.Model:
     """A small calibrated network with every kind of step: deep stem, window pools, squeeze-and-excitation."""
-    arch = Architecture(
-        "small",
-        "bottleneck",
-        (1, 2),
-        (16, 24),
-        stem="deep",
-        stem_widths=(8, 8, 16),
-        shortcut="average_pool",
-        squeeze_excitation=True,
-        num_classes=10,
+    return fastres.Model(
+        calibrated(EVERY_STEP).state_dict(), EVERY_STEP, transforms=Transforms(64, 64), dtype="float32"
     )
-    return fastres.Model(calibrated(arch).state_dict(), arch, transforms=Transforms(64, 64), dtype="float32")
 
 
 def digits_model() -> fastres.Model:

@@ -16,8 +16,8 @@ from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape
 from fastres.kernels.tma import merge_shortcut_weight
 
 from ..measures import kernel_tolerance, relative_error
+from ..subjects import HOPPER
 
-HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 pytestmark = (
     [pytest.mark.interpreter]
     if INTERPRETED

@@ -1,0 +1,22 @@
+"""What several test files try things on: the GPU family of the TMA kernels, a network with every kind of step."""
+
+from __future__ import annotations
+
+import torch
+
+from fastres.architectures import Architecture
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+
+# Deep stem, window pools, projections and squeeze-and-excitation, small.
+EVERY_STEP = Architecture(
+    "small",
+    "bottleneck",
+    (1, 2),
+    (16, 24),
+    stem="deep",
+    stem_widths=(8, 8, 16),
+    shortcut="average_pool",
+    squeeze_excitation=True,
+    num_classes=10,
+)
