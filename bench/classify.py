@@ -187,37 +187,45 @@ def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
 
 @contextmanager
 def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
-    """Append seconds and MB of this process and its children (proportional set size) to ``samples``, at intervals."""
+    """Append seconds and MB of this process and its children to ``samples``: first, at intervals and last."""
     done = threading.Event()
     start = time.perf_counter()
 
     def sample() -> None:
-        while not done.wait(MEMORY_EVERY_S):
-            used = _proportional_mb(os.getpid()), sum(map(_proportional_mb, _children()))
-            samples.append({"s": round(time.perf_counter() - start, 2), "main_mb": used[0], "workers_mb": used[1]})
+        used = used_mb(os.getpid()), sum(map(used_mb, _children()))
+        samples.append({"s": round(time.perf_counter() - start, 2), "main_mb": used[0], "workers_mb": used[1]})
 
-    thread = threading.Thread(target=sample)
+    def keep_sampling() -> None:
+        while not done.wait(MEMORY_EVERY_S):
+            sample()
+
+    sample()
+    thread = threading.Thread(target=keep_sampling)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+    sample()
 
 
 def _children() -> list[int]:
     return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
 
 
-def _proportional_mb(process: int) -> float:
-    """Memory in 10⁶ bytes, what is shared counted in parts; 0 for a process that has ended."""
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return next(
-        (round(int(line.split()[1]) * 1024 / 1e6, 1) for line in text.splitlines() if line.startswith("Pss:")), 0.0
-    )
+def used_mb(process: int) -> float:
+    """Memory in 10⁶ bytes: the proportional set size, which counts shared pages in parts, or the resident set size
+    where the kernel does not say the first; 0 for a process that has ended."""
+    for name, field in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
+        try:
+            lines = Path(f"/proc/{process}/{name}").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith(field):
+                return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    return 0.0
 
 
 def memory(runs: Runs) -> dict[str, Any]:

@@ -47,5 +47,14 @@ def test_measures_and_writes(
     assert exact["largest_pixel_difference"] == 0
     assert fast["largest_pixel_difference"] <= 1, "no scaled decoding at this size"
     assert draft["top_1_agreement"] <= 1
-    assert found["memory"]["resnet20_digits"]["peak_mb_by_quarter"][0] > 0
+    assert all(sample["main_mb"] > 0 for sample in found["memory"]["resnet20_digits"]["samples"])
     assert "resnet20_digits" in capsys.readouterr().out
+
+
+def test_memory_is_sampled_however_short_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[dict[str, float]] = []
+    with classify.sampled_memory(samples):
+        pass
+    assert len(samples) == 2
+    assert samples[0]["main_mb"] > 0
+    assert classify.used_mb(2**22 + 1) == 0, "no process has this number"
