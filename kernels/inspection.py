@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from fastres.text import text_table
 
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
+from .parallel import in_processes
 from .pool import window_pool_constants, window_pool_kernel
 from .prepare import BLOCK_W, prepare_kernel
 from .routing import (
@@ -329,13 +329,8 @@ def inspect_all(
     items: Iterable[Compilation], arch: str, *, workers: int | None = None, progress: bool = True
 ) -> list[Report]:
     """Compile ``items`` in parallel, with a progress bar."""
-    from tqdm import tqdm
-
-    items = list(items)
-    workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(max_workers=min(workers, len(items) or 1)) as pool:
-        reports = pool.map(partial(inspect, arch=arch), items)
-        return list(tqdm(reports, total=len(items), desc=f"compile {arch}", unit="kernel", disable=not progress))
+    run = partial(inspect, arch=arch)
+    return in_processes(run, list(items), workers=workers, label=f"compile {arch}", progress=progress)
 
 
 def table(reports: Sequence[Report]) -> str:

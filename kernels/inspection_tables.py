@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from fastres.text import text_table
 
 from .inspection import compile_conv, inspect
 from .inspection_tma import compile_block, compile_tma, inspect_tma
+from .parallel import in_processes
 from .routing import ConvConfig
 from .tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
 
@@ -90,10 +89,7 @@ def compiles_well(entry: Entry) -> bool:
 
 def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict]:
     """Compile in parallel, with a progress bar."""
-    from tqdm import tqdm
-
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(tqdm(pool.map(judge, todo), total=len(todo), desc="compile", unit="kernel"))
+    return in_processes(judge, todo, workers=workers, label="compile")
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:

@@ -8,11 +8,9 @@ registers, and how many TMA copies into a buffer do not wait for all warps to ha
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from fastres.text import text_table
 from . import conv_tma, fused, gemm
 from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, compile_for
 from .launch import next_power_of_2
+from .parallel import in_processes
 from .routing import H100, ConvConfig, ConvShape
 from .tables import Block
 from .tma import tma_candidates, tma_fits
@@ -298,13 +297,7 @@ def inspect_tma_all(
     items: Iterable[Compilation], *, workers: int | None = None, progress: bool = True
 ) -> list[TmaReport]:
     """Compile ``items`` in parallel, with a progress bar."""
-    from tqdm import tqdm
-
-    items = list(items)
-    workers = workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(max_workers=min(workers, len(items) or 1)) as pool:
-        reports = pool.map(inspect_tma, items)
-        return list(tqdm(reports, total=len(items), desc=f"compile {ARCH}", unit="kernel", disable=not progress))
+    return in_processes(inspect_tma, list(items), workers=workers, label=f"compile {ARCH}", progress=progress)
 
 
 HEADER = ("layer", "kernel", "tile", "registers", "spills", "shared KiB", "wgmma", "via registers", "unguarded", "good")

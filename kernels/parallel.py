@@ -1,0 +1,29 @@
+"""Work for every core: what compiles or inspects many kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str, progress: bool = True
+) -> list[Result]:
+    """``function`` of each item, in worker processes (default: one a core), with a progress bar.
+
+    The workers are forked from a server process that has no threads: to fork a process whose threads hold locks can
+    hang.
+    """
+    from tqdm import tqdm
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["fastres.kernels.inspection_tables"])
+    with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(items) or 1), context) as pool:
+        results = pool.map(function, items)
+        return list(tqdm(results, total=len(items), desc=label, unit="kernel", disable=not progress))
