@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from torch.nn import functional
 
 from .errors import DeviceError, DtypeError
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
+from .recent import Recent
 
 # Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
 SHAPES_KEPT = 8
@@ -108,7 +108,7 @@ class CpuExecutor:
         self.dtype = dtype
         self._plan = plan
         self._last_reads = plan.last_reads()
-        self._packed: OrderedDict[tuple[Shape, int], dict[str, PackedConv]] = OrderedDict()
+        self._packed: Recent[tuple[Shape, int], dict[str, PackedConv]] = Recent(SHAPES_KEPT)
         self._lock = threading.Lock()
         scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
         shift = torch.tensor([-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)])
@@ -196,14 +196,7 @@ class CpuExecutor:
         # oneDNN's layouts depend on the number of threads too: with another one it would reorder weights at every call.
         key = (shape, torch.get_num_threads())
         with self._lock:
-            packed = self._packed.get(key)
-            if packed is None:
-                packed = self._packed[key] = self._pack(shape)
-                if len(self._packed) > SHAPES_KEPT:
-                    self._packed.popitem(last=False)
-            else:
-                self._packed.move_to_end(key)
-            return packed
+            return self._packed.get_or_make(key, lambda: self._pack(shape))
 
     def _pack(self, shape: Shape) -> dict[str, PackedConv]:
         n, h, w, _ = shape

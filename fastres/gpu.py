@@ -10,7 +10,6 @@ activations stay in the L2 cache. With TRITON_INTERPRET=1 the same code runs on 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,7 @@ from .fusion import Candidates, cover, joinable
 from .kernels import conv, dispatch, fused, grouping, head, launch, pool, routing, squeeze_excite, stem
 from .kernels.tables import Block, Network, TunedBlock
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
+from .recent import Recent
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
@@ -53,7 +53,7 @@ class GpuExecutor:
         packed = self._plan.stem
         self._normalisation = stem.pack_normalisation(packed.mean, packed.std, packed.weight.shape[2], self.device)
         self._candidates = candidates(self._plan, self.device)
-        self._schedules: OrderedDict[tuple[Shape, tuple[str, ...], str, bool], Schedule] = OrderedDict()
+        self._schedules: Recent[tuple[Shape, tuple[str, ...], str, bool], Schedule] = Recent(SCHEDULES_KEPT)
         self._outline = outline(plan.architecture, self.dtype)
         self._lock = threading.Lock()
 
@@ -155,14 +155,7 @@ class GpuExecutor:
     def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT, joined: bool = True) -> Schedule:
         key = (shape, outputs, done, joined)
         with self._lock:
-            schedule = self._schedules.get(key)
-            if schedule is None:
-                schedule = self._schedules[key] = self._make_schedule(shape, outputs, done, joined)
-                if len(self._schedules) > SCHEDULES_KEPT:
-                    self._schedules.popitem(last=False)
-            else:
-                self._schedules.move_to_end(key)
-            return schedule
+            return self._schedules.get_or_make(key, lambda: self._make_schedule(*key))
 
     def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str, joined: bool) -> Schedule:
         """The schedule for ``outputs`` where all up to the value ``done`` is computed."""

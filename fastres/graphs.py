@@ -9,7 +9,6 @@ waits, on its own stream, for the one before. Batches so large that launching co
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from .kernels.launch import device_guard, float32_precision
 from .plan import LOGITS
+from .recent import Recent
 
 GRAPHS_KEPT = 16
 
@@ -90,8 +90,7 @@ class GraphExecutor:
     def __init__(self, runner: Runner, pool: Any, kept: int = GRAPHS_KEPT) -> None:
         self.runner = runner
         self._pool = pool
-        self._kept = kept
-        self._captured: OrderedDict[tuple[Any, ...], Captured | None] = OrderedDict()  # None: has run once
+        self._captured: Recent[tuple[Any, ...], Captured | None] = Recent(kept)  # None: has run once
         self._lock = threading.Lock()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
@@ -101,18 +100,11 @@ class GraphExecutor:
         key = (x.shape, x.dtype, tuple(outputs), float32_precision())
         with self._lock, device_guard(x.device):
             if key not in self._captured:
-                self._keep(key, None)
+                self._captured.keep(key, None)
                 return self.runner.run(x, outputs)
             captured = self._captured[key]
             if captured is None:
                 captured = self._pool.capture(self.runner, x, outputs)
-            self._keep(key, captured)
+            self._captured.keep(key, captured)
             results: list[Tensor] = self._pool.replay(captured, x)
             return results
-
-    def _keep(self, key: tuple[Any, ...], captured: Captured | None) -> None:
-        """Make ``key`` the one used last and forget the one unused for longest."""
-        self._captured[key] = captured
-        self._captured.move_to_end(key)
-        if len(self._captured) > self._kept:
-            self._captured.popitem(last=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import pytest
 import torch
 import torchvision
@@ -14,6 +17,7 @@ from fastres.bench.eager import EagerResNet
 from fastres.cpu import CpuExecutor
 from fastres.errors import DtypeError
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
+from fastres.plan import Shape
 
 from .measures import NETWORK_FACTOR, relative_error
 from .test_architectures import TORCHVISION
@@ -137,6 +141,28 @@ def test_another_number_of_threads_packs_anew() -> None:
         torch.set_num_threads(threads)
     assert {key[1] for key in run._packed} == {threads, threads + 1}
     assert relative_error(after, before) < 1e-5
+
+
+def test_threads_wait_for_the_one_that_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = executor(calibrated(get_architecture("resnet20")), "resnet20")
+    packing, waited = threading.Event(), threading.Event()
+    pack, packed = run._pack, []
+
+    def slow(shape: Shape) -> dict[str, cpu.PackedConv]:
+        packing.set()
+        assert waited.wait(60)
+        packed.append(shape)
+        return pack(shape)
+
+    monkeypatch.setattr(run, "_pack", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run._packed_for, (1, 32, 32, 3))
+        assert packing.wait(60)
+        second = pool.submit(run._packed_for, (1, 32, 32, 3))
+        assert not wait([second], timeout=0.2).done, "waits for the first"
+        waited.set()
+        assert first.result(60) is second.result(60)
+    assert len(packed) == 1
 
 
 def test_input_is_left_as_it_is() -> None:
