@@ -22,6 +22,7 @@ from fastres.errors import FastresError
 from fastres.explain import ExplainedStep
 from fastres.model import Model, make_executor
 from fastres.plan import Step
+from fastres.text import dtype_name
 
 from .results import LayerRow, significant
 
@@ -66,7 +67,7 @@ def _row(model: Model, setting: tuple[int, int], parts: list[ExplainedStep], us:
         model.architecture.name,
         size,
         batch,
-        str(model.dtype).removeprefix("torch."),
+        dtype_name(model.dtype),
         first.step,
         first.op,
         first.kernel,

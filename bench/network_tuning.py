@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from fastres.kernels.tables import Network
+from fastres.text import dtype_name
 
 # Batches under this fit the L2 cache as they are, and their launches cost more than they would save.
 LEAST_BATCH = 64
@@ -60,7 +61,7 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
     state = {key: value.to(device) for key, value in calibrated(arch).state_dict().items()}
     executor = GpuExecutor(build_plan(state, arch, dtype=dtype))
     x = torch.randn(batch, 3, size, size, device=device).to(dtype)
-    plain = Network(name, batch, size, size, str(dtype).removeprefix("torch."), joined=False)
+    plain = Network(name, batch, size, size, dtype_name(dtype), joined=False)
 
     def run(way: Network) -> torch.Tensor:
         return executor.run_as(x, ("logits",), way)[0]
@@ -83,7 +84,7 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
 
 def todo(models: Sequence[str], batches: Sequence[int], size: int, dtype: torch.dtype) -> list[Network]:
     """The cases worth tuning."""
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return [
         Network(model, batch, size, size, name)
         for model in models for batch in batches if batch >= LEAST_BATCH

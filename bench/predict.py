@@ -21,7 +21,7 @@ from fastres.kernels.routing import H100
 from fastres.kernels.tables import Layer
 from fastres.plan import Conv, Joined, Plan, StepCost, step_cost
 from fastres.prediction import conv_seconds
-from fastres.text import text_table
+from fastres.text import dtype_name, text_table
 
 from .block_tuning import candidates as block_candidates
 from .roofline import roofline
@@ -80,7 +80,7 @@ def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: 
             )
         )
     rate = batch / roofline(costs, ceilings).seconds
-    title = f"{model}, batch {batch}, {size}×{size}, {str(dtype).removeprefix('torch.')}: "
+    title = f"{model}, batch {batch}, {size}×{size}, {dtype_name(dtype)}: "
     title += f"at {ceilings.tflops:g} TFLOP/s and {ceilings.gb_per_s:g} GB/s, {len(plan)} kernels"
     lines = [title, text_table(rows, right=range(1, 5)), f"roofline: {rate:,.0f} images/s"]
     if not joined and dtype.itemsize == 2:

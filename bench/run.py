@@ -26,6 +26,7 @@ from fastres.errors import DeviceError, FastresError, MissingDependencyError
 from fastres.folding import outline
 from fastres.model import parse_dtype
 from fastres.plan import check_image_size
+from fastres.text import dtype_name
 
 from . import ceilings, environment, layers, results, timing
 from .calibration import calibrated
@@ -75,7 +76,7 @@ class Setting:
         return reasons[0] if reasons else None
 
     def row(self, peer: Peer, status: str, note: str = "") -> Row:
-        return Row(self.model, self.size, self.batch, _name(self.dtype), peer.name, status, note=note)
+        return Row(self.model, self.size, self.batch, dtype_name(self.dtype), peer.name, status, note=note)
 
 
 def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results], object] | None = None) -> Results:
@@ -101,7 +102,7 @@ def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results
     ):
         dtypes = dict.fromkeys(setting.dtype for setting in settings if setting.unsupported is None)
         measured = {dtype: ceilings.measure(options.device, dtype) for dtype in dtypes}
-        by_name = {_name(dtype): ceiling for dtype, ceiling in measured.items()}
+        by_name = {dtype_name(dtype): ceiling for dtype, ceiling in measured.items()}
         given = (options.weights, options.tf32, options.cold)
         where = environment.describe(options.device, arguments, *given, by_name)
         network, of = None, ""
@@ -152,7 +153,7 @@ def benchmark(
 
     Also the time of each step of fastres, where fastres is among them and right.
     """
-    progress.set_description(f"{setting.model} {_name(setting.dtype)}, batch {setting.batch}")
+    progress.set_description(f"{setting.model} {dtype_name(setting.dtype)}, batch {setting.batch}")
     with torch.inference_mode():
         checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
         rows: list[Row] = []
@@ -267,10 +268,6 @@ def _release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _device(name: str) -> torch.device:

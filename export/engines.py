@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastres.model import Model
+from fastres.text import dtype_name
 
 Engine = Callable[[Tensor], Tensor]
 
@@ -103,7 +104,7 @@ def openvino_absent(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _export_absent(dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float16):
-        return f"ONNX files are exported in float32 and float16, not in {str(dtype).removeprefix('torch.')}"
+        return f"ONNX files are exported in float32 and float16, not in {dtype_name(dtype)}"
     if importlib.util.find_spec("onnx") is None:
         return "onnx is not installed: pip install 'fastres[onnx]'"
     return None

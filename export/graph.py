@@ -19,6 +19,7 @@ import torch
 from fastres.errors import InputError, near_matches
 from fastres.images import Transforms
 from fastres.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem
+from fastres.text import dtype_name
 from fastres.version import __version__
 
 from .builder import ELEMENT_TYPES, Dimension, GraphBuilder
@@ -136,7 +137,7 @@ class _Writer:
         value = add_preprocessing(self.builder, source, transforms)
         if dtype == torch.float32:
             return value
-        return self.builder.node("Cast", [value], f"{value}.{_name(dtype)}", to=ELEMENT_TYPES[dtype])
+        return self.builder.node("Cast", [value], f"{value}.{dtype_name(dtype)}", to=ELEMENT_TYPES[dtype])
 
     def _value(self, value: str) -> str:
         return self.names.get(value, value)
@@ -255,7 +256,3 @@ class _Writer:
         least = self.plan.architecture.minimum_size
         channels = self.plan.shapes(1, least, least)[value][3]
         return (channels, f"{output}_height", f"{output}_width")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from fastres.folding import build_plan
 from fastres.loading import from_module, load
 from fastres.model import Model
 from fastres.plan import LOGITS, Plan, check_image_size
+from fastres.text import dtype_name
 
 from . import verification
 from .errors import ExportError, missing
@@ -136,7 +137,7 @@ def fold(model: Model, dtype: torch.dtype) -> Plan:
     plan = build_plan(state, model.architecture, dtype=dtype, mean=transforms.mean, std=transforms.std)
     for step in plan:
         if not all(w.isfinite().all() and b.to(dtype).isfinite().all() for w, b in step.parameters):
-            name = str(dtype).removeprefix("torch.")
+            name = dtype_name(dtype)
             raise ExportError(
                 f"{step.name} has weights that are not finite numbers in {name} once batch norm is folded in. "
                 f"{'Export float32' if dtype == torch.float16 else 'Check the checkpoint'}"
@@ -189,7 +190,7 @@ def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Raises ``DtypeError`` for what is neither float32 nor float16."""
-    known = DTYPES.get(str(dtype).removeprefix("torch."))
+    known = DTYPES.get(dtype_name(dtype))
     if known is None:
         raise DtypeError(f"dtype is {dtype}; ONNX files are written in {' or '.join(DTYPES)}")
     return known
@@ -226,7 +227,7 @@ def describe(model: Model, signature: Signature) -> Metadata:
         preprocessing=signature.preprocessing is not None,
         outputs=signature.names,
         opset=signature.opset,
-        dtype=str(signature.dtype).removeprefix("torch."),
+        dtype=dtype_name(signature.dtype),
     )
 
 

@@ -20,6 +20,7 @@ from fastres.images import batch_sources
 from fastres.model import Prediction
 from fastres.plan import INPUT, LOGITS
 from fastres.predict import top_predictions
+from fastres.text import dtype_name
 
 from .errors import ExportFileError, missing
 from .metadata import Metadata
@@ -150,7 +151,7 @@ class Session:
         return ((pixels / 255 - mean) / std).contiguous().numpy().astype(self.input_dtype)
 
     def _check(self, x: np.ndarray | Tensor) -> None:
-        dtype = str(x.dtype).removeprefix("torch.")
+        dtype = dtype_name(x.dtype)
         fits = len(x.shape) == len(self.input_shape) and all(
             isinstance(known, str) or known == given for known, given in zip(self.input_shape, x.shape, strict=True)
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .predict import require_classifier
+from .text import dtype_name
 
 if TYPE_CHECKING:
     from .model import Model
@@ -73,7 +74,7 @@ def _indices(classes: int | Sequence[int] | Tensor, batch: int, count: int) -> T
         indices = indices.reshape(1, -1).expand(batch, -1)
     if indices.dim() != 2 or len(indices) != batch or not indices.shape[1] or indices.dtype not in _INTEGERS:
         raise InputError(
-            f"classes has shape {list(indices.shape)} and dtype {str(indices.dtype).removeprefix('torch.')}; give an "
+            f"classes has shape {list(indices.shape)} and dtype {dtype_name(indices.dtype)}; give an "
             f"index, a sequence of indices, or an integer tensor [{batch}, K]"
         )
     if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= count):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from .errors import DeviceError, DtypeError
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from .recent import Recent
+from .text import dtype_name
 
 # Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
 SHAPES_KEPT = 8
@@ -48,9 +49,9 @@ def check_dtype(dtype: torch.dtype) -> None:
     if not supported:
         raise DeviceError("This build of torch has no oneDNN, which fastres runs on; install an official torch wheel")
     if dtype not in supported:
-        names = ", ".join(str(known).removeprefix("torch.") for known in supported)
+        names = ", ".join(map(dtype_name, supported))
         raise DtypeError(
-            f"This CPU does not compute in {str(dtype).removeprefix('torch.')}; it has {names}. "
+            f"This CPU does not compute in {dtype_name(dtype)}; it has {names}. "
             "Use model.float(), or move the model to a GPU first"
         )
 

@@ -26,6 +26,7 @@ from .errors import FastresError, MissingDependencyError
 from .loading import from_module, load
 from .model import Model
 from .pictures import checked_picture, save_picture
+from .text import dtype_name
 from .version import __version__
 
 Engine = Callable[[Tensor], Tensor]
@@ -99,7 +100,7 @@ def run(output: Path | None = None, quick: bool = False) -> DemoReport:
     _check_dependencies()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(NAME).to(device)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype)
     print(f"fastres {__version__} on {describe_device(device)}, {dtype}\n")
 
     reading, error = read_digits(model)
@@ -169,7 +170,7 @@ def _checked_error(found: Tensor, expected: Tensor, dtype: torch.dtype, name: st
     error = float(((found.float() - expected.float()).norm(dim=1) / expected.float().norm(dim=1)).max())
     if not error <= TOLERANCE[dtype]:
         raise FastresError(
-            f"Logits of {name} in {str(dtype).removeprefix('torch.')} differ from eager PyTorch's by {error:.2g}; "
+            f"Logits of {name} in {dtype_name(dtype)} differ from eager PyTorch's by {error:.2g}; "
             f"at most {TOLERANCE[dtype]:.0e} is accepted. Please report this with the output of 'fastres env'"
         )
     return error

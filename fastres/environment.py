@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import cpu
+from .text import dtype_name
 from .version import __version__
 
 
@@ -27,7 +28,7 @@ def environment() -> dict[str, str | int | None]:
         "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_dtypes": ", ".join(str(dtype).removeprefix("torch.") for dtype in cpu.supported_dtypes()),
+        "cpu_dtypes": ", ".join(map(dtype_name, cpu.supported_dtypes())),
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
         "platform": platform.platform(),
     }

@@ -11,7 +11,7 @@ import torch
 from . import cpu
 from .ceilings import Ceilings, bound_by, stated
 from .plan import Plan, StepCost, describe
-from .text import text_table
+from .text import dtype_name, text_table
 
 MEASURED, PREDICTED = "measured", "predicted"
 
@@ -94,7 +94,7 @@ class Explanation:
             shapes = (cost.input_shape, cost.output_shape)
             row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
             rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         known_ceilings: dict[str, Any] = {"ceilings": ceilings, "ceilings_source": known}
         return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, batching=batching)
 

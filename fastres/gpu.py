@@ -24,6 +24,7 @@ from .kernels import conv, dispatch, fused, grouping, head, launch, pool, routin
 from .kernels.tables import Block, Network, TunedBlock
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from .recent import Recent
+from .text import dtype_name
 
 # (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
@@ -231,7 +232,7 @@ def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:
     shortcut, following = run.shortcut, run.following
     return Block(
         conv_shape(run.last if run.first is None else run.first, shape),
-        str(dtype).removeprefix("torch."),
+        dtype_name(dtype),
         run.first is not None,
         run.last.weight.shape[0],
         0 if shortcut is None else shortcut.weight.shape[3],
@@ -283,7 +284,7 @@ def run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvC
 def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> Network | None:
     """How a batch of ``shape`` (NHWC) was measured to run fastest; None where it was not."""
     n, h, w, _ = shape
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return dispatch.tuned(routing.gpu_of(device)).network(plan.architecture.name, n, h, w, name)
 
 

@@ -21,6 +21,7 @@ from .fitting import describe_misfits, known_fits
 from .folders import SavedModel, architecture_beside, find_folder, names_a_folder, read_saved, weights_file
 from .images import Transforms
 from .layouts import LAYOUTS, Unwrapped, recognise, unwrap_traced
+from .text import dtype_name
 from .timm_config import refuse_anti_aliasing
 from .weights import load_state
 
@@ -150,7 +151,7 @@ def _format(path: Path) -> str:
 
 
 def _dtypes(found: Unwrapped) -> dict[str, int]:
-    return dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in found.state.values()).most_common())
+    return dict(Counter(dtype_name(tensor.dtype) for tensor in found.state.values()).most_common())
 
 
 def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

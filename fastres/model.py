@@ -22,6 +22,7 @@ from .images import Transforms
 from .outputs import returned_values
 from .parameters import Parameters, tree
 from .plan import LOGITS, POOLED, Plan, Shape, check_image_size
+from .text import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -125,7 +126,7 @@ class Model(nn.Module):
         return (
             f"{self.architecture.name}, {self.weights}, "
             f"{f'{self.num_classes} classes' if self.num_classes else 'no classifier'}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{dtype_name(self.dtype)} on {self.device}"
         )
 
     def __repr__(self) -> str:
@@ -240,7 +241,7 @@ class Model(nn.Module):
         if x.dtype not in INPUT_DTYPES:
             raise DtypeError(
                 f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
-                f"{str(x.dtype).removeprefix('torch.')}; call x.float() for normalised values, x.to(torch.uint8) for "
+                f"{dtype_name(x.dtype)}; call x.float() for normalised values, x.to(torch.uint8) for "
                 "pixels"
             )
         if x.device != self.device:
@@ -361,8 +362,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
     """A compute dtype from a ``torch.dtype`` or its name; ``None`` for ``"auto"``. Raises ``DtypeError``."""
     if dtype == "auto":
         return None
-    names = {str(known).removeprefix("torch."): known for known in COMPUTE_DTYPES}
-    known = names.get(str(dtype).removeprefix("torch."))
+    names = {dtype_name(known): known for known in COMPUTE_DTYPES}
+    known = names.get(dtype_name(dtype))
     if known is None:
         raise DtypeError(f"fastres computes in {', '.join(names)} or 'auto' and was asked for {dtype}")
     return known

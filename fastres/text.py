@@ -1,8 +1,13 @@
-"""Plain-text tables."""
+"""Names and tables in plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+
+
+def dtype_name(dtype: object) -> str:
+    """``"float16"`` for ``torch.float16``, as for NumPy's float16 and for the name itself."""
+    return str(dtype).removeprefix("torch.")
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

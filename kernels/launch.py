@@ -16,6 +16,7 @@ from torch import Tensor
 from triton import knobs
 
 from fastres.errors import DeviceError, DtypeError, KernelError
+from fastres.text import dtype_name
 
 # TRITON_INTERPRET=1 runs kernels in Python on CPU tensors. Triton reads it when a kernel is defined.
 INTERPRETED: bool = bool(knobs.runtime.interpret)
@@ -63,8 +64,8 @@ def check_shape(op: str, name: str, tensor: Tensor, shape: tuple[int, ...]) -> N
 
 def check_dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> None:
     if tensor.dtype not in accepted:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in accepted)
-        raise DtypeError(f"{op}: {name} is {str(tensor.dtype).removeprefix('torch.')} and must be {names}")
+        names = ", ".join(map(dtype_name, accepted))
+        raise DtypeError(f"{op}: {name} is {dtype_name(tensor.dtype)} and must be {names}")
 
 
 def needs_wide_offsets(*tensors: Tensor | None) -> bool:

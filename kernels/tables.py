@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from fastres.errors import KernelError
+from fastres.text import dtype_name
 
 from .routing import ConvConfig, ConvShape
 
@@ -40,7 +41,7 @@ class Layer:
 
     @classmethod
     def of(cls, shape: ConvShape, dtype: torch.dtype, residual: bool) -> Layer:
-        return cls(shape, str(dtype).removeprefix("torch."), residual)
+        return cls(shape, dtype_name(dtype), residual)
 
     @property
     def without_batch(self) -> Layer:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
+from fastres.text import dtype_name
 
 from .launch import check_dtype
 from .routing import INTERPRETER, ConvConfig, Gpu
@@ -97,7 +98,7 @@ def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
     if gpu is not INTERPRETER and gpu.arch != "sm_90":
         return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
     if dtype not in TMA_DTYPES:
-        return f"the TMA kernels take float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+        return f"the TMA kernels take float16 and bfloat16, not {dtype_name(dtype)}"
     if odd := [channel for channel in channels if channel % TMA_CHANNELS]:
         return f"TMA needs channel counts divisible by {TMA_CHANNELS}, not {odd[0]}"
     return ""
@@ -106,7 +107,7 @@ def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
 def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
     """Raise where a tensor cannot be described to TMA or, ``y`` excepted, its dtype differs from ``x``'s."""
     if x.dtype not in TMA_DTYPES:
-        raise DtypeError(f"{op}: x is {str(x.dtype).removeprefix('torch.')} and must be float16, bfloat16")
+        raise DtypeError(f"{op}: x is {dtype_name(x.dtype)} and must be float16, bfloat16")
     for name, tensor in {"x": x, **tensors}.items():
         if tensor is None:
             continue

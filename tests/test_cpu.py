@@ -18,6 +18,7 @@ from fastres.cpu import CpuExecutor
 from fastres.errors import DtypeError
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
 from fastres.plan import Shape
+from fastres.text import dtype_name
 
 from .measures import NETWORK_FACTOR, relative_error
 from .test_architectures import TORCHVISION
@@ -176,9 +177,7 @@ def test_input_is_left_as_it_is() -> None:
 def test_dtypes_that_the_cpu_lacks_are_named() -> None:
     lacking = {torch.bfloat16, torch.float16, torch.float64} - set(cpu.supported_dtypes())
     for dtype in lacking:
-        with pytest.raises(
-            DtypeError, match=f"does not compute in {str(dtype).removeprefix('torch.')}; it has float32"
-        ):
+        with pytest.raises(DtypeError, match=f"does not compute in {dtype_name(dtype)}; it has float32"):
             cpu.check_dtype(dtype)
 
 

@@ -24,6 +24,7 @@ from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import ConvConfig, gpu_of
 from fastres.kernels.tables import Index, Layer, Network, Table, Tuned, TunedBlock
 from fastres.plan import Conv, Head, Stem
+from fastres.text import dtype_name
 
 from .measures import NETWORK_FACTOR, relative_error
 from .subjects import HOPPER
@@ -194,7 +195,7 @@ def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, image
     x = smooth_images(IMAGES, 8, 9, seed=5).to(DEVICE)
     truth = calibrated(TINY).double()(x.double().cpu())
     eager_error = relative_error(module.to(dtype)(x.to(dtype)), truth)
-    micro = Network("tiny", IMAGES, 8, 9, str(dtype).removeprefix("torch."), True, "layer1", images)
+    micro = Network("tiny", IMAGES, 8, 9, dtype_name(dtype), True, "layer1", images)
     table = tuned_for_joining(GpuExecutor(plan), 8, 9, micro)
     monkeypatch.setattr(dispatch, "tuned", lambda gpu: table)
 

@@ -29,6 +29,7 @@ from fastres.errors import (
     InputError,
     UnknownModelError,
 )
+from fastres.text import dtype_name
 
 from .measures import relative_error
 from .test_cpu import torchvision_module
@@ -350,7 +351,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool, torch.complex64, torch.int8], ids=str)
     def test_dtypes(self, model: fastres.Model, dtype: torch.dtype) -> None:
-        with pytest.raises(DtypeError, match=f"was given {str(dtype).removeprefix('torch.')}"):
+        with pytest.raises(DtypeError, match=f"was given {dtype_name(dtype)}"):
             model(torch.zeros(1, 3, 64, 64, dtype=dtype))
 
     def test_not_a_tensor(self, model: fastres.Model) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from fastres.errors import OutputError, WorkerError
 from fastres.model import Model
 from fastres.plan import LOGITS, POOLED
+from fastres.text import dtype_name
 from fastres.version import __version__
 
 from . import Report
@@ -131,7 +132,7 @@ def _settings(model: Model, decoder: str, layout: Layout, image_column: str | No
         "model": model.architecture.name,
         "weights": model.weights,
         "weights_sha256": _weights_sha256(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.dtype),
         "transforms": transforms,
         "decoder": decoder,
         "image_column": image_column,
