@@ -34,7 +34,7 @@ from .fitting import FreshHeadWarning, fit_state, random_state
 from .folders import CONFIG, SavedModel, architecture_beside, names_a_folder, read_saved
 from .folding import IMAGENET_MEAN, IMAGENET_STD, Triple
 from .layouts import to_torchvision, unwrap
-from .plan import conv_size
+from .steps import conv_size
 from .timm_config import refuse_anti_aliasing
 
 if TYPE_CHECKING:
