@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from . import cpu
 from .architectures import Architecture
 from .ceilings import Ceilings
-from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError, InputError
+from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError
 from .explain import Explanation
 from .folding import build_plan, outline
 from .images import Transforms
+from .inputs import check_input
 from .outputs import returned_values
 from .parameters import Parameters, tree
-from .plan import LOGITS, POOLED, Plan, Shape, check_image_size
+from .plan import LOGITS, POOLED, Plan, Shape
 from .text import dtype_name
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WARMUP_CALLS = 2  # on a GPU the first call compiles and the second captures
-INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Model(nn.Module):
     def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]:
         if torch.compiler.is_compiling():
             return torch.ops.fastres.run(x, self._handle, ",".join(outputs))
-        self._check_input(x)
+        check_input(x, self.architecture, self.device)
         if x.shape[0] == 0:
             return self._empty(x.shape, outputs)
         with torch.no_grad():
@@ -228,33 +228,6 @@ class Model(nn.Module):
                 nhwc = torch.empty(shapes[output], dtype=self.dtype, device=device)
                 results.append(nhwc.permute(0, 3, 1, 2))
         return results
-
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise InputError(
-                f"The model takes a tensor [N, 3, H, W] and was given {type(x).__name__}; "
-                "model.predict(...) takes paths, PIL images and arrays"
-            )
-        shape = tuple(x.shape)
-        if x.dim() != 4 or shape[1] != 3:
-            raise InputError(f"The model takes images [N, 3, H, W] and was given {list(shape)}. {_shape_hint(shape)}")
-        if x.dtype not in INPUT_DTYPES:
-            raise DtypeError(
-                f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
-                f"{dtype_name(x.dtype)}; call x.float() for normalised values, x.to(torch.uint8) for "
-                "pixels"
-            )
-        if x.device != self.device:
-            raise DeviceError(
-                f"The input is on {x.device} and the model on {self.device}; call x.to({str(self.device)!r}) "
-                f"or model.to({str(x.device)!r})"
-            )
-        if x.requires_grad and torch.is_grad_enabled():
-            raise GradientError(
-                "The input requires grad, and fastres computes no gradients (its kernels are for inference). "
-                "Pass x.detach(), or call inside torch.no_grad()"
-            )
-        check_image_size(self.architecture, shape[2], shape[3])
 
     # -- its executor, built when first needed ---------------------------------------------------------------
 
@@ -384,18 +357,6 @@ def make_executor(model: Model) -> Executor:
     from .graphs import GraphExecutor, Pool
 
     return GraphExecutor(GpuExecutor(model.plan), Pool(model.device))
-
-
-def _shape_hint(shape: tuple[int, ...]) -> str:
-    if len(shape) == 3 and shape[0] == 3:
-        return "Add a batch dimension: x[None]"
-    if len(shape) == 4 and shape[3] == 3:
-        return "It looks like NHWC: pass x.permute(0, 3, 1, 2)"
-    if len(shape) == 4 and shape[1] == 1:
-        return "Greyscale images are repeated over the channels: x.expand(-1, 3, -1, -1)"
-    if len(shape) == 4 and shape[1] == 4:
-        return "Drop the alpha channel: x[:, :3]"
-    return "model.predict(...) takes single images of any mode"
 
 
 # -- torch.compile: the whole network is one registered op ---------------------------------------------------
