@@ -1,16 +1,17 @@
-"""A folder of small real images, some of them broken, and the model that reads them."""
+"""A folder of small real images, some of them broken, the model that reads them, and a small classification."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import fastres
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
 pytest.importorskip("simplejpeg")
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -38,6 +39,15 @@ def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> byte
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def classify(source: Any, output: Path, model: fastres.Model, **options: Any) -> fastres.classification.Report:
+    return fastres.classify(source, output, model=model, **{"batch_size": 5, "workers": 0, "progress": False} | options)
+
+
+def failed(table: pa.Table) -> list[str]:
+    rows = zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True)
+    return [Path(path).name for path, error in rows if error is not None]
 
 
 @pytest.fixture
