@@ -19,13 +19,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fastres.errors import FastresError
+from fastres.files import written_whole
 
 OK, WRONG, ABSENT, UNSUPPORTED, FAILED = STATUSES = ("ok", "wrong", "absent", "unsupported", "failed")
 ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always there; see environment.py
@@ -185,16 +185,12 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises ``FastresError`` where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise FastresError(f"{path} cannot be written ({error.strerror}); give another folder with --out") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
 def significant(value: float | None, digits: int = 5) -> float | None:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, with errors that say why they cannot be written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastres.errors import FastresError
+from fastres.files import written_whole
 
 from .errors import ExportFileError
 
@@ -23,18 +24,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     to, where ``path`` is a folder, and where the disk is full.
     """
     target = checked_target(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
-    with _naming(target):
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        with _naming(target):
-            if target.exists():
-                shutil.copymode(target, temporary)
-            yield temporary
-            os.replace(temporary, target)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _naming(target), written_whole(target) as temporary:
+        temporary.touch(exist_ok=False)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        yield temporary
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import FastresError, MissingDependencyError
+from .files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,11 +39,8 @@ def checked_picture(path: str | os.PathLike[str], example: str = "picture.png") 
 
 def save_picture(figure: Figure, path: Path, dpi: int) -> None:
     """Write ``figure`` to ``path``, whole or not at all; raises ``FastresError`` where it cannot be."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        figure.savefig(temporary, dpi=dpi)
-        os.replace(temporary, path)
+        with written_whole(path) as temporary:
+            figure.savefig(temporary, dpi=dpi, format=path.suffix[1:])
     except OSError as error:
         raise FastresError(f"The picture {str(path)!r} cannot be written ({error.strerror}); give another") from error
-    finally:
-        temporary.unlink(missing_ok=True)
