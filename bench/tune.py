@@ -28,7 +28,7 @@ from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels import conv, conv_tma, dispatch, gemm, inspection_tables, reference, tables
+from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, inspection_tables, reference, tables
 from fastres.kernels.launch import cdiv
 from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
 from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
@@ -55,6 +55,8 @@ GENERAL = [
         (32, 64, 128), (4, 8), (3, 4, 5),
     )
 ]  # fmt: skip
+
+TMA = [*gemm.CANDIDATES, *conv_tma.CANDIDATES, *conv_specialized.CANDIDATES]
 
 # For layers of fewer tiles than multiprocessors: several programs a tile. No more than leaves each four blocks to add.
 SPLITS = (2, 4, 8, 16)
@@ -87,7 +89,7 @@ def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     """Configurations of every kernel that takes the layer; the rules' own choice first."""
     shape, dtype = layer.shape, getattr(torch, layer.dtype)
     found = [route_conv(shape, dtype, gpu)]
-    for config in [*GENERAL, *split_candidates(layer, gpu), *gemm.CANDIDATES, *conv_tma.CANDIDATES]:
+    for config in [*GENERAL, *split_candidates(layer, gpu), *TMA]:
         too_wide = config.block_n > max(32, triton.next_power_of_2(shape.K))
         too_deep = config.block_k > max(16, triton.next_power_of_2(shape.C))
         if not too_wide and not too_deep and not dispatch.why_not(config.kernel, shape, dtype, gpu):

@@ -12,7 +12,7 @@ import torch
 
 from .ceilings import Ceilings
 from .gpu import block_of, conv_shape
-from .kernels import conv_tma, dispatch, routing
+from .kernels import conv_specialized, conv_tma, dispatch, routing
 from .kernels.launch import cdiv, float32_precision
 from .kernels.routing import ConvConfig, ConvShape, Gpu
 from .kernels.tables import Layer
@@ -28,6 +28,8 @@ def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -
     rows = cdiv(shape.M, config.block_m)
     if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
         rows = cdiv(shape.N, config.block_m) * shape.P * shape.Q
+    elif config.kernel in conv_specialized.KERNELS:
+        rows = conv_specialized.pixel_tiles(shape, conv_specialized.box_of(shape, config.block_m, config.kernel))
     tiles = rows * cdiv(shape.K, config.block_n) * shape.groups
     reduction = shape.R * shape.S * cdiv(shape.C, config.block_k) * config.block_k
     waves = cdiv(tiles * config.split, gpu.multiprocessors)

@@ -333,9 +333,9 @@ def check_conv_tma(
     shortcut: Tensor | None,
     shape: ConvShape,
     shortcut_stride: int,
+    op: str = "fastres::conv_tma",
 ) -> None:
     """Raise where the tensors are not what :func:`conv_tma_into` takes."""
-    op = "fastres::conv_tma"
     check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
     check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
     check_dtype(op, "bias", bias, torch.float32)

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import conv, conv_tma, fused, gemm
+from . import conv, conv_specialized, conv_tma, fused, gemm
 from .launch import float32_precision
 from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of, route_conv
 from .tables import Block, Index, Layer, Table, TunedBlock, table
@@ -27,6 +27,8 @@ def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
         return gemm.why_not_gemm(shape, dtype, gpu)
     if kernel in conv_tma.KERNELS:
         return conv_tma.why_not_conv_tma(shape, dtype, gpu)
+    if kernel in conv_specialized.KERNELS:
+        return conv_specialized.why_not_conv_specialized(shape, dtype, gpu)
     return "" if kernel == "conv" else f"there is no kernel called {kernel!r}"
 
 
@@ -113,9 +115,10 @@ def convolve_into(
         k, _, _, c = weight.shape
         rows = None if residual is None else residual.view(-1, k)
         gemm.gemm_into(y.view(-1, k), x.view(-1, c), weight.view(k, c), bias, rows, relu=relu, config=config)
-    elif config.kernel in conv_tma.KERNELS:
+    elif config.kernel in conv_tma.KERNELS or config.kernel in conv_specialized.KERNELS:
         k, r, s, _ = weight.shape
-        conv_tma.conv_tma_into(
+        into = conv_tma.conv_tma_into if config.kernel in conv_tma.KERNELS else conv_specialized.conv_specialized_into
+        into(
             y,
             x,
             weight.view(k, -1),

@@ -23,6 +23,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from fastres.errors import KernelError
 from fastres.text import text_table
@@ -260,7 +261,8 @@ def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
         for index, name in enumerate(kernel.arg_names)
         if types.get(name, "").startswith("*")
     }
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+    made_by = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = made_by(kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
     return triton.compile(source, target=_target(arch), options=options)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import triton
 
 from fastres.text import text_table
 
-from . import conv_tma, fused, gemm
+from . import conv_specialized, conv_tma, fused, gemm
 from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, compile_for
 from .launch import next_power_of_2
 from .parallel import in_processes
@@ -32,7 +32,13 @@ if TYPE_CHECKING:
 
 ARCH = "sm_90"
 
-_KERNELS = {"gemm": gemm.gemm_kernel, "conv_tma": conv_tma.conv_tma_kernel, "fused": fused.fused_kernel}
+
+def _kernel(name: str) -> Any:
+    if name == "conv_specialized":
+        from .conv_specialized_gluon import conv_specialized_kernel
+
+        return conv_specialized_kernel
+    return {"gemm": gemm.gemm_kernel, "conv_tma": conv_tma.conv_tma_kernel, "fused": fused.fused_kernel}[name]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class TmaReport:
     register_products: int  # of these, with an operand that comes through registers
     loads: int  # TMA copies into shared memory
     stores: int  # TMA copies out of it
-    unguarded: int  # copies into shared memory after a wgmma wait with no barrier of all warps in between
+    unguarded: (
+        int  # buffers refilled, or given back for that, after a wgmma wait with no barrier of all warps in between
+    )
     chained: int = 0  # products that should take an operand from registers: the result of the product before
 
     @property
@@ -93,6 +101,17 @@ def compile_conv_tma(
     return _compilation(label, "conv_tma", boxes, constants, "N", dtype, out or dtype, config)
 
 
+def compile_conv_specialized(
+    shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str
+) -> Compilation:
+    """The compilation that a launch of :func:`conv_specialized.conv_specialized_into` needs."""
+    from .conv_specialized_gluon import descriptor_type
+
+    constants = conv_specialized.conv_specialized_constants(shape, config, residual=residual, relu=relu)
+    boxes = conv_specialized.conv_specialized_boxes(shape, config)
+    return _compilation(label, "conv_specialized", boxes, constants, "tiles", dtype, dtype, config, descriptor_type)
+
+
 def compile_tma(
     shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str = ""
 ) -> Compilation:
@@ -100,6 +119,8 @@ def compile_tma(
     label = label or layer_label(shape, residual=residual)
     if config.kernel in gemm.KERNELS:
         return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, label=label)
+    if config.kernel in conv_specialized.KERNELS:
+        return compile_conv_specialized(shape, dtype, config, residual=residual, relu=relu, label=label)
     return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, label=label)
 
 
@@ -147,25 +168,25 @@ def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0)
     return f"{shape.R}×{shape.S}/{shape.stride} {shape.C}{merged}→{shape.K} {size}" + " +res" * residual
 
 
-def descriptor_type(dtype: torch.dtype, box: Sequence[int]) -> str:
-    """Triton's type of a tensor descriptor argument, the same from 3.6 to 3.7."""
-    return f"tensordesc<{TYPE_NAMES[dtype]}[{', '.join(map(str, box))}]>"
+def descriptor_type(element: str, box: Sequence[int]) -> str:
+    """Triton's type of a tensor descriptor argument, the same from 3.6 to 3.7; ``element`` is ``"fp16"``."""
+    return f"tensordesc<{element}[{', '.join(map(str, box))}]>"
 
 
 def _compilation(
     label: str, kernel: str, boxes: dict[str, list[int]], constants: dict[str, object], size: str, dtype: torch.dtype,
-    out: torch.dtype, config: ConvConfig,
+    out: torch.dtype, config: ConvConfig, described: Callable[[str, Sequence[int]], str] = descriptor_type,
 ) -> Compilation:  # fmt: skip
-    names = _KERNELS[kernel].arg_names
+    names = _kernel(kernel).arg_names
     # Arguments that a launch gives as None are constants of the compilation.
     unused = {name for name in names if name.endswith("_desc")} - boxes.keys()
-    if not constants["U"]:
+    if constants.get("U") == 0:
         unused.add("u_desc")
-    if not constants.get("HAS_RESIDUAL", not constants["U"]):
+    if not constants.get("HAS_RESIDUAL", not constants.get("U")):
         unused.add("residual_desc")
     constants |= dict.fromkeys(unused)
     types = {
-        name: descriptor_type(out if name == "y_desc" else dtype, box)
+        name: described(TYPE_NAMES[out if name == "y_desc" else dtype], box)
         for name, box in boxes.items()
         if name not in unused
     }
@@ -176,7 +197,7 @@ def _compilation(
 
 def inspect_tma(item: Compilation) -> TmaReport:
     """Compile ``item`` for sm_90 and read its resources off the machine code."""
-    compiled = compile_for(item, _KERNELS[item.kernel], ARCH)
+    compiled = compile_for(item, _kernel(item.kernel), ARCH)
     constants = dict(item.constants)
     chained = 0
     if item.kernel == "fused":  # v and, for z, y go straight into the next product, which reduces over 16 at a time
@@ -189,12 +210,13 @@ def read_ptx(report: Report, ptx: str, chained: int = 0) -> TmaReport:
     """Count in ``ptx`` what :class:`TmaReport` says.
 
     A wait for wgmma covers the warp group that waits, not the other one of eight warps: only after a barrier may a
-    buffer that both have read be filled anew.
+    buffer that both have read be filled anew, or the warp that fills it be told so (``mbarrier.arrive``).
     """
     products = re.findall(r"wgmma\.mma_async\.\S+ [^;]*;", ptx)
     in_shared = [product for product in products if re.search(r"\},\s*%rd\d+,\s*%rd\d+", product)]
     unguarded, waited = 0, False
-    for event in re.findall(r"wgmma\.wait_group|bar\.sync|barrier\.sync|cp\.async\.bulk\.tensor\.\dd\.shared", ptx):
+    events = r"wgmma\.wait_group|bar\.sync|barrier\.sync|cp\.async\.bulk\.tensor\.\dd\.shared|mbarrier\.arrive\.shared"
+    for event in re.findall(events, ptx):
         if event == "wgmma.wait_group":
             waited = True
         elif event in ("bar.sync", "barrier.sync"):
@@ -268,6 +290,9 @@ def model_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 2
                 )
                 for config in shown_configs(conv_tma.KERNELS, shape.K, residual=residual)
             ]  # fmt: skip
+        if not u and not conv_specialized.why_not_conv_specialized(shape, dtype, H100):
+            config = next(c for c in conv_specialized.CANDIDATES if c.block_n <= max(64, next_power_of_2(shape.K)))
+            found.append(compile_conv_specialized(shape, dtype, config, residual=residual, relu=True, label=label))
     return found + _fused_compilations(convs, shapes, dtype)
 
 

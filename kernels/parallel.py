@@ -23,7 +23,7 @@ def in_processes(
     from tqdm import tqdm
 
     context = get_context("forkserver")
-    context.set_forkserver_preload(["fastres.kernels.inspection_tables"])
+    context.set_forkserver_preload(["torch", "triton.compiler"])
     with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(items) or 1), context) as pool:
         results = pool.map(function, items)
         return list(tqdm(results, total=len(items), desc=label, unit="kernel", disable=not progress))

@@ -45,10 +45,11 @@ def test_candidates_include_the_rules_and_every_kernel_that_fits() -> None:
     found = tune.candidates(GEMM, H100)
     assert found[0] == route_conv(GEMM.shape, torch.float16, H100)
     assert {config.kernel for config in found} >= {"conv", "gemm_persistent"}
-    assert "conv_tma" in {config.kernel for config in tune.candidates(LARGE, H100)}
+    specialised = {"conv_specialized", "conv_specialized_compact"}
+    assert {config.kernel for config in tune.candidates(LARGE, H100)} >= {"conv_tma", *specialised}
     assert {config.kernel for config in tune.candidates(LARGE, A100)} == {"conv"}
     few = replace(LARGE, shape=replace(LARGE.shape, N=8))
-    assert {config.kernel for config in tune.candidates(few, H100)} == {"conv"}
+    assert {config.kernel for config in tune.candidates(few, H100)} == {"conv", *specialised}
 
 
 def test_small_layers_try_programs_that_share_tiles() -> None:
