@@ -131,7 +131,10 @@ def compile_stem(
     weight_shape: tuple[int, ...], dtype: torch.dtype, input_dtype: torch.dtype, config: StemConfig, *, stride: int,
     padding: int, pool: bool,
 ) -> Compilation:  # fmt: skip
-    """The compilation that a launch of the stem with an unpacked weight of ``weight_shape`` needs."""
+    """The compilation that a launch of the stem with an unpacked weight of ``weight_shape`` needs.
+
+    For contiguous images [N, 3, H, W], as for :func:`compile_prepare`: a stride of 1 is a constant to the compiler.
+    """
     weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype))
     input_dtype = dtype if config.prepared else input_dtype
     constants = stem_constants(
@@ -141,13 +144,15 @@ def compile_stem(
     types |= dict.fromkeys(("bias_ptr", "scale_ptr", "shift_ptr"), "*fp32")
     sizes = ("H", "W", "P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks")
     types |= dict.fromkeys((*sizes, "stride_n", "stride_c", "stride_h", "stride_w"), "i32")
+    if not config.prepared:
+        constants["stride_w"] = 1
     label = "stem, prepared images" if config.prepared else f"stem {TYPE_NAMES[input_dtype]} input"
     return _compilation(label, "stem", types, constants, config.num_warps, config.num_stages)
 
 
 def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: int) -> Compilation:
     """The compilation that preparing images for the stem needs."""
-    constants = {"PADDING": padding, "NORMALISE": input_dtype == torch.uint8, "BLOCK_W": BLOCK_W}
+    constants = {"stride_w": 1, "PADDING": padding, "NORMALISE": input_dtype == torch.uint8, "BLOCK_W": BLOCK_W}
     types = {"x_ptr": f"*{TYPE_NAMES[input_dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("scale_ptr", "shift_ptr"), "*fp32")
     types |= dict.fromkeys(("H", "W", "HP", "WP", "stride_n", "stride_c", "stride_h", "stride_w"), "i32")

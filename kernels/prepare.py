@@ -20,7 +20,10 @@ ALIGNED = 16  # elements: rows of prepared images are multiples of this
 BLOCK_W = 256
 
 
-@triton.jit(do_not_specialize=["H", "W", "HP", "WP"])
+@triton.jit(
+    do_not_specialize=["H", "W", "HP", "WP"],
+    do_not_specialize_on_alignment=["stride_n", "stride_c", "stride_h", "stride_w"],
+)
 def prepare_kernel(
     x_ptr,
     scale_ptr,

@@ -99,7 +99,10 @@ def _conv_row(
     return tl.where(mask_column[:, None] & (row >= 0) & (row < P), acc, 0.0)
 
 
-@triton.jit(do_not_specialize=["H", "W", "P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks"])
+@triton.jit(
+    do_not_specialize=["H", "W", "P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks"],
+    do_not_specialize_on_alignment=["stride_n", "stride_c", "stride_h", "stride_w"],
+)
 def stem_kernel(
     x_ptr,
     w_ptr,

@@ -1,0 +1,97 @@
+"""What a launch compiles is what the ahead-of-time inspection inspects, for every kernel and for whole networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastres.architectures import get_architecture
+from fastres.bench.calibration import calibrated
+from fastres.folding import build_plan, outline
+from fastres.fusion import joinable
+from fastres.gpu import GpuExecutor, block_of
+from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
+from fastres.kernels.inspection import Compilation, compile_for, plan_compilations
+from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.routing import H100, ConvConfig, ConvShape
+from fastres.kernels.tables import Index, Table, TunedBlock
+
+from ..subjects import EVERY_STEP
+from .dry_launches import code, dry_launches
+
+pytestmark = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="compiles as for a GPU, without one")
+
+
+def inspected(item: Compilation) -> str:
+    kernels = inspection._KERNELS
+    kernel = kernels[item.kernel] if item.kernel in kernels else inspection_tma._kernel(item.kernel)
+    return code(compile_for(item, kernel, "sm_90"))
+
+
+CONFIGS = [
+    ConvConfig("conv", 64, 64, 64, 4, 3),
+    ConvConfig("conv", 64, 64, 64, 4, 3, split=4),
+    ConvConfig("gemm", 128, 128, 64, 8, 3),
+    ConvConfig("gemm_persistent", 128, 128, 64, 8, 3),
+    ConvConfig("conv_tma", 128, 128, 64, 8, 3),
+    ConvConfig("conv_tma_persistent", 128, 128, 64, 8, 3),
+    *conv_specialized.CANDIDATES[:1],
+    *conv_specialized.CANDIDATES[-1:],
+]
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.kernel} {config.split}")
+def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, residual: bool) -> None:
+    size, stride = (1, 1) if config.kernel.startswith("gemm") else (3, 2)
+    shape = ConvShape(64, 14, 14, 64, 128, size, size, stride, size // 2)
+    dtype = torch.bfloat16
+    x, weight = torch.zeros(64, 14, 14, 64, dtype=dtype), torch.zeros(128, size, size, 64, dtype=dtype)
+    y = torch.zeros(64, shape.P, shape.Q, 128, dtype=dtype)
+    settings: dict[str, Any] = {"stride": stride, "padding": shape.padding, "relu": True, "config": config}
+    with dry_launches(monkeypatch) as launched:
+        dispatch.convolve_into(y, x, weight, torch.zeros(128), y.clone() if residual else None, **settings)
+    compiled = inspection.compile_conv if config.kernel == "conv" else inspection_tma.compile_tma
+    (launch,) = launched
+    assert launch.code == inspected(compiled(shape, dtype, config, residual=residual, relu=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [torch.float16, torch.uint8], ids=str)
+@pytest.mark.parametrize("name", ["every step", "resnext50_32x4d"])
+def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtype) -> None:
+    """Whole networks as the rules run them; with 16 larger images the stem prepares them first."""
+    arch = EVERY_STEP if name == "every step" else get_architecture(name)
+    plan = build_plan(calibrated(arch).state_dict(), arch, dtype=torch.float16)
+    batch, size = (2, 64) if name == "every step" else (16, 224)
+    with dry_launches(monkeypatch) as launched:
+        GpuExecutor(plan).run(torch.zeros(batch, 3, size, size, dtype=source))
+    items = plan_compilations(plan, H100, batch=batch, height=size, width=size, dtype=torch.float16)
+    known = {inspected(item) for item in items}
+    assert [launch.kernel for launch in launched if launch.code not in known] == []
+    assert len({launch.code for launch in launched}) == len(known) - 1, "but for the other kind of pixels"
+
+
+@pytest.mark.slow
+def test_joined_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of a ResNet-50 that a kernel takes, joined, as a tuned table would have it."""
+    arch = get_architecture("resnet50")
+    plan, shapes = outline(arch, torch.float16), outline(arch, torch.float16).shapes(64, 64, 64)
+    entries = []
+    for run in (run for runs in joinable(plan.steps).values() for run in runs):
+        block = block_of(run, shapes[run.input], torch.float16)
+        kernel = "fused" if block.fused else "gemm" if block.shortcut_stride == 1 else "conv_tma"
+        config = ConvConfig(kernel, 128, 64, 64, 8, 3)
+        if not dispatch.why_not_block(kernel, block, torch.float16, H100):
+            entries.append(TunedBlock(block, config, 1.0, 100.0))
+    found = Index(Table((), tuple(dict.fromkeys(entries))))
+    monkeypatch.setattr(dispatch, "tuned", lambda _gpu: found)
+    weights = build_plan(calibrated(arch).state_dict(), arch, dtype=torch.float16)
+    with dry_launches(monkeypatch) as launched:
+        GpuExecutor(weights).run(torch.zeros(64, 3, 64, 64, dtype=torch.float16))
+    assert {launch.kernel for launch in launched} >= {"fused_kernel", "conv_tma_kernel"}
+    known = {inspected(inspection_tma.compile_block(entry.layer, entry.config)) for entry in entries}
+    joined = [launch for launch in launched if launch.kernel in ("fused_kernel", "conv_tma_kernel", "gemm_kernel")]
+    assert all(launch.code in known for launch in joined)
