@@ -14,7 +14,7 @@ from .ceilings import Ceilings
 from .gpu import block_of, conv_shape
 from .kernels import conv_specialized, conv_tma, dispatch, routing
 from .kernels.launch import cdiv, float32_precision
-from .kernels.routing import ConvConfig, ConvShape, Gpu
+from .kernels.routing import ConvConfig, ConvShape, Gpu, stem_programs
 from .kernels.tables import Layer
 from .plan import Conv, Head, Joined, Pool, Shape, SqueezeExcite, Stem, Step, StepCost
 
@@ -91,10 +91,12 @@ def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limi
     pixels = step.conv_shape(cost.input_shape)[:3]
     config = routing.route_stem(step.weight.shape[0], pixels, dtype, gpu, step.pool)
     n, p, q, _ = cost.output_shape
-    columns = config.block_q // 2 - 1 if step.pool else config.block_q
-    programs = n * cdiv(p, config.rows) * cdiv(q, columns)
-    bound = max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9))
-    seconds = bound * _idle(programs, gpu)
+    if step.pool:  # the last of 2·rows + 1 convolution rows is the next program's first
+        programs, again = stem_programs(n, p, q, config.block_q, config.rows), 1 + 1 / (2 * config.rows)
+    else:
+        programs, again = n * cdiv(p, config.rows) * cdiv(q, config.block_q), 1.0
+    compute, memory = cost.flops * again / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9)
+    seconds = max(compute, memory) * _idle(programs, gpu)
     if config.prepared:  # four channels a pixel are written before and read again
         n, h, w, _ = cost.input_shape
         seconds += 2 * 4 * n * h * w * dtype.itemsize / (limits.gb_per_s * 1e9)

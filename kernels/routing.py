@@ -192,8 +192,20 @@ def route_stem(channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, 
     elif pool and n * p * q >= PREPARED_PIXELS and gpu is not INTERPRETER:
         # 8 warps and 3 stages: 128 registers on sm_90, so that two programs fit a multiprocessor.
         return StemConfig(kernel, block_q, 8, 8 if block_q == 128 else 4, 2 if gpu.is_amd else 3, prepared=True)
+    rows = 8 if pool else 1
+    if pool:
+        # Smaller pieces, although neighbours compute a row in common, until every multiprocessor has one.
+        narrow = min(64, block_q)
+        sizes = [(block_q, 8), (block_q, 4), (block_q, 2), (narrow, 2), (narrow, 1)]
+        filling = [size for size in sizes if stem_programs(n, cdiv(p, 2), cdiv(q, 2), *size) >= gpu.multiprocessors]
+        block_q, rows = (filling or sizes[-1:])[0]
     # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
-    return StemConfig(kernel, block_q, 8 if pool else 1, 8 if block_q == 128 else 4, 2)
+    return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, 2)
+
+
+def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:
+    """How many programs compute the pooled stem of ``n`` images of ``p`` × ``q`` pooled pixels."""
+    return n * cdiv(p, rows) * cdiv(q, block_q // 2 - 1)
 
 
 def route_window_pool(channels: int) -> PoolConfig:

@@ -80,14 +80,15 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_predicted_shares(monkeypatch: py
 
 @pytest.mark.usefixtures("no_tables")
 def test_idle_multiprocessors_lower_the_predicted_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of one image the stem is 7 programs (7 blocks of 8 output rows, one of columns) on 132 multiprocessors.
+    # Of one image the stem is 112 programs (each a pooled row, half of its columns) on 132 multiprocessors, and every
+    # program computes three rows for two; of 15 images 15·14, each four pooled rows, and nine rows for eight.
     one, more = (explained(monkeypatch, H200, batch).rows[0].share for batch in (1, 15))
-    assert one == pytest.approx(7 / 132)
-    assert more == pytest.approx(15 * 7 / 132)
+    assert one == pytest.approx(112 / 132 * 2 / 3)
+    assert more == pytest.approx(15 * 14 / (2 * 132) * 8 / 9)
     # From 16 images on they are prepared: four channels a pixel, two bytes each, are written and read once more.
     row = explained(monkeypatch, H200, 256).rows[0]
     preparing = 2 * 8 * 256 * 224 * 224 / 4800e9
-    assert row.microseconds == pytest.approx(row.roofline_us * 14 * 132 / (256 * 7) + preparing * 1e6)
+    assert row.microseconds == pytest.approx(row.roofline_us * 17 / 16 * 14 * 132 / (256 * 7) + preparing * 1e6)
 
 
 def test_what_was_tuned_is_measured_for_that_batch_alone(

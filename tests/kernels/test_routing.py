@@ -8,7 +8,17 @@ import torch
 from fastres.architectures import ARCHITECTURES
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels.routing import A100, H100, MI300X, ConvShape, Gpu, route_conv, route_pool, route_stem
+from fastres.kernels.routing import (
+    A100,
+    H100,
+    MI300X,
+    ConvShape,
+    Gpu,
+    route_conv,
+    route_pool,
+    route_stem,
+    stem_programs,
+)
 from fastres.plan import Conv
 
 
@@ -55,6 +65,13 @@ def test_stem_and_pool_blocks_are_powers_of_two() -> None:
         assert config.block_q in (16, 32, 64, 128)
     for pixels in (1, 20, 49, 400):
         assert route_pool(2048, pixels).block_hw in (1, 2, 4, 8, 16)
+
+
+def test_the_stem_of_few_images_is_cut_into_pieces_for_every_multiprocessor() -> None:
+    found = [route_stem(64, (batch, 112, 112), torch.float16, H100, pool=True) for batch in (1, 2, 8, 15)]
+    assert [(config.block_q, config.rows) for config in found] == [(64, 1), (64, 1), (128, 2), (128, 4)]
+    programs = [stem_programs(n, 56, 56, *(64, 1)) for n in (1, 2)]
+    assert programs == [112, 224]
 
 
 def test_images_are_prepared_for_larger_batches() -> None:
