@@ -317,11 +317,10 @@ def blocks_table(entries: Sequence[TunedBlock]) -> str:
 
 def networks_table(entries: Sequence[Network]) -> str:
     """How whole networks run fastest."""
-    lines = [("network", "batch", "joined", "micro-batches", "µs", "plain µs")]
+    lines = [("network", "batch", "joined", "besides", "µs", "plain µs")]
     for entry in entries:
-        micro = f"{entry.images} through {entry.through}" if entry.images else "no"
         times = (f"{entry.microseconds:.0f}", f"{entry.plain_microseconds:.0f}")
-        lines.append((entry.model, str(entry.batch), "yes" if entry.joined else "no", micro, *times))
+        lines.append((entry.model, str(entry.batch), "yes" if entry.joined else "no", entry.manner or "-", *times))
     return text_table(lines, right=(1, 4, 5))
 
 

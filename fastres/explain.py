@@ -46,8 +46,8 @@ class ExplainedStep:
 class Explanation:
     """The rows of ``model.explain()``; prints as a table, iterates over rows.
 
-    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``batching`` says
-    how far the batch runs in micro-batches, and is empty where it runs whole.
+    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``manner`` says
+    how else the tuned table has the network run, such as how far in micro-batches, and is empty where it says nothing.
     """
 
     model: str
@@ -56,7 +56,7 @@ class Explanation:
     rows: tuple[ExplainedStep, ...]
     ceilings: Ceilings | None = field(default=None, kw_only=True)
     ceilings_source: str = field(default="", kw_only=True)
-    batching: str = field(default="", kw_only=True)
+    manner: str = field(default="", kw_only=True)
 
     @classmethod
     def of(
@@ -75,13 +75,12 @@ class Explanation:
         ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
         other way); ``microseconds`` are measured times of steps, by name.
         """
-        batching = ""
+        manner = ""
         if device.type != "cpu":
             from . import gpu
 
             plan, how = gpu.as_run(plan, (batch, height, width, 3), dtype, device)
-            if how is not None and how.images:
-                batching = f"up to {how.through} in micro-batches of {how.images} images"
+            manner = "" if how is None else how.manner
         costs = plan.costs(batch, height, width, dtype)
         choices = _choices(plan, costs, device, dtype)
         known = "given" if ceilings else ""
@@ -96,7 +95,7 @@ class Explanation:
             rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
         name = dtype_name(dtype)
         known_ceilings: dict[str, Any] = {"ceilings": ceilings, "ceilings_source": known}
-        return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, batching=batching)
+        return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, manner=manner)
 
     def __iter__(self) -> Any:
         return iter(self.rows)
@@ -126,7 +125,7 @@ class Explanation:
     __repr__ = __str__
 
     def _title(self) -> str:
-        title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.batching}" if self.batching else "")
+        title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.manner}" if self.manner else "")
         if self.ceilings is None:
             return title
         origin = "as its data sheet states" if self.ceilings_source == "data sheet" else "as given"

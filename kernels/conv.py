@@ -40,6 +40,8 @@ from .launch import (
     kernel_op,
     launchable,
     needs_wide_offsets,
+    start_options,
+    wait_for_inputs,
 )
 from .routing import ConvConfig, ConvShape, gpu_of, route_conv
 
@@ -71,6 +73,7 @@ def conv_kernel(
     SPLIT: tl.constexpr,  # programs that share a tile's reduction
     PRECISION: tl.constexpr,  # of a float32 dot: "ieee" or "tf32"
     UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
+    EARLY: tl.constexpr,  # may have started before its inputs are there (launch.early_launches)
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -112,6 +115,8 @@ def conv_kernel(
     w_ptr += group * (K * R * S * C)
     top = tl.where(offs_m < M, top, -(1 << 24))  # rows past the end read nothing
 
+    if EARLY:
+        wait_for_inputs()
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for block in range(first, last):
         tap = block // C_BLOCKS
@@ -177,7 +182,7 @@ def conv_constants(
     wide: bool = False,
     precision: str = "ieee",
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    """The kernel's compile-time arguments but for EARLY; what a launch and an ahead-of-time compilation agree on."""
     return {
         "C": shape.C,
         "K": shape.K,
@@ -275,6 +280,7 @@ def conv2d_into(
             shape.P,
             shape.Q,
             **constants,
+            **start_options(),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )

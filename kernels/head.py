@@ -24,6 +24,8 @@ from .launch import (
     device_guard,
     kernel_op,
     launchable,
+    start_options,
+    wait_for_inputs,
 )
 from .routing import PoolConfig, route_pool
 
@@ -34,9 +36,12 @@ def average_pool_kernel(
     y_ptr,
     HW,
     C: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_inputs()
     C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     image = (pid // C_BLOCKS).to(tl.int64)
@@ -60,7 +65,14 @@ def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None,
         config = route_pool(c, h * w)
     with device_guard(x.device):
         launchable(average_pool_kernel, traceable)[(n * cdiv(c, config.block_c),)](
-            x, y, h * w, C=c, BLOCK_HW=config.block_hw, BLOCK_C=config.block_c, num_warps=config.num_warps
+            x,
+            y,
+            h * w,
+            C=c,
+            **start_options(),
+            BLOCK_HW=config.block_hw,
+            BLOCK_C=config.block_c,
+            num_warps=config.num_warps,
         )
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,8 +202,15 @@ def _compilation(
     num_stages: int,
     uses_dot: bool = True,
 ) -> Compilation:
+    constants = {**constants, "EARLY": False}
     known = tuple((name, kind) for name, kind in types.items() if name not in constants)
     return Compilation(label, kernel, known, tuple(constants.items()), num_warps, num_stages, uses_dot)
+
+
+def early(item: Compilation) -> Compilation:
+    """The compilation of the same kernel for a launch within ``launch.early_launches``."""
+    constants = tuple((name, True if name == "EARLY" else value) for name, value in item.constants)
+    return replace(item, label=f"{item.label}, early", constants=constants)
 
 
 def plan_compilations(

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from fastres.errors import DeviceError, DtypeError, KernelError
 from fastres.text import dtype_name
@@ -29,6 +31,38 @@ INT32_ELEMENTS = 2**31
 def device_guard(device: torch.device) -> AbstractContextManager[Any]:
     """Make ``device`` current: Triton launches on the current device and its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+_early: ContextVar[bool] = ContextVar("early", default=False)
+
+
+@contextlib.contextmanager
+def early_launches() -> Iterator[None]:
+    """Kernels launched within start while the one before them still runs: programmatic dependent launch.
+
+    Each waits for all of its predecessor's writes before it reads or writes anything itself, so that only its start is
+    hidden. Needs an NVIDIA GPU from sm_90 on. Kernels that do not know of it are launched as ever.
+    """
+    token = _early.set(True)
+    try:
+        yield
+    finally:
+        _early.reset(token)
+
+
+def start_options() -> dict[str, bool]:
+    """How the next kernel starts: its compile-time argument EARLY, and what the launch needs for that."""
+    return {"EARLY": True, "launch_pdl": True} if _early.get() else {"EARLY": False}
+
+
+@triton.jit
+def wait_for_inputs():
+    """First thing in a kernel that was launched early: let its own successor start, and wait for its predecessor.
+
+    Predecessors have waited for theirs, so all kernels before this one are then done.
+    """
+    gdc_launch_dependents()
+    gdc_wait()
 
 
 def kernel_op(name: str, mutates_args: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:

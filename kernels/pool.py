@@ -24,6 +24,8 @@ from .launch import (
     device_guard,
     kernel_op,
     launchable,
+    start_options,
+    wait_for_inputs,
 )
 from .routing import PoolConfig, route_window_pool
 
@@ -43,9 +45,12 @@ def window_pool_kernel(
     WINDOW: tl.constexpr,
     PADDING: tl.constexpr,
     MAXIMUM: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_PQ: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_inputs()
     C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     pixel_block = (pid // C_BLOCKS) % pixel_blocks
@@ -108,7 +113,16 @@ def window_pool_into(
     pixel_blocks = cdiv(p * q, config.block_hw)
     with device_guard(x.device):
         launchable(window_pool_kernel, traceable)[(n * pixel_blocks * cdiv(c, config.block_c),)](
-            x, y, h, w, p, q, pixel_blocks, **window_pool_constants(c, mode, config), num_warps=config.num_warps
+            x,
+            y,
+            h,
+            w,
+            p,
+            q,
+            pixel_blocks,
+            **window_pool_constants(c, mode, config),
+            **start_options(),
+            num_warps=config.num_warps,
         )
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import cdiv, device_guard, launchable
+from .launch import cdiv, device_guard, launchable, start_options, wait_for_inputs
 
 ALIGNED = 16  # elements: rows of prepared images are multiples of this
 BLOCK_W = 256
@@ -39,8 +39,11 @@ def prepare_kernel(
     stride_w,
     PADDING: tl.constexpr,
     NORMALISE: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_inputs()
     row = tl.program_id(0)  # of all images' rows
     image = (row // HP).to(tl.int64)
     h = row % HP - PADDING
@@ -95,6 +98,7 @@ def prepare(
             *x.stride(),
             PADDING=padding,
             NORMALISE=x.dtype == torch.uint8,
+            **start_options(),
             BLOCK_W=BLOCK_W,
             num_warps=4,
         )

@@ -25,6 +25,8 @@ from .launch import (
     device_guard,
     kernel_op,
     launchable,
+    start_options,
+    wait_for_inputs,
 )
 from .routing import PoolConfig, route_window_pool
 
@@ -38,9 +40,12 @@ def gate_kernel(
     HW,
     pixel_blocks,
     C: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_inputs()
     C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     pixel_block = (pid // C_BLOCKS) % pixel_blocks
@@ -92,7 +97,15 @@ def squeeze_excite_into(
     pixel_blocks = cdiv(h * w, config.block_hw)
     with device_guard(x.device):
         launchable(gate_kernel, traceable)[(n * pixel_blocks * cdiv(c, config.block_c),)](
-            x, gate, residual, y, h * w, pixel_blocks, **gate_constants(c, config), num_warps=config.num_warps
+            x,
+            gate,
+            residual,
+            y,
+            h * w,
+            pixel_blocks,
+            **gate_constants(c, config),
+            **start_options(),
+            num_warps=config.num_warps,
         )
 
 

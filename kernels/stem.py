@@ -44,6 +44,8 @@ from .launch import (
     kernel_op,
     launchable,
     next_power_of_2,
+    start_options,
+    wait_for_inputs,
 )
 from .prepare import ALIGNED, prepare
 from .routing import StemConfig, gpu_of, route_stem
@@ -133,10 +135,13 @@ def stem_kernel(
     NORMALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    if EARLY:
+        wait_for_inputs()
     pid = tl.program_id(0)
     column_block = pid % column_blocks
     row_block = (pid // column_blocks) % row_blocks
@@ -320,6 +325,7 @@ def stem_into(
             column_blocks,
             *strides,
             **constants,
+            **start_options(),
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )

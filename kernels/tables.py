@@ -98,7 +98,8 @@ class Network:
     """How a whole network runs fastest at one batch and image size, and its median time so and plainly.
 
     ``joined`` says whether the joined runs that the table lists are taken at all. With ``images``, its steps up to the
-    feature ``through`` run on so many images at a time, whose activations then stay in the L2 cache.
+    feature ``through`` run on so many images at a time, whose activations then stay in the L2 cache. With ``early``,
+    kernels start while the one before them still runs (``launch.early_launches``).
     """
 
     model: str
@@ -109,6 +110,7 @@ class Network:
     joined: bool = True
     through: str = ""  # "layer1"
     images: int = 0  # 0: the whole batch at once
+    early: bool = False
     microseconds: float = 0.0
     plain_microseconds: float = 0.0
 
@@ -116,6 +118,12 @@ class Network:
     def case(self) -> tuple[str, int, int, int, str]:
         """What was tuned for."""
         return (self.model, self.batch, self.height, self.width, self.dtype)
+
+    @property
+    def manner(self) -> str:
+        """In words, what is done besides joining; empty where nothing is."""
+        micro = f"up to {self.through} in micro-batches of {self.images} images" if self.images else ""
+        return "; ".join(filter(None, (micro, "kernels start early" if self.early else "")))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,17 @@ def check(name: str, batch: int, h: int, w: int, dtype: torch.dtype = torch.floa
 
 def test_resnet18() -> None:
     check("resnet18", 2, 64, 64)
+
+
+@pytest.mark.skipif(not HOPPER, reason="kernels start early on sm_90")
+def test_kernels_that_start_early_compute_the_same() -> None:
+    _, run = executor("resnet50", torch.float16)
+    x = smooth_images(2, 96, 128, seed=3).to(DEVICE, torch.float16)
+    plain = Network("resnet50", 2, 96, 128, "float16", joined=False)
+    (expected,) = run.run_as(x, ("logits",), plain)
+    for _ in range(50):
+        (found,) = run.run_as(x, ("logits",), replace(plain, early=True))
+        assert torch.equal(found, expected)
 
 
 def test_resnext50() -> None:

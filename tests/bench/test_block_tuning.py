@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def test_the_table_keeps_runs_and_networks_and_goes_on(tmp_path: Path) -> None:
     assert asked == [network]
     table = from_json(path.read_text(), "it")
     assert [entry.layer for entry in table.blocks] == [case.block for case in todo]
-    assert "32 through layer1" in tune.networks_table(table.networks)
+    assert "up to layer1 in micro-batches of 32 images" in tune.networks_table(table.networks)
     assert "shortcut 64/1" in tune.blocks_table(table.blocks)
 
 
@@ -118,18 +118,33 @@ def test_whole_networks_run_the_fastest_right_way() -> None:
     def is_right(way: Network) -> bool:
         return way.images != 16
 
-    found = network_tuning.tune_network(plain, True, is_right, time_ms)
+    def tuned(time_ms: Callable[[Network], float], has_blocks: bool) -> Network:
+        others = network_tuning.ways(plain, has_blocks=has_blocks, starts_early=True)
+        return network_tuning.tune_network(plain, others, is_right, time_ms)
+
+    found = tuned(time_ms, True)
     assert (found.joined, found.images, found.through) == (True, 32, "layer1")
     assert (found.microseconds, found.plain_microseconds) == (2500.0, 4000.0)
-    assert network_tuning.tune_network(plain, False, is_right, time_ms).joined is False
-    slow = network_tuning.tune_network(plain, True, is_right, lambda way: 5.0 + way.joined + way.images)
+    assert tuned(time_ms, False).joined is False
+    slow = tuned(lambda way: 5.0 + way.joined + way.images, True)
     assert slow == replace(plain, microseconds=5000.0, plain_microseconds=5000.0)
 
 
-def test_small_batches_are_not_tuned_as_networks() -> None:
-    found = network_tuning.todo(["resnet50", "resnet18"], [1, 64, 256], 224, torch.float16)
+def test_small_batches_try_kernels_that_start_early_instead_of_micro_batches() -> None:
+    plain = Network("resnet50", 8, 224, 224, "float16", joined=False)
+    settings = {"joined": True}, {"early": True}, {"joined": True, "early": True}
+    tried = set(network_tuning.ways(plain, has_blocks=True, starts_early=True))
+    assert tried == {replace(plain, **setting) for setting in settings}
+    assert set(network_tuning.ways(plain, has_blocks=False, starts_early=False)) == set()
+    large = network_tuning.ways(replace(plain, batch=64), has_blocks=True, starts_early=True)
+    assert not any(way.early for way in large)
+    assert replace(plain, early=True).manner == "kernels start early"
+
+
+def test_every_case_is_tuned_as_a_network() -> None:
+    found = network_tuning.todo(["resnet50", "resnet18"], [1, 64], 224, torch.float16)
     assert [(case.model, case.batch) for case in found] == [
-        ("resnet50", 64), ("resnet50", 256), ("resnet18", 64), ("resnet18", 256),
+        ("resnet50", 1), ("resnet50", 64), ("resnet18", 1), ("resnet18", 64),
     ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Launched:
     kernel: str
     grid: tuple[int, ...]
     code: str
+    early: bool
 
 
 def code(compiled: Any) -> str:
@@ -58,7 +59,7 @@ def dry_launches(patch: pytest.MonkeyPatch) -> Iterator[list[Launched]]:
     def compile_only(self: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> Any:
         compiled = run(self, *arguments, grid=grid, warmup=True, **named)
         found = compiled.result() if hasattr(compiled, "result") else compiled
-        launched.append(Launched(self.fn.__name__, tuple(grid), code(found)))
+        launched.append(Launched(self.fn.__name__, tuple(grid), code(found), found.metadata.launch_pdl))
         return compiled
 
     known = routing.gpu_of

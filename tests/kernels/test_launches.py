@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from fastres.folding import build_plan, outline
 from fastres.fusion import joinable
 from fastres.gpu import GpuExecutor, block_of
 from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
-from fastres.kernels.inspection import Compilation, compile_for, plan_compilations
-from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.inspection import Compilation, compile_for, early, plan_compilations
+from fastres.kernels.launch import INTERPRETED, early_launches
+from fastres.kernels.prepare import prepare
 from fastres.kernels.routing import H100, ConvConfig, ConvShape
-from fastres.kernels.tables import Index, Table, TunedBlock
+from fastres.kernels.tables import Index, Network, Table, TunedBlock
 
 from ..subjects import EVERY_STEP
 from .dry_launches import code, dry_launches
@@ -72,6 +74,40 @@ def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtyp
     known = {inspected(item) for item in items}
     assert [launch.kernel for launch in launched if launch.code not in known] == []
     assert len({launch.code for launch in launched}) == len(known) - 1, "but for the other kind of pixels"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [1, 4])
+def test_kernels_that_start_early_wait_before_they_touch_memory(monkeypatch: pytest.MonkeyPatch, split: int) -> None:
+    plan = build_plan(calibrated(EVERY_STEP).state_dict(), EVERY_STEP, dtype=torch.float16)
+    shared = ConvConfig("conv", 64, 64, 32, 4, 3, split=split)
+    monkeypatch.setattr(dispatch, "route", lambda *_of, **_named: shared)
+    how = Network("small", 2, 64, 64, "float16", joined=False, early=True)
+    with dry_launches(monkeypatch) as launched:
+        GpuExecutor(plan).run_as(torch.zeros(2, 3, 64, 64, dtype=torch.float16), ("logits",), how)
+    kinds = {"stem_kernel", "conv_kernel", "average_pool_kernel", "window_pool_kernel", "gate_kernel"}
+    assert {launch.kernel for launch in launched} == kinds
+    with dry_launches(monkeypatch) as more, early_launches():
+        prepare(torch.zeros(2, 3, 64, 64), torch.float16, torch.ones(4), torch.zeros(4), padding=3, taps=8)
+    for launch in [*launched, *more]:
+        assert launch.early, launch.kernel
+        wait = launch.code.index("griddepcontrol.wait")
+        assert launch.code.index("griddepcontrol.launch_dependents") < wait
+        touched = re.search(r"\b(ld|st)\.global|\bcp\.async|\batom\.|\bred\.", launch.code)
+        assert touched
+        assert wait < touched.start(), launch.kernel
+    with dry_launches(monkeypatch) as launched:
+        GpuExecutor(plan).run(torch.zeros(2, 3, 64, 64, dtype=torch.float16))
+    assert not any(launch.early or "griddepcontrol" in launch.code for launch in launched)
+
+
+def test_an_early_kernel_is_inspected_as_it_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, shape = ConvConfig("conv", 64, 64, 64, 4, 3), ConvShape(1, 14, 14, 64, 64, 1, 1, 1, 0)
+    x, weight = torch.zeros(1, 14, 14, 64).half(), torch.zeros(64, 1, 1, 64).half()
+    with dry_launches(monkeypatch) as launched, early_launches():
+        dispatch.convolve_into(x.clone(), x, weight, torch.zeros(64), config=config)
+    item = early(inspection.compile_conv(shape, torch.float16, config, residual=False, relu=False))
+    assert launched[0].code == inspected(item)
 
 
 @pytest.mark.slow
