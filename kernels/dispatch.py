@@ -6,10 +6,13 @@ Every kernel here computes what ``reference.conv2d`` says; they differ in what t
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 
 import torch
 from torch import Tensor
+
+from fastres.errors import KernelError
 
 from . import conv, conv_specialized, conv_tma, fused, gemm
 from .launch import float32_precision
@@ -21,8 +24,24 @@ class UntunedGpuWarning(UserWarning):
     """This GPU has no table of tuned configurations."""
 
 
+# What the environment variable can leave out, should it ever misbehave: families of kernels, by their modules' names.
+WITHOUT = "FASTRES_WITHOUT"
+FAMILIES = {module.__name__.rpartition(".")[2]: module.KERNELS for module in (gemm, conv_tma, conv_specialized, fused)}
+
+
+@functools.cache
+def left_out() -> frozenset[str]:
+    """Kernels of the families that FASTRES_WITHOUT names, separated by commas; raises ``KernelError`` for others."""
+    names = [name.strip() for name in os.environ.get(WITHOUT, "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in FAMILIES]:
+        raise KernelError(f"FASTRES_WITHOUT names {unknown[0]!r}; it can leave out {', '.join(FAMILIES)}")
+    return frozenset(kernel for name in names for kernel in FAMILIES[name])
+
+
 def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
     """Why ``kernel`` cannot take a convolution; empty where it can."""
+    if kernel in left_out():
+        return f"{WITHOUT} leaves it out"
     if kernel in gemm.KERNELS:
         return gemm.why_not_gemm(shape, dtype, gpu)
     if kernel in conv_tma.KERNELS:
@@ -55,6 +74,8 @@ def tuned(gpu: Gpu) -> Index:
 def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> str:
     """Why ``kernel`` cannot take joined convolutions; empty where it can."""
     shape = block.shape
+    if kernel in left_out():
+        return f"{WITHOUT} leaves it out"
     if kernel in fused.KERNELS and block.fused:
         sizes = {"shortcut_channels": block.shortcut_channels, "next_channels": block.next_channels}
         return fused.why_not_fused(shape, block.channels, dtype, gpu, **sizes)

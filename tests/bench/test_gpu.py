@@ -72,6 +72,26 @@ def test_a_budget_stops_and_copies(visit: Path, tmp_path: Path, capsys: pytest.C
     assert (copy / "good.log").read_text().strip() == "3 passed"
 
 
+def test_a_family_of_kernels_that_fails_is_left_out_of_the_rest(
+    visit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = "import os; print(os.environ.get('FASTRES_WITHOUT'))"
+    fine = gpu.Piece("trial of gemm", (sys.executable, "-c", say), 60, trial_of="gemm")
+    hangs = gpu.Piece("trial of fused", (sys.executable, "-c", f"{say}; open('/dev/stdin').fail"), 60, trial_of="fused")
+    monkeypatch.setattr(gpu, "pieces", lambda out: [fine, hangs, piece("rest", say)])
+    out = tmp_path / "out"
+    assert gpu.main(["--out", str(out)]) == 1
+    logs = [(out / f"{name}.log").read_text().split("\n")[0] for name in ("trial_of_gemm", "trial_of_fused", "rest")]
+    assert logs == ["None", "None", "fused"]
+    assert gpu.read_state(out)["rest"].status == "passed"
+
+
+def test_every_family_of_kernels_has_a_trial(tmp_path: Path) -> None:
+    found = [piece for piece in gpu.pieces(tmp_path) if piece.trial_of]
+    assert {piece.trial_of for piece in found} == {"gemm", "conv_tma", "conv_specialized", "fused"}
+    assert all((gpu.ROOT / piece.command[-1]).is_file() for piece in found)
+
+
 def test_time_limit(tmp_path: Path) -> None:
     outcome = gpu.run_piece(piece("slow", "import time; print('begun', flush=True); time.sleep(60)", 3), tmp_path, "x")
     assert outcome.status == "out of time"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +153,34 @@ def test_without_a_table_the_rules_decide_and_say_so_once(configs: Path, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dispatch.route(SHAPE, torch.bfloat16, H100)
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def leave_out(names: str) -> None:
+        monkeypatch.setenv(dispatch.WITHOUT, names)
+        dispatch.left_out.cache_clear()
+        dispatch.route.cache_clear()
+
+    yield leave_out
+    dispatch.left_out.cache_clear()
+    dispatch.route.cache_clear()
+
+
+def test_families_of_kernels_can_be_left_out(configs: Path, without: Callable[[str], None]) -> None:
+    write(configs, [tuned(256, FAST)])
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
+    without("conv_tma, gemm")
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == route_conv(SHAPE, torch.float16, H100)
+    assert "leaves it out" in dispatch.why_not("gemm_persistent", SHAPE, torch.float16, H100)
+    assert "leaves it out" in dispatch.why_not_block("conv_tma", MERGED, torch.float16, H100)
+    assert dispatch.why_not_block("fused", JOINED, torch.float16, H100) == ""
+
+
+def test_a_family_that_there_is_not_is_an_error(without: Callable[[str], None]) -> None:
+    without("conv3x3")
+    with pytest.raises(KernelError, match="'conv3x3'; it can leave out gemm, conv_tma, conv_specialized, fused"):
+        dispatch.why_not("gemm", SHAPE, torch.float16, H100)
 
 
 def test_unknown_kernels_are_refused() -> None:
