@@ -47,7 +47,7 @@ class Explanation:
     """The rows of ``model.explain()``; prints as a table, iterates over rows.
 
     ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``manner`` says
-    how else the tuned table has the network run, such as how far in micro-batches, and is empty where it says nothing.
+    how else the network runs (on a GPU, as the tuned table has it), such as how far in micro-batches, or is empty.
     """
 
     model: str
@@ -75,8 +75,10 @@ class Explanation:
         ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
         other way); ``microseconds`` are measured times of steps, by name.
         """
-        manner = ""
-        if device.type != "cpu":
+        if device.type == "cpu":
+            images = cpu.micro_batch(plan, (batch, height, width, 3), dtype)
+            manner = f"in micro-batches of {images} images" if images < batch else ""
+        else:
             from . import gpu
 
             plan, how = gpu.as_run(plan, (batch, height, width, 3), dtype, device)

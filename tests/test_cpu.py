@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
 from fastres.bench.eager import EagerResNet
 from fastres.cpu import CpuExecutor
 from fastres.errors import DtypeError
-from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan
-from fastres.plan import Shape
+from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
+from fastres.plan import Shape, Stem, Step
 from fastres.text import dtype_name
 
 from .measures import NETWORK_FACTOR, relative_error
@@ -164,6 +166,64 @@ def test_threads_wait_for_the_one_that_packs(monkeypatch: pytest.MonkeyPatch) ->
         waited.set()
         assert first.result(60) is second.result(60)
     assert len(packed) == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_micro_batches_are_equal_parts_below_the_limit(name: str, dtype: torch.dtype) -> None:
+    plan = outline(get_architecture(name), dtype)
+    for size in (64, 224, 256, 800):
+        shapes = plan.shapes(1, size, size).values()
+        image = dtype.itemsize * max(64 * (size // 2) ** 2, *map(math.prod, shapes))  # the stem before its pool
+        for n in (1, 2, 7, 8, 11, 32, 64):
+            images = cpu.micro_batch(plan, (n, size, size, 3), dtype)
+            parts = -(-n // images)
+            assert images == 1 or images * image < cpu.MAPPED_BYTES
+            assert images == -(-n // parts), "equal parts"
+            assert parts == 1 or images == 1 or -(-n // (parts - 1)) * image >= cpu.MAPPED_BYTES, "as few as that takes"
+
+
+def test_the_limit_is_that_of_the_largest_activation() -> None:
+    plan = outline(get_architecture("resnet50"), torch.float32)
+    images = {n: cpu.micro_batch(plan, (n, 224, 224, 3), torch.float32) for n in (1, 8, 10, 11, 32)}
+    assert images == {1: 1, 8: 8, 10: 10, 11: 6, 32: 8}  # 64 × 112 × 112 floats an image, 10.4 times in 32 MiB
+    assert cpu.micro_batch(plan, (11, 256, 256, 3), torch.float32) == 6  # of 4 MiB each: 8 of them are at the limit
+
+
+def images_run(run: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of each call of the stem from now on."""
+    images: list[int] = []
+    run_step = run.run_step
+
+    def counted(step: Step, values: dict[str, Tensor], *rest: Any) -> None:
+        if isinstance(step, Stem):
+            images.append(len(values[step.input]))
+        run_step(step, values, *rest)
+
+    monkeypatch.setattr(run, "run_step", counted)
+    return images
+
+
+def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torchvision_module("resnet18")
+    run = executor(module, "resnet18")
+    x = smooth_images(5, 64, 75, seed=6)
+    (stem,) = run.run(x, ("stem",))
+    monkeypatch.setattr(cpu, "MAPPED_BYTES", 3 * 64 * 32 * 38 * 4)  # the stem of three images
+    images = images_run(run, monkeypatch)
+    check_logits(module, run, x, torch.float32)
+    assert images == [2, 2, 1]
+    pooled, logits = run.run(x, ("pooled", "logits"))
+    assert (pooled.shape, logits.shape) == ((5, 512), (5, 1000))
+    # What would have to be joined is computed whole.
+    images.clear()
+    assert torch.equal(run.run(x, ("stem", "logits"))[0], stem)
+    assert images == [5]
+    # A pixel that is not finite spoils its own image alone, whichever part that is in.
+    broken = x.clone()
+    broken[3, 0, 5, 5] = torch.nan
+    (found,) = run.run(broken)
+    assert found.isnan().any(1).tolist() == [False, False, False, True, False]
 
 
 def test_input_is_left_as_it_is() -> None:

@@ -159,3 +159,11 @@ def test_joined_runs_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "up to layer1 in micro-batches of 32 images" in str(found)
     rows = {row.step: row for row in explained(monkeypatch, H200, 128)}
     assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(200.0), "predicted")
+
+
+def test_a_cpu_names_its_micro_batches() -> None:
+    plan = outline(get_architecture("resnet50"), torch.float32)
+    titles = [
+        str(Explanation.of(plan, torch.device("cpu"), torch.float32, n, 224, 224)).split("\n")[0] for n in (8, 32)
+    ]
+    assert titles == ["resnet50, float32 on cpu", "resnet50, float32 on cpu; in micro-batches of 8 images"]
