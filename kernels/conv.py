@@ -197,9 +197,7 @@ def conv_constants(
         "SPLIT": config.split,
         "PRECISION": precision,
         "UPCAST": dot_upcast(dtype),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        **config.blocks,
     }
 
 

@@ -136,21 +136,10 @@ def conv_specialized_constants(shape: ConvShape, config: ConvConfig, *, residual
     from .conv_specialized_gluon import accumulator_layout
 
     return {
-        "H": shape.H,
-        "W": shape.W,
-        "P": shape.P,
-        "Q": shape.Q,
-        "C": shape.C,
-        "K": shape.K,
-        "R": shape.R,
-        "S": shape.S,
-        "STRIDE": shape.stride,
-        "PADDING": shape.padding,
+        **shape.constants,
         "HAS_RESIDUAL": residual,
         "RELU": relu,
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        **config.blocks,
         "STAGES": config.num_stages,
         "BOX": box_of(shape, config.block_m, config.kernel),
         "LAYOUT": accumulator_layout(config.num_warps, config.block_n),

@@ -35,6 +35,7 @@ from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard,
 from .routing import ConvConfig, ConvShape, Gpu, gpu_of
 from .tma import (
     check_tma,
+    finish_tile,
     out_columns,
     persistent,
     programs_per_multiprocessor,
@@ -157,25 +158,7 @@ def _tile(
             weight = weight.to(tl.float32)
         acc = tl.dot(x, weight.T, acc)
 
-    offs_k = column + tl.arange(0, BLOCK_N)
-    acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
-    if SPLIT:
-        HALF: tl.constexpr = BLOCK_N // 2
-        low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-        _finish(low, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
-        _finish(high, residual_desc, y_desc, p, q, image, column + HALF, HAS_RESIDUAL, RELU)
-    else:
-        _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL, RELU)
-
-
-@triton.jit
-def _finish(acc, residual_desc, y_desc, p, q, image, column, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr):
-    """Add the residual to a tile of output pixel (p, q), apply ReLU, store."""
-    if HAS_RESIDUAL:
-        acc += residual_desc.load([p, q, image, column]).reshape(acc.shape).to(tl.float32)
-    if RELU:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    y_desc.store([p, q, image, column], acc.to(y_desc.dtype).reshape(1, 1, acc.shape[0], acc.shape[1]))
+    finish_tile(acc, bias_ptr, residual_desc, y_desc, (p, q, image), column, K, HAS_RESIDUAL, RELU, SPLIT)
 
 
 def conv_tma_constants(
@@ -190,17 +173,8 @@ def conv_tma_constants(
 ) -> dict[str, Any]:
     """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
     return {
-        "H": shape.H,
-        "W": shape.W,
-        "P": shape.P,
-        "Q": shape.Q,
-        "C": shape.C,
+        **shape.constants,
         "U": shortcut_channels,
-        "K": shape.K,
-        "R": shape.R,
-        "S": shape.S,
-        "STRIDE": shape.stride,
-        "PADDING": shape.padding,
         "SHORTCUT_STRIDE": shortcut_stride,
         "HAS_RESIDUAL": residual,
         "RELU": relu,
@@ -209,9 +183,7 @@ def conv_tma_constants(
         # Triton flattens nested loops only where the inner one has a fixed length.
         "SKIP": shape.padding > 0 and not persistent(config),
         "SPLIT": splits_epilogue(config),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        **config.blocks,
     }
 
 

@@ -156,24 +156,14 @@ def fused_constants(
     ``shape`` is the 3×3 convolution's; ``k`` counts y's channels.
     """
     return {
-        "H": shape.H,
-        "W": shape.W,
-        "P": shape.P,
-        "Q": shape.Q,
-        "C": shape.C,
+        **shape.constants,
         "J": shape.K,
         "K": k,
         "U": shortcut_channels,
         "NEXT": next_channels,
-        "R": shape.R,
-        "S": shape.S,
-        "STRIDE": shape.stride,
-        "PADDING": shape.padding,
         "SHORTCUT_STRIDE": shortcut_stride,
         "UPCAST": dot_upcast(dtype),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        **config.blocks,
     }
 
 

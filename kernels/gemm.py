@@ -32,6 +32,7 @@ from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensor
 from .routing import ConvConfig, ConvShape, Gpu, gpu_of
 from .tma import (
     check_tma,
+    finish_tile,
     out_columns,
     persistent,
     programs_per_multiprocessor,
@@ -113,25 +114,7 @@ def _tile(
             w = w.to(tl.float32)
         acc = tl.dot(x, w.T, acc)
 
-    offs_k = column + tl.arange(0, BLOCK_N)
-    acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
-    if SPLIT:
-        HALF: tl.constexpr = BLOCK_N // 2
-        low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
-        _finish(low, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
-        _finish(high, residual_desc, y_desc, row, column + HALF, HAS_RESIDUAL, RELU)
-    else:
-        _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL, RELU)
-
-
-@triton.jit
-def _finish(acc, residual_desc, y_desc, row, column, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr):
-    """Add the residual to a tile at (row, column), apply ReLU, store."""
-    if HAS_RESIDUAL:
-        acc += residual_desc.load([row, column]).to(tl.float32)
-    if RELU:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    y_desc.store([row, column], acc.to(y_desc.dtype))
+    finish_tile(acc, bias_ptr, residual_desc, y_desc, (row,), column, K, HAS_RESIDUAL, RELU, SPLIT)
 
 
 def gemm_constants(
@@ -150,9 +133,7 @@ def gemm_constants(
         "UPCAST": dot_upcast(dtype),
         "PERSISTENT": persistent(config),
         "SPLIT": splits_epilogue(config),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
+        **config.blocks,
     }
 
 

@@ -79,6 +79,12 @@ class ConvShape:
     def M(self) -> int:
         return self.N * self.P * self.Q
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """The sizes, but for N, as compile-time arguments."""
+        names = ("H", "W", "P", "Q", "C", "K", "R", "S")
+        return {name: getattr(self, name) for name in names} | {"STRIDE": self.stride, "PADDING": self.padding}
+
 
 @dataclass(frozen=True)
 class ConvConfig:
@@ -95,6 +101,11 @@ class ConvConfig:
     num_stages: int
     note: str = ""
     split: int = 1
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """The tile as compile-time arguments."""
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": self.block_k}
 
     def __str__(self) -> str:
         shared = f", reduction split in {self.split}" if self.split > 1 else ""

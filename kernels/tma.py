@@ -7,6 +7,8 @@ host at each launch, addresses in hardware: reads outside the tensor give zeros,
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
@@ -45,6 +47,37 @@ TILES = (
     (128, 64, 64, 4, 4),  # 92 / 121
     (128, 64, 64, 4, 3),
 )
+
+
+@triton.jit
+def finish_tile(
+    acc, bias_ptr, residual_desc, y_desc, corner, column,
+    K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Add bias and residual to a tile of sums, apply ReLU, store. ``corner`` is where it starts, but for its column.
+
+    With SPLIT one half of the columns after the other, so that each needs half as much shared memory.
+    """
+    BLOCK_M: tl.constexpr = acc.shape[0]
+    BLOCK_N: tl.constexpr = acc.shape[1]
+    offs_k = column + tl.arange(0, BLOCK_N)
+    acc += tl.load(bias_ptr + offs_k, mask=offs_k < K, other=0.0)[None, :]
+    if SPLIT:
+        HALF: tl.constexpr = BLOCK_N // 2
+        low, high = acc.reshape(BLOCK_M, 2, HALF).permute(0, 2, 1).split()
+        _add_and_store(low, residual_desc, y_desc, corner + (column,), HAS_RESIDUAL, RELU)
+        _add_and_store(high, residual_desc, y_desc, corner + (column + HALF,), HAS_RESIDUAL, RELU)
+    else:
+        _add_and_store(acc, residual_desc, y_desc, corner + (column,), HAS_RESIDUAL, RELU)
+
+
+@triton.jit
+def _add_and_store(acc, residual_desc, y_desc, place, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr):
+    if HAS_RESIDUAL:
+        acc += residual_desc.load(place).reshape(acc.shape).to(tl.float32)
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    y_desc.store(place, acc.to(y_desc.dtype).reshape(y_desc.block_shape))
 
 
 def persistent(config: ConvConfig) -> bool:
