@@ -13,8 +13,6 @@ and ``empty`` ones the consumers' word that they have read:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
@@ -43,11 +41,6 @@ def accumulator_layout(warps: int, block_n: int) -> gl.NVMMADistributedLayout:
 def describe(tensor: Tensor, box: list[int]) -> TensorDescriptor:
     """A contiguous tensor for TMA, which moves it in boxes."""
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box, shared_layout(tensor.dim()))
-
-
-def descriptor_type(element: str, box: Sequence[int]) -> str:
-    """Triton's type of a descriptor argument, for a compilation without tensors; ``element`` is ``"fp16"``."""
-    return f"tensordesc<{element}{list(box)},{shared_layout(len(box))!r}>"
 
 
 @gluon.jit

@@ -14,20 +14,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.experimental.gluon._runtime import GluonASTSource
 
-from fastres.errors import KernelError
 from fastres.text import text_table
 
+from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
 from .parallel import in_processes
@@ -50,21 +47,6 @@ from .stem import pack_stem_weight, stem_constants, stem_kernel
 
 if TYPE_CHECKING:
     from fastres.plan import Plan
-
-TYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
-
-
-@dataclass(frozen=True)
-class Compilation:
-    """A kernel with everything its compilation depends on, except the target."""
-
-    label: str
-    kernel: str
-    types: tuple[tuple[str, str], ...]  # argument → Triton type, for arguments known at run time only
-    constants: tuple[tuple[str, Any], ...]
-    num_warps: int
-    num_stages: int
-    uses_dot: bool = True
 
 
 @dataclass(frozen=True)
@@ -156,14 +138,14 @@ def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: in
     types = {"x_ptr": f"*{TYPE_NAMES[input_dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("scale_ptr", "shift_ptr"), "*fp32")
     types |= dict.fromkeys(("H", "W", "HP", "WP", "stride_n", "stride_c", "stride_h", "stride_w"), "i32")
-    return _compilation(f"prepare {TYPE_NAMES[input_dtype]} images", "prepare", types, constants, 4, 2, False)
+    return _compilation(f"prepare {TYPE_NAMES[input_dtype]} images", "prepare", types, constants, 4, None, False)
 
 
 def compile_pool(channels: int, dtype: torch.dtype, config: PoolConfig) -> Compilation:
     """The compilation that a launch of the average pool needs."""
     constants = {"C": channels, "BLOCK_HW": config.block_hw, "BLOCK_C": config.block_c}
     types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}", "HW": "i32"}
-    return _compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, 3, False)
+    return _compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, None, False)
 
 
 def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: PoolConfig) -> Compilation:
@@ -172,7 +154,7 @@ def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: Po
     types |= dict.fromkeys(("H", "W", "P", "Q", "pixel_blocks"), "i32")
     constants = window_pool_constants(channels, mode, config)
     label = f"{mode} pool {'3×3' if mode == 'max' else '2×2'} {channels}"
-    return _compilation(label, "window_pool", types, constants, config.num_warps, 3, False)
+    return _compilation(label, "window_pool", types, constants, config.num_warps, None, False)
 
 
 def compile_squeeze_excite(
@@ -189,7 +171,7 @@ def compile_squeeze_excite(
         compile_pool(c, dtype, route_pool(c, h * w)),
         compile_conv(squeeze, dtype, route(squeeze), residual=False, relu=True, label=label),
         compile_conv(expand, dtype, route(expand), residual=False, relu=False, out=out, label=f"expand {squeezed}→{c}"),
-        _compilation(f"gate {c}", "gate", types, gate_constants(c, gate), gate.num_warps, 3, False),
+        _compilation(f"gate {c}", "gate", types, gate_constants(c, gate), gate.num_warps, None, False),
     ]
 
 
@@ -199,18 +181,12 @@ def _compilation(
     types: dict[str, str],
     constants: dict[str, Any],
     num_warps: int,
-    num_stages: int,
+    num_stages: int | None,
     uses_dot: bool = True,
 ) -> Compilation:
     constants = {**constants, "EARLY": False}
     known = tuple((name, kind) for name, kind in types.items() if name not in constants)
     return Compilation(label, kernel, known, tuple(constants.items()), num_warps, num_stages, uses_dot)
-
-
-def early(item: Compilation) -> Compilation:
-    """The compilation of the same kernel for a launch within ``launch.early_launches``."""
-    constants = tuple((name, True if name == "EARLY" else value) for name, value in item.constants)
-    return replace(item, label=f"{item.label}, early", constants=constants)
 
 
 def plan_compilations(
@@ -261,30 +237,6 @@ def inspect(item: Compilation, arch: str) -> Report:
     compiled = compile_for(item, _KERNELS[item.kernel], arch)
     read = _read_amd if arch.startswith("gfx") else _read_nvidia
     return read(item.label, arch, compiled)
-
-
-def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
-    """``kernel``, which ``item`` names, compiled for ``arch``; raises ``KernelError`` for an unknown ``arch``."""
-    types, constants = dict(item.types), dict(item.constants)
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    # torch's allocations start on 16-byte boundaries, which a launch tells the compiler.
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if types.get(name, "").startswith("*")
-    }
-    made_by = GluonASTSource if kernel.is_gluon() else ASTSource
-    source = made_by(kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": item.num_warps, "num_stages": item.num_stages}
-    return triton.compile(source, target=_target(arch), options=options)
-
-
-def _target(arch: str) -> GPUTarget:
-    if arch not in KNOWN_GPUS:
-        raise KernelError(f"No GPU is known with architecture {arch!r}; known: {', '.join(KNOWN_GPUS)}")
-    if arch.startswith("gfx"):
-        return GPUTarget("hip", arch, 64)
-    return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
 
 def _read_nvidia(label: str, arch: str, compiled: Any) -> Report:

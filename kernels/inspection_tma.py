@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ import triton
 from fastres.text import text_table
 
 from . import conv_specialized, conv_tma, fused, gemm
-from .inspection import TYPE_NAMES, Compilation, Report, _read_nvidia, compile_for
+from .ahead_of_time import Compilation, compile_for, descriptor_type
+from .inspection import Report, _read_nvidia
 from .launch import next_power_of_2
 from .parallel import in_processes
 from .routing import H100, ConvConfig, ConvShape
@@ -105,11 +106,9 @@ def compile_conv_specialized(
     shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str
 ) -> Compilation:
     """The compilation that a launch of :func:`conv_specialized.conv_specialized_into` needs."""
-    from .conv_specialized_gluon import descriptor_type
-
     constants = conv_specialized.conv_specialized_constants(shape, config, residual=residual, relu=relu)
     boxes = conv_specialized.conv_specialized_boxes(shape, config)
-    return _compilation(label, "conv_specialized", boxes, constants, "tiles", dtype, dtype, config, descriptor_type)
+    return _compilation(label, "conv_specialized", boxes, constants, "tiles", dtype, dtype, config)
 
 
 def compile_tma(
@@ -168,14 +167,9 @@ def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0)
     return f"{shape.R}×{shape.S}/{shape.stride} {shape.C}{merged}→{shape.K} {size}" + " +res" * residual
 
 
-def descriptor_type(element: str, box: Sequence[int]) -> str:
-    """Triton's type of a tensor descriptor argument, the same from 3.6 to 3.7; ``element`` is ``"fp16"``."""
-    return f"tensordesc<{element}[{', '.join(map(str, box))}]>"
-
-
 def _compilation(
     label: str, kernel: str, boxes: dict[str, list[int]], constants: dict[str, object], size: str, dtype: torch.dtype,
-    out: torch.dtype, config: ConvConfig, described: Callable[[str, Sequence[int]], str] = descriptor_type,
+    out: torch.dtype, config: ConvConfig,
 ) -> Compilation:  # fmt: skip
     names = _kernel(kernel).arg_names
     # Arguments that a launch gives as None are constants of the compilation.
@@ -186,12 +180,13 @@ def _compilation(
         unused.add("residual_desc")
     constants |= dict.fromkeys(unused)
     types = {
-        name: described(TYPE_NAMES[out if name == "y_desc" else dtype], box)
+        name: descriptor_type(out if name == "y_desc" else dtype, box)
         for name, box in boxes.items()
         if name not in unused
     }
     types |= {name: "*fp32" for name in names if name.endswith("_ptr") and name not in constants} | {size: "i32"}
-    settings = (config.num_warps, config.num_stages)
+    # Gluon takes the number of buffers as a constant.
+    settings = (config.num_warps, None if kernel == "conv_specialized" else config.num_stages)
     return Compilation(label, kernel, tuple(types.items()), tuple(constants.items()), *settings)
 
 
@@ -335,7 +330,7 @@ def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tup
         sizes = dict(item.constants)
         kernel = item.kernel + "_persistent" * sizes.get("PERSISTENT", False)
         blocks = "×".join(str(sizes[f"BLOCK_{axis}"]) for axis in "MNK")
-        tile = f"{blocks}, {item.num_warps} warps, {item.num_stages} stages"
+        tile = f"{blocks}, {item.num_warps} warps, {sizes.get('STAGES', item.num_stages)} stages"
         report = tma.report
         shared = f"{report.shared_memory / 1024:.1f}"
         numbers = (report.registers, report.spills, shared, report.wgmma, tma.register_products, tma.unguarded)

@@ -10,11 +10,11 @@ import torch
 from fastres.architectures import ARCHITECTURES
 from fastres.errors import KernelError
 from fastres.folding import outline
+from fastres.kernels.ahead_of_time import compile_for
 from fastres.kernels.conv import conv_kernel
 from fastres.kernels.inspection import (
     Report,
     compile_conv,
-    compile_for,
     compile_stem,
     inspect,
     inspect_all,

@@ -50,8 +50,7 @@ def test_conv_with_a_strided_shortcut(config: ConvConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
 def test_every_specialised_candidate_compiles_well(stride: int, residual: bool) -> None:
     """In layer3's 3×3 convolutions: one program fills a multiprocessor's registers, each product 64 of the rows."""
     shape = ConvShape(256, 28 // (3 - stride), 28 // (3 - stride), 256, 256, 3, 3, stride, 1)

@@ -1,4 +1,7 @@
-"""What a launch compiles is what the ahead-of-time inspection inspects, for every kernel and for whole networks."""
+"""What a launch compiles is what the ahead-of-time inspection inspects, for every kernel and for whole networks.
+
+The same key in Triton's cache: what was compiled ahead of time, many at once, no launch compiles again.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.architectures import get_architecture
+from fastres.architectures import Architecture, get_architecture
 from fastres.bench.calibration import calibrated
 from fastres.folding import build_plan, outline
 from fastres.fusion import joinable
 from fastres.gpu import GpuExecutor, block_of
 from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
-from fastres.kernels.inspection import Compilation, compile_for, early, plan_compilations
+from fastres.kernels.ahead_of_time import Compilation, compile_for, early
+from fastres.kernels.inspection import plan_compilations
 from fastres.kernels.launch import INTERPRETED, early_launches
 from fastres.kernels.prepare import prepare
 from fastres.kernels.routing import H100, ConvConfig, ConvShape
 from fastres.kernels.tables import Index, Network, Table, TunedBlock
 
 from ..subjects import EVERY_STEP
-from .dry_launches import code, dry_launches
+from .dry_launches import dry_launches
 
 pytestmark = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="compiles as for a GPU, without one")
 
@@ -29,8 +33,11 @@ pytestmark = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason
 def inspected(item: Compilation) -> str:
     kernels = inspection._KERNELS
     kernel = kernels[item.kernel] if item.kernel in kernels else inspection_tma._kernel(item.kernel)
-    return code(compile_for(item, kernel, "sm_90"))
+    key: str = compile_for(item, kernel, "sm_90").hash
+    return key
 
+
+GROUPS = Architecture("groups", "bottleneck", (1, 2), (64, 128), groups=32, width_per_group=4)
 
 CONFIGS = [
     ConvConfig("conv", 64, 64, 64, 4, 3),
@@ -57,30 +64,29 @@ def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, resid
         dispatch.convolve_into(y, x, weight, torch.zeros(128), y.clone() if residual else None, **settings)
     compiled = inspection.compile_conv if config.kernel == "conv" else inspection_tma.compile_tma
     (launch,) = launched
-    assert launch.code == inspected(compiled(shape, dtype, config, residual=residual, relu=True))
+    assert launch.key == inspected(compiled(shape, dtype, config, residual=residual, relu=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [torch.float16, torch.uint8], ids=str)
-@pytest.mark.parametrize("name", ["every step", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["every step", "groups"])
 def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtype) -> None:
     """Whole networks as the rules run them; with 16 larger images the stem prepares them first."""
-    arch = EVERY_STEP if name == "every step" else get_architecture(name)
+    arch = EVERY_STEP if name == "every step" else GROUPS
     plan = build_plan(calibrated(arch).state_dict(), arch, dtype=torch.float16)
     batch, size = (2, 64) if name == "every step" else (16, 224)
     with dry_launches(monkeypatch) as launched:
         GpuExecutor(plan).run(torch.zeros(batch, 3, size, size, dtype=source))
     items = plan_compilations(plan, H100, batch=batch, height=size, width=size, dtype=torch.float16)
     known = {inspected(item) for item in items}
-    assert [launch.kernel for launch in launched if launch.code not in known] == []
-    assert len({launch.code for launch in launched}) == len(known) - 1, "but for the other kind of pixels"
+    assert [launch.kernel for launch in launched if launch.key not in known] == []
+    assert len({launch.key for launch in launched}) == len(known) - 1, "but for the other kind of pixels"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [1, 4])
-def test_kernels_that_start_early_wait_before_they_touch_memory(monkeypatch: pytest.MonkeyPatch, split: int) -> None:
+def test_kernels_that_start_early_wait_before_they_touch_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = build_plan(calibrated(EVERY_STEP).state_dict(), EVERY_STEP, dtype=torch.float16)
-    shared = ConvConfig("conv", 64, 64, 32, 4, 3, split=split)
+    shared = ConvConfig("conv", 64, 64, 32, 4, 3, split=4)
     monkeypatch.setattr(dispatch, "route", lambda *_of, **_named: shared)
     how = Network("small", 2, 64, 64, "float16", joined=False, early=True)
     with dry_launches(monkeypatch) as launched:
@@ -91,23 +97,26 @@ def test_kernels_that_start_early_wait_before_they_touch_memory(monkeypatch: pyt
         prepare(torch.zeros(2, 3, 64, 64), torch.float16, torch.ones(4), torch.zeros(4), padding=3, taps=8)
     for launch in [*launched, *more]:
         assert launch.early, launch.kernel
-        wait = launch.code.index("griddepcontrol.wait")
-        assert launch.code.index("griddepcontrol.launch_dependents") < wait
-        touched = re.search(r"\b(ld|st)\.global|\bcp\.async|\batom\.|\bred\.", launch.code)
+        wait = launch.ptx.index("griddepcontrol.wait")
+        assert launch.ptx.index("griddepcontrol.launch_dependents") < wait
+        touched = re.search(r"\b(ld|st)\.global|\bcp\.async|\batom\.|\bred\.", launch.ptx)
         assert touched
         assert wait < touched.start(), launch.kernel
     with dry_launches(monkeypatch) as launched:
         GpuExecutor(plan).run(torch.zeros(2, 3, 64, 64, dtype=torch.float16))
-    assert not any(launch.early or "griddepcontrol" in launch.code for launch in launched)
+    assert not any(launch.early or "griddepcontrol" in launch.ptx for launch in launched)
 
 
 def test_an_early_kernel_is_inspected_as_it_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, shape = ConvConfig("conv", 64, 64, 64, 4, 3), ConvShape(1, 14, 14, 64, 64, 1, 1, 1, 0)
-    x, weight = torch.zeros(1, 14, 14, 64).half(), torch.zeros(64, 1, 1, 64).half()
+    config, shape = ConvConfig("conv", 64, 64, 64, 4, 3), ConvShape(1, 14, 14, 64, 64, 3, 3, 1, 1)
+    x, weight = torch.zeros(1, 14, 14, 64).half(), torch.zeros(64, 3, 3, 64).half()
     with dry_launches(monkeypatch) as launched, early_launches():
-        dispatch.convolve_into(x.clone(), x, weight, torch.zeros(64), config=config)
+        dispatch.convolve_into(x.clone(), x, weight, torch.zeros(64), padding=1, config=config)
     item = early(inspection.compile_conv(shape, torch.float16, config, residual=False, relu=False))
-    assert launched[0].code == inspected(item)
+    (launch,) = launched
+    assert launch.key == inspected(item)
+    waits = launch.ptx.index("griddepcontrol.wait")
+    assert waits < launch.ptx.index("cp.async") < launch.ptx.index("st.global")
 
 
 @pytest.mark.slow
@@ -130,4 +139,4 @@ def test_joined_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {launch.kernel for launch in launched} >= {"fused_kernel", "conv_tma_kernel"}
     known = {inspected(inspection_tma.compile_block(entry.layer, entry.config)) for entry in entries}
     joined = [launch for launch in launched if launch.kernel in ("fused_kernel", "conv_tma_kernel", "gemm_kernel")]
-    assert all(launch.code in known for launch in joined)
+    assert all(launch.key in known for launch in joined)
