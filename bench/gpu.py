@@ -40,7 +40,7 @@ STATE = "state.json"
 MODELS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 # torch.compile's max-autotune takes minutes a batch: it is measured at the two batches that are quoted most.
 FEWER = ("--without", "compile_max_autotune")
-GPU_TESTS = [f"tests/bench/test_{name}.py" for name in ("block_tuning", "layers", "kernel_timing")]
+GPU_TESTS = [f"tests/bench/test_{name}.py" for name in ("tune", "block_tuning", "layers", "kernel_timing")]
 LEAST_SECONDS = 20  # no piece is worth starting with less
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 from fastres.bench import tune
 from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
+from fastres.kernels import dispatch
+from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
 from fastres.kernels.tables import Layer, from_json
 from fastres.prediction import conv_seconds
@@ -143,3 +146,24 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_says_when_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main([]) == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
+
+
+@pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize(
+    "config", [ConvConfig("conv", 64, 32, 16, 4, 2), ConvConfig("conv", 64, 32, 16, 4, 2, split=2)]
+)
+def test_results_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, residual: bool) -> None:
+    device = torch.device("cpu" if INTERPRETED else "cuda")
+    layer = Layer(ConvShape(2, 6, 5, 16, 24, 3, 3, 2, 1, 2), "float16", residual)
+    assert tune.error(layer, config, device) < torch.finfo(torch.float16).eps
+    into = dispatch.convolve_into
+
+    def spoiled(y: torch.Tensor, *tensors: torch.Tensor, **settings: Any) -> None:
+        into(y, *tensors, **settings)
+        y[1, 2, 2, 7] += 1
+
+    monkeypatch.setattr(dispatch, "convolve_into", spoiled)
+    assert tune.error(layer, config, device) > 2 * torch.finfo(torch.float16).eps
+    monkeypatch.setattr(dispatch, "convolve_into", lambda *_tensors, **_settings: None)
+    assert not tune.error(layer, config, device) < 1, "what is not written is not right"
