@@ -36,13 +36,15 @@ BIG = [
     "wide_resnet101_2",
     "seresnet50",
 ]
+# A CPU takes long over these in float16; their smaller siblings differ in nothing but size.
+FLOAT32_ONLY = ["resnext101_64x4d", "wide_resnet101_2"]
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in BIG)])
 def test_onnxruntime_is_as_near_to_float64_as_eager(name: str, tmp_path: Path) -> None:
-    known = network(name)
+    known = network(name, half=name not in FLOAT32_ONLY)
     path = tmp_path / "model.onnx"
-    for dtype in ("float32", "float16"):
+    for dtype in known.eager_error:
         report = fx.export(known.model, path, dtype=dtype, image_size="dynamic", progress=False)
         assert [check.batch for check in report.checks] == [1, 2, 5]
         limit = NETWORK_FACTOR[getattr(torch, dtype)] * known.eager_error[dtype]
