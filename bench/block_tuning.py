@@ -94,10 +94,7 @@ def block_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> BlockTools:
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(block: Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        good = pool.map(
-            inspection_tables.compiles_well, [inspection_tables.Entry(gpu.arch, block, config) for config in configs]
-        )
-        return [config for config, is_good in zip(configs, good, strict=True) if is_good]
+        return inspection_tables.compiling_well(pool, gpu.arch, block, configs)
 
     def microseconds(case: Case, config: ConvConfig | None) -> float:
         run, values = with_data(case, device)

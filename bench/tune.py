@@ -203,9 +203,7 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        entries = [inspection_tables.Entry(gpu.arch, layer, config) for config in configs]
-        good = pool.map(inspection_tables.compiles_well, entries)
-        return [config for config, is_good in zip(configs, good, strict=True) if is_good]
+        return inspection_tables.compiling_well(pool, gpu.arch, layer, configs)
 
     def is_right(layer: Layer, config: ConvConfig) -> bool:
         return error(layer, config, device) < 2 * torch.finfo(getattr(torch, layer.dtype)).eps

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import triton
 
 from fastres.text import text_table
 
+from .ahead_of_time import Compilation
 from .inspection import compile_conv, inspect
 from .inspection_tma import compile_block, compile_tma, inspect_tma
 from .parallel import in_processes
@@ -45,35 +47,36 @@ class Verdict:
 
 
 def entries(path: Path) -> list[Entry]:
-    """The distinct compilations of a table: batch sizes that share a configuration share a kernel."""
+    """The distinct compilations of a table: most batch sizes that share a configuration share a kernel."""
     text = path.read_text()
     table = from_json(text, str(path))
     arch = json.loads(text)["arch"]
-    found = {}
     tuned: list[Tuned | TunedBlock] = [*table.layers, *table.blocks]
-    for entry in tuned:
-        found[entry.layer.without_batch, entry.config] = Entry(arch, entry.layer, entry.config)
-    return list(found.values())
+    made = [Entry(arch, entry.layer, entry.config) for entry in tuned]
+    return list({(entry.layer.without_batch, compilation(entry)): entry for entry in made}.values())
+
+
+def compilation(entry: Entry) -> Compilation:
+    """What an entry has compiled."""
+    layer, config = entry.layer, entry.config
+    if isinstance(layer, Block):
+        return compile_block(layer, config)
+    compiled = compile_conv if config.kernel == "conv" else compile_tma
+    return compiled(layer.shape, getattr(torch, layer.dtype), config, residual=layer.residual, relu=True)
 
 
 def judge(entry: Entry) -> Verdict:
     """Compile one entry."""
-    layer, config = entry.layer, entry.config
-    dtype = getattr(torch, layer.dtype)
-    if isinstance(layer, Layer) and config.kernel == "conv":
-        report = inspect(compile_conv(layer.shape, dtype, config, residual=layer.residual, relu=True), entry.arch)
+    item = compilation(entry)
+    if item.kernel == "conv":
+        report = inspect(item, entry.arch)
         found = {
             "does not fit": not report.fits,
             "spills in its loop": report.loop_spills > 0,
-            "multiplies without tensor cores": dtype.itemsize == 2 and not report.mma,
+            "multiplies without tensor cores": getattr(torch, entry.layer.dtype).itemsize == 2 and not report.mma,
         }
         problems = tuple(name for name, is_so in found.items() if is_so)
     else:
-        item = (
-            compile_block(layer, config)
-            if isinstance(layer, Block)
-            else compile_tma(layer.shape, dtype, config, residual=layer.residual, relu=True)
-        )
         tma = inspect_tma(item)
         report, problems = tma.report, tma.problems
     return Verdict(entry, report.registers, report.shared_memory, ", ".join(problems))
@@ -85,6 +88,12 @@ def compiles_well(entry: Entry) -> bool:
         return not judge(entry).problem
     except (RuntimeError, triton.CompilationError):
         return False
+
+
+def compiling_well(pool: Executor, arch: str, layer: Layer | Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+    """Those of ``configs`` that compile well for ``layer``, found out in ``pool``."""
+    good = pool.map(compiles_well, [Entry(arch, layer, config) for config in configs])
+    return [config for config, is_good in zip(configs, good, strict=True) if is_good]
 
 
 def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict]:

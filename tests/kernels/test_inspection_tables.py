@@ -44,6 +44,13 @@ def test_each_kind_of_kernel_is_compiled_once(tmp_path: Path) -> None:
     assert len(inspection_tables.rows(verdicts)) == 5
 
 
+def test_a_kernel_whose_tiles_depend_on_the_batch_is_compiled_for_each(tmp_path: Path) -> None:
+    config = ConvConfig("conv_specialized", 128, 128, 64, 8, 4)
+    path = write(tmp_path / "conv.json", tuple(tuned(config, batch) for batch in (8, 128, 256)))
+    found = inspection_tables.entries(path)
+    assert [entry.layer.shape.N for entry in found] == [8, 256], "128 and 256 images have the same tiles"
+
+
 def test_bad_configurations_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "conv.json", (tuned(ConvConfig("conv", 128, 256, 128, 8, 5)),))
     (verdict,) = [inspection_tables.judge(entry) for entry in inspection_tables.entries(path)]
