@@ -13,6 +13,8 @@ and ``empty`` ones the consumers' word that they have read:
 
 from __future__ import annotations
 
+import functools
+
 import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
@@ -28,11 +30,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
+@functools.cache
 def shared_layout(rank: int) -> gl.NVMMASharedLayout:
     """How boxes of ``rank`` dimensions of 2-byte elements lie in shared memory, for TMA and wgmma alike."""
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
 
 
+@functools.cache
 def accumulator_layout(warps: int, block_n: int) -> gl.NVMMADistributedLayout:
     """How the accumulator of BLOCK_N columns lies in the registers of ``warps`` consumer warps."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, block_n, 16])
