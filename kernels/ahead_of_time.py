@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,12 +45,6 @@ class Compilation:
     uses_dot: bool = True
 
 
-def early(item: Compilation) -> Compilation:
-    """The compilation of the same kernel for a launch within ``launch.early_launches``."""
-    constants = tuple((name, True if name == "EARLY" else value) for name, value in item.constants)
-    return replace(item, label=f"{item.label}, early", constants=constants)
-
-
 def descriptor_type(dtype: torch.dtype, box: list[int]) -> str:
     """The type of a descriptor argument in a :class:`Compilation`."""
     return f"{TYPE_NAMES[dtype]}{box}"
@@ -63,7 +57,7 @@ def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
     options: dict[str, int | bool] = {"num_warps": item.num_warps}
     if item.num_stages is not None:
         options["num_stages"] = item.num_stages
-    if constants.get("EARLY"):
+    if constants.get("EARLY"):  # as within launch.early_launches
         options["launch_pdl"] = True
     with as_if_on(arch):
         return kernel.run(**arguments, **options, grid=(1,), warmup=True)

@@ -19,24 +19,13 @@ from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import entries, get_entry, load_state
 
 from .state_dicts import same
+from .test_architectures import TORCHVISION
 
-TORCHVISION_MODELS = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-)
 DATA = Path(fastres.__file__).parent / "data"
 BUNDLED_FILES = ("resnet20_digits.safetensors", "resnet20_digits.json")
 
 
-@pytest.mark.parametrize("model", TORCHVISION_MODELS)
+@pytest.mark.parametrize("model", TORCHVISION)
 def test_the_table_is_torchvisions(model: str) -> None:
     enum = torchvision.models.get_model_weights(model)
     table = entries(model)
@@ -60,11 +49,11 @@ def test_the_table_is_torchvisions(model: str) -> None:
 
 
 def test_models_without_published_weights_have_no_entries() -> None:
-    assert {model for model in list_models() if entries(model)} == {*TORCHVISION_MODELS, "resnet20_digits"}
+    assert {model for model in list_models() if entries(model)} == {*TORCHVISION, "resnet20_digits"}
 
 
 def test_parameters_and_multiply_accumulates_are_counted_as_torchvision_counts_them() -> None:
-    for model in TORCHVISION_MODELS:
+    for model in TORCHVISION:
         entry = get_entry(model, "DEFAULT")
         assert weights._parameters(get_architecture(model)) == entry.params
         assert weights._macs(get_architecture(model), 224) / 1e9 == pytest.approx(entry.gmacs, abs=6e-4)
@@ -73,7 +62,7 @@ def test_parameters_and_multiply_accumulates_are_counted_as_torchvision_counts_t
 def test_half_of_each_file_is_missing_where_weights_are_stored_in_half_precision() -> None:
     stored_bytes = {
         (model, entry.name): entry.file_mb * 2**20 / entry.params
-        for model in TORCHVISION_MODELS
+        for model in TORCHVISION
         for entry in entries(model).values()
     }
     half = {key for key, size in stored_bytes.items() if size < 3}

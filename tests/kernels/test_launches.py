@@ -6,6 +6,7 @@ The same key in Triton's cache: what was compiled ahead of time, many at once, n
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from fastres.folding import build_plan, outline
 from fastres.fusion import joinable
 from fastres.gpu import GpuExecutor, block_of
 from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
-from fastres.kernels.ahead_of_time import Compilation, compile_for, early
+from fastres.kernels.ahead_of_time import Compilation, compile_for
 from fastres.kernels.inspection import plan_compilations
 from fastres.kernels.launch import INTERPRETED, early_launches
 from fastres.kernels.prepare import prepare
@@ -110,7 +111,8 @@ def test_an_early_kernel_is_inspected_as_it_is_launched(monkeypatch: pytest.Monk
     x, weight = torch.zeros(1, 14, 14, 64).half(), torch.zeros(64, 3, 3, 64).half()
     with dry_launches(monkeypatch) as launched, early_launches():
         dispatch.convolve_into(x.clone(), x, weight, torch.zeros(64), padding=1, config=config)
-    item = early(inspection.compile_conv(shape, torch.float16, config, residual=False, relu=False))
+    item = inspection.compile_conv(shape, torch.float16, config, residual=False, relu=False)
+    item = replace(item, constants=tuple((dict(item.constants) | {"EARLY": True}).items()))
     (launch,) = launched
     assert launch.key == inspected(item)
     waits = launch.ptx.index("griddepcontrol.wait")
