@@ -29,7 +29,7 @@ from .text import dtype_name
 SHAPES_KEPT = 8
 
 # From this size glibc's malloc always maps a block of its own and hands it back when it is freed (on 64 bits,
-# DEFAULT_MMAP_THRESHOLD_MAX), so that each call pages it in again: 8 % of the time of ResNet-50 at batch 32 (AMD EPYC).
+# DEFAULT_MMAP_THRESHOLD_MAX), so that each call pages it in again.
 MAPPED_BYTES = 32 * 2**20
 
 _NO_SCALARS: list[float] = []
