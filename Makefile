@@ -32,16 +32,14 @@ test: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	rm -rf build/types
-	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --target build/types .
-	MYPYPATH=build/types $(PYTHON) -m mypy -p fastres
+	$(PYTHON) -m mypy
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
 	@echo "Open build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
 gpu: $(READY)
-	$(PYTHON) -m fastres.bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
+	$(PYTHON) -m bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
 
 # torch and torchvision first and alone: the same pin is a CPU build on one machine and a CUDA build on another, and
 # torchvision's dependency on torch must not swap it.

@@ -1,1 +1,9 @@
-"""Correctness first, then time: fastres against what else a user could pick."""
+"""Correctness first, then time: fastres against what else a user could pick.
+
+``python -m bench.run`` in the checkout, ``fastres bench`` anywhere.
+"""
+
+if __name__ == "bench":
+    from fastres.checkout import serve
+
+    serve("bench")

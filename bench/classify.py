@@ -36,7 +36,8 @@ from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
 from fastres.classification.listing import write_listing
 from fastres.classification.pixels import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
-from fastres.environment import cpu_name, installed_version
+from fastres.environment import installed_version
+from fastres.processor import processor
 from fastres.text import text_table
 
 from .calibration import calibrate_
@@ -349,20 +350,20 @@ def _environment(device: torch.device, arguments: Sequence[str]) -> dict[str, An
     packages = ("torch", "pillow", "simplejpeg", "pyarrow")
     return {
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cpu": cpu_name(),
+        **processor(),
         "cpu_count": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         **{package: installed_version(package) for package in packages},
         "fastres": fastres.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "fastres.bench.classify", *arguments]),
+        "command": " ".join(["python", "-m", "bench.classify", *arguments]),
         "weights": "random, calibrated",
     }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.classify", description="Speed of fastres classify.")
+    parser = argparse.ArgumentParser(prog="python -m bench.classify", description="Speed of fastres classify.")
     parser.add_argument("--images", type=int, default=2000, help="how many (default: %(default)s)")
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="default: resnet18 resnet50")
     parser.add_argument("--rounds", type=int, default=3, help="of decode, model, whole (default: %(default)s)")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 
 from fastres.ceilings import Ceilings
-from fastres.environment import cpu_name, installed_version
+from fastres.environment import installed_version
+from fastres.processor import processor
 from fastres.version import __version__
 
 from .results import significant
@@ -23,7 +23,7 @@ from .timing import memory_method
 
 def describe(
     device: torch.device,
-    arguments: Sequence[str],
+    command: str,
     weights: str,
     tf32: bool,
     cold: bool,
@@ -34,7 +34,7 @@ def describe(
     return {
         "gpu": gpu.name if gpu else None,
         "gpu_memory_gb": significant(gpu.total_memory / 1e9) if gpu else None,
-        "cpu": cpu_name(),
+        **processor(),
         "cpu_count": os.cpu_count(),
         "load_average": _load_average(),
         "threads": torch.get_num_threads(),
@@ -47,7 +47,7 @@ def describe(
         "triton": installed_version("triton"),
         "fastres": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "fastres.bench.run", *arguments]),
+        "command": command,
         "weights": weights,
         "tf32": tf32,
         "ceilings": {

@@ -219,7 +219,7 @@ def read_state(out: Path) -> dict[str, Outcome]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what has not passed yet; exit status 1 where a piece failed or ran out of time, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.gpu", description="Validate and measure on a GPU.")
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Validate and measure on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where results go (default: %(default)s)")
     parser.add_argument("--only", nargs="+", metavar="PIECE", help="run these pieces, also where they passed before")
     parser.add_argument("--copy", type=Path, metavar="DIR", help="copy what is in --out here after each piece")

@@ -1,4 +1,4 @@
-"""``python -m fastres.bench.host``: how long one warm call keeps the Python thread busy.
+"""``python -m bench.host``: how long one warm call keeps the Python thread busy.
 
 On a GPU a call of a few images is a graph replay that returns before the GPU is done; what Python takes for it bounds
 how many calls a second one thread can make. Without a GPU the graph is replaced by one that does nothing, which leaves
@@ -84,7 +84,7 @@ def measure(model: str = "resnet50", batch: int = 1) -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the host time; write it as JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.host", description="Host time of one warm call.")
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description="Host time of one warm call.")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON here")

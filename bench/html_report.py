@@ -19,7 +19,9 @@ from .words import device_name, milliseconds, speed
 
 TEMPLATE = "report.html.jinja"
 FACTS = {
-    "gpu": "GPU", "gpu_memory_gb": "GPU memory, GB", "cpu": "CPU", "cpu_count": "CPU cores", "threads": "threads",
+    "gpu": "GPU", "gpu_memory_gb": "GPU memory, GB", "cpu": "CPU",
+    "cpu_instruction_sets": "its instruction sets", "cpu_limits": "limited by",
+    "cpu_count": "CPU cores", "threads": "threads",
     "load_average": "load average before", "system": "system", "python": "Python", "torch": "torch", "cuda": "CUDA",
     "hip": "HIP", "cudnn": "cuDNN", "triton": "Triton", "fastres": "fastres", "date": "date", "command": "command",
     "weights": "weights", "tf32": "TF32 for float32", "first_call": "first call", "timing": "clock",

@@ -1,4 +1,4 @@
-"""``python -m fastres.bench.predict``: what the roofline says before anything is measured.
+"""``python -m bench.predict``: what the roofline says before anything is measured.
 
 Prints, for a model and a batch on a GPU of given ceilings, the arithmetic, the memory traffic and the least time of
 each part of the network at one kernel a step, or with convolutions joined, and the images a second that this allows.
@@ -91,9 +91,7 @@ def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the prediction for each batch."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastres.bench.predict", description="Roofline of a model on a GPU."
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.predict", description="Roofline of a model on a GPU.")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--size", type=int, default=224)

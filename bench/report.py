@@ -1,6 +1,6 @@
 """A run on screen, as charts and as one HTML file: made from :class:`fastres.bench.results.Results` and nothing else.
 
-``python -m fastres.bench.report FOLDER …`` shows the runs that lie in folders and writes their charts and their report.
+``python -m bench.report FOLDER …`` shows the runs that lie in folders and writes their charts and their report.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from .words import device_name, milliseconds, speed
 if TYPE_CHECKING:
     from rich.table import Table
 
+# What runs in one report have in common: the machine and the versions.
+SAME = ("gpu", "cpu", "cpu_instruction_sets", "cpu_limits", "torch", "triton", "fastres")
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or pipe
 STAR = "★"
 BUSY = 0.5  # load average a core, before the run, above which times are called disturbed
@@ -160,10 +162,11 @@ def collect(folders: Sequence[Path], but: Path | None = None) -> Results:
     runs = [read(path) for path in paths]
     first = runs[0].environment
     for path, run in zip(paths, runs, strict=True):
-        for name in ("gpu", "cpu", "torch", "triton", "fastres"):
-            if run.environment[name] != first[name]:
+        for name in SAME:
+            here, there = run.environment.get(name), first.get(name)
+            if here != there:
                 raise FastresError(
-                    f"{path} is of {name} {run.environment[name]!r} and {paths[0]} of {first[name]!r}; "
+                    f"{path} is of {name} {here!r} and {paths[0]} of {there!r}; "
                     "runs of different machines or versions do not go into one report"
                 )
     if len(runs) == 1:
@@ -187,7 +190,7 @@ def _result_files(folder: Path, but: Path | None) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: show the runs in folders as one; write charts and report."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="+", help=f"a folder with a {JSON_NAME}, or of such folders")
     parser.add_argument("--out", type=Path, help="where to write (default: the folder, if it holds the one run)")
     given = parser.parse_args(arguments)

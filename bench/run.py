@@ -1,4 +1,4 @@
-"""``python -m fastres.bench.run`` (from a checkout also ``python -m bench.run``): correctness, then time.
+"""``python -m bench.run`` in a checkout, ``fastres bench`` once installed: correctness, then time.
 
 Each engine's logits are compared with the same network's in float64 before it is timed; an engine that is wrong is not
 timed. Those that are right are timed in turn, beside eager PyTorch and under the ceilings measured in the same run.
@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import importlib.util
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -79,10 +80,10 @@ class Setting:
         return Row(self.model, self.size, self.batch, dtype_name(self.dtype), peer.name, status, note=note)
 
 
-def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results], object] | None = None) -> Results:
+def run(options: Options, command: str = "", keep: Callable[[Results], object] | None = None) -> Results:
     """Benchmark every setting of ``options``; returns environment and rows.
 
-    ``arguments`` is noted as the command that was given. ``keep`` is called after each setting with the results so far
+    ``command`` is noted as what was run. ``keep`` is called after each setting with the results so far
     (``environment["complete"]`` is false until the last). Raises ``FastresError`` for a model, size or weights that do
     not exist and where a check could not tell right from wrong; an engine that cannot be run is a row.
     """
@@ -104,7 +105,7 @@ def run(options: Options, arguments: Sequence[str] = (), keep: Callable[[Results
         measured = {dtype: ceilings.measure(options.device, dtype) for dtype in dtypes}
         by_name = {dtype_name(dtype): ceiling for dtype, ceiling in measured.items()}
         given = (options.weights, options.tf32, options.cold)
-        where = environment.describe(options.device, arguments, *given, by_name)
+        where = environment.describe(options.device, command, *given, by_name)
         network, of = None, ""
         for done, setting in enumerate(settings, start=1):
             if network is None or of != setting.model:
@@ -289,8 +290,8 @@ def _batches(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastres bench", description=(__doc__ or "").split("\n\n", 1)[1])
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n\n", 1)[1])
     engines = "; ".join(f"{peer.name} ({peer.what})" for peer in PEERS)
     parser.add_argument("--model", nargs="+", default=["resnet50"], help="one or several (default resnet50)")
     parser.add_argument("--batch", type=_batches, default=(1, 8), help="batch sizes, such as 1,8 (default)")
@@ -312,10 +313,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns 0, or 1 where fastres is wrong, fails or ran nowhere, or 2 for what cannot be run."""
+def main(arguments: Sequence[str] | None = None, program: str = "python -m bench.run") -> int:
+    """The command line, as ``program``.
+
+    Returns 0, or 1 where fastres is wrong, fails or ran nowhere, or 2 for what cannot be run.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    given = _parser().parse_args(arguments)
+    given = _parser(program).parse_args(arguments)
     try:
         needed = {"rich": not given.json, "matplotlib": given.out is not None, "jinja2": given.out is not None}
         missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
@@ -338,7 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.tf32,
             given.cold,
         )
-        found = run(options, arguments, None if given.out is None else lambda found: results.write(found, given.out))
+        command = f"{program} {shlex.join(arguments)}".strip()
+        found = run(options, command, None if given.out is None else lambda found: results.write(found, given.out))
         if given.json:
             print(found.as_json(), end="")
         else:
@@ -347,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in report.write(found, given.out))]
             print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {given.out}", file=sys.stderr)
     except FastresError as error:
-        print(f"fastres bench: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     return results.exit_code(found.rows)
 

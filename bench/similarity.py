@@ -1,4 +1,4 @@
-"""``python -m fastres.bench.similarity``: which training scans look most like a held-out digit, by embedding.
+"""``python -m bench.similarity``: which training scans look most like a held-out digit, by embedding.
 
 Every scan becomes the pooled features that ``resnet20_digits`` computes, ``[64]``. A held-out digit is read as the
 digit of its nearest neighbour among the training scans by cosine similarity, or as most of the nearest ones say. The
@@ -106,7 +106,7 @@ def _tile(axis: Any, pixels: Tensor, words: str, colour: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print, and write ``similarity.json`` and ``similarity.png`` where ``--out`` says."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.similarity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.similarity", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for similarity.json and similarity.png (default: print only)")
     options = parser.parse_args(arguments)
     try:
@@ -138,7 +138,7 @@ def _run(out: Path | None) -> None:
             "training_scans": len(found.candidates),
             "embeddings": asdict(found.accuracy),
             "pixels": asdict(pixels.accuracy),
-            "command": "python -m fastres.bench.similarity",
+            "command": "python -m bench.similarity",
             "environment": {key: value for key, value in environment().items() if key != "weights_folder"},
         }
         write_whole(out / "similarity.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Trains the model in the box: ``python -m fastres.bench.train_digits`` writes ``fastres/data/resnet20_digits.*``.
+"""Trains the model in the box: ``python -m bench.train_digits`` writes ``fastres/data/resnet20_digits.*``.
 
 A CIFAR ResNet-20 (He et al., CVPR 2016, §4.2) on scikit-learn's digits, from scratch, on a CPU, in minutes. The recipe
 was judged with ``--validate``, which trains on a part of the training digits and looks at the rest; the held-out digits
@@ -202,7 +202,7 @@ def save(trained: Trained, record: dict[str, Any], folder: Path) -> tuple[Path, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: train, look at the held-out digits, write both files and say where."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.train_digits", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.train_digits", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation (default 0)")
     parser.add_argument("--epochs", type=int, default=Recipe.epochs, help=f"default {Recipe.epochs}")
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default: the package's data)")
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_part, _ = split(labels)
     trained = train(images[train_part], labels[train_part], recipe, options.seed)
     seconds = time.perf_counter() - start
-    command = f"python -m fastres.bench.train_digits --seed {options.seed} --epochs {options.epochs}"
+    command = f"python -m bench.train_digits --seed {options.seed} --epochs {options.epochs}"
     record = make_record(trained, recipe, options.seed, seconds, command)
     paths = save(trained, record, options.out)
     print(f"Held-out accuracy {record['held_out_accuracy']:.4f} on {record['held_out_images']} digits.")

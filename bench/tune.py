@@ -1,4 +1,4 @@
-"""``python -m fastres.bench.tune``: find the fastest way to run models on this machine's GPU.
+"""``python -m bench.tune``: find the fastest way to run models on this machine's GPU.
 
 For every distinct convolution of the given models and batches: list what could run it, drop what the roofline says
 cannot be good, compile the rest in parallel with no launch and drop what spills or does not fit, check each result
@@ -268,7 +268,7 @@ def _launch(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune and print a short table, slowest layers first; exit status 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.tune", description="Tune the layers of models.")
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Tune the layers of models.")
     parser.add_argument("--model", nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--size", type=int, default=224)

@@ -10,7 +10,14 @@ def device_name(environment: dict[str, Any]) -> str:
     if environment["gpu"]:
         return str(environment["gpu"])
     threads = environment.get("threads")
-    return f"{environment['cpu']}, {threads} thread{'s' if threads != 1 else ''}"
+    return f"{cpu_words(environment)}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def cpu_words(environment: dict[str, Any]) -> str:
+    """The processor with its instruction sets, and what kept programs from some; older records have the name alone."""
+    known = (environment.get("cpu_instruction_sets"), environment.get("cpu_limits"))
+    said = "; ".join(filter(None, known))
+    return f"{environment['cpu']} ({said})" if said else str(environment["cpu"])
 
 
 def milliseconds(value: float | None) -> str:

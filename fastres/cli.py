@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["bench"]:  # has a parser of its own
             from fastres.bench.run import main as bench
 
-            return bench(arguments[1:])
+            return bench(arguments[1:], "fastres bench")
         options = _parser().parse_args(arguments)
         return int(options.run(options) or 0)
     except FastresError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import cpu
+from .processor import processor
 from .text import dtype_name
 from .version import __version__
 
@@ -25,7 +26,7 @@ def environment() -> dict[str, str | int | None]:
         "cuda": torch.version.cuda,
         "gpu": properties.name if properties else None,
         "gpu_memory_mb": properties.total_memory // 2**20 if properties else None,
-        "cpu": cpu_name(),
+        **processor(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_dtypes": ", ".join(map(dtype_name, cpu.supported_dtypes())),
@@ -40,14 +41,3 @@ def installed_version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from fastres.environment import cpu_name, installed_version
+from fastres.environment import installed_version
 from fastres.errors import FastresError
+from fastres.processor import processor
 from fastres.version import __version__
 
 from ..results import write_whole
+from ..words import cpu_words
 from .common import Data, Settings, Study
 from .figures import drawing, png
 from .training import threads
@@ -61,7 +63,7 @@ def environment(settings: Settings, command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": installed_version("numpy"),
         "scikit-learn": installed_version("scikit-learn"),
-        "cpu": cpu_name(),
+        **processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
@@ -128,7 +130,7 @@ def _where(result: Result) -> str:
     seeds = ", ".join(map(str, at["seeds"]))
     return (
         f"Data: {result.data['dataset']}. Size: {at['size']}; seeds {seeds}. fastres {at['fastres']}, torch "
-        f"{at['torch']}, Python {at['python']}, scikit-learn {at['scikit-learn']}; {at['cpu']}, {at['system']}; "
+        f"{at['torch']}, Python {at['python']}, scikit-learn {at['scikit-learn']}; {cpu_words(at)}, {at['system']}; "
         f"{at['date']}."
     )
 

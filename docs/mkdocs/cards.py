@@ -57,6 +57,7 @@ def _digits_card(arch: Architecture) -> str:
     record = json.loads((resources.files("fastres") / "data" / f"{arch.name}.json").read_text(encoding="utf-8"))
     (entry,) = entries(arch.name).values()
     held_out, right = record["held_out_images"], record["held_out_correct"]
+    command = record["command"].replace("-m fastres.bench.", "-m bench.")  # what it is called today
     return "\n".join(
         [
             f"### {arch.name}",
@@ -70,7 +71,7 @@ def _digits_card(arch: Architecture) -> str:
             f"| data | {record['data']} |",
             f"| split | {record['split']} |",
             f"| preprocessing | resize {entry.resize}, crop {entry.crop}; mean {entry.mean[0]}, std {entry.std[0]} |",
-            f"| trained by | `{record['command']}`, torch {record['torch']}, {record['threads']} CPU threads, "
+            f"| trained by | `{command}`, torch {record['torch']}, {record['threads']} CPU threads, "
             f"{record['seconds']:.0f} s, {record['date']}: {record['epochs']} epochs, {record['optimizer']} |",
             f"| file | `{entry.file}` in the package, {entry.file_mb:.1f} MiB, SHA-256 `{entry.sha256}` |",
             "| licence | the package's, Apache 2.0; UCI distributes the scans under CC BY 4.0 |",

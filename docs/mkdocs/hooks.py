@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import shutil
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,19 +19,6 @@ PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "
 RESULTS = ("json", "csv", "png", "html", "svg")
 
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
-
-
-def on_startup(command: str, dirty: bool) -> None:
-    """Copy the sources as they are laid out when installed, for mkdocstrings to read.
-
-    At startup, because mkdocstrings passes over folders that are not there when it is configured.
-    """
-    package = ROOT / "build" / "api" / "fastres"
-    shutil.rmtree(package, ignore_errors=True)
-    not_sources = shutil.ignore_patterns("__pycache__", "data", "configs", "results")
-    shutil.copytree(ROOT / "fastres", package, ignore=not_sources)
-    for name in ("kernels", "export", "bench"):
-        shutil.copytree(ROOT / name, package / name, ignore=not_sources)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

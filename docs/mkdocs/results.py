@@ -23,12 +23,13 @@ def measured() -> str:
 
 def _section(run: results.Results, folder: Path) -> str:
     facts = run.environment
+    command = facts.get("command", "python -m bench.run").replace("-m fastres.bench.", "-m bench.")  # its name today
     headline, lost = standing.verdict(run.rows)
     lines = [
         f"## {device_name(facts)}",
         "",
         f"{facts['date'][:10]}, torch {facts['torch']}, Triton {facts['triton']}, fastres {facts['fastres']}. "
-        f"`{facts.get('command', 'python -m fastres.bench.run')}`",
+        f"`{command}`",
         "",
         headline,
         "",
