@@ -84,8 +84,9 @@ def calibrate_(module: nn.Module, size: int = 64, count: int = 16, seed: int = 0
 def calibrated(arch: Architecture, seed: int = 0) -> EagerResNet:
     """A calibrated network of ``arch``, float32, in eval mode; the same for the same seed."""
     size = 32 if arch.stem == "cifar" else 64
-    module = EagerResNet(arch)
-    calibrate_(module, size=size, seed=seed)
+    with torch.device("meta"):  # whatever a new module draws is drawn again
+        module = EagerResNet(arch)
+    calibrate_(module.to_empty(device="cpu"), size=size, seed=seed)
     return module
 
 

@@ -31,7 +31,7 @@ from fastres.text import dtype_name
 
 from . import ceilings, environment, layers, results, timing
 from .calibration import calibrated
-from .checking import Checks, error_limit, make_checks, relative_error
+from .checking import Checks, Error, error_limit, make_checks, relative_error
 from .eager import EagerResNet
 from .peers import EAGER, FASTRES, PEERS, Engine, Peer, select
 from .results import ABSENT, FAILED, OK, UNSUPPORTED, WRONG, LayerRow, Results, Row, significant
@@ -160,14 +160,14 @@ def benchmark(
         rows: list[Row] = []
         engines: dict[str, Callable[[], object]] = {}
         model: Engine | None = None
-        eager_error = math.inf
+        eager_error = Error(math.inf, math.inf)
         for peer in setting.peers:
             progress.set_postfix_str(peer.name)
-            row, engine = _admit(setting, peer, network, checks, eager_error)
+            row, error, engine = _admit(setting, peer, network, checks, eager_error)
             if peer.name == EAGER.name:
-                if row.status != OK or row.max_rel_error is None:
+                if row.status != OK or error is None:
                     raise FastresError(f"Eager PyTorch, which all are judged by, is {row.status} here: {row.note}")
-                eager_error = row.max_rel_error
+                eager_error = error
             rows.append(row)
             if engine is not None:
                 engines[peer.name] = _call(engine, peer, checks)
@@ -194,12 +194,12 @@ def _call(engine: Engine, peer: Peer, checks: Checks) -> Callable[[], object]:
 
 
 def _admit(
-    setting: Setting, peer: Peer, network: EagerResNet, checks: Checks, eager_error: float
-) -> tuple[Row, Engine | None]:
+    setting: Setting, peer: Peer, network: EagerResNet, checks: Checks, eager_error: Error
+) -> tuple[Row, Error | None, Engine | None]:
     """Build ``peer``, measuring its first call, and check its logits; the engine only if it may be timed."""
     reason = peer.reason_absent(setting.device, setting.dtype)
     if reason is not None:
-        return setting.row(peer, ABSENT, reason), None
+        return setting.row(peer, ABSENT, reason), None, None
     x = peer.example(checks.batches[0])
 
     def build() -> Engine:
@@ -214,20 +214,28 @@ def _admit(
     # Whatever another library raises while it is built or run is the reason why it is absent.
     except Exception as problem:
         reason = f"{type(problem).__name__}: {str(problem).strip()}".splitlines()[0][:300]
-        return setting.row(peer, FAILED if peer.name == FASTRES.name else ABSENT, reason), None
+        return setting.row(peer, FAILED if peer.name == FASTRES.name else ABSENT, reason), None, None
     unknown = peer.own_memory and setting.device.type == "cuda"
     limit = error_limit(peer, setting.dtype, eager_error, checks)
     row = dataclasses.replace(
         setting.row(peer, OK),
-        max_rel_error=significant(error),
-        error_limit=significant(limit),
+        max_rel_error=significant(error.worst),
+        error_limit=significant(limit.worst),
         first_call_s=significant(seconds),
         peak_memory_mb=None if unknown else significant(growth / 1e6),
     )
-    if error <= limit:
-        return row, engine
-    note = f"its logits are off by {error:.2e}, and at most {limit:.2e} is accepted (eager: {eager_error:.2e})"
-    return dataclasses.replace(row, status=WRONG, note=note), None
+    if error.within(limit):
+        return row, error, engine
+    off = [
+        f"{of} by {found:.2e}, where at most {most:.2e} is accepted (eager: {own:.2e})"
+        for of, found, most, own in (
+            ("on average", error.typical, limit.typical, eager_error.typical),
+            ("on the worst image", error.worst, limit.worst, eager_error.worst),
+        )
+        if not found <= most
+    ]
+    note = f"its logits are off {' and '.join(off)}"
+    return dataclasses.replace(row, status=WRONG, note=note), error, None
 
 
 def _timed(

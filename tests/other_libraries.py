@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from torch import Tensor, nn
 
 import fastres
-from fastres.bench.calibration import calibrate_, smooth_images, spread
+from fastres.bench.calibration import calibrate_, smooth_images
 
-from .measures import NETWORK_FACTOR, relative_error
+from .measures import Yardstick
 
 # Two odd sizes: every window and stride ends differently on each side.
 SIZES = ((64, 64), (75, 97))
@@ -33,13 +30,7 @@ def calibrated_live(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-@torch.no_grad()
 def check_logits(module: nn.Module, model: fastres.Model, sizes: tuple[tuple[int, int], ...] = SIZES) -> None:
-    """Fails where ``model`` is further from ``module`` in float64 than twice ``module``'s own float32 error."""
-    double = copy.deepcopy(module).double()
-    for batch, (h, w) in zip((3, 2), sizes, strict=False):
-        x = smooth_images(batch, h, w, seed=h)
-        truth = double(x.double())
-        assert spread(truth) > 0.15, "logits must depend on the image"
-        limit = NETWORK_FACTOR[torch.float32] * relative_error(module(x), truth)
-        assert relative_error(model(x), truth) <= limit
+    """Fails where ``model`` is further from ``module`` in float64 than float32 allows."""
+    images = (smooth_images(batch, h, w, seed=h) for batch, (h, w) in zip((3, 2), sizes, strict=False))
+    Yardstick(module, *images, least_spread=0.15).check(model)

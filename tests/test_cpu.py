@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from fastres import cpu
 from fastres.architectures import ARCHITECTURES, get_architecture
-from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
+from fastres.bench.calibration import calibrated, pixels, smooth_images
 from fastres.bench.eager import EagerResNet
 from fastres.cpu import CpuExecutor
 from fastres.errors import DtypeError
@@ -22,17 +24,17 @@ from fastres.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
 from fastres.plan import Shape, Stem, Step
 from fastres.text import dtype_name
 
-from .measures import NETWORK_FACTOR, relative_error
+from .measures import Yardstick, relative_error
 from .test_architectures import TORCHVISION
 
-SIZES = ((64, 64), (97, 131))
-LOW_PRECISION = [dtype for dtype in (torch.bfloat16, torch.float16) if dtype in cpu.supported_dtypes()]
+SHAPES = ((3, 64, 64), (1, 97, 131), (3, 64, 75))  # batch, height, width
 
 
 def torchvision_module(name: str) -> nn.Module:
     """torchvision's own model with calibrated random weights, in eval mode."""
-    module = getattr(torchvision.models, name)(weights=None)
-    module.load_state_dict(calibrated(get_architecture(name)).state_dict())
+    with torch.device("meta"):
+        module = getattr(torchvision.models, name)(weights=None)
+    module.load_state_dict(calibrated(get_architecture(name)).state_dict(), assign=True)
     return module.eval()
 
 
@@ -40,66 +42,70 @@ def executor(module: nn.Module, name: str, dtype: torch.dtype = torch.float32) -
     return CpuExecutor(build_plan(module.state_dict(), get_architecture(name), dtype=dtype))
 
 
-@torch.no_grad()
-def check_logits(module: nn.Module, run: CpuExecutor, x: Tensor, dtype: torch.dtype) -> None:
-    """Fails where the executor is further from float64 than eager in ``dtype`` by more than the allowed factor."""
-    eager = module(x.to(dtype))
-    module.double()
-    truth = module(x.double())
-    module.to(dtype)
-    assert len(x) == 1 or spread(truth) > 0.2, "logits must depend on the image"
-    (logits,) = run.run(x)
-    assert logits.dtype == torch.float32
-    assert relative_error(logits, truth) <= NETWORK_FACTOR[dtype] * relative_error(eager, truth)
+def images(shapes: Sequence[tuple[int, int, int]] = SHAPES) -> list[Tensor]:
+    return [smooth_images(*shape, seed=seed) for seed, shape in enumerate(shapes, start=1)]
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_logits_in_float32(name: str) -> None:
+@functools.lru_cache(maxsize=1)  # the dtypes of a network follow one another
+def torchvision_yardstick(name: str) -> tuple[nn.Module, Yardstick]:
     module = torchvision_module(name)
-    run = executor(module, name)
-    for batch, (h, w) in zip((3, 1, 3), (*SIZES, SIZES[1]), strict=True):
-        check_logits(module, run, smooth_images(batch, h, w, seed=batch), torch.float32)
+    return module, Yardstick(module, *images())
 
 
-@pytest.mark.skipif(not LOW_PRECISION, reason="this CPU computes in float32 only")
-@pytest.mark.parametrize("dtype", LOW_PRECISION or [torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_logits_in_low_precision(name: str, dtype: torch.dtype) -> None:
-    module = torchvision_module(name)
-    run = executor(module, name, dtype)
-    module.to(dtype)
-    for batch, (h, w) in zip((3, 1), SIZES, strict=True):
-        check_logits(module, run, smooth_images(batch, h, w, seed=batch), dtype)
+def logits_of(run: CpuExecutor) -> Callable[[Tensor], Tensor]:
+    def logits(x: Tensor) -> Tensor:
+        (found,) = run.run(x)
+        assert found.dtype == torch.float32
+        return found
+
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in TORCHVISION for dtype in (torch.float32, torch.bfloat16, torch.float16)],
+    ids=str,
+)
+def test_logits(name: str, dtype: torch.dtype) -> None:
+    if dtype not in cpu.supported_dtypes():
+        pytest.skip(f"this CPU does not compute in {dtype_name(dtype)}")
+    module, yardstick = torchvision_yardstick(name)
+    yardstick.check(logits_of(executor(module, name, dtype)), dtype)
 
 
 @pytest.mark.parametrize("name", ["plain18", "resnet20", "plain20", "resnet56", "resnet110"])
 def test_networks_that_torchvision_lacks(name: str) -> None:
     module = calibrated(get_architecture(name))
-    run = executor(module, name)
-    for batch, (h, w) in ((3, (64, 75)), (1, (33, 41))):
-        check_logits(module, run, smooth_images(batch, h, w, seed=batch), torch.float32)
+    Yardstick(module, *images([(3, 64, 75), (1, 33, 41), (4, 48, 32)])).check(logits_of(executor(module, name)))
+
+
+VALUES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
+
+
+def intermediate_values(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What torchvision's layers give, by their names, and the logits."""
+    found: dict[str, Tensor] = {}
+    layers = {key: module.get_submodule(key) for key in VALUES}
+    hooks = [m.register_forward_hook(lambda _, __, y, key=key: found.update({key: y})) for key, m in layers.items()]
+    logits = module(x)
+    for hook in hooks:
+        hook.remove()
+    return found | {"avgpool": found["avgpool"].flatten(1), "logits": logits}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_intermediate_values_are_torchvisions(name: str) -> None:
-    module = torchvision_module(name).double()
-    x = smooth_images(2, 65, 97, seed=4)
-    truth: dict[str, Tensor] = {}
-    for key in ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool"):
-        module.get_submodule(key).register_forward_hook(lambda _, __, y, key=key: truth.__setitem__(key, y))
-    with torch.no_grad():
-        logits = module(x.double())
-    run = executor(module.float(), name)
-    plan_values = run._plan.features
-    outputs = (*plan_values.values(), "pooled", "logits")
-    *features, pooled, ours = run.run(x, outputs)
-    for key, value in zip(("maxpool", "layer1", "layer2", "layer3", "layer4"), features, strict=True):
-        assert value.shape == truth[key].shape
-        assert relative_error(value, truth[key]) < 1e-5
-    assert relative_error(pooled, truth["avgpool"].flatten(1)) < 1e-5
-    assert relative_error(ours, logits) < 1e-5
-    # Asking for intermediate values changes nothing: residuals that are asked for are not overwritten.
-    assert torch.equal(ours, run.run(x)[0])
+    module = torchvision_module(name)
+    run = executor(module, name)
+    outputs = (*run._plan.features.values(), "pooled", "logits")
+
+    def values(x: Tensor) -> dict[str, Tensor]:
+        found = run.run(x, outputs)
+        # Asking for intermediate values changes nothing: residuals that are asked for are not overwritten.
+        assert torch.equal(found[-1], run.run(x)[0])
+        return dict(zip((*VALUES, "logits"), found, strict=True))
+
+    Yardstick(module, *images([(2, 65, 97), (3, 48, 64)]), forward=intermediate_values).check(values)
 
 
 def test_stops_where_nothing_more_is_asked_for() -> None:
@@ -110,18 +116,18 @@ def test_stops_where_nothing_more_is_asked_for() -> None:
     assert stem.is_contiguous(memory_format=torch.channels_last)
 
 
+def normalised(module: nn.Module, pixels: Tensor) -> Tensor:
+    """``module``'s logits of uint8 pixels, normalised in its own dtype."""
+    dtype = next(module.parameters()).dtype
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return module(((pixels.double() / 255 - mean) / std).to(dtype))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_pixels_are_normalised(layout: torch.memory_format) -> None:
     module = calibrated(get_architecture("resnet18"))
-    x = pixels(smooth_images(3, 65, 81, seed=5)).to(memory_format=layout)
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    with torch.no_grad():
-        normalised = (x.double() / 255 - mean) / std
-        truth = EagerResNet.forward(module.double(), normalised)
-        eager = module.float()(normalised.float())
-    (logits,) = executor(module, "resnet18").run(x)
-    assert spread(truth) > 0.2
-    assert relative_error(logits, truth) <= 2 * relative_error(eager, truth)
+    given = [pixels(x).to(memory_format=layout) for x in images([(3, 65, 81), (4, 64, 64)])]
+    Yardstick(module, *given, forward=normalised).check(logits_of(executor(module, "resnet18")))
 
 
 def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
@@ -207,11 +213,12 @@ def images_run(run: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     module = torchvision_module("resnet18")
     run = executor(module, "resnet18")
-    x = smooth_images(5, 64, 75, seed=6)
+    yardstick = Yardstick(module, smooth_images(5, 64, 75, seed=6))
+    x = yardstick.inputs[0]
     (stem,) = run.run(x, ("stem",))
     monkeypatch.setattr(cpu, "MAPPED_BYTES", 3 * 64 * 32 * 38 * 4)  # the stem of three images
     images = images_run(run, monkeypatch)
-    check_logits(module, run, x, torch.float32)
+    yardstick.check(logits_of(run))
     assert images == [2, 2, 1]
     pooled, logits = run.run(x, ("pooled", "logits"))
     assert (pooled.shape, logits.shape) == ((5, 512), (5, 1000))

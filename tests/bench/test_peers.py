@@ -40,7 +40,8 @@ def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.d
         reference = EAGER.build(module, checks.batches[0])
     eager = relative_error(reference, EAGER, checks)
     error = relative_error(engine, peer, checks)
-    assert error <= error_limit(peer, dtype, eager, checks)
+    limit = error_limit(peer, dtype, eager, checks)
+    assert error.within(limit), f"{error}, at most {limit}"
 
 
 @pytest.mark.parametrize("peer", ON_CPU, ids=lambda peer: peer.name)

@@ -12,9 +12,9 @@ from torch import nn
 
 import fastres
 from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated, pixels, smooth_images, spread
+from fastres.bench.calibration import calibrated, pixels, smooth_images
 
-from ..measures import NETWORK_FACTOR, relative_error
+from ..measures import Yardstick, relative_error
 from ..test_architectures import TORCHVISION
 
 pytestmark = pytest.mark.gpu
@@ -28,21 +28,17 @@ def network(name: str) -> nn.Module:
     return calibrated(get_architecture(name)).cuda()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@functools.lru_cache(maxsize=1)  # the dtypes of a case follow one another
+def yardstick(name: str, case: tuple[int, int, int]) -> Yardstick:
+    """Of the first of its batches a test runs the network; the other shows how far off eager PyTorch can be."""
+    return Yardstick(network(name), *(smooth_images(*case, seed=seed).cuda() for seed in (11, 12)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("name", TORCHVISION)
-@torch.no_grad()
-def test_logits(name: str, dtype: torch.dtype, case: tuple[int, int, int]) -> None:
-    module = network(name)
-    batch, h, w = case
-    x = smooth_images(batch, h, w, seed=11).cuda()
-    truth = torch.cat([copy.deepcopy(module).double()(chunk.double()) for chunk in x.split(8)])
-    assert batch == 1 or spread(truth) > 0.2
-    # Eager's float32 as precise as fastres's: cuDNN would use tf32.
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        eager = copy.deepcopy(module).to(dtype)(x.to(dtype))
-    logits = fastres.from_module(module, dtype=dtype)(x)
-    assert relative_error(logits, truth) <= NETWORK_FACTOR[dtype] * relative_error(eager, truth)
+def test_logits(name: str, case: tuple[int, int, int], dtype: torch.dtype) -> None:
+    yardstick(name, case).check(fastres.from_module(network(name), dtype=dtype), dtype, batches=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +55,8 @@ def test_default_dtype_and_device(model: fastres.Model) -> None:
 
 def test_tf32_is_a_switch() -> None:
     module = network("resnet18")
-    x = smooth_images(4, 97, 131, seed=3).cuda()
-    with torch.no_grad():
-        truth = copy.deepcopy(module).double()(x.double())
+    measure = Yardstick(module, smooth_images(4, 97, 131, seed=3).cuda(), smooth_images(4, 97, 131, seed=4).cuda())
+    (x, _), (truth, _) = measure.inputs, (values["logits"] for values in measure.truth)
     model = fastres.from_module(module, dtype=torch.float32)
     exact = relative_error(model(x), truth)
     torch.set_float32_matmul_precision("high")
@@ -69,7 +64,7 @@ def test_tf32_is_a_switch() -> None:
         fast = relative_error(model(x), truth)
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert exact < 1e-5
+    measure.check(model)
     assert 10 * exact < fast < 2e-2
 
 
