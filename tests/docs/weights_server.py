@@ -38,8 +38,6 @@ def link_package(folder: Path) -> Path:
             (package / path.name).symlink_to(path)
     for path in (ROOT / "fastres" / "data").iterdir():
         (package / "data" / path.name).symlink_to(path)
-    for name in ("kernels", "export", "bench"):
-        (package / name).symlink_to(ROOT / name)
     return package
 
 

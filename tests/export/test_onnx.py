@@ -44,7 +44,7 @@ def test_onnxruntime_is_as_near_to_float64_as_eager(name: str, tmp_path: Path) -
             assert found.dtype == np.float32
             return torch.from_numpy(found)
 
-        known.yardstick.check(logits, getattr(torch, dtype))
+        known.check(logits, getattr(torch, dtype))
 
 
 @pytest.mark.parametrize("opset", [13, 18])

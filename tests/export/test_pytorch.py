@@ -53,7 +53,7 @@ def test_imagenet_stem_and_metadata(tmp_path: Path) -> None:
     export_torch(known.model, path, image_size="dynamic", progress=False)
     extra = {"metadata.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
-    known.yardstick.check(program)
+    known.check(program)
     metadata = json.loads(extra["metadata.json"])
     assert (metadata["model"], metadata["dtype"], metadata["crop"]) == ("plain18", "float32", "224")
 

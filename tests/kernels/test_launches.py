@@ -69,8 +69,11 @@ def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, resid
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [torch.float16, torch.uint8], ids=str)
-@pytest.mark.parametrize("name", ["every step", "groups"])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("every step", torch.float16), ("every step", torch.uint8), ("groups", torch.float16)],
+    ids=str,
+)
 def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtype) -> None:
     """Whole networks as the rules run them; with 16 larger images the stem prepares them first."""
     arch = EVERY_STEP if name == "every step" else GROUPS
