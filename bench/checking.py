@@ -94,7 +94,7 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     sums = Error(0.0, 0.0)
     if dtype == torch.float32:
         with float32_sums(reference):
-            sums = Error.of(reference(images[:least].double()), logits[:least])
+            sums = Error.of(reference(images[:IMAGES].double()), logits[:IMAGES])
     if count == batch:
         images, logits = torch.cat([images, images.roll(1, 0)]), torch.cat([logits, logits.roll(1, 0)])
     return Checks(images.split(batch), logits.split(batch), found, sums)

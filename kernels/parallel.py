@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -15,15 +16,17 @@ Result = TypeVar("Result")
 def in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str, progress: bool = True
 ) -> list[Result]:
-    """``function`` of each item, in worker processes (default: one a core), with a progress bar.
+    """``function`` of each item, in worker processes (default: one a core; 1 works in this process), with progress.
 
     The workers are forked from a server process that has no threads: to fork a process whose threads hold locks can
     hang.
     """
     from tqdm import tqdm
 
+    progress_bar = partial(tqdm, total=len(items), desc=label, unit="kernel", disable=not progress)
+    if workers == 1:
+        return list(progress_bar(map(function, items)))
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "triton.compiler"])
     with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(items) or 1), context) as pool:
-        results = pool.map(function, items)
-        return list(tqdm(results, total=len(items), desc=label, unit="kernel", disable=not progress))
+        return list(progress_bar(pool.map(function, items)))

@@ -50,7 +50,7 @@ def by_engine(found: Results) -> dict[str, Row]:
     return rows
 
 
-FIRST_AND_CHECKS = 1 + 32  # the first call, then 32 batches of two images
+FIRST_AND_CHECKS = 1 + 4  # the first call, then four batches of two images
 
 
 @pytest.mark.usefixtures("small")

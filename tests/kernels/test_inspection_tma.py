@@ -68,7 +68,7 @@ def test_every_specialised_candidate_compiles_well(stride: int, residual: bool) 
     configs = deepest(config for config in conv_specialized.CANDIDATES if config.kernel.endswith("compact") == residual)
     assert len(configs) == 5
     items = [compile_tma(shape, torch.bfloat16, config, residual=residual, relu=True) for config in configs]
-    reports = inspect_tma_all(items, workers=2, progress=False)
+    reports = inspect_tma_all(items, workers=1, progress=False)
     assert faults(reports) == []
     for config, tma in zip(configs, reports, strict=True):
         assert tma.report.spills == 0
@@ -94,7 +94,7 @@ def test_every_tile_compiles_well(module: object, shape: ConvShape) -> None:
         compile_tma(shape, torch.float16, config, residual=residual, relu=True)
         for config, residual in zip(configs, residuals, strict=True)
     ]
-    reports = inspect_tma_all(items, workers=2, progress=False)
+    reports = inspect_tma_all(items, workers=1, progress=False)
     assert faults(reports) == []
     for config, residual, tma in zip(configs, residuals, reports, strict=True):
         bound = tma_shared_memory(config, residual=residual)
@@ -124,7 +124,7 @@ def test_every_fused_candidate_that_fits_compiles_well(j: int, u: int, next_chan
     channels = {"shortcut_channels": u, "next_channels": next_channels}
     configs = deepest(config for config in fused.CANDIDATES if fused.fused_fits(shape, config, H100, **channels))
     items = [compile_fused(shape, 4 * j, torch.float16, config, **channels) for config in configs]
-    reports = inspect_tma_all(items, workers=2, progress=False)
+    reports = inspect_tma_all(items, workers=1, progress=False)
     assert len(reports) >= 2
     assert faults(reports) == []
     for config, tma in zip(configs, reports, strict=True):
