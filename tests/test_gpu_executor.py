@@ -57,7 +57,12 @@ SMALL = {
 }
 
 
+GROUPED = replace(get_architecture("resnext50_32x4d"), depths=(1, 2), widths=(64, 128))
+
+
 def architecture(name: str) -> Architecture:
+    if name == "grouped":
+        return GROUPED
     return SMALL[name] if name in SMALL else get_architecture(name)
 
 
@@ -99,8 +104,8 @@ def test_kernels_that_start_early_compute_the_same() -> None:
         assert torch.equal(found, expected)
 
 
-def test_resnext50() -> None:
-    check("resnext50_32x4d", 2, 33, 47)
+def test_groups_as_wide_as_resnext50s() -> None:
+    check("grouped", 2, 33, 47)
 
 
 def test_resnet50_of_odd_size() -> None:

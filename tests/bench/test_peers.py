@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastres.architectures import get_architecture
 from fastres.bench import peers
 from fastres.bench.calibration import calibrated
-from fastres.bench.checking import error_limit, make_checks, relative_error
+from fastres.bench.checking import Checks, Error, error_limit, make_checks, relative_error
 from fastres.bench.eager import EagerResNet
 from fastres.bench.peers import EAGER, FASTRES, PEERS, Peer
 from fastres.errors import DtypeError, FastresError
@@ -27,6 +27,7 @@ BY_NAME = {peer.name: peer for peer in PEERS}
 COMPILE = ("compile", "compile_max_autotune")
 ON_CPU = [peer for peer in PEERS if peer.reason_absent(CPU, torch.float32) is None and peer.name not in COMPILE]
 
+NAMES = ("resnet20", "plain20", "grouped")
 GROUPED = dataclasses.replace(get_architecture("resnext50_32x4d"), depths=(1, 2), widths=(64, 128))
 
 
@@ -35,12 +36,19 @@ def network(name: str = "resnet20") -> EagerResNet:
     return calibrated(GROUPED if name == "grouped" else get_architecture(name))
 
 
-def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.dtype = torch.float32) -> None:
+@functools.cache
+def known(module: EagerResNet, size: int, dtype: torch.dtype) -> tuple[Checks, Error]:
+    """What judges an engine of ``module``, and eager's own error."""
     checks = make_checks(module, 2, size, CPU, dtype)
     with torch.inference_mode():
-        engine = peer.build(module, peer.example(checks.batches[0]))
         reference = EAGER.build(module, checks.batches[0])
-    eager = relative_error(reference, EAGER, checks)
+    return checks, relative_error(reference, EAGER, checks)
+
+
+def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.dtype = torch.float32) -> None:
+    checks, eager = known(module, size, dtype)
+    with torch.inference_mode():
+        engine = peer.build(module, peer.example(checks.batches[0]))
     error = relative_error(engine, peer, checks)
     limit = error_limit(peer, dtype, eager, checks)
     assert error.within(limit), f"{error}, at most {limit}"
@@ -49,12 +57,7 @@ def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.d
 @pytest.mark.parametrize(
     ("name", "peer"),
     # fastres is loaded by name, which the small grouped network has not.
-    [
-        (name, peer)
-        for name in ("resnet20", "plain20", "grouped")
-        for peer in ON_CPU
-        if (name, peer) != ("grouped", FASTRES)
-    ],
+    [(name, peer) for name in NAMES for peer in ON_CPU if (name, peer) != ("grouped", FASTRES)],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
 def test_engines_are_right_and_leave_the_network_alone(name: str, peer: Peer) -> None:
