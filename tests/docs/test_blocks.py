@@ -19,6 +19,7 @@ import pytest
 
 from .blocks import CONSOLE, PAGES, PYTHON, REASONS, ROOT, RUN, SESSION, SHELL, SHOWN, blocks, page_name
 from .run_page import BlockFailure, console_commands
+from .warm import warmed
 from .weights_server import link_package, publish_random_weights, served
 
 DRIVER = Path(__file__).with_name("run_page.py")
@@ -46,7 +47,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     publish_random_weights(link_package(folder), files)
     scripts = os.fspath(Path(sys.executable).parent)
     with served(files) as url:
-        yield {
+        variables = {
             **os.environ,
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.fspath(folder),
@@ -58,6 +59,8 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             "MPLBACKEND": "Agg",
             "LC_ALL": "C.UTF-8",
         }
+        with warmed(folder, variables) as commands:
+            yield {**variables, "PATH": f"{commands}{os.pathsep}{variables['PATH']}"}
     shutil.rmtree(files)
     shutil.rmtree(folder)
 
