@@ -1,5 +1,6 @@
 # make demo   see fastres work on this machine
 # make test   everything that needs no GPU
+# make test-smaller   the CPU's numerics once more, as on a processor with AVX2 only, where this one has more
 # make lint   ruff and mypy
 # make docs   the documentation site, into build/site
 # make gpu    validate, tune and measure on this machine's GPU; PYTHON=python3 uses that interpreter and no network
@@ -20,14 +21,29 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: demo test lint docs gpu clean installed
+# Triton reads TRITON_INTERPRET when it is imported: the tests that run kernels in its interpreter are a run of their own.
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal -q -p tests.progress -o console_output_style=classic
+INTERPRETED := $(shell grep -rl --include='test_*.py' 'mark\.interpreter' tests)
+NUMERICS := $(addprefix tests/,test_cpu.py test_model.py test_backbone.py test_headless.py test_timm.py \
+	test_huggingface.py test_look.py test_predict.py export classification/test_classify.py \
+	bench/test_checking.py bench/test_peers.py)
+
+.PHONY: demo test test-smaller lint docs gpu clean installed
 
 demo: $(READY)
 	$(PYTHON) -m fastres demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q -m "not gpu"
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST) -m "not gpu"
+	@echo "Now the kernels in Triton's interpreter"
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST) $(INTERPRETED)
+
+test-smaller: $(READY)
+	@if $(PYTHON) -c "from fastres.processor import instruction_sets; exit('AVX-512' not in instruction_sets())"; then \
+		echo "Now the CPU's numerics as on a processor with AVX2 only" && \
+		OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) $(PYTEST) $(NUMERICS); \
+	else echo "This processor has no AVX-512: make test has run its numerics as they are"; fi
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

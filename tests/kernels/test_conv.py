@@ -110,8 +110,9 @@ def test_every_routed_configuration(config: ConvConfig) -> None:
     assert relative_error(y, expected) < kernel_tolerance(dtype, reduction(weight))
 
 
-@pytest.mark.parametrize("split", [2, 3, 8, 32])
-@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[6]], ids=str)
+@pytest.mark.parametrize(
+    ("case", "split"), [*((CASES[i], split) for i in (0, 2, 6) for split in (2, 3, 8)), (CASES[6], 32)], ids=str
+)
 def test_programs_that_share_a_tile(case: tuple[int, ...], split: int) -> None:
     """Also more of them than the reduction has blocks. The counters are zeros again afterwards, for the next launch."""
     x, weight, bias, residual = make(case, torch.float16, seed=8)
