@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,11 @@ from fastres.plan import INPUT, Conv, Head, Joined, Plan, Stem
 
 
 @torch.no_grad()
-def run_plan(plan: Plan, x: Tensor) -> dict[str, Tensor]:
-    """All values of ``plan`` for the images ``x`` [N, 3, H, W], in the dtype of its weights, NHWC."""
+def run_plan(plan: Plan, x: Tensor, rounded: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, Tensor]:
+    """All values of ``plan`` for the images ``x`` [N, 3, H, W], in the dtype of its weights, NHWC.
+
+    ``rounded`` is applied to what each step gives.
+    """
     values = {INPUT: x}
     for step in plan:
         source = values[step.input]
@@ -27,7 +32,7 @@ def run_plan(plan: Plan, x: Tensor) -> dict[str, Tensor]:
         else:
             assert isinstance(step, Conv)
             made = _conv(step, source, values)
-        values[step.output] = made
+        values[step.output] = rounded(made)
     return values
 
 
