@@ -57,16 +57,17 @@ docs: $(READY)
 gpu: $(READY)
 	$(PYTHON) -m bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
 
+# Nothing is compiled to bytecode here: the first import does that, of what is imported, and most is not.
 # torch and torchvision first and alone: the same pin is a CPU build on one machine and a CUDA build on another, and
 # torchvision's dependency on torch must not swap it.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BASE_PYTHON) -c 'import sys; sys.exit("fastres needs Python 3.10 or newer, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip -c constraints.txt
-	$(VENV)/bin/python -m pip install -q torch -c constraints.txt
-	$(VENV)/bin/python -m pip install -q setuptools wheel -c constraints.txt
-	$(VENV)/bin/python -m pip install -q --no-build-isolation -e '.[dev]' -c constraints.txt
-	$(VENV)/bin/python -m pip install -q --no-deps torchvision -c constraints.txt
+	$(VENV)/bin/python -m pip install --no-compile -q torch -c constraints.txt
+	$(VENV)/bin/python -m pip install --no-compile -q setuptools wheel -c constraints.txt
+	$(VENV)/bin/python -m pip install --no-compile -q --no-build-isolation -e '.[dev]' -c constraints.txt
+	$(VENV)/bin/python -m pip install --no-compile -q --no-deps torchvision -c constraints.txt
 	touch $@
 
 installed:

@@ -100,7 +100,8 @@ class EagerResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(arch.features, arch.num_classes) if arch.num_classes else nn.Identity()
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # Without memory there is nothing to initialise, and the call would import torch's compiler.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
