@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import tempfile
 
 import pytest
 import torch
+
+# torch.compile's cache does not know ATEN_CPU_CAPABILITY: what it compiled with AVX-512 computes garbage, or crashes,
+# where that variable takes AVX-512 away. A cache for each keeps runs with and without it apart.
+_CACHE = f"torchinductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), _CACHE))
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
