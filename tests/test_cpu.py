@@ -82,7 +82,10 @@ def test_logits(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["plain18", "resnet20", "plain20", "resnet56", "resnet110"])
 def test_networks_that_torchvision_lacks(name: str) -> None:
     module = calibrated(get_architecture(name))
-    Yardstick(module, *images([(3, 64, 75), (1, 33, 41), (4, 48, 32)])).check(logits_of(executor(module, name)))
+    given = images([(3, 64, 75), (1, 33, 41), (4, 48, 32)])
+    # The errors of ten logits vary more than those of a thousand: more of eager's show how far off it can be.
+    more = smooth_images(16, 33, 41).split(1)
+    Yardstick(module, *given, *more).check(logits_of(executor(module, name)), batches=len(given))
 
 
 VALUES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")

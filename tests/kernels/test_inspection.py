@@ -116,6 +116,17 @@ def test_float32_does_not_spill() -> None:
     assert not [report for report in reports if not report.fits or report.loop_spills], table(reports)
 
 
+def test_relu_keeps_nan() -> None:
+    """In the PTX: the interpreter's maximum keeps NaN in any case, a GPU's only where it is asked to."""
+    plan = outline(ARCHITECTURES["resnet18"], torch.float16)
+    items = {item.label.split(" ")[0]: item for item in plan_compilations(plan, H100, batch=1)}
+    for label, kernel in (("3×3/1", conv_kernel), ("stem", stem_kernel)):
+        found = next(item for name, item in items.items() if name.startswith(label))
+        ptx = compile_for(found, kernel, "sm_90").asm["ptx"]
+        assert re.search(r"\bmax\.NaN\.", ptx), label
+        assert not re.search(r"\bmax\.(f32|f16|f16x2|bf16x2)\b", ptx), label
+
+
 def test_a_tile_that_is_too_large_is_reported() -> None:
     """The checks above can fail: this configuration needs more registers than there are."""
     shape = ConvShape(64, 14, 14, 256, 256, 3, 3, 1, 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from fastres.kernels import conv_specialized, conv_tma, fused, gemm
+from fastres.kernels import conv_specialized, conv_tma, fused, gemm, inspection_tma
+from fastres.kernels.ahead_of_time import compile_for
 from fastres.kernels.inspection import Report
 from fastres.kernels.inspection_tma import (
     TmaReport,
@@ -142,6 +144,20 @@ def test_layers_of_a_resnet50_compile_well() -> None:
     reports = inspect_tma_all(some, workers=2, progress=False)
     assert faults(reports) == []
     assert all(row[-1] == "yes" for row in rows(some, reports))
+
+
+@pytest.mark.parametrize("kernel", ["gemm", "conv_tma", "conv_specialized", "fused"])
+def test_relu_keeps_nan(kernel: str) -> None:
+    """In the PTX: the interpreter's maximum keeps NaN in any case, a GPU's only where it is asked to."""
+    if kernel == "fused":
+        item = compile_fused(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), 256, torch.float16, fused.CANDIDATES[1])
+    else:
+        candidates = {"gemm": gemm, "conv_tma": conv_tma, "conv_specialized": conv_specialized}[kernel].CANDIDATES
+        shape = SHAPE_1X1 if kernel == "gemm" else SHAPE_3X3
+        item = compile_tma(shape, torch.float16, candidates[-1], residual=False, relu=True)
+    ptx = compile_for(item, inspection_tma._kernel(item.kernel), "sm_90").asm["ptx"]
+    assert re.search(r"\bmax\.NaN\.", ptx)
+    assert not re.search(r"\bmax\.(f32|f16|f16x2|bf16x2)\b", ptx)
 
 
 def test_a_tile_that_is_too_large_is_reported() -> None:
