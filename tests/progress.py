@@ -55,9 +55,13 @@ class Progress:
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
         """No letters: they would run into the lines."""
-        if isinstance(report, pytest.TestReport) and report.when == "call" and report.passed:
-            return "passed", "", "PASSED"
-        return None
+        if not isinstance(report, pytest.TestReport) or hasattr(report, "wasxfail"):
+            return None
+        if report.failed:
+            return ("failed", "", "FAILED") if report.when == "call" else ("error", "", "ERROR")
+        if report.skipped:
+            return "skipped", "", "SKIPPED"
+        return ("passed", "", "PASSED") if report.when == "call" else None
 
     def pytest_sessionfinish(self) -> None:
         self._ended.set()
