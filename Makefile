@@ -57,7 +57,8 @@ docs: $(READY)
 gpu: $(READY)
 	$(PYTHON) -m bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
 
-# Nothing is compiled to bytecode here: the first import does that, of what is imported, and most is not.
+# pip compiles to bytecode with one core: all cores do it afterwards. Some packages hold files for other interpreters,
+# which do not compile.
 # torch and torchvision first and alone: the same pin is a CPU build on one machine and a CUDA build on another, and
 # torchvision's dependency on torch must not swap it.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -68,6 +69,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --no-compile -q setuptools wheel -c constraints.txt
 	$(VENV)/bin/python -m pip install --no-compile -q --no-build-isolation -e '.[dev]' -c constraints.txt
 	$(VENV)/bin/python -m pip install --no-compile -q --no-deps torchvision -c constraints.txt
+	$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 installed:
