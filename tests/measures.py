@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Yardstick:
             return eager
         return {name: max(error, self._sums[name]) for name, error in eager.items()}
 
-    def errors(self, results: Sequence[Tensor | Mapping[str, Tensor]]) -> dict[str, float]:
+    def errors(self, results: Iterable[Tensor | Mapping[str, Tensor]]) -> dict[str, float]:
         """The largest error of each value, where ``results`` are of the first batches of the inputs."""
         worst: dict[str, float] = {}
         for values, truth in zip(map(_named, results), self.truth, strict=False):
@@ -92,7 +92,7 @@ class Yardstick:
         batches: int | None = None,
     ) -> None:
         """Fails where ``run`` is too far off on one of the inputs, or of their first ``batches``."""
-        found = self.errors([run(x) for x in self.inputs[:batches]])
+        found = self.errors(run(x) for x in self.inputs[:batches])  # each compared before the next is computed
         limits = self.limits(dtype)
         wrong = {name: (error, limits[name]) for name, error in found.items() if not error <= limits[name]}
         assert not wrong, f"(error, limit) in {dtype}: {wrong}"
