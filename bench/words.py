@@ -20,6 +20,11 @@ def cpu_words(environment: dict[str, Any]) -> str:
     return f"{environment['cpu']} ({said})" if said else str(environment["cpu"])
 
 
+def todays_command(recorded: str) -> str:
+    """A recorded command by its module's name of today: records of before have ``fastres.bench.run``."""
+    return recorded.replace("-m fastres.bench.", "-m bench.")
+
+
 def milliseconds(value: float | None) -> str:
     if value is None:
         return ""

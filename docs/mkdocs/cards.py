@@ -9,6 +9,7 @@ from importlib import resources
 import torch
 
 from fastres.architectures import ARCHITECTURES, Architecture, state_dict_shapes
+from fastres.bench.words import todays_command
 from fastres.download import PYTORCH_URL
 from fastres.folding import outline
 from fastres.weights import BUNDLED_MODEL, WeightsEntry, entries
@@ -57,7 +58,7 @@ def _digits_card(arch: Architecture) -> str:
     record = json.loads((resources.files("fastres") / "data" / f"{arch.name}.json").read_text(encoding="utf-8"))
     (entry,) = entries(arch.name).values()
     held_out, right = record["held_out_images"], record["held_out_correct"]
-    command = record["command"].replace("-m fastres.bench.", "-m bench.")  # what it is called today
+    command = todays_command(record["command"])
     return "\n".join(
         [
             f"### {arch.name}",

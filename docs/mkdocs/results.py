@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastres.bench import results, standing
-from fastres.bench.words import device_name, milliseconds
+from fastres.bench.words import device_name, milliseconds, todays_command
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS.parent / "bench" / "results"
@@ -23,7 +23,7 @@ def measured() -> str:
 
 def _section(run: results.Results, folder: Path) -> str:
     facts = run.environment
-    command = facts.get("command", "python -m bench.run").replace("-m fastres.bench.", "-m bench.")  # its name today
+    command = todays_command(facts.get("command", "python -m bench.run"))
     headline, lost = standing.verdict(run.rows)
     lines = [
         f"## {device_name(facts)}",
