@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from fastres.architectures import Architecture
+from fastres.architectures import Architecture, get_architecture
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -20,3 +22,8 @@ EVERY_STEP = Architecture(
     squeeze_excitation=True,
     num_classes=10,
 )
+
+
+def shallow(name: str) -> Architecture:
+    """As wide as the published network, with as few blocks as have every kind."""
+    return replace(get_architecture(name), depths=(1, 2), widths=(64, 128))

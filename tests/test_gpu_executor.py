@@ -31,7 +31,7 @@ from fastres.plan import Conv, Head, Stem
 from fastres.text import dtype_name
 
 from .measures import Yardstick
-from .subjects import HOPPER
+from .subjects import HOPPER, shallow
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -57,12 +57,9 @@ SMALL = {
 }
 
 
-GROUPED = replace(get_architecture("resnext50_32x4d"), depths=(1, 2), widths=(64, 128))
-
-
 def architecture(name: str) -> Architecture:
     if name == "grouped":
-        return GROUPED
+        return shallow("resnext50_32x4d")
     return SMALL[name] if name in SMALL else get_architecture(name)
 
 

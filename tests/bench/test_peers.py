@@ -20,7 +20,7 @@ from fastres.bench.eager import EagerResNet
 from fastres.bench.peers import EAGER, FASTRES, PEERS, Peer
 from fastres.errors import DtypeError, FastresError
 
-from ..subjects import EVERY_STEP
+from ..subjects import EVERY_STEP, shallow
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -28,12 +28,11 @@ COMPILE = ("compile", "compile_max_autotune")
 ON_CPU = [peer for peer in PEERS if peer.reason_absent(CPU, torch.float32) is None and peer.name not in COMPILE]
 
 NAMES = ("resnet20", "plain20", "grouped")
-GROUPED = dataclasses.replace(get_architecture("resnext50_32x4d"), depths=(1, 2), widths=(64, 128))
 
 
 @functools.cache
 def network(name: str = "resnet20") -> EagerResNet:
-    return calibrated(GROUPED if name == "grouped" else get_architecture(name))
+    return calibrated(shallow("resnext50_32x4d") if name == "grouped" else get_architecture(name))
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
@@ -17,7 +17,7 @@ from fastres.bench.calibration import calibrated, smooth_images
 from fastres.images import Transforms
 
 from ..measures import Yardstick
-from ..subjects import EVERY_STEP
+from ..subjects import EVERY_STEP, shallow
 
 BATCHES = [1, 2, 5]
 
@@ -35,17 +35,13 @@ class Network:
         self.yardstick.check(logits, dtype, batches=len(BATCHES))
 
 
-# As wide as published networks, and as few blocks as have every kind.
-SHALLOW = {
-    name: replace(get_architecture(name), name=name, depths=(1, 2), widths=(64, 128))
-    for name in ("resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "seresnet50")
-}
+SHALLOW = ("resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "seresnet50")
 
 
 @functools.lru_cache(maxsize=1)
 def network(name: str) -> Network:
     """The network called ``name``, shallow where it is one of ``SHALLOW``; only the last one is kept."""
-    arch = SHALLOW.get(name) or get_architecture(name)
+    arch = shallow(name) if name in SHALLOW else get_architecture(name)
     eager = calibrated(arch, seed=3)
     transforms = Transforms(32, 32) if arch.stem == "cifar" else Transforms(256, 224)
     model = fastres.Model(eager.state_dict(), arch, transforms=transforms, dtype="float32")
