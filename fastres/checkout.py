@@ -45,13 +45,17 @@ class _SecondName(MetaPathFinder, InspectLoader):
         module.__spec__ = module.__spec__.loader_state  # the import system has just put the second name's there
 
     def get_code(self, fullname: str) -> CodeType | None:
-        real = importlib.util.find_spec(f"fastres.{fullname}")
-        assert real is not None
-        assert isinstance(real.loader, InspectLoader)
-        return real.loader.get_code(real.name)
+        name, loader = _real(fullname)
+        return loader.get_code(name)
 
     def get_source(self, fullname: str) -> str | None:
-        real = importlib.util.find_spec(f"fastres.{fullname}")
-        assert real is not None
-        assert isinstance(real.loader, InspectLoader)
-        return real.loader.get_source(real.name)
+        name, loader = _real(fullname)
+        return loader.get_source(name)
+
+
+def _real(second: str) -> tuple[str, InspectLoader]:
+    """The name and the loader of the module that has the ``second`` name."""
+    spec = importlib.util.find_spec(f"fastres.{second}")
+    assert spec is not None
+    assert isinstance(spec.loader, InspectLoader)
+    return spec.name, spec.loader
