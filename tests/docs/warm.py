@@ -75,9 +75,8 @@ def run(request: Mapping[str, Any], descriptors: list[int]) -> int:
 def answer(client: socket.socket) -> None:
     """Run what ``client`` asks for, in a fork of a fork whose end it is told."""
     header, descriptors, _, _ = socket.recv_fds(client, 8, 3)
-    size, text = int.from_bytes(header, "big"), b""
-    while len(text) < size:
-        text += client.recv(size - len(text))
+    with client.makefile("rb") as stream:
+        text = stream.read(int.from_bytes(header, "big"))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
