@@ -20,7 +20,8 @@ from fastres.folding import outline
 from fastres.fusion import joinable, joined
 from fastres.gpu import block_of, run_joined
 from fastres.kernels import conv_tma, dispatch, fused, gemm, inspection_tables, reference
-from fastres.kernels.routing import ConvConfig, Gpu
+from fastres.kernels.cards import Gpu
+from fastres.kernels.routing import ConvConfig
 from fastres.kernels.tables import Block, TunedBlock
 from fastres.kernels.tma import tma_fits
 from fastres.plan import Conv, Joined, Shape

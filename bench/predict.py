@@ -17,7 +17,7 @@ from fastres.ceilings import Ceilings
 from fastres.folding import outline
 from fastres.fusion import join
 from fastres.gpu import block_of, conv_shape
-from fastres.kernels.routing import H100
+from fastres.kernels.cards import H100
 from fastres.kernels.tables import Layer
 from fastres.plan import Conv, Joined, Plan, StepCost, step_cost
 from fastres.prediction import conv_seconds

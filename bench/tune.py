@@ -29,8 +29,9 @@ from fastres.errors import DeviceError
 from fastres.folding import outline
 from fastres.gpu import conv_shape
 from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, inspection_tables, reference, tables
+from fastres.kernels.cards import Gpu, gpu_of
 from fastres.kernels.launch import cdiv
-from fastres.kernels.routing import ConvConfig, Gpu, gpu_of, route_conv
+from fastres.kernels.routing import ConvConfig, route_conv
 from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
 from fastres.plan import Conv
 from fastres.prediction import conv_seconds

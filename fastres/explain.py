@@ -148,8 +148,8 @@ def _choices(
 def _stated(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
     if device.type == "cpu":
         return None
+    from .kernels.cards import gpu_of
     from .kernels.launch import float32_precision
-    from .kernels.routing import gpu_of
 
     return stated(gpu_of(device).name, dtype, float32_precision())
 
@@ -170,7 +170,7 @@ def _times(
         elif device.type == "cpu" or ceilings is None:
             times.append((None, ""))
         else:
-            from .kernels.routing import gpu_of
+            from .kernels.cards import gpu_of
             from .prediction import step_estimate
 
             times.append(step_estimate(step, cost, dtype, gpu_of(device), ceilings))

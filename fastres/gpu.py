@@ -20,7 +20,7 @@ from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
 from .fusion import Candidates, cover, joinable
-from .kernels import conv, dispatch, fused, grouping, head, launch, pool, routing, squeeze_excite, stem
+from .kernels import cards, conv, dispatch, fused, grouping, head, launch, pool, routing, squeeze_excite, stem
 from .kernels.tables import Block, Network, TunedBlock
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from .recent import Recent
@@ -188,13 +188,13 @@ def _arrivals(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device
 def _route(step: Conv, sizes: routing.ConvShape, dtype: torch.dtype, device: torch.device) -> routing.ConvConfig:
     residual = step.residual is not None
     precision = launch.float32_precision()
-    return dispatch.route(sizes, dtype, routing.gpu_of(device), residual=residual, precision=precision)
+    return dispatch.route(sizes, dtype, cards.gpu_of(device), residual=residual, precision=precision)
 
 
 def candidates(plan: Plan, device: torch.device) -> Candidates:
     """The runs of a packed plan that may be joined on ``device``: none where no joined run has been tuned."""
     two_bytes = plan.stem.weight.dtype.itemsize == 2
-    return joinable(plan.steps) if two_bytes and dispatch.tuned(routing.gpu_of(device)).has_blocks else {}
+    return joinable(plan.steps) if two_bytes and dispatch.tuned(cards.gpu_of(device)).has_blocks else {}
 
 
 def choose_runs(
@@ -206,7 +206,7 @@ def choose_runs(
     keep: Sequence[str],
 ) -> tuple[tuple[Step, ...], dict[str, routing.ConvConfig]]:
     """``steps`` with the runs joined that the tuned table of the device says save time, and their configurations."""
-    gpu = routing.gpu_of(device)
+    gpu = cards.gpu_of(device)
 
     def route(run: Joined) -> TunedBlock | None:
         return dispatch.route_block(block_of(run, shapes[run.input], dtype), dtype, gpu)
@@ -288,7 +288,7 @@ def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.de
     """How a batch of ``shape`` (NHWC) was measured to run fastest; None where it was not."""
     n, h, w, _ = shape
     name = dtype_name(dtype)
-    return dispatch.tuned(routing.gpu_of(device)).network(plan.architecture.name, n, h, w, name)
+    return dispatch.tuned(cards.gpu_of(device)).network(plan.architecture.name, n, h, w, name)
 
 
 def in_micro_batches(how: Network, batch: int, outputs: Sequence[str]) -> bool:
@@ -320,7 +320,7 @@ def conv_shape(step: Conv, shape: Shape) -> routing.ConvShape:
 
 def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[str, str, str]:
     """Kernel, configuration and note of ``step`` on an input of ``shape``, for :meth:`fastres.Model.explain`."""
-    gpu = routing.gpu_of(device)
+    gpu = cards.gpu_of(device)
     if isinstance(step, Stem):
         config = routing.route_stem(step.weight.shape[0], step.conv_shape(shape)[:3], dtype, gpu, step.pool)
         return config.kernel, str(config), ""

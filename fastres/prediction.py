@@ -13,8 +13,9 @@ import torch
 from .ceilings import Ceilings
 from .gpu import block_of, conv_shape
 from .kernels import conv_specialized, conv_tma, dispatch, routing
+from .kernels.cards import Gpu
 from .kernels.launch import cdiv, float32_precision
-from .kernels.routing import ConvConfig, ConvShape, Gpu, stem_programs
+from .kernels.routing import ConvConfig, ConvShape, stem_programs
 from .kernels.tables import Layer
 from .plan import Conv, Head, Joined, Pool, Shape, SqueezeExcite, Stem, Step, StepCost
 

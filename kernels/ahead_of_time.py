@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
 
-from .routing import KNOWN_GPUS
+from .cards import KNOWN_GPUS
 
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8, "i32": torch.int32,

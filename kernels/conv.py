@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fastres.errors import KernelError
 
+from .cards import gpu_of
 from .launch import (
     ACTIVATION_DTYPES,
     INT32_ELEMENTS,
@@ -43,7 +44,7 @@ from .launch import (
     start_options,
     wait_for_inputs,
 )
-from .routing import ConvConfig, ConvShape, gpu_of, route_conv
+from .routing import ConvConfig, ConvShape, route_conv
 
 
 @triton.jit(do_not_specialize=["M", "H", "W", "P", "Q"])

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from fastres.errors import KernelError
 
+from .cards import INTERPRETER, Gpu, gpu_of
 from .conv_tma import check_conv_tma, conv_tma_shape
 from .launch import cdiv, device_guard
-from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of
+from .routing import ConvConfig, ConvShape
 from .tma import why_not_tma
 
 # Tiles chosen for the fewest products: one pixel of many images where there are many; or compact ones, of the fewest

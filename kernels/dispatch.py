@@ -15,8 +15,9 @@ from torch import Tensor
 from fastres.errors import KernelError
 
 from . import conv, conv_specialized, conv_tma, fused, gemm
+from .cards import INTERPRETER, Gpu, gpu_of
 from .launch import float32_precision
-from .routing import INTERPRETER, ConvConfig, ConvShape, Gpu, gpu_of, route_conv
+from .routing import ConvConfig, ConvShape, route_conv
 from .tables import Block, Index, Layer, Table, TunedBlock, table
 
 

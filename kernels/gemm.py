@@ -28,8 +28,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
 
+from .cards import Gpu, gpu_of
 from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
-from .routing import ConvConfig, ConvShape, Gpu, gpu_of
+from .routing import ConvConfig, ConvShape
 from .tma import (
     check_tma,
     finish_tile,

@@ -25,16 +25,15 @@ import triton
 from fastres.text import text_table
 
 from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
+from .cards import KNOWN_GPUS, Gpu
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
 from .parallel import in_processes
 from .pool import window_pool_constants, window_pool_kernel
 from .prepare import BLOCK_W, prepare_kernel
 from .routing import (
-    KNOWN_GPUS,
     ConvConfig,
     ConvShape,
-    Gpu,
     PoolConfig,
     StemConfig,
     route_conv,

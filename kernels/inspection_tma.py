@@ -21,10 +21,11 @@ from fastres.text import text_table
 
 from . import conv_specialized, conv_tma, fused, gemm
 from .ahead_of_time import Compilation, compile_for, descriptor_type
+from .cards import H100
 from .inspection import Report, _read_nvidia
 from .launch import next_power_of_2
 from .parallel import in_processes
-from .routing import H100, ConvConfig, ConvShape
+from .routing import ConvConfig, ConvShape
 from .tables import Block
 from .tma import tma_candidates, tma_fits
 

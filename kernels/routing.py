@@ -12,44 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .launch import INTERPRETED, cdiv, next_power_of_2
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The facts about a GPU that routing depends on."""
-
-    name: str
-    arch: str  # "sm_90", "gfx942", …
-    multiprocessors: int
-    shared_memory: int  # bytes a program may use
-
-    @property
-    def is_amd(self) -> bool:
-        return self.arch.startswith("gfx")
-
-
-A100 = Gpu("A100", "sm_80", 108, 166_912)
-H100 = Gpu("H100", "sm_90", 132, 232_448)
-MI300X = Gpu("MI300X", "gfx942", 304, 65_536)
-# Triton's interpreter: no GPU at all. Each operation costs the same however large its tile.
-INTERPRETER = Gpu("Triton interpreter", "interpreter", 1, 1 << 40)
-KNOWN_GPUS = {gpu.arch: gpu for gpu in (A100, H100, MI300X)}
-
-
-@functools.cache
-def gpu_of(device: torch.device) -> Gpu:
-    """The GPU at ``device``, or the interpreter for a CPU device."""
-    if device.type != "cuda":
-        assert INTERPRETED, device
-        return INTERPRETER
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        arch = properties.gcnArchName.split(":")[0]
-        return Gpu(properties.name, arch, properties.multi_processor_count, 65_536)
-    arch = f"sm_{properties.major}{properties.minor}"
-    shared_memory: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]
-    return Gpu(properties.name, arch, properties.multi_processor_count, shared_memory)
+from .cards import INTERPRETER, Gpu
+from .launch import cdiv, next_power_of_2
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fastres.errors import KernelError
 
+from .cards import gpu_of
 from .launch import (
     ACTIVATION_DTYPES,
     INT32_ELEMENTS,
@@ -48,7 +49,7 @@ from .launch import (
     wait_for_inputs,
 )
 from .prepare import ALIGNED, prepare
-from .routing import StemConfig, gpu_of, route_stem
+from .routing import StemConfig, route_stem
 
 CHANNELS = 3
 LANES = 4  # channels a pixel in packed weights and prepared images

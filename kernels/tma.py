@@ -14,8 +14,9 @@ from torch import Tensor
 from fastres.errors import DtypeError, KernelError
 from fastres.text import dtype_name
 
+from .cards import INTERPRETER, Gpu
 from .launch import check_dtype
-from .routing import INTERPRETER, ConvConfig, Gpu
+from .routing import ConvConfig
 
 TMA_DTYPES = (torch.float16, torch.bfloat16)
 

@@ -13,8 +13,9 @@ from fastres.architectures import get_architecture
 from fastres.ceilings import PEAKS, Ceilings, bound_by, stated
 from fastres.explain import Explanation
 from fastres.folding import outline
-from fastres.kernels import dispatch, routing, tables
-from fastres.kernels.routing import ConvShape, Gpu
+from fastres.kernels import cards, dispatch, routing, tables
+from fastres.kernels.cards import Gpu
+from fastres.kernels.routing import ConvShape
 from fastres.kernels.tables import Layer, Tuned
 from fastres.plan import StepCost
 from fastres.prediction import conv_seconds
@@ -40,7 +41,7 @@ def _forget() -> None:
 
 
 def explained(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, batch: int, **given: Ceilings) -> Explanation:
-    monkeypatch.setattr(routing, "gpu_of", lambda device: gpu)
+    monkeypatch.setattr(cards, "gpu_of", lambda device: gpu)
     plan = outline(get_architecture("resnet50"), torch.float16)
     return Explanation.of(plan, CUDA, torch.float16, batch, 224, 224, **given)
 

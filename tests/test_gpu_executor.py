@@ -24,8 +24,9 @@ from fastres.gpu import (
     tuned_network,
 )
 from fastres.kernels import dispatch
+from fastres.kernels.cards import gpu_of
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, gpu_of
+from fastres.kernels.routing import ConvConfig
 from fastres.kernels.tables import Index, Layer, Network, Table, Tuned, TunedBlock
 from fastres.plan import Conv, Head, Stem
 from fastres.text import dtype_name

@@ -19,7 +19,7 @@ from fastres.bench.kernel_timing import (
     time_kernel,
 )
 from fastres.gpu import conv_shape
-from fastres.kernels import conv, grouping, launch, reference, routing
+from fastres.kernels import cards, conv, grouping, launch, reference, routing
 from fastres.plan import Conv
 
 DTYPE = torch.float16
@@ -65,6 +65,6 @@ def test_conv(benchmark: Any, layer: Layer) -> None:
     del expected
     assert isinstance(layer.step, Conv)
     routed = routing.route_conv(
-        conv_shape(layer.step, layer.shape), DTYPE, routing.gpu_of(device), launch.float32_precision()
+        conv_shape(layer.step, layer.shape), DTYPE, cards.gpu_of(device), launch.float32_precision()
     )
     time_kernel(benchmark, run, layer, DTYPE, routed)

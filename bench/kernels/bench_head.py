@@ -18,7 +18,7 @@ from fastres.bench.kernel_timing import (
     needs_gpu,
     time_kernel,
 )
-from fastres.kernels import head, launch, reference, routing
+from fastres.kernels import cards, head, launch, reference, routing
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32) for layer in layers("head", batch, DTYPE)]
@@ -70,5 +70,5 @@ def test_linear(benchmark: Any, layer: Layer) -> None:
     classes, features = layer.step.weight.shape
     assert_right(y, expected, torch.float32, features)
     shape = routing.ConvShape(layer.shape[0], 1, 1, features, classes, 1, 1, 1, 0)
-    routed = routing.route_conv(shape, DTYPE, routing.gpu_of(device), launch.float32_precision())
+    routed = routing.route_conv(shape, DTYPE, cards.gpu_of(device), launch.float32_precision())
     time_kernel(benchmark, run, parts(layer)[1], DTYPE, routed)

@@ -19,7 +19,7 @@ from fastres.bench.kernel_timing import (
     time_kernel,
 )
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
-from fastres.kernels import reference, routing, stem
+from fastres.kernels import cards, reference, routing, stem
 from fastres.plan import Stem
 
 DTYPE = torch.float16
@@ -72,7 +72,7 @@ def test_stem(benchmark: Any, layer: Layer, raw: bool, prepared: bool) -> None:
     device = torch.device("cuda", torch.cuda.current_device())
     step = layer.step
     assert isinstance(step, Stem)
-    gpu, size = routing.gpu_of(device), step.conv_shape(layer.shape)[:3]
+    gpu, size = cards.gpu_of(device), step.conv_shape(layer.shape)[:3]
     # Both ways at every batch, so that the rule between them (routing.PREPARED_PIXELS) can be judged.
     sizes = (routing.PREPARED_PIXELS if prepared else 1, 1, size[2])
     config = routing.route_stem(step.weight.shape[0], sizes, DTYPE, gpu, step.pool)

@@ -12,8 +12,9 @@ import torch
 from fastres.bench import block_tuning, network_tuning, tune
 from fastres.bench.block_tuning import BlockTools, Case
 from fastres.gpu import block_of
+from fastres.kernels.cards import A100, H100
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape
+from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tables import Block, Network, from_json
 from fastres.plan import Conv, Joined
 

@@ -14,8 +14,9 @@ from fastres.bench import tune
 from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.kernels import dispatch
+from fastres.kernels.cards import A100, H100
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
 from fastres.kernels.tables import Layer, from_json
 from fastres.prediction import conv_seconds
 

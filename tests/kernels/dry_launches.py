@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from triton.runtime.jit import JITFunction
 
-from fastres.kernels import routing
+from fastres.kernels import cards
 from fastres.kernels.ahead_of_time import as_if_on
-from fastres.kernels.routing import H100
+from fastres.kernels.cards import H100
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def dry_launches(patch: pytest.MonkeyPatch) -> Iterator[list[Launched]]:
         launched.append(Launched(self.fn.__name__, compiled.hash, compiled.asm["ptx"], compiled.metadata.launch_pdl))
         return compiled
 
-    known = routing.gpu_of
+    known = cards.gpu_of
     with patch.context() as within, as_if_on(H100.arch):
         within.setattr(JITFunction, "run", compile_only)
         for name, module in list(sys.modules.items()):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fastres.errors import DeviceError, DtypeError, KernelError
 from fastres.kernels import conv, reference
+from fastres.kernels.cards import H100, MI300X
 from fastres.kernels.grouping import merge_groups
 from fastres.kernels.launch import INTERPRETED, needs_wide_offsets
-from fastres.kernels.routing import H100, MI300X, ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
 
 from ..measures import kernel_tolerance, relative_error
 

@@ -11,6 +11,7 @@ import torch
 
 from fastres.errors import KernelError
 from fastres.kernels import conv_specialized, dispatch, reference
+from fastres.kernels.cards import A100, H100, INTERPRETER, Gpu
 from fastres.kernels.conv_specialized import (
     CANDIDATES,
     KERNELS,
@@ -20,7 +21,7 @@ from fastres.kernels.conv_specialized import (
 )
 from fastres.kernels.conv_specialized import conv_specialized as conv_specialized_checked
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import A100, H100, INTERPRETER, ConvConfig, ConvShape, Gpu
+from fastres.kernels.routing import ConvConfig, ConvShape
 
 from ..measures import kernel_tolerance, relative_error
 from ..subjects import HOPPER

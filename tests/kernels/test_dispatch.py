@@ -13,8 +13,9 @@ import torch
 
 from fastres.errors import KernelError
 from fastres.kernels import dispatch, reference, tables
+from fastres.kernels.cards import A100, H100
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import A100, H100, ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
 from fastres.kernels.tables import (
     Block,
     Index,

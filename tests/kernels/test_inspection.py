@@ -12,6 +12,7 @@ from fastres.architectures import ARCHITECTURES
 from fastres.errors import KernelError
 from fastres.folding import outline
 from fastres.kernels.ahead_of_time import Compilation, compile_for
+from fastres.kernels.cards import H100, KNOWN_GPUS
 from fastres.kernels.conv import conv_kernel
 from fastres.kernels.inspection import (
     Report,
@@ -22,7 +23,7 @@ from fastres.kernels.inspection import (
     plan_compilations,
     table,
 )
-from fastres.kernels.routing import H100, KNOWN_GPUS, ConvConfig, ConvShape, route_stem
+from fastres.kernels.routing import ConvConfig, ConvShape, route_stem
 from fastres.kernels.stem import stem_kernel
 
 

@@ -11,6 +11,7 @@ import torch
 
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm, inspection_tma
 from fastres.kernels.ahead_of_time import compile_for
+from fastres.kernels.cards import H100
 from fastres.kernels.inspection import Report
 from fastres.kernels.inspection_tma import (
     TmaReport,
@@ -24,7 +25,7 @@ from fastres.kernels.inspection_tma import (
     read_ptx,
     rows,
 )
-from fastres.kernels.routing import H100, ConvConfig, ConvShape
+from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tma import programs_per_multiprocessor, tma_fits, tma_shared_memory
 
 SHAPE_1X1 = ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0)

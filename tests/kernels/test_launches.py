@@ -19,10 +19,11 @@ from fastres.fusion import joinable
 from fastres.gpu import GpuExecutor, block_of
 from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
 from fastres.kernels.ahead_of_time import Compilation, compile_for
+from fastres.kernels.cards import H100
 from fastres.kernels.inspection import plan_compilations
 from fastres.kernels.launch import INTERPRETED, early_launches
 from fastres.kernels.prepare import prepare
-from fastres.kernels.routing import H100, ConvConfig, ConvShape
+from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tables import Index, Network, Table, TunedBlock
 
 from ..subjects import EVERY_STEP

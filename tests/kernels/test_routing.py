@@ -8,17 +8,8 @@ import torch
 from fastres.architectures import ARCHITECTURES
 from fastres.folding import outline
 from fastres.gpu import conv_shape
-from fastres.kernels.routing import (
-    A100,
-    H100,
-    MI300X,
-    ConvShape,
-    Gpu,
-    route_conv,
-    route_pool,
-    route_stem,
-    stem_programs,
-)
+from fastres.kernels.cards import A100, H100, MI300X, Gpu
+from fastres.kernels.routing import ConvShape, route_conv, route_pool, route_stem, stem_programs
 from fastres.plan import Conv
 
 
