@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastres.architectures import get_architecture
+from fastres.architectures import Architecture, get_architecture
 from fastres.folding import outline
 from fastres.fusion import joinable, joined
 from fastres.gpu import block_of, run_joined
@@ -25,6 +25,9 @@ from fastres.kernels.routing import ConvConfig
 from fastres.kernels.tables import Block, TunedBlock
 from fastres.kernels.tma import tma_fits
 from fastres.plan import Conv, Joined, Shape
+
+from .timing import launch_microseconds
+from .tuning_progress import Progress
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,21 @@ def cases(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch
     """The distinct runs of the models that some kernel takes."""
     found: dict[Block, Case] = {}
     for name, batch in itertools.product(models, batches):
-        plan = outline(get_architecture(name), dtype)
-        shapes = plan.shapes(batch, size, size)
-        for run in itertools.chain.from_iterable(joinable(plan.steps).values()):
-            block = block_of(run, shapes[run.input], dtype)
-            if block not in found and candidates(block, gpu):
-                values = {part.output for part in run.parts} | set(run.reads)
-                found[block] = Case(block, run, {value: shapes[value] for value in values})
+        for case in cases_of(get_architecture(name), batch, size, dtype, gpu):
+            found.setdefault(case.block, case)
+    return list(found.values())
+
+
+def cases_of(arch: Architecture, batch: int, size: int, dtype: torch.dtype, gpu: Gpu) -> list[Case]:
+    """The distinct runs of one network that some kernel takes."""
+    plan = outline(arch, dtype)
+    shapes = plan.shapes(batch, size, size)
+    found: dict[Block, Case] = {}
+    for run in itertools.chain.from_iterable(joinable(plan.steps).values()):
+        block = block_of(run, shapes[run.input], dtype)
+        if block not in found and candidates(block, gpu):
+            values = {part.output for part in run.parts} | set(run.reads)
+            found[block] = Case(block, run, {value: shapes[value] for value in values})
     return list(found.values())
 
 
@@ -90,7 +101,7 @@ def tune_block(case: Case, configs: Sequence[ConvConfig], tools: BlockTools) -> 
     return TunedBlock(case.block, best, times[best], tools.microseconds(case, None))
 
 
-def block_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> BlockTools:
+def block_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> BlockTools:
     """Compile in ``pool``; check and time on the current GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
 
@@ -103,10 +114,17 @@ def block_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> BlockTools:
         def launch() -> None:
             run_apart(run, values) if config is None else run_joined(run, values, config)
 
-        return round(1000 * triton.testing.do_bench(launch, warmup=10, rep=40, return_mode="median"), 2)
+        if config is None:
+            return launch_microseconds(launch)
+        with progress.trying(case.block, config):
+            return launch_microseconds(launch)
 
     def is_right(case: Case, config: ConvConfig) -> bool:
-        return errors(case, config, device) < 2 * torch.finfo(getattr(torch, case.block.dtype)).eps
+        from .tune import runs_right
+
+        with progress.trying(case.block, config):
+            what = f"{config.kernel} {config} for {case.run.name}"
+            return runs_right(lambda: errors(case, config, device), case.block.dtype, what, progress)
 
     return BlockTools(compiles_well, is_right, microseconds)
 
@@ -149,8 +167,14 @@ def errors(case: Case, config: ConvConfig, device: torch.device) -> float:
     """The largest relative error of what the kernel writes, against float32 convolutions of the same rounding."""
     run, values = with_data(case, device)
     run_joined(run, values, config)
+    exact = in_float32(run, values)
+    return max(float((values[value].float() - exact[value]).norm() / exact[value].norm()) for value in run.writes)
+
+
+def in_float32(run: Joined, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every value of the run, computed in float32 from what it reads, and rounded where the kernel rounds."""
     exact = {value: values[value].float() for value in run.reads}
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for part in run.parts:
             y = reference.conv2d(
                 exact[part.input], part.weight.float(), part.bias,
@@ -159,4 +183,4 @@ def errors(case: Case, config: ConvConfig, device: torch.device) -> float:
             )  # fmt: skip
             # The kernel rounds what it multiplies next, too; a shortcut it adds before it rounds.
             exact[part.output] = y if part is run.shortcut else y.to(values[part.output].dtype).float()
-    return max(float((values[value].float() - exact[value]).norm() / exact[value].norm()) for value in run.writes)
+    return exact

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +50,8 @@ def describe(
         "fastres": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
+        "commit": commit(),
+        "without": os.environ.get("FASTRES_WITHOUT", ""),
         "weights": weights,
         "tf32": tf32,
         "ceilings": {
@@ -58,6 +62,17 @@ def describe(
         "timing": "CUDA events" if gpu else "time.perf_counter",
         "peak_memory": memory_method(device),
     }
+
+
+def commit() -> str:
+    """The commit that runs: what FASTRES_COMMIT says where the code came without its history, else git's; or empty."""
+    if given := os.environ.get("FASTRES_COMMIT"):
+        return given
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _load_average() -> float | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -21,12 +20,11 @@ from fastres.folding import outline
 from fastres.plan import Conv, Shape, Step, describe
 
 from . import ceilings
+from .timing import captured
 
 LAUNCHES = 20  # in one graph: 10 µs to start the graph then weigh half a microsecond on each
 ROUNDS, WARMUPS = 30, 5
 SEED = 0
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def time_kernel(benchmark: Any, launch: Callable[[], object], layer: Layer, dtyp
 
     pytest-benchmark's own table is of graphs of ``LAUNCHES`` launches; ``extra_info`` is of one.
     """
-    graph = _captured(launch)
+    graph = captured(launch, LAUNCHES)
 
     def replay() -> None:
         graph.replay()
@@ -118,17 +116,6 @@ def facts(layer: Layer, seconds: float, limits: ceilings.Ceilings) -> dict[str, 
         "gb_per_s": layer.bytes / seconds / 1e9,
         "roofline_share": bound / seconds,
     }
-
-
-def _captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """A graph of ``LAUNCHES`` launches; the first, outside it, compiles the kernel."""
-    launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(LAUNCHES):
-            launch()
-    return graph
 
 
 @functools.cache

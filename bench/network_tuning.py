@@ -22,12 +22,15 @@ from fastres.text import dtype_name
 # on kernels take so long that nothing is gained by starting them early.
 LARGE_BATCH = 64
 MICRO_BATCHES = (16, 32, 64, 128)
+QUICK_MICRO_BATCHES = (32, 64)
 ROUNDS = 15
 REPLAYS = 4  # a sample
 CHECKS = 8  # replays whose results are compared: what is wrong about timing shows now and then only
 
 
-def ways(plain: Network, *, has_blocks: bool, starts_early: bool) -> Iterator[Network]:
+def ways(
+    plain: Network, *, has_blocks: bool, starts_early: bool, sizes: Sequence[int] = MICRO_BATCHES
+) -> Iterator[Network]:
     """Ways to run a network, besides the plain one (one by one, the batch whole)."""
     for joined in (False, True) if has_blocks else (False,):
         if joined:
@@ -36,7 +39,7 @@ def ways(plain: Network, *, has_blocks: bool, starts_early: bool) -> Iterator[Ne
             if starts_early:
                 yield replace(plain, joined=joined, early=True)
             continue
-        for through, images in itertools.product(("layer1", "layer2"), MICRO_BATCHES):
+        for through, images in itertools.product(("layer1", "layer2"), sizes):
             if images < plain.batch:
                 yield replace(plain, joined=joined, through=through, images=images)
 
@@ -57,8 +60,8 @@ def tune_network(
     return replace(best, microseconds=round(medians[best], 1), plain_microseconds=round(medians[plain], 1))
 
 
-def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: bool) -> Network:
-    """Tune ``name`` on the current GPU, with random calibrated weights."""
+def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: bool, quick: bool = False) -> Network:
+    """Tune ``name`` on the current GPU, with random calibrated weights; ``quick`` tries fewer micro-batches."""
     from fastres.architectures import get_architecture
     from fastres.folding import build_plan
     from fastres.gpu import GpuExecutor
@@ -82,7 +85,7 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
         run(way)  # compiles
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             logits = run(way)
         return graph, logits
 
@@ -108,7 +111,9 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
         return float(start.elapsed_time(end)) / REPLAYS
 
     starts_early = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
-    return tune_network(plain, ways(plain, has_blocks=has_blocks, starts_early=starts_early), is_right, time_ms)
+    sizes = QUICK_MICRO_BATCHES if quick else MICRO_BATCHES
+    others = ways(plain, has_blocks=has_blocks, starts_early=starts_early, sizes=sizes)
+    return tune_network(plain, others, is_right, time_ms)
 
 
 def todo(models: Sequence[str], batches: Sequence[int], size: int, dtype: torch.dtype) -> list[Network]:

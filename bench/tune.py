@@ -13,12 +13,12 @@ import argparse
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 import triton
@@ -32,15 +32,18 @@ from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, in
 from fastres.kernels.cards import Gpu, gpu_of
 from fastres.kernels.launch import cdiv
 from fastres.kernels.routing import ConvConfig, route_conv
-from fastres.kernels.tables import VARIABLE, Layer, Network, Table, Tuned, TunedBlock, from_json, table_path, to_json
+from fastres.kernels.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
 from fastres.plan import Conv
 from fastres.prediction import conv_seconds
-from fastres.text import text_table
 
-from . import block_tuning, network_tuning
+from . import block_tuning, network_tuning, vetting
 from .block_tuning import BlockTools, Case
 from .ceilings import measure
-from .results import write_whole
+from .environment import commit
+from .timing import launch_microseconds
+from .tuning_progress import Progress
+from .tuning_tables import blocks_table, networks_table, table
+from .vetting import Vetted
 
 # A candidate is not tried where its predicted time is more than this many times the best prediction. The model knows
 # waves, arithmetic and tile traffic, not latency or pipelining, so it only rules out what is far off.
@@ -59,6 +62,9 @@ GENERAL = [
 
 TMA = [*gemm.CANDIDATES, *conv_tma.CANDIDATES, *conv_specialized.CANDIDATES]
 
+# With --seconds: joined runs and networks get what is left after these shares of the time.
+LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85
+
 # For layers of fewer tiles than multiprocessors: several programs a tile. No more than leaves each four blocks to add.
 SPLITS = (2, 4, 8, 16)
 LEAST_BLOCKS = 4
@@ -72,6 +78,7 @@ class Tools:
     compiles_well: Callable[[Layer, Sequence[ConvConfig]], list[ConvConfig]]
     is_right: Callable[[Layer, ConvConfig], bool]
     microseconds: Callable[[Layer, ConvConfig], float]
+    announce: Callable[[Mapping[Layer, Sequence[ConvConfig]]], object] = lambda plans: None  # what will be asked for
 
 
 def layers(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch.dtype) -> list[Layer]:
@@ -137,57 +144,59 @@ def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tun
     good = tools.compiles_well(layer, configs)
     times = {config: tools.microseconds(layer, config) for config in good if tools.is_right(layer, config)}
     if rules not in times:
-        raise DeviceError(f"The rules' own configuration {rules} is wrong or does not compile for {layer}")
+        found = f"; of {len(configs)} others {len(times)} are right" if times else ""
+        raise DeviceError(f"The rules' own configuration {rules} is wrong or does not compile for {layer}{found}")
     best = min(times, key=lambda config: times[config])
     return Tuned(layer, best, times[best], times[rules])
 
 
-@dataclass
-class Progress:
-    """A table on its way, written after every entry."""
+def tune(
+    todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress, vetted: Vetted | None = None
+) -> None:
+    """Tune the layers that are not in the table yet: the vetted candidates, where there are any, or all promising ones.
 
-    path: Path
-    facts: dict[str, object]
-    table: Table
+    A layer whose rules are wrong is a problem of the progress and not the end of it.
+    """
 
-    @classmethod
-    def resume(cls, path: Path, facts: dict[str, object]) -> Progress:
-        """Go on with what ``path`` holds, if it is there."""
-        return cls(path, facts, from_json(path.read_text(), str(path)) if path.is_file() else Table())
+    def chosen(layer: Layer) -> list[ConvConfig]:
+        known = None if vetted is None else vetted.layers.get(layer)
+        configs = promising(layer, candidates(layer, gpu), gpu, limits) if known is None else known
+        own = route_conv(layer.shape, getattr(torch, layer.dtype), gpu)
+        return [own, *(c for c in configs if c != own and not progress.ended_a_process(layer, c))]
 
-    def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
-        """Add to a part of the table, and write it."""
-        self.table = replace(self.table, **{part: (*getattr(self.table, part), entry)})
-        write_whole(self.path, to_json(self.table, self.facts).encode())
+    known = {entry.layer for entry in progress.table.layers}
+    plans = {layer: chosen(layer) for layer in todo if layer not in known}
+    tools.announce(plans)
 
-    def fill(
-        self, part: str, todo: Mapping[Any, Any], known: Iterable[Any],
-        run: Callable[[Any], Tuned | TunedBlock | Network | None],
-    ) -> None:  # fmt: skip
-        """Add what ``run`` makes of each item of ``todo`` (by what it is tuned for) that is not ``known``."""
-        from tqdm import tqdm
+    def run(layer: Layer) -> Tuned | None:
+        try:
+            return tune_layer(layer, plans[layer], tools)
+        except DeviceError as error:
+            progress.problems.append(str(error))
+            return None
 
-        done = set(known)
-        for item in tqdm([item for key, item in todo.items() if key not in done], desc=part, unit="entry"):
-            if (entry := run(item)) is not None:
-                self.add(part, entry)
+    progress.fill("layers", {layer: layer for layer in plans}, (), run)
 
 
-def tune(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress) -> None:
-    """Tune the layers that are not in the table yet."""
+def by_weight(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings) -> list[Layer]:
+    """Layers, those first that the rules are predicted to spend most time on."""
 
-    def run(layer: Layer) -> Tuned:
-        return tune_layer(layer, promising(layer, candidates(layer, gpu), gpu, limits), tools)
+    def seconds(layer: Layer) -> float:
+        return conv_seconds(layer, route_conv(layer.shape, getattr(torch, layer.dtype), gpu), gpu, limits)
 
-    known = (entry.layer for entry in progress.table.layers)
-    progress.fill("layers", {layer: layer for layer in todo}, known, run)
+    return sorted(todo, key=seconds, reverse=True)
 
 
-def tune_blocks(todo: Sequence[Case], gpu: Gpu, tools: BlockTools, progress: Progress) -> None:
+def tune_blocks(
+    todo: Sequence[Case], gpu: Gpu, tools: BlockTools, progress: Progress, vetted: Vetted | None = None
+) -> None:
     """Tune the joined runs that are not in the table yet."""
 
     def run(case: Case) -> TunedBlock | None:
-        return block_tuning.tune_block(case, block_tuning.candidates(case.block, gpu), tools)
+        known = None if vetted is None else vetted.blocks.get(case.block)
+        configs = block_tuning.candidates(case.block, gpu) if known is None else known
+        usable = [config for config in configs if not progress.ended_a_process(case.block, config)]
+        return block_tuning.tune_block(case, usable, tools)
 
     known = (entry.layer for entry in progress.table.blocks)
     progress.fill("blocks", {case.block: case for case in todo}, known, run)
@@ -199,15 +208,23 @@ def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], pr
     progress.fill("networks", {network.case: network for network in todo}, known, run)
 
 
-def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
-    """Compile in ``pool``; check and time on the current GPU."""
+def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
+    """Compile in ``pool``, all that is announced at once; check and time on the current GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
+    compiling: dict[tuple[Layer, ConvConfig], Future[bool]] = {}
+
+    def announce(plans: Mapping[Layer, Sequence[ConvConfig]]) -> None:
+        for layer, config in ((layer, config) for layer, configs in plans.items() for config in configs):
+            compiling[layer, config] = pool.submit(
+                inspection_tables.compiles_well, inspection_tables.Entry(gpu.arch, layer, config)
+            )
 
     def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        return inspection_tables.compiling_well(pool, gpu.arch, layer, configs)
+        return [config for config in configs if compiling.pop((layer, config)).result()]
 
     def is_right(layer: Layer, config: ConvConfig) -> bool:
-        return error(layer, config, device) < 2 * torch.finfo(getattr(torch, layer.dtype)).eps
+        with progress.trying(layer, config):
+            return runs_right(lambda: error(layer, config, device), layer.dtype, f"{config} for {layer}", progress)
 
     def microseconds(layer: Layer, config: ConvConfig) -> float:
         x, weight, bias, residual = make_tensors(layer, device)
@@ -216,12 +233,27 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor) -> Tools:
         # As in a network, whose layers share them: making them is not part of the layer's time.
         arrived = torch.zeros(conv.arrivals(shape, config), dtype=torch.int32, device=device)
 
-        def launch() -> None:
-            _launch(layer, config, y, x, weight, bias, residual, arrived=arrived)
+        def once() -> None:
+            launch(layer, config, y, x, weight, bias, residual, arrived=arrived)
 
-        return round(1000 * triton.testing.do_bench(launch, warmup=10, rep=40, return_mode="median"), 2)
+        with progress.trying(layer, config):
+            return launch_microseconds(once)
 
-    return Tools(compiles_well, is_right, microseconds)
+    return Tools(compiles_well, is_right, microseconds, announce)
+
+
+def runs_right(error: Callable[[], float], dtype: str, what: str, progress: Progress) -> bool:
+    """Whether a kernel's ``error`` is small. One that raises is a problem; one that breaks the GPU ends the process."""
+    try:
+        found = error()
+    except (RuntimeError, triton.runtime.errors.TritonError) as problem:
+        torch.cuda.synchronize()  # raises where the GPU can no longer be used: then this process is done
+        progress.problems.append(f"{what} raises {type(problem).__name__}: {problem}".splitlines()[0])
+        return False
+    if not found < 2 * torch.finfo(getattr(torch, dtype)).eps:
+        progress.problems.append(f"{what} is wrong: off by {found:.2e}")
+        return False
+    return True
 
 
 @torch.no_grad()
@@ -230,8 +262,8 @@ def error(layer: Layer, config: ConvConfig, device: torch.device) -> float:
     x, weight, bias, residual = make_tensors(layer, device)
     shape = layer.shape
     y = torch.full((shape.N, shape.P, shape.Q, weight.shape[0]), float("nan"), dtype=x.dtype, device=device)
-    _launch(layer, config, y, x, weight, bias, residual)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    launch(layer, config, y, x, weight, bias, residual)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         truth = reference.conv2d(
             x.float(), weight.float(), bias, None if residual is None else residual.float(),
             stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=True,
@@ -252,10 +284,11 @@ def make_tensors(
     return x, weight, bias, torch.randn(size, device=device, dtype=dtype) if layer.residual else None
 
 
-def _launch(
+def launch(
     layer: Layer, config: ConvConfig, y: torch.Tensor, *tensors: torch.Tensor | None,
     arrived: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
+    """Run the layer on input, weight, bias and residual (:func:`make_tensors`) into ``y``."""
     shape = layer.shape
     x, weight, bias, residual = tensors
     assert x is not None
@@ -275,30 +308,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--out", type=Path, default=Path("out/configs"), help="folder of tables (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="few candidates of each layer and run")
+    parser.add_argument("--seconds", type=int, metavar="S", help="begin nothing after so many; run again to go on")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("fastres: tuning needs a CUDA GPU, and torch finds none here", file=sys.stderr)
         return 2
+    start = time.monotonic()
     device = torch.device("cuda", torch.cuda.current_device())
     gpu, dtype = gpu_of(device), getattr(torch, options.dtype)
-    todo = layers(options.model, options.batch, options.size, dtype)
-    versions = {"torch": torch.__version__, "triton": triton.__version__}
-    facts: dict[str, object] = {"gpu": gpu.name, "arch": gpu.arch, **versions}
-    progress = Progress.resume(table_path(gpu.name, options.out), facts)
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "commit": commit()}
+    facts = {"gpu": gpu.name, "arch": gpu.arch, "multiprocessors": gpu.multiprocessors, **versions}
+    progress = Progress.resume(table_path(gpu.name, options.out), facts, table_path(gpu.name))
+    vetted = vetting.read(gpu.arch) if options.quick else None
+
+    def until(share: float) -> Progress:
+        return progress.until(None if options.seconds is None else start + share * options.seconds)
+
+    given = (options.model, options.batch, options.size, dtype)
+    limits = measure(device, dtype)
+    todo = by_weight(layers(*given), gpu, limits)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        tune(todo, gpu, measure(device, dtype), gpu_tools(gpu, pool), progress)
+        tune(todo, gpu, limits, gpu_tools(gpu, pool, progress), until(LAYERS_SHARE), vetted)
         _use(options.out)  # joined runs and networks are measured against tuned layers
-        cases = block_tuning.cases(options.model, options.batch, options.size, dtype, gpu)
-        tune_blocks(cases, gpu, block_tuning.block_tools(gpu, pool), progress)
+        blocks = block_tuning.block_tools(gpu, pool, progress)
+        tune_blocks(block_tuning.cases(*given, gpu), gpu, blocks, until(BLOCKS_SHARE), vetted)
+        pool.shutdown(cancel_futures=True)
     _use(options.out)
 
     def run(network: Network) -> Network:
         joins = bool(progress.table.blocks)
-        return network_tuning.on_gpu(network.model, network.batch, network.height, dtype, joins)
+        return network_tuning.on_gpu(network.model, network.batch, network.height, dtype, joins, options.quick)
 
-    tune_networks(network_tuning.todo(options.model, options.batch, options.size, dtype), run, progress)
-    print(table(progress.table.layers))
-    print(f"\n{blocks_table(progress.table.blocks)}\n\n{networks_table(progress.table.networks)}")
+    tune_networks(network_tuning.todo(*given), run, until(1.0))
+    parts = progress.table
+    print("\n\n".join((table(parts.layers), blocks_table(parts.blocks), networks_table(parts.networks))))
+    for problem in dict.fromkeys(progress.problems):
+        print(f"Left out: {problem}")
+    if progress.unfinished:
+        print(f"{progress.unfinished} entries were not begun in {options.seconds} s; run again to go on")
     print(f"{progress.path}: FASTRES_CONFIGS={options.out} uses it")
     return 0
 
@@ -308,41 +356,6 @@ def _use(folder: Path) -> None:
     os.environ[VARIABLE] = str(folder)
     tables.table.cache_clear()
     dispatch.route.cache_clear()
-
-
-def blocks_table(entries: Sequence[TunedBlock]) -> str:
-    """What joining saves or costs, most saved first."""
-    lines = [("joined run", "kernel", "configuration", "µs", "one by one µs")]
-    for entry in sorted(entries, key=lambda entry: entry.microseconds - entry.apart_microseconds):
-        block, shape = entry.layer, entry.layer.shape
-        chain = [str(shape.C), *([str(shape.K)] if block.fused else []), str(block.channels)]
-        chain += [str(block.next_channels)] * bool(block.next_channels)
-        name = f"N{shape.N} {shape.P}×{shape.Q} {shape.R}×{shape.S}/{shape.stride} {'→'.join(chain)}"
-        name += f" shortcut {block.shortcut_channels}/{block.shortcut_stride}" * bool(block.shortcut_channels)
-        times = (f"{entry.microseconds:.1f}", f"{entry.apart_microseconds:.1f}")
-        lines.append((name, entry.config.kernel, str(entry.config), *times))
-    return text_table(lines, right=(3, 4))
-
-
-def networks_table(entries: Sequence[Network]) -> str:
-    """How whole networks run fastest."""
-    lines = [("network", "batch", "joined", "besides", "µs", "plain µs")]
-    for entry in entries:
-        times = (f"{entry.microseconds:.0f}", f"{entry.plain_microseconds:.0f}")
-        lines.append((entry.model, str(entry.batch), "yes" if entry.joined else "no", entry.manner or "-", *times))
-    return text_table(lines, right=(1, 4, 5))
-
-
-def table(entries: Sequence[Tuned], rows: int = 20) -> str:
-    """The slowest layers: what was chosen and what the rules' own choice took."""
-    lines = [("layer", "kernel", "configuration", "µs", "rules µs")]
-    for entry in sorted(entries, key=lambda entry: -entry.microseconds)[:rows]:
-        shape = entry.layer.shape
-        name = f"N{shape.N} {shape.H}×{shape.W} {shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K}"
-        name += f" g{shape.groups}" * (shape.groups > 1) + " +res" * entry.layer.residual
-        times = (f"{entry.microseconds:.1f}", f"{entry.rules_microseconds:.1f}")
-        lines.append((name, entry.config.kernel, str(entry.config), *times))
-    return text_table(lines, right=(3, 4))
 
 
 if __name__ == "__main__":

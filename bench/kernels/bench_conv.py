@@ -15,12 +15,13 @@ from fastres.bench.kernel_timing import (
     draw,
     draw_parameters,
     layers,
-    needs_gpu,
     time_kernel,
 )
 from fastres.gpu import conv_shape
 from fastres.kernels import cards, conv, grouping, launch, reference, routing
 from fastres.plan import Conv
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32) for layer in layers("conv", batch, DTYPE)]
@@ -55,7 +56,6 @@ def prepare(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Any
     return run, y, expected
 
 
-@needs_gpu
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_conv(benchmark: Any, layer: Layer) -> None:
     device = torch.device("cuda", torch.cuda.current_device())

@@ -15,10 +15,11 @@ from fastres.bench.kernel_timing import (
     draw,
     draw_parameters,
     layers,
-    needs_gpu,
     time_kernel,
 )
 from fastres.kernels import cards, head, launch, reference, routing
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32) for layer in layers("head", batch, DTYPE)]
@@ -51,7 +52,6 @@ def parts(layer: Layer) -> tuple[Layer, Layer]:
     return pool, linear
 
 
-@needs_gpu
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_average_pool(benchmark: Any, layer: Layer) -> None:
     run, y, expected = prepare_pool(layer, DTYPE, torch.device("cuda", torch.cuda.current_device()))
@@ -61,7 +61,6 @@ def test_average_pool(benchmark: Any, layer: Layer) -> None:
     time_kernel(benchmark, run, parts(layer)[0], DTYPE, config)
 
 
-@needs_gpu
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_linear(benchmark: Any, layer: Layer) -> None:
     device = torch.device("cuda", torch.cuda.current_device())

@@ -15,12 +15,13 @@ from fastres.bench.kernel_timing import (
     conv_reduction,
     draw_parameters,
     layers,
-    needs_gpu,
     time_kernel,
 )
 from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
 from fastres.kernels import cards, reference, routing, stem
 from fastres.plan import Stem
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32, 256) for layer in layers("stem", batch, DTYPE)]
@@ -64,7 +65,6 @@ def prepare(
     return run, y, expected
 
 
-@needs_gpu
 @pytest.mark.parametrize("prepared", [False, True], ids=["as given", "prepared"])
 @pytest.mark.parametrize("raw", [True, False], ids=["uint8", "float16"])
 @pytest.mark.parametrize("layer", LAYERS, ids=str)

@@ -1,0 +1,206 @@
+"""What visits do, as data: each a list of pieces, the most valuable first, with what each takes and when it is stopped.
+
+``first`` asks whether the kernels are right and how fast the rules make them, ``tune`` what a table gains, ``peers``
+what compilers make of the same network, ``suites`` runs the tests. Seconds are what a piece should take on an H100 with
+16 cores; their sum is printed before a visit starts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .trials import FAMILIES
+
+VISITS = ("first", "tune", "peers", "suites")
+BUDGET = 540  # seconds of a call, unless told otherwise
+RULES = "tables"  # what FASTRES_WITHOUT is given where rules alone are to choose
+
+# Places that a command names: where this run's rows go, the tuner's tables, the smoke's findings.
+RUN, CONFIGS, SMOKE = "{run}", "{configs}", "{smoke}"
+
+# Files that a piece's outcome depends on; a change of any other is no reason to run it again.
+KERNELS = ("kernels/*.py", "fastres/gpu.py", "fastres/graphs.py", "fastres/folding.py", "fastres/fusion.py")
+MEASURING = ("bench/run.py", "bench/timing.py", "bench/checking.py", "bench/peers.py", "bench/compilers.py")
+TUNING = ("bench/tune.py", "bench/*_tuning.py", "bench/candidates/*.json", "fastres/prediction.py")
+TABLES = ("kernels/configs/*/conv.json",)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is measured: a model, its image size and batches. A rehearsal has a smaller one."""
+
+    model: str = "resnet50"
+    size: int = 224
+    batches: tuple[str, ...] = ("256", "64", "8", "1")
+    dtype: str = "float16"
+    others: tuple[tuple[str, str], ...] = (
+        ("resnet18", "256"), ("resnet34", "256"), ("resnet101", "128"), ("resnet152", "64"),
+        ("resnext50_32x4d", "128"), ("wide_resnet50_2", "128"),
+    )  # fmt: skip
+    small: bool = False  # smoke on tensors that an interpreter can work through
+
+
+FULL = Scale()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One command: how long it should take, when it is stopped, and what its outcome depends on.
+
+    ``command`` is a module of fastres with its arguments, or a program. Pieces that follow each other with the same
+    ``together`` run side by side.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    limit: int
+    inputs: tuple[str, ...]
+    together: str = ""
+    family: str = ""  # of kernels that are left out of what follows unless this passes
+    program: bool = False  # the command is a program and not a module
+    needs: str = ""  # a program on the PATH without which the piece is not run
+    without: str = ""  # for FASTRES_WITHOUT, besides the families that did not pass
+
+    def argv(self, places: dict[str, str]) -> list[str]:
+        """The command line, with ``places`` filled in."""
+        words = [_filled(word, places) for word in self.command]
+        return words if self.program else [sys.executable, "-m", *words]
+
+
+def _filled(word: str, places: dict[str, str]) -> str:
+    for name, place in places.items():
+        word = word.replace(name, place)
+    return word
+
+
+def pieces(visit: str, scale: Scale = FULL) -> list[Piece]:
+    """The pieces of a visit. ``"all"`` is all four and the longest tests, for those who have hours."""
+    made = {"first": _first, "tune": _tune, "peers": _peers, "suites": _suites}
+    if visit == "all":
+        return list({piece.name: piece for name in VISITS for piece in made[name](scale)}.values()) + _longest()
+    return made[visit](scale)
+
+
+def estimate(todo: Sequence[Piece]) -> int:
+    """Seconds that pieces should take: those side by side count once, as long as the longest."""
+    return sum(max(piece.seconds for piece in group) for group in groups(todo))
+
+
+def groups(todo: Sequence[Piece]) -> list[list[Piece]]:
+    """Pieces that run side by side, in order."""
+    found: list[list[Piece]] = []
+    for piece in todo:
+        if piece.together and found and found[-1][0].together == piece.together:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return found
+
+
+def _smoke(scale: Scale) -> list[Piece]:
+    """Every family of kernels, each in a process of its own: what one does to the GPU harms no other."""
+    small = ("--small",) if scale.small else ()
+    return [
+        Piece(
+            f"smoke {name}", ("fastres.bench.visit.smoke", name, *small, "--out", SMOKE), 20, 20,
+            (*family.inputs, "kernels/launch.py", "bench/visit/trials.py"), together="smoke", family=name,
+        )
+        for name, family in FAMILIES.items()
+    ]  # fmt: skip
+
+
+def _bench(
+    scale: Scale, batch: str, tag: str, peers: str, seconds: int, limit: int, model: str = "", dtype: str = ""
+) -> Piece:
+    model, dtype = model or scale.model, dtype or scale.dtype
+    command = (
+        "fastres.bench.run", "--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch,
+        "--size", str(scale.size), "--peers", peers, "--quick", "--only-dtype", "--out", RUN,
+    )  # fmt: skip
+    return Piece(f"{tag} {model} {dtype} batch {batch}", command, seconds, limit, (*KERNELS, *MEASURING))
+
+
+def _first(scale: Scale) -> list[Piece]:
+    compiled = ("fastres.bench.visit.smoke", "--compile", scale.model, *scale.batches)
+    found = [
+        Piece("environment", ("fastres", "env", "--json"), 10, 40, ("fastres/environment.py",)),
+        Piece("compile", compiled, 40, 100, KERNELS),
+        *_smoke(scale),
+    ]
+    cheap = "eager,eager_channels_last,eager_cudagraph,fastres"
+    for batch, seconds in zip(scale.batches, (28, 22, 18, 18), strict=True):
+        found.append(replace(_bench(scale, batch, "rules", cheap, seconds, 75), without=RULES))
+    return found
+
+
+def _tune(scale: Scale) -> list[Piece]:
+    found = _smoke(scale)
+    largest, *middle, smallest = scale.batches
+    for batch, seconds, limit in zip((largest, smallest, *middle), (75, 40, 50, 40), (130, 70, 90, 70), strict=True):
+        command = (
+            "fastres.bench.tune", "--quick", "--seconds", str(limit - 15), "--model", scale.model,
+            "--batch", batch, "--size", str(scale.size), "--dtype", scale.dtype, "--out", CONFIGS,
+        )  # fmt: skip
+        found.append(Piece(f"tune {scale.model} batch {batch}", command, seconds, limit, (*KERNELS, *TUNING)))
+        bench = _bench(scale, batch, "tuned", "eager,eager_channels_last,fastres", 16, 60)
+        found.append(replace(bench, inputs=(*bench.inputs, *TABLES)))
+    return found
+
+
+def _peers(scale: Scale) -> list[Piece]:
+    found = _smoke(scale)
+    largest, *middle, smallest = scale.batches
+    order = (largest, smallest, *middle)
+    for engine, seconds, limit in (("compile", (35, 28, 28, 28), 90), ("compile_max_autotune", (80, 50, 60, 50), 160)):
+        for batch, expected in zip(order, seconds, strict=True):
+            found.append(_bench(scale, batch, engine, f"eager,eager_channels_last,{engine},fastres", expected, limit))
+    cheap = "eager,eager_channels_last,fastres"
+    for model, batch in scale.others:
+        found.append(_bench(scale, batch, "others", cheap, 14, 60, model))
+    found.append(_bench(scale, largest, "others", cheap, 14, 60, dtype="bfloat16"))
+    found.append(_bench(scale, middle[0], "others", cheap, 16, 60, dtype="float32"))
+    return found
+
+
+def _tests(name: str, seconds: int, limit: int, *words: str, side_by_side: int = 1) -> Piece:
+    workers = ("-n", str(side_by_side)) if side_by_side > 1 and _has_xdist() else ()
+    command = ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, *words)
+    paths = tuple(f"{word}/**/*.py" if not word.endswith(".py") else word for word in words if word.startswith("tests"))
+    return Piece(name, command, seconds, limit, (*KERNELS, *paths))
+
+
+def _has_xdist() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("xdist") is not None
+
+
+def _suites(scale: Scale) -> list[Piece]:
+    small = "from fastres.bench.visit.smoke import one_small_run; one_small_run()"
+    sanitizer = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", small)
+    host = ("fastres.bench.host", "--model", scale.model, "--out", f"{RUN}.json")
+    return [
+        _tests("streams, threads and graphs", 60, 120, "tests/gpu/test_graphs.py", "tests/gpu/test_models.py", "-k",
+               "stream or thread or graph"),
+        _tests("kernel tests", 90, 150, "tests/kernels", side_by_side=8),
+        Piece("memory check", sanitizer, 60, 120, KERNELS, program=True, needs="compute-sanitizer"),
+        _tests("executor tests", 75, 120, "tests/test_gpu_executor.py", side_by_side=4),
+        _tests("tuner tests", 40, 90, *(f"tests/bench/test_{name}.py" for name in GPU_TESTS), side_by_side=4),
+        Piece("host time", host, 20, 60, ("fastres/graphs.py", "fastres/model.py", "bench/host.py")),
+        _tests("model tests", 120, 200, "tests/gpu/test_models.py", "-k", "resnet18 or resnet50", side_by_side=4),
+    ]  # fmt: skip
+
+
+GPU_TESTS = ("tune", "block_tuning", "layers", "kernel_timing")
+
+
+def _longest() -> list[Piece]:
+    names = [f"bench/kernels/bench_{name}.py" for name in ("conv", "stem", "head")]
+    timed = ("pytest", "-q", *names, "-p", "no:cacheprovider", f"--benchmark-json={RUN}.json")
+    return [
+        _tests("all model tests", 480, 900, "tests/gpu/test_models.py", side_by_side=4),
+        Piece("kernels one by one", timed, 200, 400, ("kernels/*.py", *names)),
+    ]
