@@ -44,7 +44,7 @@ class Peer:
 
     ``native`` makes a batch, in ``memory_format``, what the engine's library calls an array, and ``as_tensor`` its
     logits a tensor; neither is timed. ``own_memory`` says that the engine's memory is not from torch's allocator, so
-    that its peak on a GPU is not known.
+    that its peak on a GPU is not known; ``slow`` that building it can take minutes.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Peer:
     native: Callable[[Tensor], Any] = _itself
     as_tensor: Callable[[Any], Tensor] = _itself
     own_memory: bool = False
+    slow: bool = False
 
     def example(self, x: Tensor) -> Any:
         """``x`` as the engine is given its batches."""
@@ -99,7 +100,7 @@ def _graphed(build: Callable[[EagerResNet, Tensor], Engine]) -> Callable[[EagerR
                 engine(batch)
         torch.cuda.current_stream(x.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = engine(batch)
 
         def replay(x: Tensor) -> Tensor:
@@ -155,15 +156,15 @@ PEERS: tuple[Peer, ...] = (
     Peer("eager_cudagraph", "eager_channels_last in a CUDA graph", _graphed(_channels_last), _graphs_absent, _LAST),
     Peer("folded_cudagraph", "folded_channels_last in a CUDA graph", _graphed(_folded), _graphs_absent, _LAST),
     Peer("compile", "torch.compile, weights frozen, channels last",
-         _compile(compilers.DEFAULT), compilers.torch_compile_absent, _LAST),
+         _compile(compilers.DEFAULT), compilers.torch_compile_absent, _LAST, slow=True),
     Peer("compile_max_autotune", "compile with mode='max-autotune'",
-         _compile(compilers.MAX_AUTOTUNE), compilers.torch_compile_absent, _LAST),
+         _compile(compilers.MAX_AUTOTUNE), compilers.torch_compile_absent, _LAST, slow=True),
     Peer("torch_tensorrt", "Torch-TensorRT, CUDA graphs",
-         _torch_tensorrt, compilers.torch_tensorrt_absent, own_memory=True),
+         _torch_tensorrt, compilers.torch_tensorrt_absent, own_memory=True, slow=True),
     Peer("onnxruntime", "fastres export, ONNX Runtime, its CUDA provider on a GPU",
          _onnxruntime, engines.onnxruntime_absent, own_memory=True),
     Peer("onnxruntime_tensorrt", "fastres export, ONNX Runtime's TensorRT provider",
-         _onnxruntime_tensorrt, engines.onnxruntime_tensorrt_absent, own_memory=True),
+         _onnxruntime_tensorrt, engines.onnxruntime_tensorrt_absent, own_memory=True, slow=True),
     Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent, own_memory=True),
     Peer("jax", "the same network in JAX, batch norm folded, compiled by XLA",
          jax_peer.jax_engine, jax_peer.jax_absent, _LAST, jax_peer.to_jax, jax_peer.to_torch, own_memory=True),

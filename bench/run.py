@@ -7,15 +7,13 @@ timed. Those that are right are timed in turn, beside eager PyTorch and under th
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import gc
 import importlib.util
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,22 +22,19 @@ from tqdm import tqdm
 import fastres
 from fastres.architectures import get_architecture
 from fastres.errors import DeviceError, FastresError, MissingDependencyError
-from fastres.folding import outline
 from fastres.model import parse_dtype
 from fastres.plan import check_image_size
 from fastres.text import dtype_name
 
-from . import ceilings, environment, layers, results, timing
+from . import ceilings, environment, results, timing
 from .calibration import calibrated
-from .checking import Checks, Error, error_limit, make_checks, relative_error
+from .comparison import TICKS, Setting, benchmark, release
 from .eager import EagerResNet
-from .peers import EAGER, FASTRES, PEERS, Engine, Peer, select
-from .results import ABSENT, FAILED, OK, UNSUPPORTED, WRONG, LayerRow, Results, Row, significant
-from .roofline import roofline
+from .peers import EAGER, FASTRES, PEERS, Peer, select
+from .results import UNSUPPORTED, LayerRow, Results, Row
 
 RANDOM = "random"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-TICKS = 100  # of the progress bar, for each engine of each setting: half to build and check it, half to time it
 
 
 @dataclass(frozen=True)
@@ -56,34 +51,13 @@ class Options:
     weights: str = RANDOM
     tf32: bool = False
     cold: bool = False
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all engines are compared on."""
-
-    model: str
-    size: int
-    batch: int
-    dtype: torch.dtype
-    device: torch.device
-    peers: tuple[Peer, ...]
-    cold: bool = False
-
-    @property
-    def unsupported(self) -> str | None:
-        """Why fastres does not compute in this dtype here; then there is nothing to compare."""
-        reasons = [peer.reason_absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
-        return reasons[0] if reasons else None
-
-    def row(self, peer: Peer, status: str, note: str = "") -> Row:
-        return Row(self.model, self.size, self.batch, dtype_name(self.dtype), peer.name, status, note=note)
+    float32: bool = True  # eager in float32 too, the yardstick of ``ratio_to_eager_float32``
 
 
 def run(options: Options, command: str = "", keep: Callable[[Results], object] | None = None) -> Results:
     """Benchmark every setting of ``options``; returns environment and rows.
 
-    ``command`` is noted as what was run. ``keep`` is called after each setting with the results so far
+    ``command`` is noted as what was run. ``keep`` is called after each engine with the results so far
     (``environment["complete"]`` is false until the last). Raises ``FastresError`` for a model, size or weights that do
     not exist and where a check could not tell right from wrong; an engine that cannot be run is a row.
     """
@@ -106,6 +80,17 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
         by_name = {dtype_name(dtype): ceiling for dtype, ceiling in measured.items()}
         given = (options.weights, options.tf32, options.cold)
         where = environment.describe(options.device, command, *given, by_name)
+
+        def kept(
+            rows: Sequence[Row], by_step: Sequence[LayerRow], whole: bool,
+            more: Sequence[Row], steps: Sequence[LayerRow],
+        ) -> Results:  # fmt: skip
+            known = results.with_float32_ratios([*rows, *more])
+            found = Results({**where, "complete": whole}, known, (*by_step, *steps))
+            if keep is not None:
+                keep(found)
+            return found
+
         network, of = None, ""
         for done, setting in enumerate(settings, start=1):
             if network is None or of != setting.model:
@@ -115,21 +100,20 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
                 progress.update(TICKS * len(setting.peers))
             else:
                 budget = timing.QUICK if options.quick else timing.FULL
-                more, steps = benchmark(setting, network, measured[setting.dtype], budget, progress)
+                so_far = partial(kept, tuple(rows), tuple(by_step), False)
+                more, steps = benchmark(setting, network, measured[setting.dtype], budget, progress, so_far)
                 rows += more
                 by_step += steps
-                _release(options.device)
-            whole = done == len(settings)
-            found = Results({**where, "complete": whole}, results.with_float32_ratios(rows), tuple(by_step))
-            if keep is not None:
-                keep(found)
+                release(options.device)
+            found = kept(rows, by_step, done == len(settings), (), ())
     return found
 
 
 def _settings(options: Options) -> Iterator[Setting]:
     """Every setting; float32 first, with eager alone where only the yardstick is wanted of it."""
     supported = any(FASTRES.reason_absent(options.device, dtype) is None for dtype in options.dtypes)
-    dtypes = list(dict.fromkeys([torch.float32, *options.dtypes] if supported else options.dtypes))
+    yardstick = [torch.float32] if supported and options.float32 else []
+    dtypes = list(dict.fromkeys([*yardstick, *options.dtypes]))
     for model in options.models:
         for batch in options.batches:
             for dtype in dtypes:
@@ -145,138 +129,6 @@ def load_network(model: str, weights: str) -> EagerResNet:
     network = EagerResNet(loaded.architecture)
     network.load_state_dict(loaded.state_dict())
     return network.eval()
-
-
-def benchmark(
-    setting: Setting, network: EagerResNet, limits: ceilings.Ceilings, budget: timing.Budget, progress: tqdm
-) -> tuple[list[Row], tuple[LayerRow, ...]]:
-    """One row for each engine of ``setting``, which begins with eager: built, checked, then timed in turn.
-
-    Also the time of each step of fastres, where fastres is among them and right.
-    """
-    progress.set_description(f"{setting.model} {dtype_name(setting.dtype)}, batch {setting.batch}")
-    with torch.inference_mode():
-        checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
-        rows: list[Row] = []
-        engines: dict[str, Callable[[], object]] = {}
-        model: Engine | None = None
-        eager_error = Error(math.inf, math.inf)
-        for peer in setting.peers:
-            progress.set_postfix_str(peer.name)
-            row, error, engine = _admit(setting, peer, network, checks, eager_error)
-            if peer.name == EAGER.name:
-                if row.status != OK or error is None:
-                    raise FastresError(f"Eager PyTorch, which all are judged by, is {row.status} here: {row.note}")
-                eager_error = error
-            rows.append(row)
-            if engine is not None:
-                engines[peer.name] = _call(engine, peer, checks)
-                model = engine if peer.name == FASTRES.name else model
-            progress.update(TICKS // 2)
-        progress.set_postfix_str("timing")
-        start, half = progress.n, TICKS // 2 * len(rows)
-        samples = timing.interleaved(
-            engines, setting.device, budget, lambda share: progress.update(start + half * share - progress.n)
-        )
-        steps: tuple[LayerRow, ...] = ()
-        if isinstance(model, fastres.Model):
-            progress.set_postfix_str("layer by layer")
-            try:
-                steps = layers.measure(model, checks.batches[0], limits)
-            except FastresError as error:
-                progress.write(f"fastres bench: not measured layer by layer: {error}", file=sys.stderr)
-    return _timed(setting, network, rows, samples, limits), steps
-
-
-def _call(engine: Engine, peer: Peer, checks: Checks) -> Callable[[], object]:
-    x = peer.example(checks.batches[0])
-    return lambda: engine(x)
-
-
-def _admit(
-    setting: Setting, peer: Peer, network: EagerResNet, checks: Checks, eager_error: Error
-) -> tuple[Row, Error | None, Engine | None]:
-    """Build ``peer``, measuring its first call, and check its logits; the engine only if it may be timed."""
-    reason = peer.reason_absent(setting.device, setting.dtype)
-    if reason is not None:
-        return setting.row(peer, ABSENT, reason), None, None
-    x = peer.example(checks.batches[0])
-
-    def build() -> Engine:
-        engine = peer.build(network, x)
-        engine(x)
-        return engine
-
-    try:
-        with environment.compilation_caches(empty=setting.cold):
-            engine, seconds, growth = timing.measured(build, setting.device)
-        error = relative_error(engine, peer, checks)
-    # Whatever another library raises while it is built or run is the reason why it is absent.
-    except Exception as problem:
-        reason = f"{type(problem).__name__}: {str(problem).strip()}".splitlines()[0][:300]
-        return setting.row(peer, FAILED if peer.name == FASTRES.name else ABSENT, reason), None, None
-    unknown = peer.own_memory and setting.device.type == "cuda"
-    limit = error_limit(peer, setting.dtype, eager_error, checks)
-    row = dataclasses.replace(
-        setting.row(peer, OK),
-        max_rel_error=significant(error.worst),
-        error_limit=significant(limit.worst),
-        first_call_s=significant(seconds),
-        peak_memory_mb=None if unknown else significant(growth / 1e6),
-    )
-    if error.within(limit):
-        return row, error, engine
-    off = [
-        f"{of} by {found:.2e}, where at most {most:.2e} is accepted (eager: {own:.2e})"
-        for of, found, most, own in (
-            ("on average", error.typical, limit.typical, eager_error.typical),
-            ("on the worst image", error.worst, limit.worst, eager_error.worst),
-        )
-        if not found <= most
-    ]
-    note = f"its logits are off {' and '.join(off)}"
-    return dataclasses.replace(row, status=WRONG, note=note), error, None
-
-
-def _timed(
-    setting: Setting,
-    network: EagerResNet,
-    rows: list[Row],
-    samples: dict[str, list[float]],
-    limits: ceilings.Ceilings,
-) -> list[Row]:
-    """The rows with what follows from the samples."""
-    plan = outline(network.architecture, setting.dtype)
-    bound = roofline(plan.costs(setting.batch, setting.size, setting.size, setting.dtype), limits)
-    eager = timing.Quantiles.of(samples[EAGER.name]).p50
-    timed = []
-    for row in rows:
-        if row.engine in samples:
-            ms = timing.Quantiles.of(samples[row.engine])
-            seconds = ms.p50 / 1e3
-            row = dataclasses.replace(
-                row,
-                p20_ms=significant(ms.p20),
-                p50_ms=significant(ms.p50),
-                p80_ms=significant(ms.p80),
-                images_per_s=significant(setting.batch / seconds),
-                ratio_to_eager=significant(eager / ms.p50),
-                tflops=significant(bound.flops / seconds / 1e12),
-                gb_per_s=significant(bound.bytes / seconds / 1e9),
-                roofline_ms=significant(bound.seconds * 1e3),
-                roofline_share=significant(bound.seconds / seconds),
-                samples=len(samples[row.engine]),
-            )
-        timed.append(row)
-    return timed
-
-
-def _release(device: torch.device) -> None:
-    """Forget what was compiled: Dynamo refuses to compile one module's code for ever more settings."""
-    torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _device(name: str) -> torch.device:
@@ -307,6 +159,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16, several by commas, or auto (default)"
     )
+    parser.add_argument("--only-dtype", action="store_true", help="do not measure eager in float32 as well")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
     )
@@ -349,6 +202,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
             given.weights,
             given.tf32,
             given.cold,
+            not given.only_dtype,
         )
         command = f"{program} {shlex.join(arguments)}".strip()
         found = run(options, command, None if given.out is None else lambda found: results.write(found, given.out))

@@ -222,12 +222,40 @@ def test_half_precision_has_the_float32_yardstick_beside_it(monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("small")
-def test_results_are_kept_after_each_setting() -> None:
+def test_results_are_kept_after_each_engine() -> None:
     kept: list[Results] = []
     found = run.run(options(EAGER, FASTRES, batches=(1, 2)), keep=kept.append)
-    assert [len(each.rows) for each in kept] == [2, 4]
-    assert [each.environment["complete"] for each in kept] == [False, True]
+    # Of each setting: eager built, fastres built, both timed, the whole of it.
+    assert [len(each.rows) for each in kept] == [1, 2, 2, 2, 3, 4, 4, 4]
+    assert [each.environment["complete"] for each in kept] == [False] * 7 + [True]
     assert kept[-1] == found
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_timed_outlives_an_engine_that_takes_the_process_with_it() -> None:
+    kept: list[Results] = []
+
+    def build(module: EagerResNet, x: Tensor) -> Engine:
+        raise KeyboardInterrupt  # as a process that is stopped: nothing after this line runs
+
+    compiler = Peer("compiler", "takes minutes", build, slow=True)
+    later = Peer("later", "takes minutes too", EAGER.build, slow=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(options(EAGER, compiler, later, FASTRES), keep=kept.append)
+    assert {row.engine: row.p50_ms is not None for row in kept[-1].rows} == {"eager": True, "fastres": True}
+    assert kept[-1].environment["complete"] is False
+    found = run.run(options(EAGER, later, FASTRES), keep=kept.append)
+    assert [row.engine for row in found.rows] == ["eager", "later", "fastres"], "in the order that was asked for"
+    assert all(row.p50_ms for row in found.rows)
+    assert len({row.samples for row in found.rows}) == 1, "at the end all are timed in turn"
+
+
+@pytest.mark.usefixtures("small")
+def test_float32_is_left_out_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "check_dtype", lambda dtype: None)
+    stand_in = dataclasses.replace(FASTRES, build=PEERS[1].build)
+    asked = dataclasses.replace(options(EAGER, stand_in, dtypes=(torch.bfloat16,)), float32=False)
+    assert {row.dtype for row in run.run(asked).rows} == {"bfloat16"}
 
 
 @pytest.mark.usefixtures("small")
