@@ -77,8 +77,8 @@ def launchable(kernel: Any, traceable: bool) -> Any:
 
 def check_tensors(op: str, device: torch.device, **tensors: Tensor | None) -> None:
     """Every tensor is contiguous and on ``device``, and ``device`` is one that kernels run on."""
-    if device.type != ("cpu" if INTERPRETED else "cuda"):
-        where = "CPU tensors (TRITON_INTERPRET=1 is set)" if INTERPRETED else "CUDA tensors"
+    if device.type not in (("cpu", "cuda") if INTERPRETED else ("cuda",)):
+        where = "CPU or CUDA tensors (TRITON_INTERPRET=1 is set)" if INTERPRETED else "CUDA tensors"
         raise DeviceError(f"{op} takes {where} and was given tensors on {device}")
     for name, tensor in tensors.items():
         if tensor is None:
