@@ -50,7 +50,8 @@ class Session:
     ``"cuda"`` where torch sees a GPU and ONNX Runtime has the provider, else ``"cpu"``. ``conv_search`` is CUDA's
     ``cudnn_conv_algo_search``: ``"EXHAUSTIVE"`` times cuDNN's algorithms at each new shape's first call,
     ``"HEURISTIC"`` asks cuDNN, ``"DEFAULT"`` takes one algorithm for all. CUDA uses TF32 in float32 where
-    ``torch.backends.cudnn.allow_tf32`` says so. ``threads`` is the number of CPU threads, unless ONNX Runtime chooses.
+    ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is unless ``torch.backends.cudnn.allow_tf32`` or
+    one of torch's other settings says no. ``threads`` is the number of CPU threads, unless ONNX Runtime chooses.
 
     Raises ``ExportFileError`` for a file that is missing or was not exported by fastres, ``InputError`` for an unknown
     provider and ``DeviceError`` where the first provider asked for is not the one in use.
@@ -228,7 +229,7 @@ def _default_options(provider: str, conv_search: str) -> dict[str, Any]:
     return {
         "cudnn_conv_algo_search": conv_search,
         "cudnn_conv_use_max_workspace": "1",
-        "use_tf32": "1" if torch.backends.cudnn.allow_tf32 else "0",
+        "use_tf32": "1" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "0",  # type: ignore[attr-defined]
     }
 
 

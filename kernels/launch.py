@@ -113,8 +113,13 @@ def dot_upcast(dtype: torch.dtype) -> bool:
 
 
 def float32_precision() -> str:
-    """Precision of float32 dots: ``"ieee"``, or ``"tf32"`` after ``torch.set_float32_matmul_precision("high")``."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """Precision of float32 dots: ``"ieee"``, or ``"tf32"`` where torch's own matrix products on the GPU may use it.
+
+    That is so after ``torch.set_float32_matmul_precision("high")`` or ``"medium"``, and where
+    ``torch.backends.cuda.matmul.fp32_precision`` or ``torch.backends.fp32_precision`` is ``"tf32"``.
+    """
+    # The newer setting knows of the older one; the older one's getter raises where the newer one was set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def next_power_of_2(value: int) -> int:
