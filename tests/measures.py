@@ -100,7 +100,7 @@ class Yardstick:
     @torch.no_grad()
     def _values(self, network: nn.Module, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         # Eager's float32 as precise as fastres's: cuDNN would use tf32.
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             given = x.to(dtype) if x.is_floating_point() else x
             pieces = given.split(CHUNK) if dtype == torch.float64 else [given]
             parts = [_named(self._forward(network, piece)) for piece in pieces]
