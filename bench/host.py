@@ -43,8 +43,8 @@ class NoPool:
     def run(self, x: Tensor, outputs: Sequence[str] = ()) -> list[Tensor]:
         return [self._result]
 
-    def capture(self, runner: object, x: Tensor, outputs: Sequence[str]) -> Captured:
-        return Captured(NoGraph(), x, [self._result])
+    def capture(self, runner: object, shape: Sequence[int], dtype: torch.dtype, outputs: Sequence[str]) -> Captured:
+        return Captured(NoGraph(), torch.empty(0), [self._result])
 
     def replay(self, captured: Captured, x: Tensor) -> list[Tensor]:
         captured.graph.replay()

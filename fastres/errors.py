@@ -66,6 +66,10 @@ class DeviceError(FastresError, RuntimeError):
     """A device that is missing, or a tensor on another device than the model."""
 
 
+class GraphMemoryWarning(UserWarning):
+    """There is no GPU memory for a CUDA graph; calls run without it."""
+
+
 class GradientError(FastresError, RuntimeError):
     """Training or gradients were asked of an inference-only model."""
 
