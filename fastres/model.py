@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from . import cpu
+from . import compiled, cpu
 from .architectures import Architecture
 from .ceilings import Ceilings
-from .errors import ArchitectureError, DeviceError, DtypeError, FastresError, GradientError
+from .errors import ArchitectureError, DeviceError, DtypeError, GradientError
 from .explain import Explanation
 from .folding import build_plan, outline
 from .images import Transforms
@@ -178,12 +177,27 @@ class Model(nn.Module):
 
         return predict(self, images, top_k, batch_size=batch_size, progress=progress)
 
-    def warmup(self, batch_sizes: Iterable[int] | int = (1,), image_size: int | tuple[int, int] = 224) -> None:
-        """Do ahead of time what the first calls of each shape do: fold, pack, compile kernels, capture CUDA graphs."""
+    def warmup(
+        self,
+        batch_sizes: Iterable[int] | int = (1,),
+        image_size: int | tuple[int, int] = 224,
+        dtypes: Iterable[torch.dtype] | torch.dtype | None = None,
+    ) -> None:
+        """Do ahead of time what the first calls of each shape do: fold, pack, compile kernels, capture CUDA graphs.
+
+        ``dtypes`` are of the inputs that will come. ``None`` is, on a GPU, float32, ``dtype`` and uint8 (what
+        :meth:`predict` and ``fastres classify`` feed), each of which has kernels and graphs of its own; on a CPU it is
+        float32. Raises what a call with such inputs raises.
+        """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if dtypes is None:
+            dtypes = (torch.float32, self.dtype, torch.uint8) if self.device.type == "cuda" else (torch.float32,)
+        given = [dtypes] if isinstance(dtypes, torch.dtype) else list(dict.fromkeys(dtypes))
         for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
-            for _ in range(WARMUP_CALLS):
-                self(torch.zeros(batch, 3, height, width, device=self.device))
+            for dtype in given:
+                x = torch.zeros(batch, 3, height, width, dtype=dtype, device=self.device)
+                for _ in range(WARMUP_CALLS):
+                    self(x)
 
     def explain(
         self,
@@ -204,7 +218,7 @@ class Model(nn.Module):
 
     def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]:
         if torch.compiler.is_compiling():
-            return torch.ops.fastres.run(x, self._handle, ",".join(outputs))
+            return compiled.run(x, self._handle, outputs)
         check_input(x, self.architecture, self.device)
         if x.shape[0] == 0:
             return self._empty(x.shape, outputs)
@@ -239,7 +253,7 @@ class Model(nn.Module):
         object.__setattr__(self, "_executor_cache", None)
         plan = outline(self.architecture, self.dtype, tuple(self.transforms.mean), tuple(self.transforms.std))
         object.__setattr__(self, "_outline", plan)
-        object.__setattr__(self, "_handle", _register(self))
+        object.__setattr__(self, "_handle", compiled.register(self))
 
     @property
     def _executor(self) -> Executor:
@@ -356,37 +370,11 @@ def make_executor(model: Model) -> Executor:
     from .gpu import GpuExecutor
     from .graphs import GraphExecutor, Pool
 
-    return GraphExecutor(GpuExecutor(model.plan), Pool(model.device))
-
-
-# -- torch.compile: the whole network is one registered op ---------------------------------------------------
-
-_models: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
-_handles = iter(range(1, 1 << 62))
-
-
-def _register(model: Model) -> int:
-    """A number by which compiled code finds the model again, for as long as it lives unchanged."""
-    handle = next(_handles)
-    _models[handle] = model
-    return handle
-
-
-def _find(handle: int) -> Model:
-    try:
-        return _models[handle]
-    except KeyError:
-        raise FastresError(
-            "Compiled code calls a fastres model that no longer exists or was changed; compile again after loading, "
-            "moving or replacing a model"
-        ) from None
-
-
-@torch.library.custom_op("fastres::run", mutates_args=())
-def _run_op(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
-    return _find(handle)._run(x, tuple(outputs.split(",")))
-
-
-@_run_op.register_fake
-def _(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
-    return _find(handle)._empty(x.shape, tuple(outputs.split(",")), x.device)
+    if torch.cuda.is_current_stream_capturing():
+        raise DeviceError(
+            "A model's first call folds and packs its weights, which a CUDA graph cannot capture; call model.warmup(...)"
+            ", or the model on such a batch, before the capture"
+        )
+    runner = GpuExecutor(model.plan)
+    torch.cuda.current_stream(model.device).synchronize()  # other streams may read the weights from now on
+    return GraphExecutor(runner, Pool(model.device))
