@@ -170,7 +170,7 @@ def _substitutes(pretence: Pretence) -> dict[Any, dict[str, Any]]:
         Tensor: {
             "to": _with_index(Tensor.to),
             "cuda": lambda tensor, device=DEVICE, **kwargs: tensor.to(DEVICE, **kwargs),
-            "record_stream": partial(_record_stream, timeline),
+            "record_stream": lambda tensor, stream: _record_stream(timeline, tensor, stream),
             "pin_memory": lambda tensor, device=None: tensor,
             "__deepcopy__": _deep_copy(Tensor.__deepcopy__),
         },

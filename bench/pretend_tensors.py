@@ -103,6 +103,12 @@ class Memory:
             graph.memory.append(found)
         return found
 
+    def copied(self, value: Tensor) -> Tensor:
+        """What the CPU computed, in memory of the GPU's."""
+        found = self.empty(value.shape, value.stride(), value.dtype)
+        on_cpu(found).copy_(value)
+        return found
+
     def _freed(self, nbytes: int, address: int) -> None:
         self.allocated -= nbytes
         self.timeline.freed(address)
@@ -129,7 +135,7 @@ def install(memory: Memory, within: ExitStack) -> None:
             name.startswith("aten::") and any(has_kernel(name, key) for key in wanted)
         ):
             packet, _, overload = name.removeprefix("aten::").partition(".")
-            kernel = _kernel(memory.timeline, getattr(getattr(aten, packet), overload or "default"))
+            kernel = _kernel(memory, getattr(getattr(aten, packet), overload or "default"))
         else:
             continue
         library.impl(name.removeprefix("aten::"), kernel)
@@ -143,9 +149,9 @@ def _install_device_guard(within: ExitStack) -> None:
     within.callback(guards.__setitem__, 1, None)
 
 
-def _kernel(timeline: Timeline, op: Any) -> Callable[..., Any]:
+def _kernel(memory: Memory, op: Any) -> Callable[..., Any]:
     """``op`` for CUDA tensors: the CPU's kernel on their memory."""
-    schema = op._schema
+    timeline, schema = memory.timeline, op._schema
     name = schema.name.removeprefix("aten::")
     mutated = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
     is_view = any(value.alias_info and not value.alias_info.is_write for value in schema.returns)
@@ -166,13 +172,13 @@ def _kernel(timeline: Timeline, op: Any) -> Callable[..., Any]:
             timeline.host_waits(name, timeline.current)
         writes = [leaf for key in mutated for leaf in tree_leaves(given[key]) if isinstance(leaf, Tensor)]
         graph = timeline.capturing
-        results = _run(op, given, mutated, discard=graph is not None)
+        results = _run(op, given, mutated, memory, discard=graph is not None)
         fresh = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor) and leaf not in Identical(writes)]
         reads = [tensor for tensor in tensors if tensor.is_cuda and tensor not in Identical(writes)]
 
         def again() -> None:
             timeline.use(reads, [*writes, *fresh], name)
-            anew = _run(op, given, mutated)
+            anew = _run(op, given, mutated, memory)
             made = [leaf for leaf in tree_leaves(anew) if isinstance(leaf, Tensor) and leaf not in Identical(writes)]
             for old, new in zip(fresh, made, strict=True):
                 on_cpu(old).copy_(on_cpu(new))
@@ -180,7 +186,7 @@ def _kernel(timeline: Timeline, op: Any) -> Callable[..., Any]:
         if graph is None:
             timeline.use(reads, [*writes, *fresh], name)
         else:
-            graph.memory += tensors + fresh
+            graph.memory += tensors
             graph.work.append(again)
             for tensor in fresh:
                 spoil(on_cpu(tensor))
@@ -199,7 +205,7 @@ class Identical:
         return id(tensor) in self.known
 
 
-def _run(op: Any, given: dict[str, Any], mutated: set[str], discard: bool = False) -> Any:
+def _run(op: Any, given: dict[str, Any], mutated: set[str], memory: Memory, discard: bool = False) -> Any:
     """``op`` on the CPU's view of the memory; its results as CUDA tensors. ``discard``: arguments are not changed."""
     originals: dict[int, Tensor] = {}
     held: list[Tensor] = []  # so that no two of them have the same identity
@@ -218,9 +224,9 @@ def _run(op: Any, given: dict[str, Any], mutated: set[str], discard: bool = Fals
             return value
         original = originals.get(id(value))
         if original is None:
-            return on_gpu(value)
+            return memory.copied(value)
         if original.shape != value.shape:
-            made = on_gpu(value)
+            made = memory.copied(value)
             place = (made.untyped_storage(), made.storage_offset(), made.shape, made.stride())
             aten.set_.source_Storage_storage_offset.redispatch(_CPU_KERNELS, original, *place)
         return original

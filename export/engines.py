@@ -29,7 +29,7 @@ def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
 
     with tempfile.TemporaryDirectory() as folder:
         path = _exported(model, x, Path(folder))
-        session = Session(path, x.device.type, threads=torch.get_num_threads())
+        session = Session(path, _provider(x.device.type, x.device), threads=torch.get_num_threads())
     return lambda batch: session(batch)["logits"]
 
 
@@ -55,7 +55,8 @@ def onnxruntime_tensorrt_engine(model: Model, x: Tensor) -> Engine:
 
     options = {"trt_fp16_enable": "1" if x.dtype == torch.float16 else "0"}
     with tempfile.TemporaryDirectory() as folder:
-        session = Session(_exported(model, x, Path(folder)), [("tensorrt", options), "cuda"])
+        asked = [_provider("tensorrt", x.device, **options), _provider("cuda", x.device)]
+        session = Session(_exported(model, x, Path(folder)), asked)
     return lambda batch: session(batch)["logits"]
 
 
@@ -100,6 +101,11 @@ def openvino_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install openvino"
     return _export_absent(dtype)
+
+
+def _provider(name: str, device: torch.device, **options: str) -> tuple[str, dict[str, str]]:
+    """A provider of ONNX Runtime's that runs on ``device``."""
+    return name, {**({"device_id": str(device.index)} if device.type == "cuda" else {}), **options}
 
 
 def _export_absent(dtype: torch.dtype) -> str | None:

@@ -51,7 +51,8 @@ class Session:
     ``cudnn_conv_algo_search``: ``"EXHAUSTIVE"`` times cuDNN's algorithms at each new shape's first call,
     ``"HEURISTIC"`` asks cuDNN, ``"DEFAULT"`` takes one algorithm for all. CUDA uses TF32 in float32 where
     ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is unless ``torch.backends.cudnn.allow_tf32`` or
-    one of torch's other settings says no. ``threads`` is the number of CPU threads, unless ONNX Runtime chooses.
+    one of torch's other settings says no, and runs on torch's current GPU unless its option ``device_id`` is another.
+    ``threads`` is the number of CPU threads, unless ONNX Runtime chooses.
 
     Raises ``ExportFileError`` for a file that is missing or was not exported by fastres, ``InputError`` for an unknown
     provider and ``DeviceError`` where the first provider asked for is not the one in use.
@@ -89,6 +90,8 @@ class Session:
                 "provider did not start. Check the GPU, its driver and the CUDA and cuDNN libraries, or pass "
                 "providers='cpu'"
             )
+        options_in_use = self.session.get_provider_options()[self.provider]
+        self._device_index = int(options_in_use.get("device_id", 0))
         self.metadata = Metadata.from_strings(self.session.get_modelmeta().custom_metadata_map, str(self.path))
         self.output_names: tuple[str, ...] = tuple(value.name for value in self.session.get_outputs())
         (given,) = self.session.get_inputs()
@@ -102,7 +105,8 @@ class Session:
         """Run the file on ``x``, of its input's shape and dtype; returns its outputs by name.
 
         An array gives arrays, a tensor gives tensors. A CUDA tensor under the CUDA or TensorRT provider is bound where
-        it is, and the results stay on the GPU. Raises ``InputError`` for another shape or dtype.
+        it is, and the results stay on the GPU. Raises ``InputError`` for another shape or dtype and ``DeviceError`` for
+        a tensor on another GPU than the session's.
         """
         self._check(x)
         if isinstance(x, Tensor) and x.is_cuda and self.provider in ON_CUDA:
@@ -165,8 +169,13 @@ class Session:
 
     def _run_bound(self, x: Tensor) -> dict[str, Tensor]:
         """Inputs and outputs stay on the GPU."""
+        index = x.device.index
+        if index != self._device_index:
+            raise DeviceError(
+                f"{self.path.name} runs on cuda:{self._device_index} and was given a tensor on {x.device}; pass "
+                f"providers=('cuda', {{'device_id': {index}}}) for a session there"
+            )
         x = x.contiguous()
-        index = x.device.index or 0
         torch.cuda.current_stream(x.device).synchronize()  # ONNX Runtime reads x on a stream of its own
         binding = self.session.io_binding()
         binding.bind_input(INPUT, "cuda", index, self.input_dtype, tuple(x.shape), x.data_ptr())
@@ -175,10 +184,12 @@ class Session:
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         found = binding.get_outputs()
-        return {
+        results = {
             name: torch.as_tensor(_CudaArray(value), device=x.device).clone()
             for name, value in zip(self.output_names, found, strict=True)
         }
+        torch.cuda.current_stream(x.device).synchronize()  # ONNX Runtime may reuse its memory from here on
+        return results
 
 
 class _CudaArray:
@@ -224,9 +235,12 @@ def _provider_list(
 
 
 def _default_options(provider: str, conv_search: str) -> dict[str, Any]:
+    device: dict[str, Any] = {}
+    if provider in ON_CUDA and torch.cuda.is_available():
+        device = {"device_id": str(torch.cuda.current_device())}
     if provider != PROVIDERS["cuda"]:
-        return {}
-    return {
+        return device
+    return device | {
         "cudnn_conv_algo_search": conv_search,
         "cudnn_conv_use_max_workspace": "1",
         "use_tf32": "1" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "0",  # type: ignore[attr-defined]

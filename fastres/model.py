@@ -372,8 +372,8 @@ def make_executor(model: Model) -> Executor:
 
     if torch.cuda.is_current_stream_capturing():
         raise DeviceError(
-            "A model's first call folds and packs its weights, which a CUDA graph cannot capture; call model.warmup(...)"
-            ", or the model on such a batch, before the capture"
+            "A model's first call folds and packs its weights, which a CUDA graph cannot capture: call "
+            "model.warmup(...), or the model on such a batch, before the capture"
         )
     runner = GpuExecutor(model.plan)
     torch.cuda.current_stream(model.device).synchronize()  # other streams may read the weights from now on

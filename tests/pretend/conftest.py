@@ -1,0 +1,26 @@
+"""The pretend GPU that tests of host code run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastres.bench.pretend_gpu import Pretence, pretend_gpu
+from fastres.kernels.launch import INTERPRETED
+
+
+@pytest.fixture
+def pretence() -> Iterator[Pretence]:
+    """A pretend H100; a test that leaves a race behind fails."""
+    with pretended() as found:
+        yield found
+        assert found.timeline.races == []
+
+
+def pretended(*args: object, **kwargs: object):  # type: ignore[no-untyped-def]
+    """``pretend_gpu``, where there can be one."""
+    if torch.backends.cuda.is_built() or not INTERPRETED:
+        pytest.skip("a GPU is pretended in Triton's interpreter, with a torch without CUDA")
+    return pretend_gpu(*args, **kwargs)  # type: ignore[arg-type]
