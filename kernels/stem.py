@@ -198,7 +198,7 @@ def stem_kernel(
         )  # fmt: skip
         if POOL:
             z = z.to(highest.dtype)
-            highest = tl.maximum(highest, z, propagate_nan=tl.PropagateNan.ALL)
+            highest = tl.maximum(highest, z, propagate_nan=tl.PropagateNan.ALL).to(z.dtype)  # bfloat16's is float32
             if row % 2 == 1 and i > 0:  # the window of pooled row (row − 1) / 2 is complete; this row starts the next
                 pool_p = row // 2
                 y = tl.maximum(
