@@ -175,7 +175,10 @@ def route_stem(channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, 
         filling = [size for size in sizes if stem_programs(n, cdiv(p, 2), cdiv(q, 2), *size) >= gpu.multiprocessors]
         block_q, rows = (filling or sizes[-1:])[0]
     # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
-    return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, 2)
+    # Images of another dtype than the weights reach wgmma through registers, and in a pipeline ptxas writes those anew
+    # while they are still read (sass.py).
+    stages = 1 if gpu.arch == "sm_90" and dtype.itemsize == 2 else 2
+    return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, stages)
 
 
 def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:
