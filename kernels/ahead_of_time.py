@@ -20,8 +20,6 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
 
-from .cards import KNOWN_GPUS
-
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8, "i32": torch.int32,
 }  # fmt: skip
@@ -51,7 +49,7 @@ def descriptor_type(dtype: torch.dtype, box: list[int]) -> str:
 
 
 def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
-    """``kernel``, which ``item`` names, compiled for ``arch``; raises ``KernelError`` for an unknown ``arch``."""
+    """``kernel``, which ``item`` names, compiled for ``arch``; raises ``KernelError`` where that is no architecture."""
     constants = dict(item.constants)
     arguments = {name: _example(kind, kernel.is_gluon()) for name, kind in item.types} | constants
     options: dict[str, int | bool] = {"num_warps": item.num_warps}
@@ -92,16 +90,25 @@ class _Driver:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        if self.arch.startswith("gfx"):
-            return GPUTarget("hip", self.arch, 64)
-        return GPUTarget("cuda", int(self.arch.removeprefix("sm_")), 32)
+        return target(self.arch)
+
+
+def target(arch: str) -> GPUTarget:
+    """What Triton compiles for on a GPU of ``arch``; raises ``KernelError`` where that is no architecture."""
+    if re.fullmatch(r"sm_(7[5-9]|[89]\d|1\d\d)", arch):
+        return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    if re.fullmatch(r"gfx[0-9a-f]{3,4}", arch):
+        return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+    raise KernelError(
+        f"No GPU has the architecture {arch!r}; accepted: NVIDIA's from sm_75 on (sm_80, sm_90, sm_120, …) and AMD's "
+        "(gfx90a, gfx942, …)"
+    )
 
 
 @contextmanager
 def as_if_on(arch: str) -> Iterator[None]:
     """Make Triton take a GPU of ``arch`` for the current one."""
-    if arch not in KNOWN_GPUS:
-        raise KernelError(f"No GPU is known with architecture {arch!r}; known: {', '.join(KNOWN_GPUS)}")
+    target(arch)
     before = driver._active  # asking for it in public would look for a GPU
     driver.set_active(_Driver(arch))
     try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres.errors import KernelError
+
 from .launch import INTERPRETED
 
 
@@ -24,6 +26,11 @@ class Gpu:
     @property
     def is_amd(self) -> bool:
         return self.arch.startswith("gfx")
+
+    @property
+    def has_tensor_cores(self) -> bool:
+        """Whether Triton multiplies 16-bit numbers on matrix units there; on Turing (sm_75) it no longer does."""
+        return self.arch != "sm_75" and not self.arch.startswith("gfx10")
 
 
 MIB = 1 << 20
@@ -45,8 +52,21 @@ CARDS = (A100, H100, H200, MI300X, T4, RTX_3090, A10G, L4, L40S, RTX_4090, RTX_5
 
 # Triton's interpreter: no GPU at all. Each operation costs the same however large its tile.
 INTERPRETER = Gpu("Triton interpreter", "interpreter", 1, 1 << 40)
-# One of each architecture that the ahead-of-time inspection compiles for unless told otherwise.
-KNOWN_GPUS = {gpu.arch: gpu for gpu in (A100, H100, MI300X)}
+# One of each architecture that the ahead-of-time inspection compiles for unless told otherwise: sm_89 for all whose
+# programs have 99 KiB of shared memory.
+KNOWN_GPUS = {gpu.arch: gpu for gpu in (A100, L4, H100, MI300X)}
+
+
+def card(name: str) -> Gpu:
+    """The card with this name, or the first with this architecture; raises ``KernelError`` for others."""
+    for gpu in CARDS:
+        if name in (gpu.name, gpu.arch):
+            return gpu
+    architectures = ", ".join(dict.fromkeys(gpu.arch for gpu in CARDS))
+    names = ", ".join(gpu.name for gpu in CARDS)
+    raise KernelError(
+        f"No card is known by {name!r}; known are the architectures {architectures} and the cards {names}"
+    )
 
 
 @functools.cache

@@ -1,22 +1,18 @@
 """Compile kernels with no GPU and report what the compiler made of them.
 
-``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch, for NVIDIA sm_80 and sm_90 and
-AMD gfx942, and prints registers, spills, shared memory and matrix instructions. Resources are facts of the compiled
-code; nothing is run.
+``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch, for NVIDIA sm_80, sm_89 and
+sm_90 and AMD gfx942 or the cards that ``--arch`` names, and prints registers, spills, shared memory, matrix
+instructions and what is wrong. Resources are facts of the compiled code; nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,12 +21,13 @@ import triton
 from fastres.text import text_table
 
 from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
-from .cards import KNOWN_GPUS, Gpu
+from .cards import KNOWN_GPUS, Gpu, card
 from .conv import conv_constants, conv_kernel
 from .head import average_pool_kernel
 from .parallel import in_processes
 from .pool import window_pool_constants, window_pool_kernel
 from .prepare import BLOCK_W, prepare_kernel
+from .ptx import RECOMMENDED, leaves_out_fence, read_ptx
 from .routing import (
     ConvConfig,
     ConvShape,
@@ -41,6 +38,7 @@ from .routing import (
     route_stem,
     route_window_pool,
 )
+from .sass import read_cubin
 from .squeeze_excite import gate_constants, gate_kernel
 from .stem import pack_stem_weight, stem_constants, stem_kernel
 
@@ -50,24 +48,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a kernel. Counts are of instructions in the machine code."""
+    """What the compiler made of a kernel. Counts are of instructions, in the machine code but where PTX is named."""
 
     label: str
-    arch: str
+    gpu: Gpu
     registers: int
     spills: int  # loads and stores of spilled registers in the whole kernel
     loop_spills: int  # of these, inside loops that hold matrix instructions
     shared_memory: int  # bytes
     wgmma: int
     mma: int  # matrix instructions of any kind
+    multiplies: bool = False  # 16-bit numbers, so that matrix instructions are expected
+    unguarded: int = 0  # in the PTX: buffers refilled, or given back for that, with no barrier since they were read
+    overwritten: int = 0  # instructions that write a register which a wgmma in flight still reads
+    unfenced: int = 0  # in the PTX: wgmma with no proxy fence since copies that they may read
 
     @property
     def fits(self) -> bool:
-        return self.shared_memory <= KNOWN_GPUS[self.arch].shared_memory
+        return self.shared_memory <= self.gpu.shared_memory
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the kernel. Triton's versions that are known to leave out the fence are no fault of it."""
+        found = {
+            "does not fit": not self.fits,
+            "spills in its loop": self.loop_spills > 0,
+            "multiplies without tensor cores": self.multiplies and self.gpu.has_tensor_cores and not self.mma,
+            "refills a buffer with no barrier": self.unguarded > 0,
+            "overwrites operands in flight": self.overwritten > 0,
+            "reads copies with no fence": self.unfenced > 0 and not leaves_out_fence(triton.__version__),
+        }
+        return tuple(name for name, is_so in found.items() if is_so)
 
-# Instructions that multiply: Hopper's warp-group products, the older warp-wide ones, and plain float32.
-PRODUCTS = ("HGMMA", "QGMMA", "HMMA", "IMMA", "FFMA")
 
 _KERNELS = {
     "conv": conv_kernel,
@@ -196,6 +208,7 @@ def plan_compilations(
     from fastres.plan import Conv, Head, Pool, SqueezeExcite, Stem
 
     shapes = plan.shapes(batch, height, width)
+    sources = dict.fromkeys((dtype, torch.float32, torch.uint8))  # of images
     found: dict[tuple[Any, ...], Compilation] = {}
     for step in plan:
         shape = shapes[step.input]
@@ -205,10 +218,10 @@ def plan_compilations(
             size = tuple(step.weight.shape)
             made = [
                 compile_stem(size, dtype, source, config, stride=step.stride, padding=step.padding, pool=step.pool)
-                for source in (dtype, torch.uint8)
+                for source in sources
             ]
             if config.prepared:
-                made += [compile_prepare(dtype, source, padding=step.padding) for source in (dtype, torch.uint8)]
+                made += [compile_prepare(dtype, source, padding=step.padding) for source in sources]
         elif isinstance(step, Conv):
             sizes = conv_shape(step, shape)
             routed = route_conv(sizes, dtype, gpu)
@@ -231,54 +244,34 @@ def plan_compilations(
     return list(found.values())
 
 
-def inspect(item: Compilation, arch: str) -> Report:
-    """Compile ``item`` for ``arch`` (``"sm_90"``, ``"gfx942"``) and read its resources off the machine code."""
-    compiled = compile_for(item, _KERNELS[item.kernel], arch)
-    read = _read_amd if arch.startswith("gfx") else _read_nvidia
-    return read(item.label, arch, compiled)
+def inspect(item: Compilation, gpu: Gpu) -> Report:
+    """Compile ``item`` for ``gpu`` and read its resources off the machine code."""
+    return read(item, gpu, compile_for(item, _KERNELS[item.kernel], gpu.arch))
 
 
-def _read_nvidia(label: str, arch: str, compiled: Any) -> Report:
-    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
-        file.write(compiled.asm["cubin"])
-    try:
-        usage = _cuobjdump("--dump-resource-usage", file.name)
-        sass = _cuobjdump("-sass", file.name)
-    finally:
-        os.unlink(file.name)
-    registers = re.search(r"REG:(\d+)", usage)
-    assert registers is not None, usage
-    code = list(_instructions(sass))
-    loops = [(target, address) for address, _, target in code if target is not None and target < address]
-    spills = [address for address, opcode, _ in code if opcode in ("STL", "LDL")]
-    products = [(address, opcode) for address, opcode, _ in code if opcode in PRODUCTS]
-    hot = [(low, high) for low, high in loops if any(low <= address <= high for address, _ in products)]
+def read(item: Compilation, gpu: Gpu, compiled: Any) -> Report:
+    """The resources of ``item`` as it was ``compiled`` for ``gpu``."""
+    multiplies = item.uses_dot and any(name[0] == "w" and "16" in kind for name, kind in item.types)
+    if gpu.is_amd:
+        return _read_amd(item.label, gpu, compiled, multiplies)
+    code, text = read_cubin(compiled.asm["cubin"]), read_ptx(compiled.asm["ptx"])
     return Report(
-        label,
-        arch,
-        int(registers.group(1)),
-        len(spills),
-        sum(any(low <= address <= high for low, high in hot) for address in spills),
+        item.label,
+        gpu,
+        code.registers,
+        code.spills,
+        code.loop_spills,
         compiled.metadata.shared,
-        sum(opcode == "HGMMA" for _, opcode in products),
-        sum(opcode != "FFMA" for _, opcode in products),
+        code.wgmma,
+        code.mma,
+        multiplies,
+        text.unguarded if item.num_warps > 1 else 0,
+        code.overwritten,
+        text.unfenced,
     )
 
 
-def _instructions(sass: str) -> Iterator[tuple[int, str, int | None]]:
-    """Address, opcode without modifiers, and branch target of each instruction."""
-    for match in re.finditer(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)([^;]*);", sass):
-        address, opcode, rest = int(match.group(1), 16), match.group(2), match.group(3)
-        target = re.search(r"0x([0-9a-f]+)", rest) if opcode == "BRA" else None
-        yield address, opcode, int(target.group(1), 16) if target else None
-
-
-def _cuobjdump(*arguments: str) -> str:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _read_amd(label: str, arch: str, compiled: Any) -> Report:
+def _read_amd(label: str, gpu: Gpu, compiled: Any, multiplies: bool) -> Report:
     code = compiled.asm["amdgcn"]
 
     def number(key: str) -> int:
@@ -286,30 +279,42 @@ def _read_amd(label: str, arch: str, compiled: Any) -> Report:
         return int(match.group(1)) if match else 0
 
     spills = number("vgpr_spill_count") + number("sgpr_spill_count")
-    products = len(re.findall(r"\bv_mfma", code))
-    return Report(label, arch, number("vgpr_count"), spills, spills, compiled.metadata.shared, 0, products)
+    products = len(re.findall(r"\bv_(s?mfma|wmma)", code))
+    return Report(label, gpu, number("vgpr_count"), spills, spills, compiled.metadata.shared, 0, products, multiplies)
 
 
 def inspect_all(
-    items: Iterable[Compilation], arch: str, *, workers: int | None = None, progress: bool = True
+    items: Iterable[Compilation], gpu: Gpu, *, workers: int | None = None, progress: bool = True
 ) -> list[Report]:
     """Compile ``items`` in parallel, with a progress bar."""
-    run = partial(inspect, arch=arch)
-    return in_processes(run, list(items), workers=workers, label=f"compile {arch}", progress=progress)
+    run = partial(inspect, gpu=gpu)
+    return in_processes(run, list(items), workers=workers, label=f"compile {gpu.arch}", progress=progress)
 
 
 def table(reports: Sequence[Report]) -> str:
     """The reports as text, one row per kernel."""
-    rows: list[tuple[str, ...]] = [("kernel", "arch", "registers", "spills", "in loop", "shared KiB", "wgmma", "mma")]
+    header = ("kernel", "arch", "registers", "spills", "in loop", "shared KiB", "wgmma", "mma", "unguarded")
+    rows: list[tuple[str, ...]] = [(*header, "overwritten", "unfenced", "verdict")]
     for r in reports:
-        shared = f"{r.shared_memory / 1024:.1f}" + ("" if r.fits else " too much")
-        numbers = (r.registers, r.spills, r.loop_spills, shared, r.wgmma, r.mma)
-        rows.append((r.label, r.arch, *map(str, numbers)))
-    return text_table(rows, right=range(2, 8))
+        numbers: tuple[object, ...] = (r.registers, r.spills, r.loop_spills, f"{r.shared_memory / 1024:.1f}")
+        numbers += (r.wgmma, r.mma, r.unguarded, r.overwritten, r.unfenced)
+        rows.append((r.label, r.gpu.arch, *map(str, numbers), ", ".join(r.problems) or "good"))
+    return text_table(rows, right=range(2, 11))
+
+
+def fence_note(reports: Sequence[Report]) -> str:
+    """What to say of the fences that Triton leaves out; nothing where it does not."""
+    unfenced = sum(report.unfenced > 0 for report in reports)
+    if not unfenced or not leaves_out_fence(triton.__version__):
+        return ""
+    return (
+        f"Triton {triton.__version__} leaves out the fence between cp.async and wgmma in {unfenced} kernels; "
+        f"{RECOMMENDED} or newer is recommended"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit status 1 where a kernel does not fit or spills in its main loop."""
+    """Print the table; exit status 1 where something is wrong with a kernel."""
     from fastres.architectures import get_architecture
     from fastres.folding import outline
 
@@ -318,21 +323,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--arch", nargs="+", choices=list(KNOWN_GPUS), default=list(KNOWN_GPUS))
+    parser.add_argument(
+        "--arch", nargs="+", metavar="ARCH", default=list(KNOWN_GPUS),
+        help=f"architectures (sm_86, gfx942, …) or names of known cards (default: {' '.join(KNOWN_GPUS)})",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     dtype = getattr(torch, options.dtype)
     plan = outline(get_architecture(options.model), dtype)
     reports: list[Report] = []
-    for arch in options.arch:
+    for gpu in map(card, options.arch):
         items: dict[Compilation, None] = {}
         for batch in options.batch:
             size = options.size
-            made = plan_compilations(plan, KNOWN_GPUS[arch], batch=batch, height=size, width=size, dtype=dtype)
+            made = plan_compilations(plan, gpu, batch=batch, height=size, width=size, dtype=dtype)
             items |= dict.fromkeys(made)
-        reports += inspect_all(items, arch)
+        reports += inspect_all(items, gpu)
     print(table(reports))
-    bad = [report for report in reports if not report.fits or report.loop_spills]
-    print(f"{len(reports)} kernels, Triton {triton.__version__}; {len(bad)} too large or spilling in the main loop")
+    if note := fence_note(reports):
+        print(note)
+    bad = sum(bool(report.problems) for report in reports)
+    print(f"{len(reports)} kernels, Triton {triton.__version__}; {bad} not good")
     return 1 if bad else 0
 
 

@@ -1,7 +1,8 @@
 """``python -m fastres.kernels.inspection_tables``: compile every configuration of the tuned tables, with no GPU.
 
 A table says what runs on a GPU that this machine may not have; here each of its kernels is compiled for that GPU's
-architecture and judged: it fits, does not spill in its main loop, and its products run on the tensor cores.
+architecture and judged: it fits, does not spill in its main loop, its products run on the tensor cores, and what
+it copies into shared memory or registers waits for those who still read there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import triton
 from fastres.text import text_table
 
 from .ahead_of_time import Compilation
+from .cards import CARDS, Gpu, card
 from .inspection import compile_conv, inspect
 from .inspection_tma import compile_block, compile_tma, inspect_tma
 from .parallel import in_processes
@@ -29,9 +31,9 @@ from .tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
 
 @dataclass(frozen=True)
 class Entry:
-    """One configuration of a table, for the architecture of its GPU."""
+    """One configuration of a table, for its GPU or another of the architecture."""
 
-    arch: str
+    gpu: Gpu
     layer: Layer | Block
     config: ConvConfig
 
@@ -50,9 +52,11 @@ def entries(path: Path) -> list[Entry]:
     """The distinct compilations of a table: most batch sizes that share a configuration share a kernel."""
     text = path.read_text()
     table = from_json(text, str(path))
-    arch = json.loads(text)["arch"]
+    stated = json.loads(text)
+    gpu = next((gpu for gpu in CARDS if (gpu.name, gpu.arch) == (stated["gpu"], stated["arch"])), None)
+    gpu = gpu or card(stated["arch"])
     tuned: list[Tuned | TunedBlock] = [*table.layers, *table.blocks]
-    made = [Entry(arch, entry.layer, entry.config) for entry in tuned]
+    made = [Entry(gpu, entry.layer, entry.config) for entry in tuned]
     return list({(entry.layer.without_batch, compilation(entry)): entry for entry in made}.values())
 
 
@@ -69,15 +73,10 @@ def judge(entry: Entry) -> Verdict:
     """Compile one entry."""
     item = compilation(entry)
     if item.kernel == "conv":
-        report = inspect(item, entry.arch)
-        found = {
-            "does not fit": not report.fits,
-            "spills in its loop": report.loop_spills > 0,
-            "multiplies without tensor cores": getattr(torch, entry.layer.dtype).itemsize == 2 and not report.mma,
-        }
-        problems = tuple(name for name, is_so in found.items() if is_so)
+        report = inspect(item, entry.gpu)
+        problems = report.problems
     else:
-        tma = inspect_tma(item)
+        tma = inspect_tma(item, entry.gpu)
         report, problems = tma.report, tma.problems
     return Verdict(entry, report.registers, report.shared_memory, ", ".join(problems))
 
@@ -90,9 +89,9 @@ def compiles_well(entry: Entry) -> bool:
         return False
 
 
-def compiling_well(pool: Executor, arch: str, layer: Layer | Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-    """Those of ``configs`` that compile well for ``layer``, found out in ``pool``."""
-    good = pool.map(compiles_well, [Entry(arch, layer, config) for config in configs])
+def compiling_well(pool: Executor, gpu: Gpu, layer: Layer | Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+    """Those of ``configs`` that compile well for ``layer`` on ``gpu``, found out in ``pool``."""
+    good = pool.map(compiles_well, [Entry(gpu, layer, config) for config in configs])
     return [config for config, is_good in zip(configs, good, strict=True) if is_good]
 
 

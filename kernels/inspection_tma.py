@@ -2,13 +2,13 @@
 
 ``python -m fastres.kernels.inspection_tma`` prints, for every convolution of a model that a TMA kernel takes, in two of
 the candidate configurations: registers, spills and shared memory, how many wgmma instructions take an operand through
-registers, and how many TMA copies into a buffer do not wait for all warps to have left it (both should be none).
+registers, how many copies into a buffer do not wait for all warps to have left it, and how many instructions write a
+register which a wgmma in flight still reads (all should be none, but in the fused kernel the first).
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ from fastres.text import text_table
 
 from . import conv_specialized, conv_tma, fused, gemm
 from .ahead_of_time import Compilation, compile_for, descriptor_type
-from .cards import H100
-from .inspection import Report, _read_nvidia
+from .cards import H100, Gpu
+from .inspection import Report, read
 from .launch import next_power_of_2
 from .parallel import in_processes
+from .ptx import Ptx, read_ptx
 from .routing import ConvConfig, ConvShape
 from .tables import Block
 from .tma import tma_candidates, tma_fits
@@ -32,7 +33,7 @@ from .tma import tma_candidates, tma_fits
 if TYPE_CHECKING:
     from fastres.plan import Conv
 
-ARCH = "sm_90"
+ARCH = H100.arch
 
 
 def _kernel(name: str) -> Any:
@@ -45,30 +46,21 @@ def _kernel(name: str) -> Any:
 
 @dataclass(frozen=True)
 class TmaReport:
-    """A :class:`Report`, and what matters for TMA kernels: counts in the PTX code."""
+    """A :class:`Report`, and what matters for TMA kernels."""
 
     report: Report
-    products: int  # wgmma instructions
-    register_products: int  # of these, with an operand that comes through registers
-    loads: int  # TMA copies into shared memory
-    stores: int  # TMA copies out of it
-    unguarded: (
-        int  # buffers refilled, or given back for that, after a wgmma wait with no barrier of all warps in between
-    )
+    ptx: Ptx
     chained: int = 0  # products that should take an operand from registers: the result of the product before
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the kernel; nothing where it fits, does not spill in loops, multiplies from shared memory
-        but where chained, and guards its copies."""
+        """What is wrong with the kernel; nothing where its report is good, and it multiplies with wgmma and from shared
+        memory but where chained."""
         found = {
-            "does not fit": not self.report.fits,
-            "spills in its loop": self.report.loop_spills > 0,
-            "multiplies through registers": self.register_products != self.chained,
-            "refills a buffer with no barrier": self.unguarded > 0,
+            "multiplies through registers": self.ptx.register_products != self.chained,
             "multiplies without wgmma": self.report.wgmma == 0,
         }
-        return tuple(name for name, is_so in found.items() if is_so)
+        return self.report.problems + tuple(name for name, is_so in found.items() if is_so)
 
     @property
     def good(self) -> bool:
@@ -191,43 +183,15 @@ def _compilation(
     return Compilation(label, kernel, tuple(types.items()), tuple(constants.items()), *settings)
 
 
-def inspect_tma(item: Compilation) -> TmaReport:
-    """Compile ``item`` for sm_90 and read its resources off the machine code."""
-    compiled = compile_for(item, _kernel(item.kernel), ARCH)
+def inspect_tma(item: Compilation, gpu: Gpu = H100) -> TmaReport:
+    """Compile ``item`` for a ``gpu`` of Hopper and read its resources off the machine code."""
+    compiled = compile_for(item, _kernel(item.kernel), gpu.arch)
     constants = dict(item.constants)
     chained = 0
     if item.kernel == "fused":  # v and, for z, y go straight into the next product, which reduces over 16 at a time
         reduction = constants["J"] + (constants["BLOCK_N"] if constants["NEXT"] else 0)
         chained = reduction // 16 * constants["BLOCK_M"] // (16 * item.num_warps)
-    return read_ptx(_read_nvidia(item.label, ARCH, compiled), compiled.asm["ptx"], chained)
-
-
-def read_ptx(report: Report, ptx: str, chained: int = 0) -> TmaReport:
-    """Count in ``ptx`` what :class:`TmaReport` says.
-
-    A wait for wgmma covers the warp group that waits, not the other one of eight warps: only after a barrier may a
-    buffer that both have read be filled anew, or the warp that fills it be told so (``mbarrier.arrive``).
-    """
-    products = re.findall(r"wgmma\.mma_async\.\S+ [^;]*;", ptx)
-    in_shared = [product for product in products if re.search(r"\},\s*%rd\d+,\s*%rd\d+", product)]
-    unguarded, waited = 0, False
-    events = r"wgmma\.wait_group|bar\.sync|barrier\.sync|cp\.async\.bulk\.tensor\.\dd\.shared|mbarrier\.arrive\.shared"
-    for event in re.findall(events, ptx):
-        if event == "wgmma.wait_group":
-            waited = True
-        elif event in ("bar.sync", "barrier.sync"):
-            waited = False
-        elif waited:
-            unguarded += 1
-    return TmaReport(
-        report,
-        len(products),
-        len(products) - len(in_shared),
-        len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
-        len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
-        unguarded,
-        chained,
-    )
+    return TmaReport(read(item, gpu, compiled), read_ptx(compiled.asm["ptx"]), chained)
 
 
 def shown_configs(kernels: tuple[str, ...], k: int, *, residual: bool) -> list[ConvConfig]:
@@ -321,7 +285,10 @@ def inspect_tma_all(
     return in_processes(inspect_tma, list(items), workers=workers, label=f"compile {ARCH}", progress=progress)
 
 
-HEADER = ("layer", "kernel", "tile", "registers", "spills", "shared KiB", "wgmma", "via registers", "unguarded", "good")
+HEADER = (
+    "layer", "kernel", "tile", "registers", "spills", "shared KiB", "wgmma", "via registers", "unguarded",
+    "overwritten", "good",
+)  # fmt: skip
 
 
 def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tuple[str, ...]]:
@@ -334,8 +301,9 @@ def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tup
         tile = f"{blocks}, {item.num_warps} warps, {sizes.get('STAGES', item.num_stages)} stages"
         report = tma.report
         shared = f"{report.shared_memory / 1024:.1f}"
-        numbers = (report.registers, report.spills, shared, report.wgmma, tma.register_products, tma.unguarded)
-        found.append((report.label, kernel, tile, *map(str, numbers), "yes" if tma.good else "NO"))
+        used = (report.registers, report.spills, shared, report.wgmma)
+        doubtful = (tma.ptx.register_products, report.unguarded, report.overwritten)
+        found.append((report.label, kernel, tile, *map(str, (*used, *doubtful)), "yes" if tma.good else "NO"))
     return found
 
 
@@ -357,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = [HEADER, ("---",) * len(HEADER), *table]
         print("\n".join(f"| {' | '.join(line)} |" for line in lines))
     else:
-        print(text_table([HEADER, *table], right=range(3, 9)))
+        print(text_table([HEADER, *table], right=range(3, 10)))
     bad = sum(not report.good for report in reports)
     print(f"\n{len(reports)} kernels for {ARCH}, Triton {triton.__version__}; {bad} not good")
     return 1 if bad else 0

@@ -12,7 +12,6 @@ import torch
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm, inspection_tma
 from fastres.kernels.ahead_of_time import compile_for
 from fastres.kernels.cards import H100
-from fastres.kernels.inspection import Report
 from fastres.kernels.inspection_tma import (
     TmaReport,
     compile_conv_tma,
@@ -22,7 +21,6 @@ from fastres.kernels.inspection_tma import (
     inspect_tma,
     inspect_tma_all,
     model_compilations,
-    read_ptx,
     rows,
 )
 from fastres.kernels.routing import ConvConfig, ConvShape
@@ -51,7 +49,7 @@ def test_gemm_with_a_merged_shortcut_keeps_one_pipeline(config: ConvConfig) -> N
         for u in (0, 512)
     )
     assert faults([plain, merged]) == []
-    assert (merged.products, merged.loads) == (plain.products, plain.loads)
+    assert (merged.ptx.products, merged.ptx.loads) == (plain.ptx.products, plain.ptx.loads)
 
 
 @pytest.mark.parametrize("config", [conv_tma.CANDIDATES[0], conv_tma.CANDIDATES[-1]], ids=lambda config: config.kernel)
@@ -76,7 +74,7 @@ def test_every_specialised_candidate_compiles_well(stride: int, residual: bool) 
     for config, tma in zip(configs, reports, strict=True):
         assert tma.report.spills == 0
         assert tma.report.registers * 32 * (config.num_warps + 4) <= 65_536, "the producer has a warp group to itself"
-        assert tma.products == config.block_m // 128 * config.block_k // 16
+        assert tma.ptx.products == config.block_m // 128 * config.block_k // 16
 
 
 @pytest.mark.slow
@@ -169,22 +167,3 @@ def test_a_tile_that_is_too_large_is_reported() -> None:
     assert not report.report.fits
     assert not report.good
     assert not tma_fits(config, H100, residual=True)
-
-
-def test_operands_through_registers_and_missing_barriers_are_seen() -> None:
-    clean = """
-        wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%r1,%r2}, %rd5, %rd6, %p1, 1, 1, 0, 0;
-        wgmma.wait_group.sync.aligned 1;
-        bar.sync 0;
-        @%p2 cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r3], [%rd1, {%r4, %r5}], [%r6];
-        @%p2 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r4, %r5}], [%r3];
-    """
-    report = Report("gemm", "sm_90", 100, 0, 0, 1000, 1, 1)
-    assert read_ptx(report, clean) == TmaReport(report, 1, 0, 1, 1, 0)
-    assert read_ptx(report, clean).good
-    registers = read_ptx(report, clean.replace("%rd5,", "{%r7,%r8},"))
-    assert (registers.register_products, registers.good) == (1, False)
-    unguarded = read_ptx(report, clean.replace("bar.sync 0;", ""))
-    assert (unguarded.unguarded, unguarded.good) == (1, False)
-    hasty = read_ptx(report, clean.replace("bar.sync 0;", "mbarrier.arrive.shared::cta.b64 _, [%r3];\nbar.sync 0;"))
-    assert (hasty.unguarded, hasty.good) == (1, False)
