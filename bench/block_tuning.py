@@ -106,7 +106,7 @@ def block_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Bloc
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(block: Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-        return inspection_tables.compiling_well(pool, gpu.arch, block, configs)
+        return inspection_tables.compiling_well(pool, gpu, block, configs)
 
     def microseconds(case: Case, config: ConvConfig | None) -> float:
         run, values = with_data(case, device)

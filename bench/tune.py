@@ -216,7 +216,7 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
     def announce(plans: Mapping[Layer, Sequence[ConvConfig]]) -> None:
         for layer, config in ((layer, config) for layer, configs in plans.items() for config in configs):
             compiling[layer, config] = pool.submit(
-                inspection_tables.compiles_well, inspection_tables.Entry(gpu.arch, layer, config)
+                inspection_tables.compiles_well, inspection_tables.Entry(gpu, layer, config)
             )
 
     def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
