@@ -157,7 +157,9 @@ def _conv_float32(shape: ConvShape, gpu: Gpu) -> ConvConfig:
 PREPARED_PIXELS = 16 * 112 * 112
 
 
-def route_stem(channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, gpu: Gpu, pool: bool) -> StemConfig:
+def route_stem(
+    channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, gpu: Gpu, pool: bool, precision: str = "ieee"
+) -> StemConfig:
     """The stem's configuration for ``channels`` output channels and convolution output ``pixels`` (N, P, Q)."""
     n, p, q = pixels
     kernel = "stem_pool" if pool else "stem"
@@ -177,8 +179,8 @@ def route_stem(channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, 
     # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
     # Images of another dtype than the weights reach wgmma through registers, and in a pipeline ptxas writes those anew
     # while they are still read (sass.py).
-    stages = 1 if gpu.arch == "sm_90" and dtype.itemsize == 2 else 2
-    return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, stages)
+    multiplies_in_flight = gpu.arch == "sm_90" and (dtype != torch.float32 or precision == "tf32")
+    return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, 1 if multiplies_in_flight else 2)
 
 
 def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:

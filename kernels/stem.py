@@ -290,7 +290,7 @@ def stem_into(
     n, _, h, w = x.shape
     p, q, out_p, out_q = stem_output_sizes(h, w, weight.shape[1], stride, padding, pool)
     if config is None:
-        config = route_stem(weight.shape[0], (n, p, q), weight.dtype, gpu_of(x.device), pool)
+        config = route_stem(weight.shape[0], (n, p, q), weight.dtype, gpu_of(x.device), pool, float32_precision())
     strides: tuple[int, ...] = x.stride()
     if config.prepared:
         taps = weight.shape[2] // LANES

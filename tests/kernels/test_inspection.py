@@ -199,6 +199,16 @@ def test_images_of_another_dtype_do_not_overwrite_operands_in_flight(source: tor
         assert reports[1].problems == ("overwrites operands in flight",)
 
 
+def test_tf32_does_not_overwrite_operands_in_flight() -> None:
+    config = route_stem(64, (1, 112, 112), torch.float32, H100, True, "tf32")
+    reports = []
+    for tried in (config, replace(config, num_stages=2)):
+        item = compile_stem((64, 7, 7, 3), torch.float32, torch.uint8, tried, stride=2, padding=3, pool=True)
+        constants = dict(item.constants) | {"PRECISION": "tf32"}
+        reports.append(inspect(replace(item, constants=tuple(constants.items())), H100))
+    assert [report.problems for report in reports] == [(), ("overwrites operands in flight",)]
+
+
 def test_partial_sums_are_published_before_the_arrival_and_read_from_l2() -> None:
     """In the PTX: stores, a barrier, the atomic with acquire and release, a barrier, loads that bypass L1."""
     shape, config = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), ConvConfig("conv", 64, 64, 64, 4, 4, split=8)
