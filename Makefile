@@ -3,15 +3,19 @@
 # make test-smaller   the CPU's numerics once more, as on a processor with AVX2 only, where this one has more
 # make lint   ruff and mypy
 # make docs   the documentation site, into build/site
-# make gpu    validate, tune and measure on this machine's GPU; PYTHON=python3 uses that interpreter and no network
+# make gpu    a visit to this machine's GPU: VISIT=first, tune, peers, suites or all; PYTHON=python3 uses that
+#             interpreter and no network
+# make gpu-home   what a visit brought back (ARCHIVE=out/gpu/gpu.tgz), put where it belongs
 #
 # Each sets up .venv by itself, with the versions of constraints.txt.
 
 BASE_PYTHON ?= python3
 VENV := .venv
-# make gpu: stop after BUDGET seconds (run it again to go on); also copy results to the folder OUT
+# make gpu: what to do, for how many seconds, and the folder that the archive goes to
+VISIT ?= first
 BUDGET ?=
 OUT ?=
+ARCHIVE ?= out/gpu/gpu.tgz
 
 # With PYTHON given, that interpreter is used as it is: nothing is installed but fastres itself, without dependencies.
 ifdef PYTHON
@@ -29,7 +33,7 @@ NUMERICS := $(addprefix tests/,test_cpu.py test_model.py test_backbone.py test_h
 	test_huggingface.py test_look.py test_predict.py export classification/test_classify.py \
 	bench/test_checking.py bench/test_peers.py)
 
-.PHONY: demo test test-smaller lint docs gpu clean installed
+.PHONY: demo test test-smaller lint docs gpu gpu-home clean installed
 
 demo: $(READY)
 	$(PYTHON) -m fastres demo
@@ -55,7 +59,10 @@ docs: $(READY)
 	@echo "Open build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
 
 gpu: $(READY)
-	$(PYTHON) -m bench.gpu $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--copy $(OUT))
+	$(PYTHON) -m bench.gpu $(VISIT) $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT))
+
+gpu-home: $(READY)
+	$(PYTHON) -m bench.visit.home $(ARCHIVE)
 
 # pip compiles to bytecode with one core: all cores do it afterwards. Some packages hold files for other interpreters,
 # which do not compile.

@@ -23,7 +23,8 @@ FACTS = {
     "cpu_instruction_sets": "its instruction sets", "cpu_limits": "limited by",
     "cpu_count": "CPU cores", "threads": "threads",
     "load_average": "load average before", "system": "system", "python": "Python", "torch": "torch", "cuda": "CUDA",
-    "hip": "HIP", "cudnn": "cuDNN", "triton": "Triton", "fastres": "fastres", "date": "date", "command": "command",
+    "hip": "HIP", "cudnn": "cuDNN", "triton": "Triton", "fastres": "fastres", "commit": "commit",
+    "without": "without", "date": "date", "command": "command",
     "weights": "weights", "tf32": "TF32 for float32", "first_call": "first call", "timing": "clock",
     "peak_memory": "peak memory",
 }  # fmt: skip
@@ -62,6 +63,8 @@ def render(results: Results, charts: Mapping[str, bytes | None]) -> str:
         headlines=[_headline(key, batches) for key, batches in groups(results.rows) if any(map(compared, batches))],
         groups=[(key, [(rows, fastest(rows)) for rows in batches]) for key, batches in groups(results.rows)],
         absences=_absences(results.rows),
+        left_out=results.environment.get("left_out", []),
+        older=older(results),
         layers=[_steps(rows) for rows in layer_settings(results.layers).values()],
         charts={name: base64.b64encode(png).decode() for name, png in charts.items() if png is not None},
         colours=BOUND_COLOURS,
@@ -70,13 +73,26 @@ def render(results: Results, charts: Mapping[str, bytes | None]) -> str:
     )
 
 
+def older(results: Results) -> list[str]:
+    """A sentence for each earlier commit that rows were measured at."""
+    last = results.environment.get("commit", "")
+    commits = {row.commit: 0 for row in results.rows if row.commit and row.commit != last}
+    return [
+        f"Measured earlier, at commit {commit}: "
+        + ", ".join(
+            f"{row.engine} at {row.model} {row.dtype} batch {row.batch}" for row in results.rows if row.commit == commit
+        )
+        for commit in commits
+    ]
+
+
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What there is to say of the machine, in words."""
     shown = {True: "yes", False: "no"}
     return [
         (words, shown[value] if isinstance(value, bool) else str(value))
         for name, words in FACTS.items()
-        if (value := environment.get(name)) is not None
+        if (value := environment.get(name)) not in (None, "")
     ]
 
 

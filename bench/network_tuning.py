@@ -21,8 +21,8 @@ from fastres.text import dtype_name
 # Batches under this fit the L2 cache as they are, and micro-batches would cost more launches than they save. From here
 # on kernels take so long that nothing is gained by starting them early.
 LARGE_BATCH = 64
-MICRO_BATCHES = (16, 32, 64, 128)
-QUICK_MICRO_BATCHES = (32, 64)
+MICRO_BATCHES: tuple[int, ...] = (16, 32, 64, 128)
+QUICK_MICRO_BATCHES: tuple[int, ...] = (32, 64)
 ROUNDS = 15
 REPLAYS = 4  # a sample
 CHECKS = 8  # replays whose results are compared: what is wrong about timing shows now and then only

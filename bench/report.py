@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fastres.errors import FastresError
 
 from .charts import CHARTS
+from .html_report import older
 from .results import JSON_NAME, OK, REPORT_NAME, Results, Row, read, with_float32_ratios, write_whole
 from .results import write as write_results
 from .standing import Key, fastest, groups, sentence, verdict
@@ -54,6 +55,11 @@ def show(results: Results, file: Any = None) -> None:
     for point in lost:
         console.print(f"Not the fastest: {sentence(point)}", markup=False)
     for note in notes(results.rows):
+        console.print(note, markup=False)
+    for entry in where.get("left_out", ()):
+        error = " / ".join(entry["error"].splitlines())
+        console.print(f"Left out: the kernels of {entry['family']}: {entry['status']}: {error}", markup=False)
+    for note in older(results):
         console.print(note, markup=False)
 
 

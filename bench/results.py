@@ -42,8 +42,9 @@ class Row:
     the largest relative L2 error of an image's logits against float64, ``error_limit`` the largest accepted.
     ``peak_memory_mb`` (10⁶ bytes) is the growth of memory while the engine is built and called once,
     ``first_call_s`` how long that takes, with the compilation caches that the environment's ``first_call`` says.
-    ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic
-    over the median; ``roofline_ms`` is the least time that the ceilings allow, ``roofline_share`` that over the median.
+    ``commit`` is the code's, where rows of several runs stand beside each other.
+    ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic over the median, ``roofline_ms`` is
+    the least time that the ceilings allow, ``roofline_share`` that over the median.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Row:
     roofline_share: float | None = None
     samples: int = 0
     note: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class LayerRow:
 
 FIELDS = tuple(field.name for field in fields(Row))
 LAYER_FIELDS = tuple(field.name for field in fields(LayerRow))
-_TEXTS = ("model", "dtype", "engine", "status", "note", "step", "op", "kernel", "config", "bound")
+_TEXTS = ("model", "dtype", "engine", "status", "note", "commit", "step", "op", "kernel", "config", "bound")
 _WHOLES = ("size", "batch", "samples", "flops", "bytes")
 
 
@@ -143,6 +145,8 @@ def from_dict(data: Any, source: str = "the results") -> Results:
 
 
 def _row(entry: Any, where: str) -> Row:
+    if isinstance(entry, dict):
+        entry = {"commit": "", **entry}  # results written before rows had one are read as having none
     row = Row(**_checked(entry, FIELDS, where))
     if row.status not in STATUSES:
         raise FastresError(f"{where}: status is {row.status!r}; it is one of {', '.join(STATUSES)}")

@@ -97,7 +97,7 @@ def for_card(
     known: dict[Any, bool] = {}
 
     def good(todo: list[tuple[Layer | Block, ConvConfig]]) -> list[bool]:
-        entries = [Entry(gpu.arch, key, config) for key, config in todo]
+        entries = [Entry(gpu, key, config) for key, config in todo]
         new = {compilation(entry): entry for entry in entries if compilation(entry) not in known}
         verdicts = in_processes(compiles_well, list(new.values()), workers=workers, label=f"vet for {gpu.arch}")
         known.update(zip(new, verdicts, strict=True))

@@ -39,6 +39,7 @@ class Scale:
         ("resnet18", "256"), ("resnet34", "256"), ("resnet101", "128"), ("resnet152", "64"),
         ("resnext50_32x4d", "128"), ("wide_resnet50_2", "128"),
     )  # fmt: skip
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")  # besides
     small: bool = False  # smoke on tensors that an interpreter can work through
 
 
@@ -63,6 +64,7 @@ class Piece:
     program: bool = False  # the command is a program and not a module
     needs: str = ""  # a program on the PATH without which the piece is not run
     without: str = ""  # for FASTRES_WITHOUT, besides the families that did not pass
+    tries: int = 1  # how often it is begun while it fails and time is left: for what goes on where it stopped
 
     def argv(self, places: dict[str, str]) -> list[str]:
         """The command line, with ``places`` filled in."""
@@ -131,37 +133,46 @@ def _first(scale: Scale) -> list[Piece]:
         *_smoke(scale),
     ]
     cheap = "eager,eager_channels_last,eager_cudagraph,fastres"
-    for batch, seconds in zip(scale.batches, (28, 22, 18, 18), strict=True):
-        found.append(replace(_bench(scale, batch, "rules", cheap, seconds, 75), without=RULES))
-    return found
+    timed = [_bench(scale, batch, "rules", cheap, _scaled(batch, 18, 28), 75) for batch in scale.batches]
+    return found + [replace(piece, without=RULES) for piece in timed]
+
+
+def _scaled(batch: str, small: int, large: int) -> int:
+    """Seconds at a batch, from those at a small one and at 256."""
+    return small + round((large - small) * min(1.0, int(batch) / 256))
 
 
 def _tune(scale: Scale) -> list[Piece]:
     found = _smoke(scale)
-    largest, *middle, smallest = scale.batches
-    for batch, seconds, limit in zip((largest, smallest, *middle), (75, 40, 50, 40), (130, 70, 90, 70), strict=True):
+    for batch in _by_interest(scale.batches):
+        seconds, limit = _scaled(batch, 40, 75), _scaled(batch, 70, 130)
         command = (
             "fastres.bench.tune", "--quick", "--seconds", str(limit - 15), "--model", scale.model,
             "--batch", batch, "--size", str(scale.size), "--dtype", scale.dtype, "--out", CONFIGS,
         )  # fmt: skip
-        found.append(Piece(f"tune {scale.model} batch {batch}", command, seconds, limit, (*KERNELS, *TUNING)))
+        found.append(Piece(f"tune {scale.model} batch {batch}", command, seconds, limit, (*KERNELS, *TUNING), tries=3))
         bench = _bench(scale, batch, "tuned", "eager,eager_channels_last,fastres", 16, 60)
         found.append(replace(bench, inputs=(*bench.inputs, *TABLES)))
     return found
 
 
+def _by_interest(batches: Sequence[str]) -> list[str]:
+    """The largest batch, the smallest, and those between: what is quoted most comes first."""
+    largest, *middle, smallest = batches
+    return [largest, smallest, *middle]
+
+
 def _peers(scale: Scale) -> list[Piece]:
     found = _smoke(scale)
-    largest, *middle, smallest = scale.batches
-    order = (largest, smallest, *middle)
-    for engine, seconds, limit in (("compile", (35, 28, 28, 28), 90), ("compile_max_autotune", (80, 50, 60, 50), 160)):
-        for batch, expected in zip(order, seconds, strict=True):
-            found.append(_bench(scale, batch, engine, f"eager,eager_channels_last,{engine},fastres", expected, limit))
+    order = _by_interest(scale.batches)
+    for engine, small, large, limit in (("compile", 28, 35, 90), ("compile_max_autotune", 50, 80, 160)):
+        peers = f"eager,eager_channels_last,{engine},fastres"
+        timed = [_bench(scale, batch, engine, peers, _scaled(batch, small, large), limit) for batch in order]
+        found += timed[-1:] if scale.small else timed
     cheap = "eager,eager_channels_last,fastres"
     for model, batch in scale.others:
         found.append(_bench(scale, batch, "others", cheap, 14, 60, model))
-    found.append(_bench(scale, largest, "others", cheap, 14, 60, dtype="bfloat16"))
-    found.append(_bench(scale, middle[0], "others", cheap, 16, 60, dtype="float32"))
+    found += [_bench(scale, order[-1], "others", cheap, 16, 60, dtype=dtype) for dtype in scale.dtypes]
     return found
 
 

@@ -19,6 +19,7 @@ import torch
 
 from fastres.kernels.ahead_of_time import Compilation
 from fastres.kernels.cards import Gpu, gpu_of
+from fastres.kernels.launch import INTERPRETED
 
 from ..results import write_whole
 from .trials import FAMILIES, Trial, device_of_trials, why_not
@@ -63,11 +64,14 @@ def compilations(gpu: Gpu, small: bool = False) -> list[Compilation]:
     found = [
         entry for name, family in FAMILIES.items() if not why_not(name, gpu) for entry in family.layers(gpu, small)
     ]
-    return [compilation(Entry(gpu.arch, layer, config)) for layer, config in found]
+    return [compilation(Entry(gpu, layer, config)) for layer, config in found]
 
 
-def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> int:
-    """Compile in parallel, into Triton's cache, what a model's rules and the smoke will launch; how many kernels."""
+def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, list[str]]:
+    """Compile in parallel, into Triton's cache, what a model's rules and the smoke will launch.
+
+    Returns how many kernels that is, and what is wrong with those that do not compile.
+    """
     from fastres.architectures import get_architecture
     from fastres.folding import outline
     from fastres.kernels.inspection import plan_compilations
@@ -76,21 +80,19 @@ def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> int:
     plan = outline(get_architecture(model), torch.float16)
     items = [item for batch in batches for item in plan_compilations(plan, gpu, batch=batch)]
     items = list(dict.fromkeys([*items, *compilations(gpu)]))
-    problems = in_processes(partial(_compile, gpu.arch), items, workers=None, label="compile")
-    for item, problem in zip(items, problems, strict=True):
-        if problem:
-            print(f"{item.label}: {problem}")
-    return len(items)
+    problems = in_processes(partial(_compile, gpu), items, workers=None, label="compile")
+    return len(items), [f"{item.label}: {problem}" for item, problem in zip(items, problems, strict=True) if problem]
 
 
-def _compile(arch: str, item: Compilation) -> str:
+def _compile(gpu: Gpu, item: Compilation) -> str:
     """Compile one kernel; what is wrong with it, where it does not compile."""
     from fastres.kernels import inspection, inspection_tma
     from fastres.kernels.ahead_of_time import compile_for
 
-    kernels = inspection._KERNELS
+    own = inspection._KERNELS
     try:
-        compile_for(item, kernels[item.kernel] if item.kernel in kernels else inspection_tma._kernel(item.kernel), arch)
+        kernel = own[item.kernel] if item.kernel in own else inspection_tma._kernel(item.kernel)
+        compile_for(item, kernel, gpu.arch)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
@@ -120,8 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = gpu_of(device_of_trials())
     if options.compile:
         model, *batches = options.compile
-        print(f"{compile_ahead(model, [int(batch) for batch in batches], gpu)} kernels compiled for {gpu.name}")
-        return 0
+        if INTERPRETED:
+            print("Kernels are interpreted: there is nothing to compile")
+            return 0
+        count, problems = compile_ahead(model, [int(batch) for batch in batches], gpu)
+        print("\n".join([*problems, f"{count - len(problems)} of {count} kernels compiled for {gpu.name}"]))
+        return 1 if problems else 0
     findings: list[Finding] = []
     reason = why_not(options.family, gpu)
     for trial in [] if reason else FAMILIES[options.family].trials(gpu, options.small):

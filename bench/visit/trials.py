@@ -127,12 +127,12 @@ NARROW = Architecture("a stage", "bottleneck", (2,), (64,))
 
 def _cases(gpu: Gpu, small: bool, kernels: Sequence[str]) -> list[tuple[Case, ConvConfig]]:
     """Joined runs of a network's first stage: every kind of them, each with the first configuration of a kernel."""
-    batch, size = (conv_tma.MIN_BATCH, 16) if small else (conv_tma.MIN_BATCH, 112)
+    batch, size = (conv_tma.MIN_BATCH, 32) if small else (conv_tma.MIN_BATCH, 112)
     found = []
     for case in block_tuning.cases_of(NARROW, batch, size, torch.float16, gpu):
         configs = [config for config in block_tuning.candidates(case.block, gpu) if config.kernel in kernels]
         found += [(case, config) for config in configs[:1]]
-    return found
+    return found[:1] if small else found
 
 
 def _block_trials(cases: Sequence[tuple[Case, ConvConfig]]) -> Iterator[Trial]:
@@ -300,8 +300,8 @@ def why_not(name: str, gpu: Gpu) -> str:
     """Why a family has nothing to run on ``gpu``; empty where it has."""
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
         return f"kernels start early from sm_90 on, {gpu.name} is {gpu.arch}"
-    if name.startswith("conv_specialized") and INTERPRETED:
-        return "Gluon kernels do not run in Triton's interpreter"
+    if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):
+        return "Triton's interpreter has neither Gluon kernels nor early launches"
     for layer, config in FAMILIES[name].layers(gpu, True)[:1]:
         if isinstance(layer, Layer):
             return dispatch.why_not(config.kernel, layer.shape, torch.float16, gpu)

@@ -1,146 +1,416 @@
-"""The orchestration of ``make gpu``, tried with small commands in place of the real pieces."""
+"""Visits to a GPU: what they are made of, and how small commands in place of the real pieces come home."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import tarfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastres.bench import gpu
+from fastres.bench import gpu, results
+from fastres.bench.results import Results, Row
+from fastres.bench.visit import home, running
+from fastres.bench.visit import state as states
+from fastres.bench.visit.pieces import BUDGET, FULL, VISITS, Piece, Scale, estimate, groups, pieces
+from fastres.bench.visit.running import Outcome
+from fastres.bench.visit.trials import FAMILIES
+from fastres.errors import FastresError
+from fastres.kernels import dispatch
+from fastres.kernels.routing import ConvConfig, ConvShape
+from fastres.kernels.tables import Layer, Network, Table, Tuned
+
+from .test_report import ENVIRONMENT, LAYERS, ROWS
 
 
-def piece(name: str, code: str, limit: int = 60) -> gpu.Piece:
-    return gpu.Piece(name, (sys.executable, "-c", code), limit)
+def piece(name: str, code: str, limit: int = 60, **more: object) -> Piece:
+    return Piece(name, (sys.executable, "-c", code), 1, limit, ("fastres/text.py",), program=True, **more)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def visit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Pretend that there is a GPU, and run three small pieces: one fails until a file exists."""
+def visit(tmp_path: Path, *todo: Piece, budget: float = 500, **more: object) -> gpu.Visit:
+    made = gpu.Visit("first", "a GPU", tmp_path / "work" / "a-gpu", tmp_path / "out", budget, **more)  # type: ignore[arg-type]
+    made.todo = list(todo)
+    return made
+
+
+# -- what visits are made of ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VISITS)
+def test_a_visit_should_fit_a_call_and_says_so(name: str, tmp_path: Path) -> None:
+    todo = pieces(name)
+    assert estimate(todo) <= BUDGET - gpu.RESERVE
+    assert len({item.name for item in todo}) == len(todo)
+    assert all(item.seconds <= item.limit <= 600 for item in todo)
+    said = gpu.Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
+    assert f"about {estimate(todo)} s of {BUDGET} s, which fits" in said
+    assert all(item.name in said for item in todo)
+
+
+def test_pieces_side_by_side_count_once() -> None:
+    one, two, three = (replace(piece("p", ""), seconds=seconds) for seconds in (10, 20, 30))
+    together = [replace(one, together="a"), replace(two, together="a")]
+    assert estimate([*together, three]) == 50
+    assert groups([*together, three, one]) == [together, [three], [one]]
+
+
+def test_what_matters_most_comes_first() -> None:
+    names = [item.name for item in pieces("first")]
+    assert names[:2] == ["environment", "compile"]
+    assert names[-4:] == [f"rules resnet50 float16 batch {batch}" for batch in (256, 64, 8, 1)]
+    tuned = [item.name for item in pieces("tune") if not item.family]
+    assert tuned[:4] == [
+        "tune resnet50 batch 256", "tuned resnet50 float16 batch 256",
+        "tune resnet50 batch 1", "tuned resnet50 float16 batch 1",
+    ]  # fmt: skip
+
+
+def test_every_promised_point_is_measured_beside_its_peers() -> None:
+    wanted = {"eager", "eager_channels_last", "eager_cudagraph", "compile", "compile_max_autotune", "fastres"}
+    measured: dict[str, set[str]] = {}
+    for item in [*pieces("first"), *pieces("peers")]:
+        if "fastres.bench.run" in item.command:
+            given = dict(zip(item.command, item.command[1:], strict=False))
+            peers = set(given["--peers"].split(","))
+            assert {"eager", "eager_channels_last", "fastres"} <= peers
+            if (given["--model"], given["--dtype"]) == ("resnet50", "float16"):
+                measured.setdefault(given["--batch"], set()).update(peers)
+    assert measured == dict.fromkeys(("256", "64", "8", "1"), wanted)
+
+
+def test_slow_peers_have_processes_of_their_own() -> None:
+    for item in pieces("peers"):
+        assert len({"compile", "compile_max_autotune"} & set(",".join(item.command).split(","))) <= 1, item.name
+
+
+def test_every_family_has_a_trial_in_a_process_of_its_own() -> None:
+    trials = [item for item in pieces("first") if item.family]
+    assert [item.family for item in trials] == list(FAMILIES)
+    assert set(dispatch.FAMILIES) <= set(FAMILIES)
+    assert {item.together for item in trials} == {"smoke"}
+    assert all(item.limit == 20 for item in trials)
+
+
+@pytest.mark.parametrize("name", [*VISITS, "all"])
+def test_pieces_name_files_that_exist(name: str) -> None:
+    for item in pieces(name):
+        for word in item.command:
+            if word.startswith(("tests/", "bench/")):
+                assert (running.ROOT / word).exists(), word
+        assert item.inputs
+        for pattern in item.inputs:
+            folder = pattern.split("*")[0].rstrip("/")
+            assert list(running.ROOT.glob(pattern)) or "configs" in folder or "candidates" in folder, pattern
+
+
+def test_every_gpu_test_is_part_of_a_visit() -> None:
+    named = {word for item in pieces("all") for word in item.command if word.startswith("tests/")}
+    assert {"tests/kernels", "tests/gpu/test_graphs.py", "tests/gpu/test_models.py"} <= named
+    marked = {path.relative_to(running.ROOT).as_posix() for path in (running.ROOT / "tests/bench").glob("test_*.py")
+              if "mark.gpu" in path.read_text() and path.name != Path(__file__).name}  # fmt: skip
+    assert marked <= named
+
+
+def test_a_smaller_scale_measures_less() -> None:
+    small = Scale("resnet18", 64, ("4", "1"), others=())
+    names = [item.name for name in VISITS for item in pieces(name, small)]
+    assert not [name for name in names if "resnet50" in name and not name.startswith("model tests")]
+    assert FULL.model == "resnet50"
+
+
+# -- running, stopping, going on -----------------------------------------------------------------------------
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flag = tmp_path / "flag"
-    small = [
+    todo = [
         piece("good", "print('3 passed')"),
-        piece("flaky", f"import pathlib, sys; sys.exit(not pathlib.Path({str(flag)!r}).exists())"),
-        gpu.Piece("tool", ("no-such-tool-at-all",), 60, "no-such-tool-at-all"),
+        piece("flaky", f"import pathlib\nif not pathlib.Path({str(flag)!r}).exists(): raise ValueError('not yet')"),
+        piece("tool", "", needs="no-such-tool-at-all"),
     ]
-    monkeypatch.setattr(gpu, "pieces", lambda out: small)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(gpu, "environment", dict)
-    return flag
-
-
-def test_resumes_where_it_stopped(visit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out"
-    assert gpu.main(["--out", str(out)]) == 1
-    first = gpu.read_state(out)
-    assert {name: outcome.status for name, outcome in first.items()} == {
-        "good": "passed", "flaky": "failed", "tool": "absent",
-    }  # fmt: skip
+    assert visit(tmp_path, *todo).run() == 1
     table = capsys.readouterr().out
     assert "3 passed" in table
     assert "no-such-tool-at-all is not installed" in table
-    visit.touch()
-    assert gpu.main(["--out", str(out)]) == 0
-    assert "[1/3]" not in capsys.readouterr().out, "what passed is not run again"
-    assert gpu.read_state(out)["flaky"].status == "passed"
-    assert (out / "good.log").read_text().strip() == "3 passed"
+    assert "flaky: failed in" in table
+    assert "ValueError: not yet" in table
+    flag.touch()
+    second = visit(tmp_path, *todo)
+    assert [item.name for item in todo if second.is_due(item)] == ["flaky"], "what passed is known"
+    assert second.run() == 0
+    assert "2 of its pieces are known already" in capsys.readouterr().out
+    assert {name: outcome.status for name, outcome in second.state.items()} == {
+        "good": "passed", "flaky": "passed", "tool": "absent",
+    }  # fmt: skip
 
 
-def test_changed_code_is_run_again(
-    visit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    visit.touch()
-    assert gpu.main(["--out", str(out)]) == 0
-    monkeypatch.setattr(gpu, "code_digest", lambda: "another")
-    assert gpu.main(["--out", str(out), "--only", "flaky"]) == 0
-    assert gpu.main(["--out", str(out)]) == 0
-    assert "[1/3] good" in capsys.readouterr().out
+def test_a_piece_is_due_when_its_own_inputs_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = visit(tmp_path, piece("good", ""))
+    assert made.run() == 0
+    assert not visit(tmp_path, *made.todo).is_due(made.todo[0])
+    other = replace(made.todo[0], inputs=("fastres/errors.py",))
+    assert visit(tmp_path, other).is_due(other)
+    assert visit(tmp_path, *made.todo, again=True).is_due(made.todo[0])
 
 
-def test_a_budget_stops_and_copies(visit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, copy = tmp_path / "out", tmp_path / "copy"
-    visit.touch()
-    assert gpu.main(["--out", str(out), "--budget", "1"]) == 1
-    assert gpu.read_state(out) == {}
-    assert "not run" in capsys.readouterr().out
-    assert gpu.main(["--out", str(out), "--budget", "500", "--copy", str(copy)]) == 0
-    assert "at most 60 s" in capsys.readouterr().out
-    assert gpu.read_state(copy) == gpu.read_state(out)
-    assert (copy / "good.log").read_text().strip() == "3 passed"
+def test_a_digest_is_of_the_named_files_alone(tmp_path: Path) -> None:
+    one = Piece("p", ("module",), 1, 1, ("kernels/*.py",))
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "conv.py").write_text("a")
+    before = running.digest(one, tmp_path)
+    (tmp_path / "README.md").write_text("new")
+    assert running.digest(one, tmp_path) == before
+    (tmp_path / "kernels" / "conv.py").write_text("b")
+    assert running.digest(one, tmp_path) != before
+    assert running.digest(replace(one, without="tables"), tmp_path) != running.digest(one, tmp_path)
 
 
-def test_a_family_of_kernels_that_fails_is_left_out_of_the_rest(
-    visit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    say = "import os; print(os.environ.get('FASTRES_WITHOUT'))"
-    fine = gpu.Piece("trial of gemm", (sys.executable, "-c", say), 60, trial_of="gemm")
-    hangs = gpu.Piece("trial of fused", (sys.executable, "-c", f"{say}; open('/dev/stdin').fail"), 60, trial_of="fused")
-    monkeypatch.setattr(gpu, "pieces", lambda out: [fine, hangs, piece("rest", say)])
-    out = tmp_path / "out"
-    assert gpu.main(["--out", str(out)]) == 1
-    logs = [(out / f"{name}.log").read_text().split("\n")[0] for name in ("trial_of_gemm", "trial_of_fused", "rest")]
-    assert logs == ["None", "None", "fused"]
-    assert gpu.read_state(out)["rest"].status == "passed"
+def test_records_of_earlier_visits_count(tmp_path: Path) -> None:
+    first = visit(tmp_path / "a", piece("good", ""))
+    assert first.run() == 0
+    record = first.folder / states.STATE
+    assert visit(tmp_path / "b", *first.todo).is_due(first.todo[0]), "another folder knows nothing"
+    assert not visit(tmp_path / "b", *first.todo, before=(record,)).is_due(first.todo[0])
 
 
-def test_every_family_of_kernels_has_a_trial(tmp_path: Path) -> None:
-    found = [piece for piece in gpu.pieces(tmp_path) if piece.trial_of]
-    assert {piece.trial_of for piece in found} == {"gemm", "conv_tma", "conv_specialized", "fused"}
-    assert all((gpu.ROOT / piece.command[-1]).is_file() for piece in found)
+def test_a_budget_ends_a_visit_and_names_what_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = visit(tmp_path, piece("good", ""), piece("later", ""), budget=gpu.RESERVE + 1)
+    assert short.run() == 1
+    assert short.state == {}
+    said = capsys.readouterr().out
+    assert "not begun: good, later" in said
+    assert "not run" in said
 
 
-def test_time_limit(tmp_path: Path) -> None:
-    outcome = gpu.run_piece(piece("slow", "import time; print('begun', flush=True); time.sleep(60)", 3), tmp_path, "x")
-    assert outcome.status == "out of time"
-    assert outcome.note == "begun"
+def test_a_piece_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); time.sleep(60)"
+    late = tmp_path / "late"
+    grandchild = f"import time, pathlib; time.sleep(4); pathlib.Path({str(late)!r}).touch()"
+    made = visit(tmp_path, piece("slow", f"print('begun', flush=True); {child.format(grandchild)}", limit=2))
+    assert made.run() == 1
+    outcome = made.state["slow"]
+    assert (outcome.status, outcome.note) == ("out of time", "begun")
     assert outcome.seconds < 30
+    time.sleep(4)
+    assert not late.exists()
 
 
-def test_pieces_name_files_that_exist(tmp_path: Path) -> None:
-    found = gpu.pieces(tmp_path)
-    assert len({item.name for item in found}) == len(found)
-    assert all(item.limit < 600 for item in found)
-    for item in found:
-        for word in item.command:
-            if word.startswith(("tests/", "bench/")):
-                assert (gpu.ROOT / word).exists(), word
+def test_pieces_of_a_group_run_side_by_side(tmp_path: Path) -> None:
+    meet = (
+        "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]); here.joinpath(sys.argv[2]).touch()\n"
+        "end = time.monotonic() + 50\n"
+        "while len(list(here.iterdir())) < 2:\n"
+        "    if time.monotonic() > end: sys.exit('alone')\n"
+        "    time.sleep(0.05)"
+    )
+    (tmp_path / "meeting").mkdir()
+    todo = [
+        Piece(name, (sys.executable, "-c", meet, str(tmp_path / "meeting"), name), 1, 60, ("x",), "pair", program=True)
+        for name in ("one", "two")
+    ]
+    assert visit(tmp_path, *todo).run() == 0
 
 
-def test_every_promised_point_is_measured_and_reported(tmp_path: Path) -> None:
-    points, folders = set(), []
-    for item in gpu.pieces(tmp_path):
-        if "fastres.bench.run" in item.command:
-            given = dict(zip(item.command, item.command[1:], strict=False))
-            model, dtype, folder = given["--model"], given["--dtype"], Path(given["--out"])
-            points |= {(model, dtype, int(batch)) for batch in given["--batch"].split(",")}
-            folders.append(folder)
-            assert folder.parent == tmp_path  # where the report looks for runs
-    assert len(folders) == len(set(folders))
-    models = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"]
-    for model in models:
-        assert {batch for name, dtype, batch in points if (name, dtype) == (model, "float16")} == {
-            1, 8, 32, 64, 128, 256, 512,
+def test_what_goes_on_where_it_stopped_is_begun_again(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    code = f"open({str(count)!r}, 'a').write('x'); import os, sys; sys.exit(os.path.getsize({str(count)!r}) < 3)"
+    assert visit(tmp_path, piece("tuner", code, tries=3)).run() == 0
+    assert count.read_text() == "xxx"
+    assert visit(tmp_path, piece("other tuner", "import sys; sys.exit(1)", tries=2)).run() == 1
+
+
+def test_a_signal_is_named(tmp_path: Path) -> None:
+    made = visit(tmp_path, piece("killed", "import os; os.kill(os.getpid(), 9)"))
+    assert made.run() == 1
+    assert made.state["killed"].error.startswith("killed by SIGKILL")
+
+
+def test_a_family_that_does_not_pass_is_left_out_of_what_follows(tmp_path: Path) -> None:
+    say = "import os; print(os.environ['FASTRES_WITHOUT'])"
+    todo = [
+        piece("smoke gemm", say, together="smoke", family="gemm"),
+        piece("smoke fused", f"{say}; raise RuntimeError('CUDA error')", together="smoke", family="fused"),
+        piece("smoke conv", "raise RuntimeError('wrong')", together="smoke", family="conv"),
+        piece("tuned", say),
+        piece("rules", say, without="tables"),
+    ]
+    made = visit(tmp_path, *todo)
+    assert made.run() == 1
+    logs = [(made.folder / "logs" / f"{name}.log").read_text().split() for name in ("smoke-gemm", "tuned", "rules")]
+    assert logs == [[], ["fused"], ["fused,tables"]], "the general convolution has no substitute"
+    assert set(made.left_out()) == {"fused", "conv"}
+    assert home.exclusions(made.state)[1]["error"] == "RuntimeError: CUDA error"
+
+
+def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    write = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); p.mkdir(); p.joinpath('x').write_text('1')"
+    one = Piece("bench", (sys.executable, "-c", write, "{run}"), 1, 60, ("x",), program=True)
+    first = visit(tmp_path, one)
+    assert first.run() == 0
+    time.sleep(1.1)
+    assert visit(tmp_path, one, again=True).run() == 0
+    assert len(list((first.folder / "runs").iterdir())) == 2
+
+
+def test_first_lines_of_errors() -> None:
+    log = ["Traceback", "  File x", "ValueError: a first", "and its second line", "and a third", "and a fourth"]
+    assert running.first_error(log) == "ValueError: a first\nand its second line\nand a third"
+    assert running.first_error(["one", "two", "three", "four"]) == "two\nthree\nfour"
+
+
+# -- the archive ---------------------------------------------------------------------------------------------
+
+
+def test_an_archive_keeps_what_matters_most(tmp_path: Path) -> None:
+    folder = tmp_path / "card"
+    for name, size in {"runs/a/results.json": 40_000, "configs/c/conv.json": 40_000, "inductor/big": 40_000}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(size))
+    (folder / "logs").mkdir()
+    (folder / "logs" / "long.log").write_bytes(b"x" * 3 * states.LONGEST_LOG + b"the end")
+    missing = states.pack(folder, tmp_path / "out" / states.ARCHIVE, largest=100_000)
+    assert missing == ["card/inductor/big"]
+    archive = tmp_path / "out" / states.ARCHIVE
+    assert archive.stat().st_size <= 100_000
+    with tarfile.open(archive) as tar:
+        assert set(tar.getnames()) == {
+            "card/runs/a/results.json", "card/configs/c/conv.json", "card/logs/long.log", "card/left_out.txt",
         }  # fmt: skip
-    names = [item.name for item in gpu.pieces(tmp_path)]
-    assert names.index("report") > max(index for index, name in enumerate(names) if "batch" in name)
+        log = tar.extractfile("card/logs/long.log")
+        assert log is not None
+        text = log.read()
+        assert len(text) == states.LONGEST_LOG
+        assert text.endswith(b"the end")
+        note = tar.extractfile("card/left_out.txt")
+        assert note is not None
+        assert note.read() == b"card/inductor/big\n"
+
+
+def test_rows_without_room_are_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = states.pack
+    monkeypatch.setattr(states, "pack", lambda folder, archive: pack(folder, archive, largest=1500))
+    made = visit(tmp_path, piece("good", "print('x' * 10)"))
+    assert made.run() == 1
+    assert any("no room" in trouble for trouble in made.troubles)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"pieces": {"a": {"status": "passed"}}}'])
+def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "work" / "a-gpu").mkdir(parents=True)
+    (tmp_path / "work" / "a-gpu" / states.STATE).write_text(text)
+    with pytest.raises(FastresError, match=r"visit\.json cannot be read as the record of a visit"):
+        visit(tmp_path, piece("good", ""))
+
+
+# -- home ----------------------------------------------------------------------------------------------------
+
+
+def run(commit: str, *rows: Row, **more: object) -> Results:
+    return Results({**ENVIRONMENT, "gpu": "a GPU", "commit": commit, **more}, rows, LAYERS)
+
+
+def test_the_later_row_counts_unless_it_was_not_measured() -> None:
+    old, new = (replace(ROWS[0], p50_ms=ms, commit=commit) for ms, commit in ((2.0, "old"), (1.0, "new")))
+    absent = replace(old, status=results.ABSENT, p50_ms=None, note="gone", commit="newest")
+    wrong = replace(absent, status=results.WRONG, note="off")
+    untimed = replace(old, p50_ms=None, commit="killed")
+    assert home.merged([run("old", old), run("new", new)]).rows[0].commit == "new"
+    assert home.merged([run("old", old), run("newest", absent)]).rows[0].commit == "old"
+    assert home.merged([run("old", old), run("killed", untimed)]).rows[0].commit == "old"
+    assert home.merged([run("old", old), run("newest", wrong)]).rows[0].status == results.WRONG, "what is wrong now is"
+    found = home.merged([run("old", old), run("new", new)], [{"family": "fused", "status": "failed", "error": "e"}])
+    assert found.environment["commits"] == ["new", "old"]
+    assert found.environment["left_out"][0]["family"] == "fused"
+    assert len(found.environment["runs"]) == 2
+
+
+def test_tables_are_merged_entry_by_entry() -> None:
+    layer = Layer(ConvShape(8, 14, 14, 64, 64, 3, 3, 1, 1), "float16", False)
+    other = replace(layer, residual=True)
+    config = ConvConfig("conv", 64, 64, 64, 4, 3)
+    old = Table(
+        (Tuned(layer, config, 2.0, 3.0), Tuned(other, config, 5.0, 5.0)), (), (Network("m", 1, 8, 8, "float16"),)
+    )
+    new = Table((Tuned(layer, config, 1.0, 3.0),), (), ())
+    found = home.merged_tables(old, new)
+    assert {entry.layer.residual: entry.microseconds for entry in found.layers} == {False: 1.0, True: 5.0}
+    assert found.networks == old.networks
+
+
+def test_what_is_no_visit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.tgz").write_text("text")
+    assert home.main([str(tmp_path / "text.tgz")]) == 2
+    assert "cannot be unpacked" in capsys.readouterr().err
+    with tarfile.open(tmp_path / "empty.tgz", "w:gz"):
+        pass
+    assert home.main([str(tmp_path / "empty.tgz")]) == 2
+    assert "holds no visit" in capsys.readouterr().err
+
+
+def test_the_page_has_two_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{home.BEGIN}\nold\n{home.END}\nafter\n")
+    home.write_page("new \\1", page)
+    assert page.read_text() == f"before\n{home.BEGIN}\n\nnew \\1\n\n{home.END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(FastresError, match="must have the marks"):
+        home.write_page("new", page)
+
+
+def test_the_committed_page_is_what_the_committed_results_say() -> None:
+    page = home.PAGE.read_text()
+    between = page[page.index(home.BEGIN) + len(home.BEGIN) : page.index(home.END)]
+    assert between.strip() == home.measured_text(home.cards_at_home(), home.predicted).strip()
+
+
+def test_measurements_stand_beside_predictions() -> None:
+    rows = [
+        replace(row, batch=8, dtype="float16", model="resnet50", size=224) for row in ROWS if row.engine == "fastres"
+    ]
+    left_out = [{"family": "fused", "status": "failed", "error": "RuntimeError: x\nmore"}]
+    found = run("abc", *rows, left_out=left_out)
+    text = home.measured_text([("a-gpu", found)], lambda gpu, model, batch, size, dtype: 0.00123)
+    assert "| resnet50 | float16 | 8 | 1.23 |" in text
+    assert "Left out: `fused`, failed: RuntimeError: x" in text
+    assert "not" in home.measured_text([])
+
+
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    out = tmp_path / "out"
+    assert gpu.main(["--out", str(out), "--work", str(out)]) == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
-def test_every_piece_names_files_that_exist(tmp_path: Path) -> None:
-    named = {
-        word for piece in gpu.pieces(tmp_path) for word in piece.command if word.endswith(".py") or "tests/" in word
-    }
-    assert {"tests/kernels", "tests/gpu", "tests/test_gpu_executor.py"} <= named
-    assert all((gpu.ROOT / word).exists() for word in named), named
-    marked = {path.relative_to(gpu.ROOT).as_posix() for path in (gpu.ROOT / "tests" / "bench").glob("test_*.py")
-              if "mark.gpu" in path.read_text() and path.name != Path(__file__).name}  # fmt: skip
-    assert marked <= named, "every GPU test is part of a piece"
+def test_a_dry_count_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in VISITS:
+        assert gpu.main([name, "--dry", "--work", str(tmp_path)]) == 0
+        assert "which fits" in capsys.readouterr().out
+    assert gpu.main(["first", "--dry", "--budget", "60", "--work", str(tmp_path)]) == 0
+    assert "more than fits" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_pieces_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry", "--only", "nothing", "--work", str(tmp_path)]) == 2
+    assert "No piece of first is called 'nothing'" in capsys.readouterr().err
+
+
+def test_outcomes_survive_the_record(tmp_path: Path) -> None:
+    outcome = Outcome("failed", 1.5, "é", "0123", "abc", "2026-01-01T00:00:00+00:00", "a\nb", "run")
+    states.write(tmp_path / "v.json", {"p": outcome}, {"card": "x"})
+    assert states.read(tmp_path / "v.json") == {"p": outcome}
+    assert json.loads((tmp_path / "v.json").read_text())["card"] == "x"
+    newer = replace(outcome, status="passed", date="2026-01-02T00:00:00+00:00")
+    states.write(tmp_path / "w.json", {"p": newer}, {})
+    assert states.read(tmp_path / "w.json", tmp_path / "v.json") == {"p": newer}

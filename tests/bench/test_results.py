@@ -106,7 +106,14 @@ def test_rows_that_do_not_fit_are_named(field: str, value: object, said: str) ->
         results.from_dict(data)
 
 
-@pytest.mark.parametrize("field", results.FIELDS)
+def test_rows_of_before_there_were_commits_have_none() -> None:
+    data = Results(ENVIRONMENT, (TIMED,)).as_dict()
+    del data["rows"][0]["commit"]
+    assert results.from_dict(data).rows == (TIMED,)
+    assert TIMED.commit == ""
+
+
+@pytest.mark.parametrize("field", [field for field in results.FIELDS if field != "commit"])
 def test_a_missing_field_is_named(field: str) -> None:
     data = Results(ENVIRONMENT, (TIMED,)).as_dict()
     del data["rows"][0][field]

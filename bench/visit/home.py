@@ -1,0 +1,228 @@
+"""``make gpu-home ARCHIVE=…``: what a visit brought back, put where it belongs.
+
+For each card in the archive: the runs into ``bench/results/<card>/runs``, all of them as one into ``results.json`` with
+its charts and its report, the tuned table into ``kernels/configs/<card>``, the record of the visit beside the results,
+and the measurements beside the predictions into ``docs/performance.md``. What is there already is kept: of two rows of
+one engine on one setting the later one counts, unless it was not measured. Can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastres.errors import FastresError
+from fastres.kernels.tables import FOLDER as CONFIGS
+from fastres.kernels.tables import Table, from_json, to_json
+from fastres.text import text_table
+
+from .. import report, results
+from ..results import ABSENT, OK, LayerRow, Results, Row, write_whole
+from ..standing import groups
+from . import state as states
+from .running import FINAL, ROOT
+
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SHOWN = ("fastres", "eager", "eager_channels_last", "eager_cudagraph", "compile", "compile_max_autotune")
+
+
+def unpack(archive: Path, into: Path) -> list[Path]:
+    """The folders, one a card, that an archive holds; raises ``FastresError`` where it is not a visit's."""
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(into, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise FastresError(f"{archive} cannot be unpacked ({error}); make gpu writes {states.ARCHIVE}") from error
+    cards = sorted(path.parent for path in into.glob(f"*/{states.STATE}"))
+    if not cards:
+        raise FastresError(f"{archive} holds no visit; make gpu writes {states.ARCHIVE}")
+    return cards
+
+
+def merged(runs: Sequence[Results], left_out: Sequence[dict[str, str]] = ()) -> Results:
+    """Runs of one card, in the order in which they were made, as one.
+
+    Of each engine on each setting the latest row, unless it says that the engine was not there. Layers are those of the
+    latest run of a setting that has any. ``left_out`` are families of kernels that did not pass their trial.
+    """
+    rows: dict[tuple[Any, ...], Row] = {}
+    layers: dict[tuple[Any, ...], tuple[LayerRow, ...]] = {}
+    ceilings: dict[str, Any] = {}
+    for run in runs:
+        ceilings |= run.environment["ceilings"]
+        for row in run.rows:
+            key = (row.model, row.size, row.batch, row.dtype, row.engine)
+            measured = row.status != ABSENT and (row.status != OK or row.p50_ms is not None)
+            if measured or key not in rows:
+                rows[key] = row
+        found: dict[tuple[Any, ...], list[LayerRow]] = {}
+        for layer in run.layers:
+            found.setdefault((layer.model, layer.size, layer.batch, layer.dtype), []).append(layer)
+        layers |= {key: tuple(of) for key, of in found.items()}
+    last = runs[-1].environment
+    environment = {
+        **last,
+        "command": "make gpu",
+        "ceilings": ceilings,
+        "complete": all(row.p50_ms is not None for row in rows.values() if row.status == OK),
+        "commits": sorted({str(run.environment.get("commit", "")) for run in runs}),
+        "runs": [run.environment for run in runs],
+        "left_out": list(left_out),
+    }
+    ordered = sorted(rows.values(), key=lambda row: (row.model, row.dtype, row.batch))
+    return Results(environment, results.with_float32_ratios(ordered), sum(layers.values(), ()))
+
+
+def stamped(run: Results, name: str) -> Results:
+    """The run with its commit in each row: rows of several runs stand beside each other later."""
+    commit = str(run.environment.get("commit", ""))
+    rows = tuple(row if row.commit else results.replace(row, commit=commit) for row in run.rows)
+    return Results({**run.environment, "run": name}, rows, run.layers)
+
+
+def merged_tables(old: Table, new: Table) -> Table:
+    """All that is in either; of what is in both, the new."""
+    layers = {entry.layer: entry for table in (old, new) for entry in table.layers}
+    blocks = {entry.layer: entry for table in (old, new) for entry in table.blocks}
+    networks = {entry.case: entry for table in (old, new) for entry in table.networks}
+    return Table(tuple(layers.values()), tuple(blocks.values()), tuple(networks.values()))
+
+
+def bring(card: Path, results_folder: Path = RESULTS, configs: Path = CONFIGS) -> list[Path]:
+    """Put one card's folder where it belongs; returns what was written."""
+    home = results_folder / card.name
+    written: list[Path] = []
+    for path in sorted((card / "runs").glob("*")):
+        source = path / results.JSON_NAME if path.is_dir() else path
+        if source.is_file():
+            target = home / "runs" / f"{path.stem if path.is_file() else path.name}.json"
+            text = stamped(results.read(source), target.stem).as_json() if path.is_dir() else source.read_text()
+            write_whole(target, text.encode())
+            written.append(target)
+    state = states.read(home / states.STATE, card / states.STATE)
+    facts = json.loads((card / states.STATE).read_text())
+    states.write(home / states.STATE, state, {key: value for key, value in facts.items() if key != "pieces"})
+    written.append(home / states.STATE)
+    for path in sorted((card / "smoke").glob("*.json")):
+        write_whole(home / "smoke" / path.name, path.read_bytes())
+        written.append(home / "smoke" / path.name)
+    runs = read_runs(home)
+    if runs:
+        whole = merged(runs, exclusions(state))
+        written += [*results.write(whole, home), *report.write(whole, home)]
+    for path in sorted((card / "configs").glob("*/conv.json")):
+        target = configs / path.parent.name / path.name
+        old = from_json(target.read_text(), str(target)) if target.is_file() else Table()
+        facts = {key: value for key, value in json.loads(path.read_text()).items() if key not in _PARTS}
+        write_whole(target, to_json(merged_tables(old, from_json(path.read_text(), str(path))), facts).encode())
+        written.append(target)
+    return written
+
+
+_PARTS = ("format", "layers", "blocks", "networks")
+
+
+def read_runs(home: Path) -> list[Results]:
+    """A card's benchmark runs, in the order in which they were made."""
+    paths = sorted((home / "runs").glob("*.json"))
+    return [results.read(path) for path in paths if "rows" in json.loads(path.read_text())]
+
+
+def exclusions(state: states.State) -> list[dict[str, str]]:
+    """Families of kernels that did not pass their trial: name, how it ended, the first lines of the error."""
+    trials = {name.removeprefix("smoke "): outcome for name, outcome in state.items() if name.startswith("smoke ")}
+    return [
+        {"family": family, "status": outcome.status, "error": outcome.error, "commit": outcome.commit}
+        for family, outcome in sorted(trials.items())
+        if outcome.status not in FINAL
+    ]
+
+
+def cards_at_home(results_folder: Path = RESULTS) -> Iterable[tuple[str, Results]]:
+    """What was measured on each card that was visited."""
+    for path in sorted(results_folder.glob(f"*/{states.STATE}")):
+        if (path.parent / results.JSON_NAME).is_file():
+            yield path.parent.name, results.read(path.parent / results.JSON_NAME)
+
+
+def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> str:
+    """Markdown: of each card a table with each setting's prediction, measurements, and families left out."""
+    parts = []
+    for folder, found in cards:
+        where = found.environment
+        lines = [
+            f"### {where['gpu']}",
+            "",
+            f"`bench/results/{folder}/results.json`: torch {where['torch']}, Triton {where['triton']}, "
+            f"commit {where.get('commit') or 'unknown'}, {str(where['date'])[:10]}. Milliseconds a batch, medians.",
+            "",
+        ]
+        rows: list[tuple[str, ...]] = [("model", "dtype", "batch", "predicted", *SHOWN, "images/s", "error")]
+        for (model, size, dtype), batches in groups(found.rows):
+            for members in batches:
+                by_engine = {row.engine: row for row in members}
+                own, batch = by_engine.get("fastres"), members[0].batch
+                expected = None if predict is None else predict(where["gpu"], model, batch, size, dtype)
+                cells = [_cell(by_engine.get(engine)) for engine in SHOWN]
+                speed = f"{own.images_per_s:,.0f}" if own and own.images_per_s else ""
+                error = f"{own.max_rel_error:.1e}" if own and own.max_rel_error else ""
+                ms = "" if expected is None else f"{1e3 * expected:.3g}"
+                rows.append((model, dtype, str(batch), ms, *cells, speed, error))
+        lines += ["| " + " | ".join(row) + " |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
+        for entry in where.get("left_out", ()):
+            reason = entry["error"].splitlines()[0] if entry["error"] else ""
+            lines.append(f"\nLeft out: `{entry['family']}`, {entry['status']}: {reason}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) if parts else "No card has been visited yet: nothing here was measured on a GPU."
+
+
+def predicted(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
+    """Seconds a batch that the rules are predicted to take on a card, where its rates are known."""
+    return None
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return row.status if row.p50_ms is None else f"{row.p50_ms:.3g}"
+
+
+def write_page(text: str, page: Path = PAGE) -> None:
+    """Put the measurements between the page's two marks."""
+    before = page.read_text()
+    if before.count(BEGIN) != 1 or before.count(END) != 1:
+        raise FastresError(f"{page} must have the marks {BEGIN} and {END} once each")
+    found = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{text}\n\n{END}", before, flags=re.S)
+    write_whole(page, found.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Unpack an archive; exit status 2 where it is not a visit's."""
+    parser = argparse.ArgumentParser(prog="python -m bench.visit.home", description="Bring a visit's archive home.")
+    parser.add_argument("archive", type=Path)
+    options = parser.parse_args(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for card in unpack(options.archive, Path(folder)):
+                written = bring(card)
+                outcomes = states.read(RESULTS / card.name / states.STATE)
+                lines = [("piece", "status", "commit"), *((n, o.status, o.commit) for n, o in outcomes.items())]
+                print(f"{text_table(lines)}\n{card.name}: {len(written)} files written")
+        write_page(measured_text(cards_at_home(), predicted))
+    except FastresError as error:
+        print(f"python -m bench.visit.home: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

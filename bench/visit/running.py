@@ -1,0 +1,193 @@
+"""Running pieces: in processes of their own, side by side, each stopped when its time is over."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from .pieces import Piece
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSED, FAILED, LATE, ABSENT, UNTIMELY = "passed", "failed", "out of time", "absent", "no time left"
+FINAL = (PASSED, ABSENT)  # not run again while their inputs are the same
+LEAST_SECONDS = 8  # no piece is worth starting with less
+ERROR_LINES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a piece ended, when, and on what: a digest of the piece's own inputs, and the commit.
+
+    ``error`` has the first lines of what went wrong. ``run`` is the folder of its rows, where it wrote some.
+    """
+
+    status: str
+    seconds: float
+    note: str
+    inputs: str
+    commit: str
+    date: str
+    error: str = ""
+    run: str = ""
+
+
+class Process(Protocol):
+    """A piece's process, the head of a process group of its own: ``subprocess.Popen``."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], Path], Any]  # which returns a Process
+
+
+def start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Process:
+    """Start a command in the project's root; what it says goes to ``log``."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+@dataclass
+class _Running:
+    piece: Piece
+    process: Process
+    log: Path
+    begin: float
+    run: Path
+    again: Callable[[], Process]
+    tries: int  # that are left
+    end: float | None = None
+    late: bool = False
+
+
+def run_together(
+    group: Sequence[Piece],
+    folder: Path,
+    left: Callable[[], float],
+    variables: Mapping[str, str],
+    commit: str,
+    start: Start = start,
+) -> dict[str, Outcome]:
+    """Run pieces side by side, none for longer than its limit or until nothing is ``left``; what each came to.
+
+    Logs go to ``logs`` in ``folder``, rows to a folder of each run's own in ``runs``, so that no run can harm the rows
+    of another.
+    """
+    outcomes: dict[str, Outcome] = {}
+    running: list[_Running] = []
+    for name in ("logs", "runs", "smoke"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    try:
+        for piece in group:
+            if piece.needs and not shutil.which(piece.needs):
+                outcomes[piece.name] = _outcome(piece, commit, ABSENT, 0.0, f"{piece.needs} is not installed")
+                continue
+            run = folder / "runs" / f"{_now():%Y%m%dT%H%M%S}-{label(piece.name)}"
+            places = {"{run}": str(run), "{configs}": str(folder / "configs"), "{smoke}": str(folder / "smoke")}
+            log = folder / "logs" / f"{label(piece.name)}.log"
+            log.unlink(missing_ok=True)
+            command = piece.argv(places)
+            again = partial(start, command, variables, log)
+            running.append(_Running(piece, again(), log, time.monotonic(), run, again, piece.tries - 1))
+        _wait(running, left)
+    finally:
+        for item in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(item.process.pid, signal.SIGKILL)
+            item.process.wait()
+    for item in running:
+        outcomes[item.piece.name] = _ended(item, commit)
+    return outcomes
+
+
+def _wait(running: Sequence[_Running], left: Callable[[], float]) -> None:
+    """Until each has ended or its time is over."""
+    while any(item.end is None for item in running):
+        now = time.monotonic()
+        for item in running:
+            if item.end is not None:
+                continue
+            if item.process.poll() is not None:
+                if item.process.returncode and item.tries:  # it goes on where it stopped
+                    item.process, item.tries = item.again(), item.tries - 1
+                else:
+                    item.end = now
+            elif now - item.begin > item.piece.limit or left() <= 0:
+                item.end, item.late = now, True
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(item.process.pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _ended(item: _Running, commit: str) -> Outcome:
+    seconds = (item.end or time.monotonic()) - item.begin
+    text = plain(item.log)
+    code = item.process.returncode
+    lines = [line for line in text if line]
+    note = lines[-1][:160] if lines else ""
+    if item.late:
+        status, error = LATE, f"stopped after {seconds:.0f} s; it last said: {note or 'nothing'}"
+    elif code == 0:
+        status, error = PASSED, ""
+    else:
+        killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
+        status, error = FAILED, "\n".join(filter(None, (killed, first_error(lines))))
+    made = item.run if item.run.is_dir() else item.run.with_name(f"{item.run.name}.json")
+    found = _outcome(item.piece, commit, status, seconds, note)
+    return replace(found, error=error, run=made.name if made.exists() else "")
+
+
+def _outcome(piece: Piece, commit: str, status: str, seconds: float, note: str) -> Outcome:
+    date = _now().isoformat(timespec="seconds")
+    return Outcome(status, round(seconds, 1), note, digest(piece), commit, date)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def label(name: str) -> str:
+    """A piece's name as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def digest(piece: Piece, root: Path = ROOT) -> str:
+    """A digest of what the piece's outcome depends on: its command and the files that it names."""
+    found = hashlib.sha256(repr((piece.command, piece.without)).encode())
+    for path in sorted({path for pattern in piece.inputs for path in root.glob(pattern)}):
+        found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def plain(log: Path) -> list[str]:
+    """The lines of a log without colours, progress bars and rules."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return []
+    return [line.strip(" =") for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", text))]
+
+
+def first_error(lines: Sequence[str]) -> str:
+    """The last error that a log names and the lines that follow it, or else the log's last lines."""
+    named = [i for i, line in enumerate(lines) if re.match(r"(E +)?[\w.]*(Error|Exception|WrongResult)\b.*", line)]
+    begin = named[-1] if named else max(0, len(lines) - ERROR_LINES)
+    return "\n".join(line[:300] for line in lines[begin : begin + ERROR_LINES])

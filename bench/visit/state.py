@@ -1,0 +1,105 @@
+"""What visits have found on a card so far, and the one file in which everything comes home."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from fastres.errors import FastresError
+from fastres.files import written_whole
+
+from ..results import write_whole
+from .pieces import Piece
+from .running import FINAL, Outcome, digest
+
+STATE, ARCHIVE = "visit.json", "gpu.tgz"
+LARGEST_ARCHIVE = 16 * 10**6  # bytes: what a machine that is lent lets out as one file
+LONGEST_LOG = 100_000  # bytes of a log that come home: its end
+
+State = dict[str, Outcome]
+
+
+def read(*paths: Path) -> State:
+    """Outcomes by piece; of several records of one piece the latest. Raises ``FastresError`` for a damaged record."""
+    found: State = {}
+    for path in paths:
+        if not path.is_file():
+            continue
+        try:
+            entries = {name: Outcome(**entry) for name, entry in json.loads(path.read_text())["pieces"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FastresError(f"{path} cannot be read as the record of a visit ({error}); move it away") from error
+        for name, outcome in entries.items():
+            if name not in found or found[name].date <= outcome.date:
+                found[name] = outcome
+    return found
+
+
+def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object]) -> None:
+    """Write the record whole or not at all."""
+    document = {**facts, "pieces": {name: asdict(outcome) for name, outcome in state.items()}}
+    write_whole(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:
+    """Whether the piece came to an end before, on the same inputs."""
+    outcome = state.get(piece.name)
+    return outcome is not None and outcome.status in FINAL and outcome.inputs == digest(piece)
+
+
+def left_out(todo: Iterable[Piece], state: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Families of kernels whose last trial did not pass, with how it ended."""
+    tried = {piece.family: state[piece.name] for piece in todo if piece.family and piece.name in state}
+    return {family: outcome for family, outcome in tried.items() if outcome.status not in FINAL}
+
+
+def worst(state: Mapping[str, Outcome], todo: Iterable[Piece]) -> int:
+    """Exit status of a visit: 0 where every piece passed or has nothing to run on, else 1."""
+    return 0 if all(piece.name in state and state[piece.name].status in FINAL for piece in todo) else 1
+
+
+def pack(folder: Path, archive: Path, largest: int = LARGEST_ARCHIVE) -> list[str]:
+    """Write everything in ``folder`` into one archive, whole or not at all; what there was no room for.
+
+    Rows and tables first, logs next (of long ones the end), compilers' caches last. What is left out is named in the
+    archive as well, in ``left_out.txt``.
+    """
+    missing: list[str] = []
+    room = int(largest * 0.97)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(archive) as temporary, tarfile.open(temporary, "w:gz", compresslevel=6) as tar:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: _rank(path, folder)):
+            name = path.relative_to(folder.parent).as_posix()
+            try:
+                content = path.read_bytes()
+            except OSError:  # a compiler's cache is being written: nobody misses what vanishes
+                continue
+            if path.suffix == ".log":
+                content = content[-LONGEST_LOG:]
+            room -= len(zlib.compress(content)) + 1024
+            if room < 0:
+                missing.append(name)
+                room += len(zlib.compress(content)) + 1024
+                continue
+            _add(tar, name, content)
+        if missing:
+            _add(tar, f"{folder.name}/left_out.txt", "".join(f"{name}\n" for name in missing).encode())
+    return missing
+
+
+def _rank(path: Path, folder: Path) -> tuple[int, str]:
+    parts = path.relative_to(folder).parts
+    kind = {"logs": 1, "inductor": 2}.get(parts[0], 0) if len(parts) > 1 else 0
+    return kind, path.as_posix()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))

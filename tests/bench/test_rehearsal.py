@@ -1,0 +1,24 @@
+"""A visit to a GPU from end to end without one, with injected faults: what comes back is complete and true."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends a GPU, and there is one here")
+def test_visits_come_home_whatever_fails(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastres.bench.gpu", "--rehearse", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "NO: " not in done.stdout
+    scenes = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    assert len(scenes) == 6
+    counts = done.stdout.rsplit("\n", 2)[-2].split()
+    assert counts[0] == counts[2], "every check was made"
+    assert int(counts[0]) >= 40
