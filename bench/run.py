@@ -166,6 +166,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--peers", help=f"what to compare with, by commas; eager always runs (default all): {engines}")
     parser.add_argument("--without", help="engines not to compare with, by commas, such as compile_max_autotune")
     parser.add_argument("--out", type=Path, help="folder for results, charts and report.html (default: none)")
+    parser.add_argument("--only-data", action="store_true", help="write no charts and no report.html into --out")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
     parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 (GPU)")
@@ -182,7 +183,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = _parser(program).parse_args(arguments)
     try:
-        needed = {"rich": not given.json, "matplotlib": given.out is not None, "jinja2": given.out is not None}
+        draws = given.out is not None and not given.only_data
+        needed = {"rich": not given.json, "matplotlib": draws, "jinja2": draws}
         missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
         if missing:
             raise MissingDependencyError(
@@ -211,7 +213,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         else:
             report.show(found)
         if given.out is not None:
-            names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in report.write(found, given.out))]
+            drawn = [] if given.only_data else report.write(found, given.out)
+            names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in drawn)]
             print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {given.out}", file=sys.stderr)
     except FastresError as error:
         print(f"{program}: {error}", file=sys.stderr)

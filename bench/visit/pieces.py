@@ -120,7 +120,7 @@ def _bench(
     model, dtype = model or scale.model, dtype or scale.dtype
     command = (
         "fastres.bench.run", "--device", "cuda", "--model", model, "--dtype", dtype, "--batch", batch,
-        "--size", str(scale.size), "--peers", peers, "--quick", "--only-dtype", "--out", RUN,
+        "--size", str(scale.size), "--peers", peers, "--quick", "--only-dtype", "--only-data", "--out", RUN,
     )  # fmt: skip
     return Piece(f"{tag} {model} {dtype} batch {batch}", command, seconds, limit, (*KERNELS, *MEASURING))
 

@@ -20,14 +20,16 @@ from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
 
+import rich.table
 import torch
 from tqdm import tqdm
 from triton.runtime import interpreter
 
+from fastres import cli
 from fastres.kernels import conv, conv_tma, fused, gemm, inspection_tables
 from fastres.kernels.cards import H100
 
-from .. import ceilings, checking, compilers, layers, network_tuning, results, timing, tune
+from .. import ceilings, checking, compilers, layers, network_tuning, report, results, timing, tune
 from ..pretend_gpu import pretend_gpu
 from .running import label
 
@@ -37,6 +39,7 @@ HOSTS = {
     "conv": (conv, "conv2d_into"), "gemm": (gemm, "gemm_into"), "conv_tma": (conv_tma, "conv_tma_into"),
     "fused": (fused, "fused_into"),
 }  # fmt: skip
+PRELOADED = (cli, report, rich.table)  # for the processes that are forked from one that has imported this module
 FOR_EVER = 3600
 STALLED = "goes no further"
 # Rules fill multiprocessors; with one of them they choose few and large tiles, which an interpreter is quicker with.

@@ -165,7 +165,7 @@ def _stem_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
     normalisation = stem.pack_normalisation(mean, std, packed.shape[2], device)
     for n, size, prepared in ((2, 32, False),) if small else ((2, 224, False), (3, 97, False), (16, 224, True)):
         images = draw((n, 3, size, size), torch.float32, device)
-        for source in (images.to(dtype), (images * 50 + 128).clamp(0, 255).to(torch.uint8)):
+        for source in (images, images.to(dtype), (images * 50 + 128).clamp(0, 255).to(torch.uint8)):
             settings: dict[str, Any] = {"stride": 2, "padding": 3, "pool": True}
             p = (size + 1) // 2 // 2 + ((size + 1) // 2) % 2
 

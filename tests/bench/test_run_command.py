@@ -71,8 +71,10 @@ def test_from_the_checkout_it_writes_every_file(tmp_path: Path) -> None:
 
 
 def test_installed_it_prints_json(tmp_path: Path) -> None:
-    done = command("fastres", "bench", *SMALL_RUN, "--batch", "2", "--peers", "", "--json", cwd=tmp_path)
+    folder = ("--only-data", "--out", "data")
+    done = command("fastres", "bench", *SMALL_RUN, "--batch", "2", "--peers", "", "--json", *folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"results.json", "results.csv"}
     found = results.from_dict(json.loads(done.stdout))
     assert [(row.engine, row.status) for row in found.rows] == [("eager", "ok"), ("fastres", "ok")]
     assert found.environment["command"].startswith("fastres bench --quick")
