@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from . import cpu
+from .kernels.ptx import RECOMMENDED, leaves_out_fence
 from .processor import processor
 from .text import dtype_name
 from .version import __version__
@@ -17,11 +18,14 @@ from .version import __version__
 def environment() -> dict[str, str | int | None]:
     """Versions, processor, GPU and settings, as plain data; ``None`` for what is absent."""
     properties = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    triton = installed_version("triton")
+    is_hopper = properties is not None and not torch.version.hip and (properties.major, properties.minor) == (9, 0)
     return {
         "fastres": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": installed_version("triton"),
+        "triton": triton,
+        "triton_note": triton_note(triton) if is_hopper else None,
         "torchvision": installed_version("torchvision"),
         "cuda": torch.version.cuda,
         "gpu": properties.name if properties else None,
@@ -33,6 +37,16 @@ def environment() -> dict[str, str | int | None]:
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
         "platform": platform.platform(),
     }
+
+
+def triton_note(version: str | None) -> str | None:
+    """What to know of this version of Triton on a Hopper GPU (sm_90)."""
+    if version is None or not leaves_out_fence(version):
+        return None
+    return (
+        f"triton {version} leaves out a fence between the copies and the products of the general convolution on this "
+        f"GPU; {RECOMMENDED} or newer is recommended"
+    )
 
 
 def installed_version(package: str) -> str | None:

@@ -5,13 +5,13 @@ instruction touches is not known here.
 
 - A buffer is refilled only after a barrier. A wait for wgmma covers the warp group that waits, and reads such as
   ``ldmatrix`` cover the warp that reads; other warps may not be done. So between either and the next copy into shared
-  memory, or the word to a producer that it may copy (``mbarrier.arrive``), there is a barrier; between wgmma and the
-  next store, too. (Stores after reads are left alone: a warp may rewrite what it alone has read.)
+  memory, or the word to a producer that it may copy (``mbarrier.arrive``), there is a barrier.
 - wgmma reads shared memory through another proxy than ``cp.async`` writes it. So between the wait for such copies and
   the next wgmma there is a ``fence.proxy.async``.
 - Products take their operands from shared memory, but where a kernel means to hand on a product's result.
 
-A copy that is started too early, with no wait before it at all, is not seen.
+Not seen: a copy with no wait before it at all, and ordinary stores into a buffer, as a store after a read is often
+right (to another place, or by the warp that has read).
 """
 
 from __future__ import annotations
@@ -43,23 +43,20 @@ class Ptx:
     unfenced: int  # wgmma instructions with no fence since copies that they may read
 
 
-_READ = re.compile(r"ldmatrix|ld\.shared")
+_READ = re.compile(r"wgmma\.wait_group|ldmatrix|ld\.shared")
 _REFILL = re.compile(r"cp\.async\.(c[ag]|bulk\.tensor\.\dd)\.shared|mbarrier\.arrive\.(?!expect_tx)")
 
 
 def read_ptx(ptx: str) -> Ptx:
     """Count in ``ptx`` what :class:`Ptx` says."""
     code = parse(ptx)
-    waits = any(re.match(r"cp\.async\.(wait_group|wait_all)", line.opcode) for line in code)
 
     def after(index: int, facts: frozenset[str]) -> frozenset[str]:
         opcode = code[index].opcode
-        if opcode.startswith("wgmma.wait_group"):
-            return facts | {"multiplied"}
         if _READ.match(opcode):
             return facts | {"read"}
         if re.match(r"(bar|barrier)\.(cta\.)?(sync|red)", opcode):
-            return facts - {"read", "multiplied"}
+            return facts - {"read"}
         if re.match(r"cp\.async\.(wait_group|wait_all)", opcode):
             return facts | {"copied"}
         if opcode.startswith("fence.proxy.async"):
@@ -72,11 +69,9 @@ def read_ptx(ptx: str) -> Ptx:
     for index, facts in facts_before(code, after):
         opcode = code[index].opcode
         if _REFILL.match(opcode):
-            unguarded += bool(facts & {"read", "multiplied"})
-        elif opcode.startswith("st.shared"):
-            unguarded += "multiplied" in facts
+            unguarded += "read" in facts
         elif opcode.startswith("wgmma.mma_async"):
-            unfenced += waits and "copied" in facts
+            unfenced += "copied" in facts
     return Ptx(
         len(products),
         len(products) - len(in_shared),

@@ -36,6 +36,7 @@ NOT_RUN = {
     ("docs/deployment.md", "installs packages"): 1,
     ("docs/index.md", "installs packages"): 1,
     ("docs/index.md", "needs a GPU"): 1,
+    ("docs/troubleshooting.md", "needs a GPU"): 1,
 }
 
 
