@@ -21,14 +21,14 @@ from dataclasses import dataclass
 
 from .flow import Instruction, facts_before
 
-# Triton 3.6.0 leaves out the fence in the pointer kernel: https://github.com/triton-lang/triton/issues/9610
-FENCED_SINCE = (3, 7)
+# Triton 3.6.0 and 3.7.0 leave out the fence in the pointer kernel: https://github.com/triton-lang/triton/issues/9610
 RECOMMENDED = "3.7.1"
 
 
 def leaves_out_fence(triton_version: str) -> bool:
     """Whether this version of Triton is known to leave out the fence between ``cp.async`` and wgmma."""
-    return tuple(map(int, re.findall(r"\d+", triton_version)[:2])) < FENCED_SINCE
+    version, fenced = (re.findall(r"\d+", text)[:3] for text in (triton_version, RECOMMENDED))
+    return [*map(int, version)] < [*map(int, fenced)]
 
 
 @dataclass(frozen=True)
