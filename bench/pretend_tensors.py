@@ -213,8 +213,10 @@ def _run(op: Any, given: dict[str, Any], mutated: set[str], memory: Memory, disc
     def alias(value: Any, changes: bool) -> Any:
         found = on_cpu(value)
         if isinstance(value, Tensor) and value.is_cuda and changes:
-            # An empty result is resized to what the operation gives; a CPU tensor of its own can be.
-            found = torch.empty(0, dtype=value.dtype) if not value.numel() else found.clone() if discard else found
+            if value.shape == (0,):  # out=: resized to what the operation gives, as a CPU tensor of its own can be
+                found = torch.empty(0, dtype=value.dtype)
+            elif discard:
+                found = found.clone()
             originals[id(found)] = value
             held.append(found)
         return found
