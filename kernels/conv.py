@@ -249,7 +249,8 @@ def conv2d_into(
     """
     shape = conv_shape(x, weight, stride, padding, groups)
     if config is None:
-        config = route_conv(shape, x.dtype, gpu_of(x.device), float32_precision())
+        precision = float32_precision()
+        config = route_conv(shape, x.dtype, gpu_of(x.device), precision, residual=residual is not None)
     constants = conv_constants(
         shape,
         x.dtype,

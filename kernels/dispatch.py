@@ -64,7 +64,7 @@ def route(
             return config
     if not found:
         _hint(gpu)
-    return route_conv(shape, dtype, gpu, precision)
+    return route_conv(shape, dtype, gpu, precision, residual=residual)
 
 
 def tuned(gpu: Gpu) -> Index:

@@ -8,7 +8,7 @@ is what runs. The rules below are derived from the compiler's resource reports a
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -111,45 +111,166 @@ class PoolConfig:
 DENSE_GROUP = 32
 
 
+# A split reduction leaves each program this many blocks of it to add up, so that its pipeline fills; and no tile is
+# shared by more programs than this, because the last to arrive adds up what all have left.
+LEAST_BLOCKS, MOST_SHARING = 4, 16
+
+# Bytes that must be on their way to a multiprocessor for it to receive all that it can: 0.5 µs from a load to its use,
+# times 40 bytes/ns. Estimated, as in fastres/prediction.py; only their ratios to a tile's bytes matter here.
+IN_FLIGHT = 20_000
+
+# Multiply-adds that ordinary units do while one byte arrives: 128 a cycle against some 25 bytes.
+MULTIPLY_ADDS_A_BYTE = 5
+
+# The widest tile: it reads three quarters of what 128×128 reads from L2 for the same sums. By Triton 3.6.0 and 3.7.1 it
+# takes 251 registers on sm_80 and 179 on sm_90, with no spills. With a residual it spills (52, sm_90, in the epilogue).
+WIDE_TILE = (128, 256)
+# One program of it fills a multiprocessor, whose pipeline is to be full for so many blocks of the reduction.
+WIDE_BLOCKS = 8
+
+
+def without_tensor_cores(dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") -> str:
+    """Why products of ``dtype`` run on the ordinary multiply-add units; empty where they do not."""
+    if dtype == torch.float32 and precision == "ieee":
+        return "float32 without tf32 does not use the tensor cores"
+    if gpu.arch == "sm_75":
+        return "Triton does not use the tensor cores of sm_75"
+    return ""
+
+
 @functools.lru_cache(maxsize=4096)
-def route_conv(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") -> ConvConfig:
-    """The kernel and configuration for one convolution."""
+def route_conv(
+    shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
+) -> ConvConfig:
+    """The kernel and configuration for one convolution; ``residual`` says whether it adds one."""
     if gpu is INTERPRETER:
         block_m, block_n = (max(16, min(256, next_power_of_2(size))) for size in (shape.M, shape.K))
         return ConvConfig("conv", block_m, block_n, max(16, min(512, next_power_of_2(shape.C))), 4, 1)
-    if dtype == torch.float32 and precision == "ieee":
-        return _conv_float32(shape, gpu)
-    block_k = min(64 // (dtype.itemsize // 2), max(16, next_power_of_2(shape.C)))
-    block_n = min(128, max(16, next_power_of_2(shape.K)))
-    # Smaller tiles until every multiprocessor has one; below 64 rows Hopper has no wgmma.
-    candidates = _tile_sizes(block_n)
-    filling = [(m, n) for m, n in candidates if _tiles(shape, m, n) >= gpu.multiprocessors]
-    block_m, block_n = (filling or candidates[-1:])[0]
-    num_warps = 8 if block_m * block_n >= 128 * 128 else 4
-    if gpu.is_amd:
-        return ConvConfig("conv", block_m, block_n, min(block_k, 32), num_warps, 2)
-    # 3 stages of 128×128×64 leave shared memory for two programs on a multiprocessor.
-    return ConvConfig("conv", block_m, block_n, block_k, num_warps, 3 if block_m * block_n >= 128 * 128 else 4)
+    if note := without_tensor_cores(dtype, gpu, precision):
+        return _plain(shape, dtype, gpu, note)
+    if dtype.itemsize == 2 and not residual and (wide := _wide(shape, gpu)):
+        return wide
+    widest = min(128, max(16, next_power_of_2(shape.K)))
+    for block_m, block_n in _distinct([(128, widest), (128, 64), (64, min(64, widest))], widest):
+        if _tiles(shape, block_m, block_n) >= gpu.multiprocessors:
+            return _tile(shape, dtype, gpu, block_m, block_n)
+    # Few tiles: smaller ones, several programs a tile, or both. Below 64 rows Hopper has no wgmma.
+    sizes = _distinct([(64, min(64, widest)), (64, min(32, widest))], widest)
+    return _shortest([_tile(shape, dtype, gpu, *size) for size in sizes], shape, dtype, gpu)
 
 
-def _tile_sizes(widest: int) -> list[tuple[int, int]]:
-    """Tiles (rows, columns) to try, largest first, none wider than ``widest``."""
-    sizes = [(128, widest), (128, 64), (64, 64), (64, 32), (64, min(32, widest))]
-    return [size for index, size in enumerate(sizes) if size[1] <= widest and size not in sizes[:index]]
+def route_conv_plainly(
+    shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
+) -> ConvConfig:
+    """:func:`route_conv` without split reductions and wide tiles: what predictions compare it with."""
+    if gpu is INTERPRETER or without_tensor_cores(dtype, gpu, precision):
+        return replace(route_conv(shape, dtype, gpu, precision, residual=residual), split=1)
+    widest = min(128, max(16, next_power_of_2(shape.K)))
+    sizes = _distinct([(128, widest), (128, 64), (64, min(64, widest)), (64, min(32, widest))], widest)
+    filling = [size for size in sizes if _tiles(shape, *size) >= gpu.multiprocessors]
+    return _tile(shape, dtype, gpu, *(filling or sizes[-1:])[0])
+
+
+def _distinct(sizes: list[tuple[int, int]], widest: int) -> list[tuple[int, int]]:
+    return list(dict.fromkeys(size for size in sizes if size[1] <= widest))
 
 
 def _tiles(shape: ConvShape, block_m: int, block_n: int) -> int:
     return cdiv(shape.M, block_m) * cdiv(shape.K, block_n) * shape.groups
 
 
-def _conv_float32(shape: ConvShape, gpu: Gpu) -> ConvConfig:
-    """IEEE float32 runs on the ordinary multiply-add units; its tiles live in registers, so they are small."""
+def _tile(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, block_m: int, block_n: int) -> ConvConfig:
+    """A tile for the tensor cores, with the deepest pipeline of which two programs fit a multiprocessor."""
+    deepest = min(64 // (dtype.itemsize // 2), max(16, next_power_of_2(shape.C)))
+    num_warps = 8 if block_m * block_n >= 128 * 128 else 4
+    if gpu.is_amd:
+        return ConvConfig("conv", block_m, block_n, min(deepest, 32), num_warps, 2)
+    # Each program takes 1 KiB beyond its own, and what one may use is 1 KiB less than there is.
+    half = (gpu.shared_memory - 1024) // 2
+    shallower = max(16, deepest // 2)
+    for block_k, stages in ((deepest, 4), (deepest, 3), (shallower, 4), (shallower, 3)):
+        config = ConvConfig("conv", block_m, block_n, block_k, num_warps, stages)
+        if shared_memory(config, dtype, gpu) <= half:
+            return config
+    return replace(config, num_stages=2)
+
+
+def _wide(shape: ConvShape, gpu: Gpu) -> ConvConfig | None:
+    """The widest tile, where whole waves of it compute at most an eighth more than waves of half of it."""
+    config = ConvConfig("conv", *WIDE_TILE, 64, 8, 4)
+    if gpu.is_amd or shape.K < WIDE_TILE[1] or shape.C % config.block_k:
+        return None
+    if shared_memory(config, torch.float16, gpu) > gpu.shared_memory or reduction_blocks(shape, config) < WIDE_BLOCKS:
+        return None
+    tiles, halves = _tiles(shape, *WIDE_TILE), _tiles(shape, WIDE_TILE[0], WIDE_TILE[1] // 2)
+    waves = [cdiv(count, gpu.multiprocessors) for count in (tiles, halves)]
+    return config if tiles >= gpu.multiprocessors and 16 * waves[0] <= 9 * waves[1] else None
+
+
+def _plain(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, note: str) -> ConvConfig:
+    """The ordinary multiply-add units take operands from registers, so that their tiles are small."""
     block_n = min(64, max(16, next_power_of_2(shape.K)))
     block_k = min(16, max(16, next_power_of_2(shape.C)))
-    block_m = 64 if _tiles(shape, 64, block_n) >= gpu.multiprocessors else 32
-    note = "float32 without tf32 does not use the tensor cores"
-    # With 2 stages ptxas spills 1×1 layers at 96 registers; with 3 there is no spill on sm_80 or sm_90.
-    return ConvConfig("conv", block_m, block_n, block_k, 4, 2 if gpu.is_amd else 3, note)
+    # With 2 stages ptxas spills float32's 1×1 layers at 96 registers; with 3 there is no spill on sm_80 or sm_90. sm_75
+    # has no asynchronous copies to pipeline, and needs 226 registers for 64×64 with 4 warps, 128 with 8.
+    stages = 2 if gpu.is_amd or gpu.arch == "sm_75" else 3
+    warps = 8 if gpu.arch == "sm_75" and block_n == 64 else 4
+    if _tiles(shape, 64, block_n) >= gpu.multiprocessors:
+        return ConvConfig("conv", 64, block_n, block_k, warps, stages, note)
+    return _shortest([ConvConfig("conv", 32, block_n, block_k, 4, stages, note)], shape, dtype, gpu)
+
+
+def _shortest(configs: list[ConvConfig], shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> ConvConfig:
+    """Of ``configs`` and of their reductions split, the one whose busiest multiprocessor is done first."""
+    choices = [
+        replace(config, split=split)
+        for config in configs
+        for split in splits(reduction_blocks(shape, config), 2 * gpu.multiprocessors // _tiles(shape, *_size(config)))
+    ]
+    return min(choices, key=lambda config: _bytes_in_turn(shape, config, dtype, gpu))
+
+
+def splits(blocks: int, most: int) -> list[int]:
+    """Into how many parts, at most ``most``, a reduction of ``blocks`` can be cut: each has ``LEAST_BLOCKS`` or more.
+
+    The kernel gives all parts but the last as many blocks. One part is always among the answers.
+    """
+    found = range(2, min(most, MOST_SHARING, blocks // LEAST_BLOCKS) + 1)
+    return [1, *(split for split in found if blocks - cdiv(blocks, split) * (split - 1) >= LEAST_BLOCKS)]
+
+
+def reduction_blocks(shape: ConvShape, config: ConvConfig) -> int:
+    """How many blocks of its reduction a tile adds up."""
+    return shape.R * shape.S * cdiv(shape.C, config.block_k)
+
+
+def _bytes_in_turn(shape: ConvShape, config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
+    """How long the busiest multiprocessor works, in bytes that could reach it meanwhile."""
+    size = config.block_m * config.block_n
+    programs = cdiv(_tiles(shape, *_size(config)) * config.split, gpu.multiprocessors)
+    block = (config.block_m + config.block_n) * config.block_k * dtype.itemsize
+    if config.note:
+        block = max(block, size * config.block_k // MULTIPLY_ADDS_A_BYTE)
+    steps = cdiv(reduction_blocks(shape, config), config.split)
+    work = IN_FLIGHT + steps * max(programs * block, IN_FLIGHT // max(1, config.num_stages - 1))
+    # Partial sums, in float32: each program writes its own, the last to arrive waits, then reads them all.
+    return work + (IN_FLIGHT + 4 * size * (programs + config.split) if config.split > 1 else 0)
+
+
+def _size(config: ConvConfig) -> tuple[int, int]:
+    return config.block_m, config.block_n
+
+
+def shared_memory(config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
+    """Bytes of shared memory that a program of the "conv" kernel takes: at least what the compiler reports.
+
+    A stage is on its way into a buffer, but for the one that is multiplied: wgmma reads that from its buffer, the
+    others from registers. The finished tile passes through the same memory to be stored in whole rows.
+    """
+    from_registers = gpu.is_amd or gpu.arch in ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
+    buffers = max(1, config.num_stages - from_registers)
+    pipeline = buffers * (config.block_m + config.block_n) * config.block_k * dtype.itemsize
+    return max(pipeline, config.block_m * config.block_n * dtype.itemsize)
 
 
 # Output pixels of the stem's convolution from which its images are prepared first: 16 images of 224×224. The second
@@ -164,7 +285,9 @@ def route_stem(
     n, p, q = pixels
     kernel = "stem_pool" if pool else "stem"
     block_q = min(128, max(16, next_power_of_2(q + 1 if pool else q)))
-    if dtype == torch.float32:
+    if gpu.arch == "sm_75":  # no tensor cores: 32 columns take 244 registers, 64 spill
+        block_q = min(block_q, 32)
+    elif dtype == torch.float32:
         block_q = min(block_q, 64)
     elif pool and n * p * q >= PREPARED_PIXELS and gpu is not INTERPRETER:
         # 8 warps and 3 stages: 128 registers on sm_90, so that two programs fit a multiprocessor.
