@@ -59,6 +59,15 @@ PEAKS = {
     "NVIDIA H100 NVL": Peak(half=835.0, tf32=417.5, float32=60.0, gb_per_s=3900.0),
     "NVIDIA H200": Peak(**_SXM, gb_per_s=4800.0),
     "NVIDIA H200 NVL": Peak(half=835.5, tf32=417.5, float32=60.0, gb_per_s=4800.0),
+    # T4 data sheet (it has no tf32); GA102, Ada and Blackwell RTX architecture papers, float16 with float32
+    # accumulate; A10G, L4 and L40S data sheets.
+    "Tesla T4": Peak(half=65.0, tf32=8.1, float32=8.1, gb_per_s=320.0),
+    "NVIDIA GeForce RTX 3090": Peak(half=71.0, tf32=35.6, float32=35.6, gb_per_s=936.0),
+    "NVIDIA A10G": Peak(half=70.0, tf32=35.0, float32=35.0, gb_per_s=600.0),
+    "NVIDIA L4": Peak(half=121.0, tf32=60.0, float32=30.3, gb_per_s=300.0),
+    "NVIDIA L40S": Peak(half=362.05, tf32=183.0, float32=91.6, gb_per_s=864.0),
+    "NVIDIA GeForce RTX 4090": Peak(half=165.2, tf32=82.6, float32=82.6, gb_per_s=1008.0),
+    "NVIDIA GeForce RTX 5090": Peak(half=209.5, tf32=104.8, float32=104.8, gb_per_s=1792.0),
     "MI300X": _MI300X,
     "AMD Instinct MI300X": _MI300X,
 }

@@ -20,8 +20,10 @@ from .arena import Arena, plan_arena
 from .errors import InputError
 from .folding import outline
 from .fusion import Candidates, cover, joinable
+from .gpu_shapes import block_of, conv_shape, linear_shape
 from .kernels import cards, conv, dispatch, fused, grouping, head, launch, pool, routing, squeeze_excite, stem
-from .kernels.tables import Block, Network, TunedBlock
+from .kernels.tables import Network, TunedBlock
+from .micro_batches import micro_batches
 from .plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from .recent import Recent
 from .text import dtype_name
@@ -121,7 +123,7 @@ class GpuExecutor:
             pool.window_pool_into(y, x, mode=step.mode)
         elif isinstance(step, SqueezeExcite):
             (w1, b1), (w2, b2) = step.parameters
-            squeeze_excite.squeeze_excite_into(y, x, values[step.residual], w1, b1, w2, b2)
+            squeeze_excite.squeeze_excite_into(y, x, values[step.residual], w1, b1, w2, b2, arrived=values.get(ARRIVED))
         elif isinstance(step, Joined):
             run_joined(step, values, schedule.configs[step.name])
         else:
@@ -153,7 +155,7 @@ class GpuExecutor:
         values[POOLED] = pooled
         if classify:
             logits = torch.empty(x.shape[0], step.weight.shape[0], dtype=torch.float32, device=self.device)
-            head.linear_into(logits, pooled, step.weight, step.bias)
+            head.linear_into(logits, pooled, step.weight, step.bias, arrived=values.get(ARRIVED))
             values[LOGITS] = logits
 
     def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT, joined: bool = True) -> Schedule:
@@ -178,17 +180,24 @@ class GpuExecutor:
 
 
 def _arrivals(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
-    """How many counters the launch of ``step`` on an input of ``shape`` needs."""
-    if not isinstance(step, Conv):
-        return 0
-    sizes = conv_shape(step, shape)
-    return conv.arrivals(sizes, _route(step, sizes, dtype, device))
+    """How many counters the launches of ``step`` on an input of ``shape`` need."""
+    if isinstance(step, SqueezeExcite):
+        gpu = cards.gpu_of(device)
+        return squeeze_excite.squeeze_arrivals(shape[0], shape[3], step.weight.shape[0], dtype, gpu)
+    if isinstance(step, Conv):
+        return conv.arrivals(conv_shape(step, shape), _route(step, shape, dtype, device))
+    if isinstance(step, Head) and step.weight.shape[0]:
+        return conv.arrivals(linear_shape(step, shape), _route(step, shape, dtype, device))
+    return 0
 
 
-def _route(step: Conv, sizes: routing.ConvShape, dtype: torch.dtype, device: torch.device) -> routing.ConvConfig:
+def _route(step: Conv | Head, shape: Shape, dtype: torch.dtype, device: torch.device) -> routing.ConvConfig:
+    """What runs a convolution, or the head's classifier, on an input of ``shape``."""
+    gpu, precision = cards.gpu_of(device), launch.float32_precision()
+    if isinstance(step, Head):
+        return dispatch.route(linear_shape(step, shape), dtype, gpu, precision=precision, classifier=True)
     residual = step.residual is not None
-    precision = launch.float32_precision()
-    return dispatch.route(sizes, dtype, cards.gpu_of(device), residual=residual, precision=precision)
+    return dispatch.route(conv_shape(step, shape), dtype, gpu, residual=residual, precision=precision)
 
 
 def candidates(plan: Plan, device: torch.device) -> Candidates:
@@ -228,20 +237,6 @@ def as_run(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -
         return plan, how
     steps, _ = choose_runs(plan.steps, candidates(plan, device), plan.shapes(*shape[:3]), dtype, device, ())
     return replace(plan, steps=steps), how
-
-
-def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:
-    """What the tuned tables know a joined run by, for an input of ``shape`` (NHWC)."""
-    shortcut, following = run.shortcut, run.following
-    return Block(
-        conv_shape(run.last if run.first is None else run.first, shape),
-        dtype_name(dtype),
-        run.first is not None,
-        run.last.weight.shape[0],
-        0 if shortcut is None else shortcut.weight.shape[3],
-        1 if shortcut is None else shortcut.stride,
-        0 if following is None else following.weight.shape[0],
-    )
 
 
 def run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvConfig) -> None:
@@ -285,10 +280,19 @@ def run_joined(step: Joined, values: Mapping[str, Tensor], config: routing.ConvC
 
 
 def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> Network | None:
-    """How a batch of ``shape`` (NHWC) was measured to run fastest; None where it was not."""
+    """How a batch of ``shape`` (NHWC) was measured to run fastest, or the rules' micro-batches; None for neither.
+
+    What another card's table says is completed by this card's rules: micro-batches depend on its L2 cache.
+    """
     n, h, w, _ = shape
-    name = dtype_name(dtype)
-    return dispatch.tuned(cards.gpu_of(device)).network(plan.architecture.name, n, h, w, name)
+    gpu = cards.gpu_of(device)
+    found = dispatch.tuned(gpu).network(plan.architecture.name, n, h, w, dtype_name(dtype))
+    if found is not None and found.microseconds:
+        return found
+    ruled = micro_batches(plan.architecture, shape, dtype, gpu, launch.float32_precision())
+    if found is None or ruled is None:
+        return found or ruled
+    return replace(found, through=ruled.through, images=ruled.images)
 
 
 def in_micro_batches(how: Network, batch: int, outputs: Sequence[str]) -> bool:
@@ -309,15 +313,6 @@ def pack(plan: Plan) -> Plan:
     return replace(plan, steps=tuple(steps))
 
 
-def conv_shape(step: Conv, shape: Shape) -> routing.ConvShape:
-    """The convolution that the kernel runs for ``step`` on an input of ``shape`` (NHWC), small groups merged."""
-    n, h, w, _ = shape
-    k, r, s, c = step.weight.shape
-    merge = grouping.merged_groups(c, step.groups) if step.groups > 1 else 1
-    groups = step.groups // merge
-    return routing.ConvShape(n, h, w, c * merge, k // groups, r, s, step.stride, step.padding, groups)
-
-
 def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[str, str, str]:
     """Kernel, configuration and note of ``step`` on an input of ``shape``, for :meth:`fastres.Model.explain`."""
     gpu = cards.gpu_of(device)
@@ -325,12 +320,11 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         config = routing.route_stem(step.weight.shape[0], step.conv_shape(shape)[:3], dtype, gpu, step.pool)
         return config.kernel, str(config), ""
     if isinstance(step, Head):
-        n, h, w, c = shape
+        _, h, w, c = shape
         pool = routing.route_pool(c, h * w)
         if not step.weight.shape[0]:
             return pool.kernel, str(pool), ""
-        linear = routing.ConvShape(n, 1, 1, c, step.weight.shape[0], 1, 1, 1, 0)
-        routed = routing.route_conv(linear, dtype, gpu, launch.float32_precision())
+        routed = _route(step, shape, dtype, device)
         return f"{pool.kernel}, {routed.kernel}", f"{pool}; {routed}", routed.note
     if isinstance(step, (Pool, SqueezeExcite)):
         kernels = "window_pool" if isinstance(step, Pool) else "average_pool, conv, conv, gate"
@@ -341,7 +335,7 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
         return found.config.kernel, str(found.config), f"{len(step.parts)} convolutions in one kernel"
     assert isinstance(step, Conv)
     sizes = conv_shape(step, shape)
-    routed = _route(step, sizes, dtype, device)
+    routed = _route(step, shape, dtype, device)
     note = f"{step.groups} groups run as {sizes.groups} block-diagonal ones" if sizes.groups != step.groups else ""
     return routed.kernel, str(routed), "; ".join(filter(None, (note, routed.note)))
 

@@ -17,12 +17,13 @@ from fastres.errors import KernelError
 from . import conv, conv_specialized, conv_tma, fused, gemm
 from .cards import INTERPRETER, Gpu, gpu_of
 from .launch import float32_precision
-from .routing import ConvConfig, ConvShape, route_conv
-from .tables import Block, Index, Layer, Table, TunedBlock, table
+from .routing import ConvConfig, ConvShape, route_conv, shared_memory
+from .tables import Block, Index, Layer, Tuned, TunedBlock, table
+from .tma import tma_fits
 
 
 class UntunedGpuWarning(UserWarning):
-    """This GPU has no table of tuned configurations."""
+    """This GPU has no table of tuned configurations of its own."""
 
 
 # What the environment variable can leave out, should it ever misbehave: families of kernels, by their modules' names.
@@ -54,22 +55,48 @@ def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def route(
-    shape: ConvShape, dtype: torch.dtype, gpu: Gpu, *, residual: bool = False, precision: str = "ieee"
+    shape: ConvShape,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    *,
+    residual: bool = False,
+    precision: str = "ieee",
+    classifier: bool = False,
 ) -> ConvConfig:
-    """The kernel and configuration for a convolution: tuned for the nearest batch, or by rules."""
+    """The kernel and configuration for a convolution: tuned for the nearest batch, or by rules.
+
+    ``classifier`` says that it writes logits (:class:`.tables.Layer`).
+    """
     found = tuned(gpu)
-    for entry in found.entries(Layer.of(shape, dtype, residual)):
-        if not why_not(entry.config.kernel, shape, dtype, gpu):
-            config: ConvConfig = entry.config
-            return config
-    if not found:
-        _hint(gpu)
-    return route_conv(shape, dtype, gpu, precision, residual=residual)
+    if not found.is_own:
+        _hint(gpu, found.others)
+    entry = tuned_for(Layer.of(shape, dtype, residual, classifier), gpu)
+    return entry.config if entry else route_conv(shape, dtype, gpu, precision, residual=residual)
+
+
+def tuned_for(layer: Layer, gpu: Gpu) -> Tuned | None:
+    """The entry of the tables that decides for ``layer``; None where the rules do."""
+    dtype = getattr(torch, layer.dtype)
+    for entry in tuned(gpu).entries(layer):
+        if not why_not(entry.config.kernel, layer.shape, dtype, gpu) and fits(entry.config, layer, gpu):
+            found: Tuned = entry
+            return found
+    return None
+
+
+def fits(config: ConvConfig, layer: Layer, gpu: Gpu) -> bool:
+    """Whether the shared memory that ``config`` takes is there on ``gpu``: its table may be another card's."""
+    if gpu is INTERPRETER:
+        return True
+    dtype = getattr(torch, layer.dtype)
+    if config.kernel in gemm.KERNELS or config.kernel in conv_tma.KERNELS:
+        return tma_fits(config, gpu, residual=layer.residual, out_itemsize=layer.out_dtype.itemsize)
+    return shared_memory(config, dtype, gpu) <= gpu.shared_memory
 
 
 def tuned(gpu: Gpu) -> Index:
-    """The table of ``gpu``; the interpreter has none."""
-    return table(gpu.name) if gpu is not INTERPRETER else Index(Table())
+    """The tables for ``gpu``; the interpreter has none."""
+    return table(gpu) if gpu is not INTERPRETER else Index()
 
 
 def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> str:
@@ -98,13 +125,14 @@ def route_block(block: Block, dtype: torch.dtype, gpu: Gpu) -> TunedBlock | None
 
 
 @functools.cache
-def _hint(gpu: Gpu) -> None:
+def _hint(gpu: Gpu, others: tuple[str, ...]) -> None:
     """Say once that this GPU could be faster."""
     if gpu is INTERPRETER or not torch.cuda.is_available():
         return
+    used = f"the one of {others[0]} (same architecture) is used" if others else "its rules are used"
     advice = "the general kernels run" if gpu.is_amd else "python -m fastres.bench.tune finds faster configurations"
     warnings.warn(
-        f"fastres has no tuned configurations for {gpu.name} ({gpu.arch}) and uses its rules: results are the same, "
+        f"fastres has no table of tuned configurations for {gpu.name} ({gpu.arch}); {used}: results are the same, "
         f"{advice}. This is said once",
         UntunedGpuWarning,
         stacklevel=2,

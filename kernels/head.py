@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cards import gpu_of
 from .conv import conv2d_into
+from .dispatch import convolve_into, route
 from .launch import (
     ACTIVATION_DTYPES,
     cdiv,
@@ -22,12 +24,13 @@ from .launch import (
     check_shape,
     check_tensors,
     device_guard,
+    float32_precision,
     kernel_op,
     launchable,
     start_options,
     wait_for_inputs,
 )
-from .routing import PoolConfig, route_pool
+from .routing import ConvConfig, ConvShape, PoolConfig, route_pool
 
 
 @triton.jit(do_not_specialize=["HW"])
@@ -76,14 +79,35 @@ def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None,
         )
 
 
-def linear_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *, traceable: bool = False) -> None:
+def linear_shape(n: int, channels: int, classes: int) -> ConvShape:
+    """The classifier as the convolution that it is."""
+    return ConvShape(n, 1, 1, channels, classes, 1, 1, 1, 0)
+
+
+def linear_into(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    config: ConvConfig | None = None,
+    arrived: Tensor | None = None,
+    traceable: bool = False,
+) -> None:
     """Write ``x`` [N, C] times ``weight`` [K, C] plus ``bias`` float32 [K] into ``y`` [N, K].
 
-    ``y`` has ``x``'s dtype or float32.
+    ``y`` has ``x``'s dtype or float32. ``config`` overrides the routing; ``arrived`` as in :func:`.conv.conv2d_into`.
     """
     n, c = x.shape
     k = weight.shape[0]
-    conv2d_into(y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias, traceable=traceable)
+    tensors = (y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias)
+    if traceable:  # the one kernel that a registered op can launch
+        conv2d_into(*tensors, config=config, arrived=arrived, traceable=True)
+        return
+    if config is None:
+        precision = float32_precision()
+        config = route(linear_shape(n, c, k), x.dtype, gpu_of(x.device), precision=precision, classifier=True)
+    convolve_into(*tensors, config=config, arrived=arrived)
 
 
 @kernel_op("average_pool", mutates_args=())

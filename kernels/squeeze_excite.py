@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv import conv2d_into
-from .head import average_pool_into, linear_into
+from .cards import Gpu
+from .conv import arrivals, conv2d_into
+from .dispatch import route
+from .head import average_pool_into, linear_into, linear_shape
 from .launch import (
     ACTIVATION_DTYPES,
     cdiv,
@@ -23,12 +25,13 @@ from .launch import (
     check_shape,
     check_tensors,
     device_guard,
+    float32_precision,
     kernel_op,
     launchable,
     start_options,
     wait_for_inputs,
 )
-from .routing import PoolConfig, route_window_pool
+from .routing import PoolConfig, route_conv, route_window_pool
 
 
 @triton.jit(do_not_specialize=["HW", "pixel_blocks"])
@@ -77,12 +80,14 @@ def squeeze_excite_into(
     expand_bias: Tensor,
     *,
     config: PoolConfig | None = None,
+    arrived: Tensor | None = None,
     traceable: bool = False,
 ) -> None:
     """Write the gated ``x`` plus ``residual``, after ReLU, into ``y``; all three [N, H, W, C] and contiguous.
 
     ``squeeze_weight`` [S, C] and ``expand_weight`` [C, S] have ``x``'s dtype, the biases are float32 [S] and [C]. ``y``
-    may be ``residual`` itself or ``x``. ``config`` overrides the gate's routing.
+    may be ``residual`` itself or ``x``. ``config`` overrides the gate's routing; ``arrived`` as in
+    :func:`.conv.conv2d_into`, as many as :func:`squeeze_arrivals`.
     """
     n, h, w, c = x.shape
     squeezed = squeeze_weight.shape[0]
@@ -90,8 +95,8 @@ def squeeze_excite_into(
     gate = torch.empty(n, c, dtype=torch.float32, device=x.device)
     average_pool_into(pooled.view(n, c), x, traceable=traceable)
     weight = squeeze_weight.view(squeezed, 1, 1, c)
-    conv2d_into(hidden, pooled, weight, squeeze_bias, relu=True, traceable=traceable)
-    linear_into(gate, hidden.view(n, squeezed), expand_weight, expand_bias, traceable=traceable)
+    conv2d_into(hidden, pooled, weight, squeeze_bias, relu=True, arrived=arrived, traceable=traceable)
+    linear_into(gate, hidden.view(n, squeezed), expand_weight, expand_bias, arrived=arrived, traceable=traceable)
     if config is None:
         config = route_window_pool(c)
     pixel_blocks = cdiv(h * w, config.block_hw)
@@ -107,6 +112,16 @@ def squeeze_excite_into(
             **start_options(),
             num_warps=config.num_warps,
         )
+
+
+def squeeze_arrivals(n: int, channels: int, squeezed: int, dtype: torch.dtype, gpu: Gpu) -> int:
+    """How many counters the two linear layers need."""
+    precision = float32_precision()
+    squeeze, expand = linear_shape(n, channels, squeezed), linear_shape(n, squeezed, channels)
+    return max(
+        arrivals(squeeze, route_conv(squeeze, dtype, gpu, precision)),
+        arrivals(expand, route(expand, dtype, gpu, precision=precision, classifier=True)),
+    )
 
 
 @kernel_op("squeeze_excite", mutates_args=())

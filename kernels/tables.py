@@ -3,8 +3,11 @@
 ``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which
 configuration was fastest on that GPU, for which runs of layers a joined kernel beats one kernel each, and in how many
 images at a time a network's first stages run fastest. A batch size between tuned ones takes the nearest (by ratio)
-whose kernel accepts it. A GPU without a table is routed by rules. More tables are found in the folder that the
-environment variable ``FASTRES_CONFIGS`` names; they come first.
+whose kernel accepts it.
+
+What a GPU's own table lacks, those of other GPUs of its architecture may have: they come next, the nearest in number of
+multiprocessors first. What no table has is routed by rules. More tables are found in the folder that the environment
+variable ``FASTRES_CONFIGS`` names: an entry there takes the place of the package's for the same layer and batch.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ import torch
 from fastres.errors import KernelError
 from fastres.text import dtype_name
 
+from .cards import Gpu
 from .routing import ConvConfig, ConvShape
 
 FOLDER = Path(__file__).parent / "configs"
@@ -33,15 +37,30 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Layer:
-    """What a configuration is tuned for: a convolution's sizes, its dtype, and whether it adds a residual."""
+    """What a configuration is tuned for: a convolution's sizes, its dtype, and whether it adds a residual.
+
+    The ``classifier`` is the 1×1 convolution over one pixel that writes logits: float32, with no ReLU.
+    """
 
     shape: ConvShape
     dtype: str  # "float16"
     residual: bool
+    classifier: bool = False
 
     @classmethod
-    def of(cls, shape: ConvShape, dtype: torch.dtype, residual: bool) -> Layer:
-        return cls(shape, dtype_name(dtype), residual)
+    def of(cls, shape: ConvShape, dtype: torch.dtype, residual: bool, classifier: bool = False) -> Layer:
+        return cls(shape, dtype_name(dtype), residual, classifier)
+
+    @property
+    def relu(self) -> bool:
+        """Whether a ReLU follows, as after nearly every convolution."""
+        return not self.classifier
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """What the layer writes."""
+        found: torch.dtype = torch.float32 if self.classifier else getattr(torch, self.dtype)
+        return found
 
     @property
     def without_batch(self) -> Layer:
@@ -147,6 +166,7 @@ def to_json(tuned: Table, facts: Mapping[str, Any]) -> str:
             **asdict(entry.layer.shape),
             "dtype": entry.layer.dtype,
             "residual": entry.layer.residual,
+            **({"classifier": True} if entry.layer.classifier else {}),
             "config": _config(entry.config),
             "us": entry.microseconds,
             "rules_us": entry.rules_microseconds,
@@ -182,7 +202,7 @@ def from_json(text: str, source: str) -> Table:
         return Table(
             tuple(_layer(row) for row in document["layers"]),
             tuple(_block(row) for row in document["blocks"]),
-            tuple(Network(**row) for row in document["networks"]),
+            tuple(_network(row) for row in document["networks"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise KernelError(
@@ -196,14 +216,30 @@ def _shape(row: Mapping[str, Any]) -> ConvShape:
 
 
 def _layer(row: Mapping[str, Any]) -> Tuned:
-    layer = Layer(_shape(row), str(row["dtype"]), bool(row["residual"]))
-    return Tuned(layer, ConvConfig(**row["config"]), float(row["us"]), float(row["rules_us"]))
+    layer = Layer(_shape(row), str(row["dtype"]), bool(row["residual"]), bool(row.get("classifier", False)))
+    return Tuned(layer, _read_config(row["config"]), float(row["us"]), float(row["rules_us"]))
 
 
 def _block(row: Mapping[str, Any]) -> TunedBlock:
     counts = ("channels", "shortcut_channels", "shortcut_stride", "next_channels")
     block = Block(_shape(row), str(row["dtype"]), bool(row["fused"]), *(int(row[name]) for name in counts))
-    return TunedBlock(block, ConvConfig(**row["config"]), float(row["us"]), float(row["apart_us"]))
+    return TunedBlock(block, _read_config(row["config"]), float(row["us"]), float(row["apart_us"]))
+
+
+def _read_config(row: Mapping[str, Any]) -> ConvConfig:
+    config = ConvConfig(**row)
+    for name, value in asdict(config).items():
+        kind = str if name in ("kernel", "note") else int
+        if type(value) is not kind or (kind is int and value < 1):
+            raise ValueError(f"its configurations have a {name} of {value!r}")
+    return config
+
+
+def _network(row: Mapping[str, Any]) -> Network:
+    network = Network(**row)
+    if network.images and network.through not in ("layer1", "layer2", "layer3", "layer4"):
+        raise ValueError(f"a network runs in micro-batches through {network.through!r}")
+    return network
 
 
 def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
@@ -211,47 +247,126 @@ def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
     return folder / slug(gpu_name) / "conv.json"
 
 
-class Index:
-    """A table for looking things up. What was tuned in one 16-bit dtype serves the other: they run equally fast."""
+@dataclass(frozen=True)
+class Found:
+    """A table with what its head says of the GPU; 0 multiprocessors are not known."""
 
-    def __init__(self, tuned: Table) -> None:
-        self._entries: dict[Layer | Block, list[Any]] = {}
-        entries: list[Tuned | TunedBlock] = [*tuned.layers, *tuned.blocks]
-        for entry in entries:
-            self._entries.setdefault(entry.layer.without_batch, []).append(entry)
-        self._networks = {entry.case: entry for entry in tuned.networks}
+    table: Table
+    gpu: str
+    arch: str
+    multiprocessors: int
+
+
+class Index:
+    """Tables for looking things up: those of a GPU, first ones first, and then those of ``others`` of its architecture.
+
+    What was tuned in one 16-bit dtype serves the other: they run equally fast.
+    """
+
+    def __init__(self, *own: Table, others: Sequence[Found] = ()) -> None:
+        self._own = _Entries(own)
+        self._others = [_Entries([other.table]) for other in others]
+        self.others = tuple(other.gpu for other in others)
 
     def __bool__(self) -> bool:
-        return bool(self._entries)
+        return bool(self._own) or any(map(bool, self._others))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the GPU itself has entries."""
+        return bool(self._own)
 
     @property
     def has_blocks(self) -> bool:
         """Whether some joined run was tuned."""
-        return any(isinstance(key, Block) for key in self._entries)
+        return any(entries.has_blocks for entries in (self._own, *self._others))
 
     def entries(self, layer: Layer | Block) -> list[Any]:
-        """What was tuned for ``layer`` at any batch size, the nearest (by ratio) first."""
-        key = layer.without_batch
-        found = self._entries.get(key) or self._entries.get(replace(key, dtype=SIBLING.get(key.dtype, key.dtype)), [])
-        return sorted(found, key=lambda entry: abs(math.log(entry.layer.shape.N / layer.shape.N)))
+        """What was tuned for ``layer`` at any batch size, the nearest (by ratio) first; others' entries come last."""
+        return [entry for entries in (self._own, *self._others) for entry in entries.near(layer)]
+
+    def measured(self, entry: Tuned | TunedBlock) -> bool:
+        """Whether ``entry`` was measured on this very GPU."""
+        return any(entry is own for own in self._own.near(entry.layer))
 
     def network(self, model: str, batch: int, height: int, width: int, dtype: str) -> Network | None:
-        """The entry of just this case, where there is one."""
-        for name in (dtype, SIBLING.get(dtype, dtype)):
-            if found := self._networks.get((model, batch, height, width, name)):
-                return found
+        """The entry of just this case, where there is one.
+
+        From another GPU's table come whether to join runs and whether kernels start early. How many images fit the L2
+        cache, and what that saves, is a matter of the very GPU, and so are the times.
+        """
+        case = (model, batch, height, width, dtype)
+        if found := self._own.network(case):
+            return found
+        for other in self._others:
+            if found := other.network(case):
+                return replace(found, through="", images=0, microseconds=0.0, plain_microseconds=0.0)
         return None
+
+
+class _Entries:
+    """The entries of one GPU's tables: of two for the same case that of the first table counts."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        entries: dict[Layer | Block, Tuned | TunedBlock] = {}
+        self._networks: dict[tuple[str, int, int, int, str], Network] = {}
+        for tuned in reversed(tables):
+            entries |= {entry.layer: entry for entry in (*tuned.layers, *tuned.blocks)}
+            self._networks |= {entry.case: entry for entry in tuned.networks}
+        self._by_layer: dict[Layer | Block, list[Any]] = {}
+        for layer, entry in entries.items():
+            self._by_layer.setdefault(layer.without_batch, []).append(entry)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_layer)
+
+    @property
+    def has_blocks(self) -> bool:
+        return any(isinstance(key, Block) for key in self._by_layer)
+
+    def near(self, layer: Layer | Block) -> list[Any]:
+        key = layer.without_batch
+        sibling = replace(key, dtype=SIBLING.get(key.dtype, key.dtype))
+        found = self._by_layer.get(key) or self._by_layer.get(sibling, [])
+        return sorted(found, key=lambda entry: abs(math.log(entry.layer.shape.N / layer.shape.N)))
+
+    def network(self, case: tuple[str, int, int, int, str]) -> Network | None:
+        *rest, dtype = case
+        sibling: Any = (*rest, SIBLING.get(dtype, dtype))
+        return self._networks.get(case) or self._networks.get(sibling)
 
 
 SIBLING = {"float16": "bfloat16", "bfloat16": "float16"}
 
 
 @functools.cache
-def table(gpu_name: str) -> Index:
-    """The tuned configurations of a GPU; empty where it has no table."""
+def table(gpu: Gpu) -> Index:
+    """The tuned configurations for a GPU: its own, then other cards' of its architecture."""
     folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
+    own: list[Table] = []
+    others: dict[str, Found] = {}
     for folder in [*folders, FOLDER]:
-        path = table_path(gpu_name, folder)
-        if path.is_file():
-            return Index(from_json(path.read_text(), str(path)))
-    return Index(Table())
+        for path in sorted(folder.glob("*/conv.json")):
+            if path == table_path(gpu.name, folder):
+                own.append(_read(path).table)
+            elif (found := _read(path)).arch == gpu.arch and path.parent.name not in others:
+                others[path.parent.name] = found
+    return Index(*own, others=sorted(others.values(), key=lambda found: _distance(found, gpu)))
+
+
+def _distance(found: Found, gpu: Gpu) -> float:
+    """How far apart two GPUs are in size; one whose size its table does not say is furthest."""
+    return abs(math.log(found.multiprocessors / gpu.multiprocessors)) if found.multiprocessors else math.inf
+
+
+def _read(path: Path) -> Found:
+    """A table with its head; raises ``KernelError`` where ``path`` is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KernelError(f"{path} cannot be read as a table of tuned configurations ({error})") from error
+    tuned, head = from_json(text, str(path)), json.loads(text)
+    multiprocessors = head.get("multiprocessors", 0)
+    if type(multiprocessors) is not int or multiprocessors < 0:
+        raise KernelError(f"{path} says that its GPU has {multiprocessors!r} multiprocessors")
+    return Found(tuned, str(head.get("gpu", path.parent.name)), str(head.get("arch", "")), multiprocessors)

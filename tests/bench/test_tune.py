@@ -62,12 +62,12 @@ def test_small_layers_try_programs_that_share_tiles() -> None:
     assert splits == {1, 2, 4, 8, 16}
     assert {config.split for config in tune.candidates(LARGE, H100)} == {1}
     tile = ConvConfig("conv", 64, 64, 64, 4, 4)
-    times = [conv_seconds(one, replace(tile, split=split), H100, LIMITS) for split in (1, 2, 4, 8)]
-    assert times[0] > 3 * times[2]
-    assert times[0] > times[1] > times[2] < times[3], "partial sums are traffic too"
+    times = [conv_seconds(one, replace(tile, split=split), H100, LIMITS) for split in (1, 2, 4, 8, 16)]
+    assert times[0] > 2 * times[2]  # less than four times: the last program reads the sums of all
+    assert times[0] > times[1] > times[2] > times[3] < times[4], "partial sums are traffic too"
     best = min(tune.candidates(one, H100), key=lambda config: conv_seconds(one, config, H100, LIMITS))
     assert best.split > 1
-    assert {config.split for config in tune.promising(one, tune.candidates(one, H100), H100, LIMITS)} > {1}
+    assert max(config.split for config in tune.promising(one, tune.candidates(one, H100), H100, LIMITS)) > 1
 
 
 def test_tiles_wider_than_the_layer_are_not_tried() -> None:

@@ -13,9 +13,9 @@ import torch
 
 from fastres.errors import KernelError
 from fastres.kernels import dispatch, reference, tables
-from fastres.kernels.cards import A100, H100
+from fastres.kernels.cards import A100, H100, H200, L40S
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, route_conv, shared_memory
 from fastres.kernels.tables import (
     Block,
     Index,
@@ -54,10 +54,19 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         cached.cache_clear()
 
 
-def write(folder: Path, entries: list[Tuned]) -> None:
-    path = table_path(H100.name, folder)
+def write(
+    folder: Path,
+    entries: list[Tuned],
+    *,
+    gpu: str = H100.name,
+    arch: str = H100.arch,
+    multiprocessors: int = 0,
+    networks: tuple[Network, ...] = (),
+) -> None:
+    path = table_path(gpu, folder)
     path.parent.mkdir(parents=True)
-    path.write_text(to_json(Table(tuple(entries)), {"gpu": H100.name}))
+    facts = {"gpu": gpu, "arch": arch} | ({"multiprocessors": multiprocessors} if multiprocessors else {})
+    path.write_text(to_json(Table(tuple(entries), (), networks), facts))
 
 
 JOINED = Block(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), "float16", True, 256, 64, 1, 64)
@@ -149,11 +158,111 @@ def test_what_joins_what() -> None:
 
 def test_without_a_table_the_rules_decide_and_say_so_once(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.warns(dispatch.UntunedGpuWarning, match=r"no tuned configurations for H100 \(sm_90\)"):
+    with pytest.warns(dispatch.UntunedGpuWarning, match=r"no table .* for H100 \(sm_90\); its rules are used"):
         assert dispatch.route(SHAPE, torch.float16, H100) == route_conv(SHAPE, torch.float16, H100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dispatch.route(SHAPE, torch.bfloat16, H100)
+
+
+def test_a_table_of_the_same_architecture_serves_a_card_without_one(
+    configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    other = ConvConfig("conv", 128, 64, 64, 4, 3)
+    network = Network("resnet50", 64, 224, 224, "float16", False, "layer1", 16, True, 900.0, 1000.0)
+    write(configs, [tuned(256, FAST)], gpu="NVIDIA GH200", multiprocessors=132, networks=(network,))
+    write(configs, [tuned(256, other)], gpu="Small", multiprocessors=16)
+    write(configs, [tuned(256, SLOW)], gpu="Unsaid")
+    write(configs, [tuned(256, SLOW)], gpu="NVIDIA A100-SXM4-80GB", arch="sm_80", multiprocessors=132)
+    said = r"NVIDIA H200 \(sm_90\); the one of NVIDIA GH200 \(same architecture\) is used.*fastres\.bench\.tune"
+    with pytest.warns(dispatch.UntunedGpuWarning, match=said):
+        assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == FAST
+    index = dispatch.tuned(H200)
+    assert index.others == ("NVIDIA GH200", "Small", "Unsaid")
+    assert not index.is_own
+    (first, *_) = index.entries(tuned(256, FAST).layer)
+    assert not index.measured(first)
+    # Whether runs are joined and kernels start early carries over; what fits an L2 cache, and times, do not.
+    found = index.network("resnet50", 64, 224, 224, "bfloat16")
+    assert found == replace(network, through="", images=0, microseconds=0.0, plain_microseconds=0.0)
+    assert dispatch.tuned(L40S).entries(tuned(256, FAST).layer) == []
+
+
+def test_a_cards_own_entries_come_before_others_layer_by_layer(configs: Path) -> None:
+    write(configs, [tuned(1, SLOW)], gpu=H200.name)
+    deep = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1)
+    write(configs, [tuned(256, FAST), tuned(1, FAST, deep, residual=False)], gpu="NVIDIA GH200")
+    assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == SLOW, "of another batch, but of this card"
+    # FAST is a matrix product: what a kernel refuses is passed over, from any table.
+    assert dispatch.route(deep, torch.float16, H200) == route_conv(deep, torch.float16, H200)
+
+
+def test_a_partial_table_does_not_hide_the_packaged_one(
+    configs: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path_factory.mktemp("package")
+    monkeypatch.setattr(tables, "FOLDER", package)
+    networks = tuple(
+        Network("resnet50", batch, 224, 224, "float16", joined) for batch, joined in ((8, True), (64, True))
+    )
+    write(package, [tuned(1, SLOW), tuned(256, SLOW)], networks=networks)
+    write(configs, [tuned(256, FAST)], networks=(replace(networks[0], joined=False),))
+    table.cache_clear()
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
+    few = replace(SHAPE, N=2)
+    assert dispatch.route(few, torch.float16, H100, residual=True) == SLOW
+    found = [dispatch.tuned(H100).network("resnet50", batch, 224, 224, "float16") for batch in (8, 64)]
+    assert [network and network.joined for network in found] == [False, True]
+
+
+def test_what_does_not_fit_the_card_is_passed_over(configs: Path) -> None:
+    deep = ConvConfig("conv", 256, 128, 128, 8, 5)
+    write(configs, [tuned(256, deep)], gpu="NVIDIA GH200")
+    assert shared_memory(deep, torch.float16, H200) > H200.shared_memory
+    assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == route_conv(
+        SHAPE, torch.float16, H200, residual=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"multiprocessors": "many"}, "'many' multiprocessors"),
+        ({"layers": [{"N": 1}]}, "not a table"),
+        ({"networks": [{"model": "m", "batch": 1, "height": 2, "width": 2, "dtype": "d", "images": 4}]}, "through ''"),
+    ],
+)
+def test_a_bad_table_is_named(configs: Path, change: dict[str, object], said: str) -> None:
+    write(configs, [tuned(256, FAST)], gpu="NVIDIA GH200")
+    path = table_path("NVIDIA GH200", configs)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(KernelError, match=said) as error:
+        dispatch.route(SHAPE, torch.float16, H200)
+    assert str(path) in str(error.value)
+
+
+def test_configurations_are_of_whole_positive_numbers() -> None:
+    text = to_json(Table((tuned(1, SLOW),)), {})
+    for value in ('"64"', "0", "64.0"):
+        with pytest.raises(KernelError, match="its configurations have a block_m of"):
+            from_json(text.replace('"block_m": 64', f'"block_m": {value}'), "x.json")
+
+
+def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
+    shape = ConvShape(256, 1, 1, 2048, 1000, 1, 1, 1, 0)
+    layer = Layer(shape, "float16", False, classifier=True)
+    product = ConvConfig("gemm", 128, 64, 64, 4, 4)
+    write(configs, [Tuned(layer, product, 5.0, 9.0)])
+    assert dispatch.route(shape, torch.float16, H100, classifier=True) == product
+    assert dispatch.route(shape, torch.float16, H100) == route_conv(shape, torch.float16, H100)
+    assert (layer.relu, layer.out_dtype) == (False, torch.float32)
+    plain = replace(layer, classifier=False)
+    assert (plain.relu, plain.out_dtype) == (True, torch.float16)
+    for entry in (layer, plain):  # rows written before there were classifiers have no word of them
+        text = to_json(Table((Tuned(entry, product, 5.0, 9.0),)), {})
+        assert from_json(text, "here").layers[0].layer == entry
+        assert ("classifier" in text) == entry.classifier
 
 
 @pytest.fixture
