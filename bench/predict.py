@@ -1,19 +1,26 @@
-"""``python -m bench.predict``: what the roofline says before anything is measured.
+"""``python -m bench.predict``: what to expect before anything is measured.
 
-Prints, for a model and a batch on a GPU of given ceilings, the arithmetic, the memory traffic and the least time of
-each part of the network at one kernel a step, or with convolutions joined, and the images a second that this allows.
+Prints what the rules predict for a model on every known card, or on those given (``predict_cards.py``). With
+``--roofline``, for a GPU of given ceilings, the arithmetic, the memory traffic and the least time of each part of the
+network at one kernel a step, or with convolutions joined, and the images a second that this allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import triton
 
+import fastres
 from fastres.architectures import get_architecture
 from fastres.ceilings import Ceilings
+from fastres.errors import FastresError
 from fastres.folding import outline
 from fastres.fusion import join
 from fastres.gpu import block_of, conv_shape
@@ -23,7 +30,9 @@ from fastres.plan import Conv, Joined, Plan, StepCost, step_cost
 from fastres.prediction import conv_seconds
 from fastres.text import dtype_name, text_table
 
+from . import predict_cards
 from .block_tuning import candidates as block_candidates
+from .results import write_whole
 from .roofline import roofline
 from .tune import candidates
 
@@ -89,17 +98,53 @@ def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: 
     return "\n".join(lines)
 
 
+def cards_prediction(options: argparse.Namespace) -> str:
+    """The predictions for cards as text; written as JSON too, beside the same without the rules, with ``--out``."""
+    dtype = getattr(torch, options.dtype)
+    found = {
+        plain: [
+            predict_cards.predict_card(gpu, options.model, batch, options.size, dtype, plain)
+            for gpu in predict_cards.named(options.card)
+            for batch in options.batch
+        ]
+        for plain in ([True, False] if options.out else [options.plain])
+    }
+    if options.out:
+        versions = {"fastres": fastres.__version__, "torch": torch.__version__, "triton": triton.__version__}
+        rows = predict_cards.as_rows([row for rows in found.values() for row in rows])
+        note = "predicted, not measured on a GPU"
+        head = json.dumps({"note": note, "command": options.command, "versions": versions}, ensure_ascii=False)
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.out, f'{head[:-1]},\n "rows": [\n  {lines}\n ]}}\n'.encode())
+    title = f"{options.model}, {options.size}×{options.size}, {options.dtype}: predicted, not measured on a GPU"
+    return f"{title}\n{predict_cards.table(found[options.plain])}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the prediction for each batch."""
-    parser = argparse.ArgumentParser(prog="python -m bench.predict", description="Roofline of a model on a GPU.")
+    """Print the predictions; exit status 2 for a card that is not known."""
+    parser = argparse.ArgumentParser(prog="python -m bench.predict", description="What to expect of a model on GPUs.")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--joined", action="store_true", help="join the convolutions that one kernel can compute")
+    parser.add_argument("--card", nargs="+", default=[], metavar="NAME", help="names of known cards (default: all)")
+    parser.add_argument("--plain", action="store_true", help="without split reductions, wide tiles and micro-batches")
+    parser.add_argument("--out", type=Path, help="a JSON file for the predictions, with and without the rules")
+    parser.add_argument("--roofline", action="store_true", help="the parts of the network under given ceilings")
+    parser.add_argument("--joined", action="store_true", help="the same, the convolutions joined that one kernel takes")
     parser.add_argument("--tflops", type=float, default=790, help="matmul rate, 10¹² FLOP/s (default: %(default)s)")
     parser.add_argument("--gb-per-s", type=float, default=4300, help="copy rate, read + written (default: %(default)s)")
     options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options.command = shlex.join(["python", "-m", "bench.predict", *given])
+    if not options.roofline and not options.joined:
+        try:
+            print(cards_prediction(options))
+        except FastresError as error:
+            print(f"fastres: {error}", file=sys.stderr)
+            return 2
+        return 0
     for batch in options.batch:
         limits = Ceilings(options.tflops, options.gb_per_s)
         print(prediction(options.model, batch, options.size, getattr(torch, options.dtype), limits, options.joined))

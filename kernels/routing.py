@@ -122,8 +122,9 @@ IN_FLIGHT = 20_000
 # Multiply-adds that ordinary units do while one byte arrives: 128 a cycle against some 25 bytes.
 MULTIPLY_ADDS_A_BYTE = 5
 
-# The widest tile: it reads three quarters of what 128×128 reads from L2 for the same sums. By Triton 3.6.0 and 3.7.1 it
-# takes 251 registers on sm_80 and 179 on sm_90, with no spills. With a residual it spills (52, sm_90, in the epilogue).
+# The widest tile, for wgmma: it reads three quarters of what 128×128 reads from L2 for the same sums. On sm_90 it takes
+# 179 registers by Triton 3.6.0 and 3.7.1, with no spills; with a residual it spills (52, in the epilogue). On sm_80 it
+# takes 251 and is predicted to gain nothing: the products there are no faster than what 128×128 tiles let through L2.
 WIDE_TILE = (128, 256)
 # One program of it fills a multiprocessor, whose pipeline is to be full for so many blocks of the reduction.
 WIDE_BLOCKS = 8

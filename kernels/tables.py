@@ -229,8 +229,8 @@ def _block(row: Mapping[str, Any]) -> TunedBlock:
 def _read_config(row: Mapping[str, Any]) -> ConvConfig:
     config = ConvConfig(**row)
     for name, value in asdict(config).items():
-        kind = str if name in ("kernel", "note") else int
-        if type(value) is not kind or (kind is int and value < 1):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (isinstance(value, str) if name in ("kernel", "note") else whole):
             raise ValueError(f"its configurations have a {name} of {value!r}")
     return config
 
@@ -311,7 +311,7 @@ class _Entries:
         entries: dict[Layer | Block, Tuned | TunedBlock] = {}
         self._networks: dict[tuple[str, int, int, int, str], Network] = {}
         for tuned in reversed(tables):
-            entries |= {entry.layer: entry for entry in (*tuned.layers, *tuned.blocks)}
+            entries |= {layer.layer: layer for layer in tuned.layers} | {block.layer: block for block in tuned.blocks}
             self._networks |= {entry.case: entry for entry in tuned.networks}
         self._by_layer: dict[Layer | Block, list[Any]] = {}
         for layer, entry in entries.items():

@@ -23,6 +23,7 @@ from fastres.gpu import (
     pack,
     tuned_network,
 )
+from fastres.gpu_shapes import linear_shape
 from fastres.kernels import dispatch
 from fastres.kernels.cards import gpu_of
 from fastres.kernels.launch import INTERPRETED
@@ -238,13 +239,16 @@ def test_split_reductions_share_one_set_of_counters(monkeypatch: pytest.MonkeyPa
     config = ConvConfig("conv", 32, 32, 16, 4, 2, split=3)
     convs = [step for step in run._plan if isinstance(step, Conv)]
     layers = {Layer.of(conv_shape(c, shapes[c.input]), torch.float32, c.residual is not None) for c in convs}
+    head = run._plan.head
+    layers.add(Layer.of(linear_shape(head, shapes[head.input]), torch.float32, False, classifier=True))
     monkeypatch.setattr(dispatch, "tuned", lambda gpu: Index(Table(tuple(Tuned(n, config, 1.0, 1.0) for n in layers))))
     dispatch.route.cache_clear()
     try:
         yardstick.check(lambda x: run.run(x)[0], batches=1)
         (schedule,) = run._schedules.values()
         assert schedule.arrivals == 9 * 8 // 32 + 1
-        assert describe(convs[0], shapes["stem"], torch.float32, run.device)[1].endswith("reduction split in 3")
+        for step in (convs[0], head):
+            assert describe(step, shapes[step.input], torch.float32, run.device)[1].endswith("reduction split in 3")
     finally:
         dispatch.route.cache_clear()
 

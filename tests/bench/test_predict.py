@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 
 from fastres.architectures import get_architecture
+from fastres.bench import predict_cards
 from fastres.bench.predict import joined_plan, main, parts, prediction, tiles_seconds
 from fastres.bench.roofline import roofline
+from fastres.bench.tune import candidates
 from fastres.ceilings import Ceilings
 from fastres.folding import outline
-from fastres.plan import Joined
+from fastres.gpu_shapes import conv_shape
+from fastres.kernels.cards import CARDS, H100
+from fastres.kernels.tables import Layer
+from fastres.plan import Conv, Joined
+from fastres.prediction import conv_seconds
 
 
 def test_parts_are_the_network() -> None:
@@ -31,8 +41,58 @@ def test_compute_bound_and_memory_bound() -> None:
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--batch", "256"]) == 0
+    assert main(["--batch", "256", "--roofline"]) == 0
     assert "resnet50, batch 256" in capsys.readouterr().out
+    assert main(["--batch", "1", "--card", "H100", "Tesla T4", "--model", "resnet18"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "predicted, not measured on a GPU" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["H100", "Tesla"]
+    assert "split" in lines[2]
+    assert main(["--batch", "1", "--card", "H100", "--plain"]) == 0
+    assert "left out" in capsys.readouterr().out
+    assert main(["--card", "H1000"]) == 2
+    assert "no card called 'H1000'" in capsys.readouterr().err
+
+
+def test_predictions_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "rules.json"
+    assert main(["--batch", "1", "64", "--card", "NVIDIA L40S", "--out", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert document["command"].startswith("python -m bench.predict --batch 1 64 --card 'NVIDIA L40S' --out")
+    assert {"fastres", "torch", "triton"} == set(document["versions"])
+    before, after = [[row for row in document["rows"] if row["plain"] is plain] for plain in (True, False)]
+    assert [row["batch"] for row in before] == [row["batch"] for row in after] == [1, 64]
+    for old, new in zip(before, after, strict=True):
+        assert new["ms"] < old["ms"]
+        assert new["images_per_s"] == pytest.approx(1e3 * new["batch"] / new["ms"], rel=1e-3)
+        assert old["split"] == old["wide"] == old["images"] == 0
+    assert after[0]["split"]
+    assert after[1]["through"]
+    assert after[1]["images_per_s"] > after[1]["roofline_images_per_s"], "of kernels that share nothing through L2"
+
+
+RULES = Path(__file__).parents[2] / "bench" / "results" / "predictions" / "rules.json"
+
+
+def test_the_committed_predictions_are_what_the_command_writes_and_what_the_page_shows() -> None:
+    rows = json.loads(RULES.read_text())["rows"]
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert predict_cards.markdown([row for row in rows if row["batch"] in (1, 256)]) in page
+    for row in rows[::9]:  # some of each, on every kind of card
+        gpu = next(gpu for gpu in CARDS if gpu.name == row["gpu"])
+        found = predict_cards.predict_card(gpu, row["model"], row["batch"], row["size"], torch.float16, row["plain"])
+        assert asdict(found) == pytest.approx(row)
+
+
+def test_rules_only_help() -> None:
+    """What each rule is for, by the model that it was chosen with: no card is predicted to lose more than a little."""
+    for row in json.loads(RULES.read_text())["rows"]:
+        if not row["plain"]:
+            before = next(
+                old for old in json.loads(RULES.read_text())["rows"]
+                if old["plain"] and (old["gpu"], old["batch"]) == (row["gpu"], row["batch"])
+            )  # fmt: skip
+            assert row["ms"] <= 1.001 * before["ms"], row
 
 
 def test_joined_plans_have_a_lower_bound() -> None:
@@ -52,4 +112,10 @@ def test_split_reductions_shorten_a_batch_of_one() -> None:
     limits = Ceilings(790, 4300)
     plan = outline(get_architecture("resnet50"), torch.float16)
     one = tiles_seconds(plan, 1, 224, torch.float16, limits)
-    assert roofline(plan.costs(1), limits).seconds < one < 100e-6
+    shapes, unsplit = plan.shapes(1, 224, 224), 0.0
+    for step in plan:
+        if isinstance(step, Conv):
+            layer = Layer.of(conv_shape(step, shapes[step.input]), torch.float16, step.residual is not None)
+            found = [config for config in candidates(layer, H100) if config.split == 1]
+            unsplit += min(conv_seconds(layer, config, H100, limits) for config in found)
+    assert roofline(plan.costs(1), limits).seconds < one < 0.75 * unsplit

@@ -104,8 +104,8 @@ def test_wide_tiles_for_many_channels_of_large_batches() -> None:
         config = route_conv(shape, torch.float16, gpu, residual=residual)
         return config.block_m, config.block_n
 
-    assert tile(A100) == tile(H100) == (128, 256)
-    assert tile(L40S) == (128, 128), "its shared memory holds too few stages"
+    assert tile(H100) == (128, 256)
+    assert tile(A100) == tile(L40S) == (128, 128), "their products are no faster than what L2 brings"
     assert tile(H100, residual=True) == (128, 128), "it spills"
     assert tile(H100, replace(WIDE, K=128)) == (128, 128)
     # 196 tiles on 132 multiprocessors are two waves, 392 of half the width three: a third more arithmetic.
