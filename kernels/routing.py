@@ -199,7 +199,7 @@ def _tile(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, block_m: int, block_n:
 def _wide(shape: ConvShape, gpu: Gpu) -> ConvConfig | None:
     """The widest tile, where whole waves of it compute at most an eighth more than waves of half of it."""
     config = ConvConfig("conv", *WIDE_TILE, 64, 8, 4)
-    if gpu.is_amd or WIDE_TILE[1] > shape.K or shape.C % config.block_k:
+    if gpu.arch != "sm_90" or WIDE_TILE[1] > shape.K or shape.C % config.block_k:
         return None
     if shared_memory(config, torch.float16, gpu) > gpu.shared_memory or reduction_blocks(shape, config) < WIDE_BLOCKS:
         return None
