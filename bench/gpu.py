@@ -22,7 +22,9 @@ import torch
 
 from fastres.environment import installed_version
 from fastres.errors import FastresError
-from fastres.kernels import dispatch, tables
+from fastres.kernels import tables
+from fastres.kernels.without import VARIABLE as WITHOUT
+from fastres.kernels.without import can_be_left_out
 from fastres.text import text_table
 
 from .environment import commit
@@ -109,11 +111,11 @@ class Visit:
 
     def environment(self, piece: Piece) -> dict[str, str]:
         """The variables of a piece's process: what the tuner wrote, what is left out, where compilers keep theirs."""
-        can_be = [family for family in self.left_out() if family in dispatch.FAMILIES]
+        can_be = [family for family in self.left_out() if can_be_left_out(family)]
         without = [] if piece.family else [*can_be, *filter(None, [piece.without])]
         own = {
             tables.VARIABLE: str(self.folder / "configs"),
-            dispatch.WITHOUT: ",".join(without),
+            WITHOUT: ",".join(without),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "FASTRES_COMMIT": self.commit,
             "PYTHONUNBUFFERED": "1",

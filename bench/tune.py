@@ -31,9 +31,9 @@ from fastres.gpu import conv_shape
 from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, inspection_tables, reference, tables
 from fastres.kernels.cards import Gpu, gpu_of
 from fastres.kernels.launch import cdiv
-from fastres.kernels.routing import ConvConfig, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
 from fastres.kernels.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
-from fastres.plan import Conv
+from fastres.plan import Conv, Head
 from fastres.prediction import conv_seconds
 
 from . import block_tuning, network_tuning, vetting
@@ -82,7 +82,7 @@ class Tools:
 
 
 def layers(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch.dtype) -> list[Layer]:
-    """The distinct convolutions that the models run at these batches."""
+    """The distinct convolutions that the models run at these batches, the classifier among them."""
     found: dict[Layer, None] = {}
     for name, batch in itertools.product(models, batches):
         plan = outline(get_architecture(name), dtype)
@@ -90,13 +90,22 @@ def layers(models: Iterable[str], batches: Iterable[int], size: int, dtype: torc
         for step in plan:
             if isinstance(step, Conv):
                 found[Layer.of(conv_shape(step, shapes[step.input]), dtype, step.residual is not None)] = None
+            elif isinstance(step, Head) and step.weight.shape[0]:
+                classes, features = step.weight.shape
+                linear = ConvShape(batch, 1, 1, features, classes, 1, 1, 1, 0)
+                found[Layer.of(linear, dtype, False, classifier=True)] = None
     return list(found)
+
+
+def by_rules(layer: Layer, gpu: Gpu) -> ConvConfig:
+    """What the rules choose for a layer."""
+    return route_conv(layer.shape, getattr(torch, layer.dtype), gpu, residual=layer.residual)
 
 
 def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     """Configurations of every kernel that takes the layer; the rules' own choice first."""
     shape, dtype = layer.shape, getattr(torch, layer.dtype)
-    found = [route_conv(shape, dtype, gpu)]
+    found = [by_rules(layer, gpu)]
     for config in [*GENERAL, *split_candidates(layer, gpu), *TMA]:
         too_wide = config.block_n > max(32, triton.next_power_of_2(shape.K))
         too_deep = config.block_k > max(16, triton.next_power_of_2(shape.C))
@@ -161,7 +170,7 @@ def tune(
     def chosen(layer: Layer) -> list[ConvConfig]:
         known = None if vetted is None else vetted.layers.get(layer)
         configs = promising(layer, candidates(layer, gpu), gpu, limits) if known is None else known
-        own = route_conv(layer.shape, getattr(torch, layer.dtype), gpu)
+        own = by_rules(layer, gpu)
         return [own, *(c for c in configs if c != own and not progress.ended_a_process(layer, c))]
 
     known = {entry.layer for entry in progress.table.layers}
@@ -182,7 +191,7 @@ def by_weight(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings) -> list[Layer]:
     """Layers, those first that the rules are predicted to spend most time on."""
 
     def seconds(layer: Layer) -> float:
-        return conv_seconds(layer, route_conv(layer.shape, getattr(torch, layer.dtype), gpu), gpu, limits)
+        return conv_seconds(layer, by_rules(layer, gpu), gpu, limits)
 
     return sorted(todo, key=seconds, reverse=True)
 
@@ -229,7 +238,7 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
     def microseconds(layer: Layer, config: ConvConfig) -> float:
         x, weight, bias, residual = make_tensors(layer, device)
         shape = layer.shape
-        y = torch.empty((shape.N, shape.P, shape.Q, weight.shape[0]), dtype=x.dtype, device=device)
+        y = torch.empty((shape.N, shape.P, shape.Q, weight.shape[0]), dtype=layer.out_dtype, device=device)
         # As in a network, whose layers share them: making them is not part of the layer's time.
         arrived = torch.zeros(conv.arrivals(shape, config), dtype=torch.int32, device=device)
 
@@ -261,12 +270,12 @@ def error(layer: Layer, config: ConvConfig, device: torch.device) -> float:
     """Relative L2 error of the layer's result against float32; not a number where some of it is not written."""
     x, weight, bias, residual = make_tensors(layer, device)
     shape = layer.shape
-    y = torch.full((shape.N, shape.P, shape.Q, weight.shape[0]), float("nan"), dtype=x.dtype, device=device)
+    y = torch.full((shape.N, shape.P, shape.Q, weight.shape[0]), float("nan"), dtype=layer.out_dtype, device=device)
     launch(layer, config, y, x, weight, bias, residual)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         truth = reference.conv2d(
             x.float(), weight.float(), bias, None if residual is None else residual.float(),
-            stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=True,
+            stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=layer.relu,
         )  # fmt: skip
     return float((y.float() - truth).norm() / truth.norm())
 
@@ -295,7 +304,7 @@ def launch(
     assert weight is not None
     assert bias is not None
     dispatch.convolve_into(
-        y, x, weight, bias, residual, stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=True,
+        y, x, weight, bias, residual, stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=layer.relu,
         config=config, arrived=arrived,
     )  # fmt: skip
 

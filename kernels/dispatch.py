@@ -6,13 +6,10 @@ Every kernel here computes what ``reference.conv2d`` says; they differ in what t
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 
 import torch
 from torch import Tensor
-
-from fastres.errors import KernelError
 
 from . import conv, conv_specialized, conv_tma, fused, gemm
 from .cards import INTERPRETER, Gpu, gpu_of
@@ -20,24 +17,12 @@ from .launch import float32_precision
 from .routing import ConvConfig, ConvShape, route_conv, shared_memory
 from .tables import Block, Index, Layer, Tuned, TunedBlock, table
 from .tma import tma_fits
+from .without import VARIABLE as WITHOUT
+from .without import left_out
 
 
 class UntunedGpuWarning(UserWarning):
     """This GPU has no table of tuned configurations of its own."""
-
-
-# What the environment variable can leave out, should it ever misbehave: families of kernels, by their modules' names.
-WITHOUT = "FASTRES_WITHOUT"
-FAMILIES = {module.__name__.rpartition(".")[2]: module.KERNELS for module in (gemm, conv_tma, conv_specialized, fused)}
-
-
-@functools.cache
-def left_out() -> frozenset[str]:
-    """Kernels of the families that FASTRES_WITHOUT names, separated by commas; raises ``KernelError`` for others."""
-    names = [name.strip() for name in os.environ.get(WITHOUT, "").split(",") if name.strip()]
-    if unknown := [name for name in names if name not in FAMILIES]:
-        raise KernelError(f"FASTRES_WITHOUT names {unknown[0]!r}; it can leave out {', '.join(FAMILIES)}")
-    return frozenset(kernel for name in names for kernel in FAMILIES[name])
 
 
 def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
@@ -78,7 +63,8 @@ def tuned_for(layer: Layer, gpu: Gpu) -> Tuned | None:
     """The entry of the tables that decides for ``layer``; None where the rules do."""
     dtype = getattr(torch, layer.dtype)
     for entry in tuned(gpu).entries(layer):
-        if not why_not(entry.config.kernel, layer.shape, dtype, gpu) and fits(entry.config, layer, gpu):
+        unsplit = entry.config.split == 1 or "split" not in left_out()
+        if unsplit and not why_not(entry.config.kernel, layer.shape, dtype, gpu) and fits(entry.config, layer, gpu):
             found: Tuned = entry
             return found
     return None
@@ -96,13 +82,13 @@ def fits(config: ConvConfig, layer: Layer, gpu: Gpu) -> bool:
 
 def tuned(gpu: Gpu) -> Index:
     """The tables for ``gpu``; the interpreter has none."""
-    return table(gpu) if gpu is not INTERPRETER else Index()
+    return Index() if gpu is INTERPRETER or "tables" in left_out() else table(gpu)
 
 
 def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> str:
     """Why ``kernel`` cannot take joined convolutions; empty where it can."""
     shape = block.shape
-    if kernel in left_out():
+    if kernel in left_out() or (not block.fused and "merged" in left_out()):
         return f"{WITHOUT} leaves it out"
     if kernel in fused.KERNELS and block.fused:
         sizes = {"shortcut_channels": block.shortcut_channels, "next_channels": block.next_channels}

@@ -224,7 +224,7 @@ def plan_compilations(
                 made += [compile_prepare(dtype, source, padding=step.padding) for source in sources]
         elif isinstance(step, Conv):
             sizes = conv_shape(step, shape)
-            routed = route_conv(sizes, dtype, gpu)
+            routed = route_conv(sizes, dtype, gpu, residual=step.residual is not None)
             label = f"{sizes.R}×{sizes.S}/{sizes.stride} {sizes.C}→{sizes.K}"
             label += f" g{sizes.groups}" * (sizes.groups > 1) + " +res" * bool(step.residual)
             made = [compile_conv(sizes, dtype, routed, residual=step.residual is not None, relu=step.relu, label=label)]

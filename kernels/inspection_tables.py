@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -66,7 +67,8 @@ def compilation(entry: Entry) -> Compilation:
     if isinstance(layer, Block):
         return compile_block(layer, config)
     compiled = compile_conv if config.kernel == "conv" else compile_tma
-    return compiled(layer.shape, getattr(torch, layer.dtype), config, residual=layer.residual, relu=True)
+    settings: dict[str, Any] = {"residual": layer.residual, "relu": layer.relu, "out": layer.out_dtype}
+    return compiled(layer.shape, getattr(torch, layer.dtype), config, **settings)
 
 
 def judge(entry: Entry) -> Verdict:

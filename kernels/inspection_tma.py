@@ -105,15 +105,16 @@ def compile_conv_specialized(
 
 
 def compile_tma(
-    shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str = ""
-) -> Compilation:
+    shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str = "",
+    out: torch.dtype | None = None,
+) -> Compilation:  # fmt: skip
     """The compilation of whichever TMA kernel ``config`` names, for a convolution without a merged shortcut."""
     label = label or layer_label(shape, residual=residual)
     if config.kernel in gemm.KERNELS:
-        return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, label=label)
+        return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, out=out, label=label)
     if config.kernel in conv_specialized.KERNELS:
         return compile_conv_specialized(shape, dtype, config, residual=residual, relu=relu, label=label)
-    return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, label=label)
+    return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, out=out, label=label)
 
 
 def compile_fused(

@@ -14,6 +14,7 @@ import torch
 
 from .cards import INTERPRETER, Gpu
 from .launch import cdiv, next_power_of_2
+from .without import left_out
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def _shortest(configs: list[ConvConfig], shape: ConvShape, dtype: torch.dtype, g
         replace(config, split=split)
         for config in configs
         for split in splits(reduction_blocks(shape, config), 2 * gpu.multiprocessors // _tiles(shape, *_size(config)))
+        if split == 1 or "split" not in left_out()
     ]
     return min(choices, key=lambda config: _bytes_in_turn(shape, config, dtype, gpu))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -18,7 +19,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastres.errors import FastresError
+from fastres.kernels.cards import CARDS
 from fastres.kernels.tables import FOLDER as CONFIGS
 from fastres.kernels.tables import Table, from_json, to_json
 from fastres.text import text_table
@@ -31,6 +35,7 @@ from .running import FINAL, ROOT
 
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
+WORK = ROOT / "out" / "gpu"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 SHOWN = ("fastres", "eager", "eager_channels_last", "eager_cudagraph", "compile", "compile_max_autotune")
 
@@ -186,7 +191,13 @@ def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> 
 
 
 def predicted(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
-    """Seconds a batch that the rules are predicted to take on a card, where its rates are known."""
+    """Seconds a batch that the rules are predicted to take on a card; None for one that is not known."""
+    from ..predict_cards import predict_card
+
+    exact = [card for card in CARDS if card.name == gpu_name]
+    like = [card for card in CARDS if re.search(rf"\b{re.escape(card.name)}\b", gpu_name)]
+    for card in (*exact, *like):
+        return predict_card(card, model, batch, size, getattr(torch, dtype), plain=False).ms / 1e3
     return None
 
 
@@ -217,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcomes = states.read(RESULTS / card.name / states.STATE)
                 lines = [("piece", "status", "commit"), *((n, o.status, o.commit) for n, o in outcomes.items())]
                 print(f"{text_table(lines)}\n{card.name}: {len(written)} files written")
+                if (card / "inductor").is_dir():  # for the next visit, which then need not compile it again
+                    shutil.copytree(card / "inductor", WORK / card.name / "inductor", dirs_exist_ok=True)
         write_page(measured_text(cards_at_home(), predicted))
     except FastresError as error:
         print(f"python -m bench.visit.home: {error}", file=sys.stderr)

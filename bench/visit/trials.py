@@ -17,7 +17,7 @@ from fastres.architectures import Architecture
 from fastres.kernels import conv_specialized, conv_tma, dispatch, fused, gemm, head, reference, stem
 from fastres.kernels.cards import Gpu
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tables import Layer, Network
 from fastres.text import dtype_name
 
@@ -67,7 +67,7 @@ def _layers_of_conv(gpu: Gpu, small: bool) -> list[tuple[Layer, ConvConfig]]:
         (_shape(small, 8, 14, 32, 32, 3, groups=2), False), (_shape(small, 64, 14, 256, 512, 1), False),
     ]  # fmt: skip
     layers = [Layer.of(shape, torch.float16, residual) for shape, residual in shapes]
-    return [(layer, replace(route_conv(layer.shape, torch.float16, gpu), split=1)) for layer in layers]
+    return [(layer, replace(tune.by_rules(layer, gpu), split=1)) for layer in layers]
 
 
 def _layers_of_split(gpu: Gpu, small: bool) -> list[tuple[Layer, ConvConfig]]:
@@ -105,14 +105,16 @@ def _conv_trials(layers: Sequence[tuple[Layer, ConvConfig]]) -> Iterator[Trial]:
             layer: Layer = layer, config: ConvConfig = config, tensors: Any = (x, weight, bias, residual)
         ) -> Tensor:
             shape, (x, weight, *_) = layer.shape, tensors
-            y = torch.full((shape.N, shape.P, shape.Q, weight.shape[0]), torch.nan, dtype=x.dtype, device=x.device)
+            y = torch.full(
+                (shape.N, shape.P, shape.Q, weight.shape[0]), torch.nan, dtype=layer.out_dtype, device=x.device
+            )
             tune.launch(layer, config, y, *tensors)
             return y
 
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             truth = reference.conv2d(
                 x.float(), weight.float(), bias, None if residual is None else residual.float(),
-                stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=True,
+                stride=shape.stride, padding=shape.padding, groups=shape.groups, relu=layer.relu,
             )  # fmt: skip
         reduction = shape.R * shape.S * shape.C + 1 + layer.residual
         added = " +res" * layer.residual + f" in {config.split} parts" * (config.split > 1)

@@ -21,7 +21,7 @@ from fastres.bench.visit.pieces import BUDGET, FULL, VISITS, Piece, Scale, estim
 from fastres.bench.visit.running import Outcome
 from fastres.bench.visit.trials import FAMILIES
 from fastres.errors import FastresError
-from fastres.kernels import dispatch
+from fastres.kernels import without
 from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tables import Layer, Network, Table, Tuned
 
@@ -91,7 +91,8 @@ def test_slow_peers_have_processes_of_their_own() -> None:
 def test_every_family_has_a_trial_in_a_process_of_its_own() -> None:
     trials = [item for item in pieces("first") if item.family]
     assert [item.family for item in trials] == list(FAMILIES)
-    assert set(dispatch.FAMILIES) <= set(FAMILIES)
+    assert set(without.FAMILIES) <= set(FAMILIES)
+    assert set(without.WAYS) - set(FAMILIES) == {"tables"}
     assert {item.together for item in trials} == {"smoke"}
     assert all(item.limit == 20 for item in trials)
 
@@ -367,6 +368,15 @@ def test_the_committed_page_is_what_the_committed_results_say() -> None:
     page = home.PAGE.read_text()
     between = page[page.index(home.BEGIN) + len(home.BEGIN) : page.index(home.END)]
     assert between.strip() == home.measured_text(home.cards_at_home(), home.predicted).strip()
+
+
+def test_predictions_are_of_the_card_at_hand() -> None:
+    h100, h200, like = (home.predicted(name, "resnet50", 256, 224, "float16")
+                        for name in ("H100", "NVIDIA H200", "NVIDIA H100 80GB HBM3"))  # fmt: skip
+    assert h100
+    assert h200
+    assert like == h100 > h200
+    assert home.predicted("NVIDIA L40", "resnet50", 1, 224, "float16") is None, "an L4 is another card"
 
 
 def test_measurements_stand_beside_predictions() -> None:

@@ -40,7 +40,7 @@ def tools(**changes: object) -> tune.Tools:
 
 def test_layers_are_the_distinct_convolutions() -> None:
     found = tune.layers(["resnet50"], [1, 8], 224, torch.float16)
-    assert len(found) == len(set(found)) == 2 * 23
+    assert len(found) == len(set(found)) == 2 * 24, "the classifier among them"
     assert {layer.shape.N for layer in found} == {1, 8}
     assert Layer(ConvShape(8, 56, 56, 64, 256, 1, 1, 1, 0), "float16", True) in found
 

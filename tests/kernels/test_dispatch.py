@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastres.errors import KernelError
-from fastres.kernels import dispatch, reference, tables
+from fastres.kernels import dispatch, reference, routing, tables
 from fastres.kernels.cards import A100, H100, H200, L40S
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing import ConvConfig, ConvShape, route_conv, shared_memory
@@ -269,12 +269,40 @@ def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
 def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def leave_out(names: str) -> None:
         monkeypatch.setenv(dispatch.WITHOUT, names)
+        routing.route_conv.cache_clear()
         dispatch.left_out.cache_clear()
         dispatch.route.cache_clear()
 
     yield leave_out
+    monkeypatch.delenv(dispatch.WITHOUT, raising=False)
+    routing.route_conv.cache_clear()
     dispatch.left_out.cache_clear()
     dispatch.route.cache_clear()
+
+
+def test_ways_can_be_left_out(configs: Path, without: Callable[[str], None]) -> None:
+    small = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1)
+    by_rules = route_conv(small, torch.float16, H100)
+    assert by_rules.split > 1
+    shared = ConvConfig("conv", 64, 64, 64, 4, 4, split=2)
+    layer = Layer.of(small, torch.float16, False)
+    write(configs, [tuned(256, FAST), Tuned(layer, shared, 5.0, 9.0)])
+    assert dispatch.route(small, torch.float16, H100) == shared
+    without("split")
+    found = dispatch.route(small, torch.float16, H100)
+    assert found.split == 1
+    assert found == route_conv(small, torch.float16, H100)
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
+    without("tables")
+    assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == route_conv(SHAPE, torch.float16, H100)
+    assert dispatch.route(small, torch.float16, H100) == by_rules
+    block = Block(ConvShape(64, 28, 28, 64, 256, 1, 1, 1, 0), "float16", False, 256, 64)
+    assert not dispatch.why_not_block("gemm", block, torch.float16, H100)
+    without("merged")
+    assert "leaves it out" in dispatch.why_not_block("gemm", block, torch.float16, H100)
+    without("conv_specialized_compact")
+    assert "leaves it out" in dispatch.why_not("conv_specialized_compact", SHAPE, torch.float16, H100)
+    assert "leaves it out" not in dispatch.why_not("conv_specialized", SHAPE, torch.float16, H100)
 
 
 def test_families_of_kernels_can_be_left_out(configs: Path, without: Callable[[str], None]) -> None:
