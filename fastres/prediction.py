@@ -21,6 +21,7 @@ from .kernels.cards import Gpu
 from .kernels.launch import cdiv, float32_precision
 from .kernels.routing import ConvConfig, stem_programs
 from .kernels.tables import Layer, Network
+from .kernels.tma import persistent
 from .plan import Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step, StepCost, step_cost
 
 # What L2 delivers to a multiprocessor, bytes/s: 32 to 45 bytes/ns are reported for a T4, A100 and H100.
@@ -82,10 +83,15 @@ def chain_seconds(layer: Layer, config: ConvConfig, programs: int, gpu: Gpu) -> 
     together = min(resident, cdiv(programs, gpu.multiprocessors))
     block = (config.block_m + config.block_n) * config.block_k * size
     step = max(together * block / L2_RATE, LOAD / max(1, config.num_stages - 1))
-    seconds = LOAD + cdiv(routing.reduction_blocks(layer.shape, config), config.split) * step + LOAD
+    rounds = cdiv(programs, resident * gpu.multiprocessors)
+    sums = cdiv(routing.reduction_blocks(layer.shape, config), config.split) * step
+    if persistent(config) or config.kernel in conv_specialized.KERNELS:
+        # The next tile's loads are on their way before one is finished.
+        return LOAD + rounds * sums + LOAD
+    seconds = LOAD + sums + LOAD
     if config.split > 1:  # the last program to arrive waits for the counter and reads all partial sums
         seconds += LOAD + 4 * (together + config.split) * config.block_m * config.block_n / L2_RATE
-    return cdiv(programs, resident * gpu.multiprocessors) * seconds
+    return rounds * seconds
 
 
 def _pipeline(config: ConvConfig, size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,10 @@ from fastres.ceilings import Ceilings
 from fastres.folding import outline
 from fastres.gpu_shapes import conv_shape
 from fastres.kernels.cards import CARDS, H100
+from fastres.kernels.routing import ConvConfig, ConvShape
 from fastres.kernels.tables import Layer
 from fastres.plan import Conv, Joined
-from fastres.prediction import conv_seconds
+from fastres.prediction import L2_RATE, LOAD, chain_seconds, conv_seconds
 
 
 def test_parts_are_the_network() -> None:
@@ -115,3 +116,29 @@ def test_split_reductions_shorten_a_batch_of_one() -> None:
             found = [config for config in candidates(layer, H100) if config.split == 1]
             unsplit += min(conv_seconds(layer, config, H100, limits) for config in found)
     assert roofline(plan.costs(1), limits).seconds < one < 0.75 * unsplit
+
+
+def test_a_programs_chain_is_worked_out_by_hand() -> None:
+    """72 blocks of 64×64×64 in float16: 16 KiB each, by what L2 brings or by what is waited for."""
+    layer = Layer(ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "float16", False)
+    tile = ConvConfig("conv", 64, 64, 64, 4, 4)
+    step = max(2 * 64 * 64 * 2 / L2_RATE, LOAD / 3)
+    assert chain_seconds(layer, tile, 8, H100) == pytest.approx(2 * LOAD + 72 * step)
+    assert chain_seconds(layer, replace(tile, num_stages=2), 8, H100) == pytest.approx(2 * LOAD + 72 * LOAD)
+    # Split in eight, the last of the programs waits for the counter and reads all their sums besides its own.
+    shared = chain_seconds(layer, replace(tile, split=8), 64, H100)
+    assert shared == pytest.approx(3 * LOAD + 9 * step + 4 * 9 * 64 * 64 / L2_RATE)
+    # No more than four programs of four warps run at once: of ten, some wait for others.
+    assert chain_seconds(layer, tile, 10 * 132, H100) > 2 * chain_seconds(layer, tile, 132, H100)
+    # What persists fills its pipeline once.
+    persistent = ConvConfig("conv_tma_persistent", 64, 64, 64, 4, 4)
+    assert chain_seconds(layer, persistent, 1320, H100) < chain_seconds(layer, tile, 1320, H100)
+
+
+def test_activations_that_the_cache_holds_are_no_traffic() -> None:
+    tile, limits = ConvConfig("conv", 128, 64, 64, 4, 4), Ceilings(1e6, 100.0)
+    layer = Layer(ConvShape(8, 56, 56, 64, 64, 1, 1, 1, 0), "float16", False)
+    weights, activations = 64 * 64 * 2, 2 * 8 * 56 * 56 * 64 * 2
+    without = conv_seconds(layer, tile, replace(H100, l2_cache=0), limits)
+    assert without == pytest.approx((weights + activations) / 100e9)
+    assert conv_seconds(layer, tile, H100, limits) < without / 2

@@ -25,7 +25,7 @@ from fastres.kernels.inspection import (
     plan_compilations,
     table,
 )
-from fastres.kernels.routing import ConvConfig, ConvShape, StemConfig, route_stem
+from fastres.kernels.routing import ConvConfig, ConvShape, StemConfig, route_conv, route_stem, shared_memory
 from fastres.kernels.stem import stem_kernel
 
 
@@ -241,3 +241,24 @@ def test_prepared_images_are_loaded_16_bytes_at_a_time_ahead_of_the_products() -
     assert report.registers <= 128, "two programs of 8 warps fit a multiprocessor"
     assert not report.spills
     assert report.wgmma
+
+
+@pytest.mark.parametrize(
+    ("arch", "shape", "kind"),
+    [
+        ("sm_90", ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1), "wide"),
+        ("sm_90", ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "split"),
+        ("sm_80", ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "split"),
+        ("gfx942", ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "split"),
+    ],
+    ids=str,
+)
+def test_what_the_rules_choose_compiles_well(arch: str, shape: ConvShape, kind: str) -> None:
+    gpu = KNOWN_GPUS[arch]
+    config = route_conv(shape, torch.float16, gpu)
+    assert (config.block_n == 256) is (kind == "wide")
+    assert (config.split > 1) is (kind == "split")
+    report = inspect(compile_conv(shape, torch.float16, config, residual=False, relu=True), gpu)
+    assert report.mma
+    assert not report.spills
+    assert report.shared_memory <= shared_memory(config, torch.float16, gpu) <= gpu.shared_memory
