@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from fastres.errors import KernelError
-from fastres.kernels import reference, squeeze_excite
+from fastres.kernels import conv, head, reference, squeeze_excite
+from fastres.kernels.cards import gpu_of
 from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.routing import ConvConfig
 
 from ..measures import kernel_tolerance, relative_error
 
@@ -60,6 +62,28 @@ def test_the_residual_may_be_written_over() -> None:
     expected = torch.ops.fastres.squeeze_excite(x, residual, *weights)
     squeeze_excite.squeeze_excite_into(residual, x, residual, *weights)
     assert torch.equal(residual, expected)
+
+
+def test_split_reductions_share_the_callers_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, residual, *weights = arguments((2, 5, 6, 144), 80, torch.float32)
+    expected = reference.squeeze_excite(*(value.double() for value in (x, residual, *weights)))
+    split = ConvConfig("conv", 16, 16, 16, 4, 2, split=4)
+    for module, name in (
+        (conv, "route_conv"),
+        (squeeze_excite, "route_conv"),
+        (squeeze_excite, "route"),
+        (head, "route"),
+    ):
+        monkeypatch.setattr(module, name, lambda *sizes, **flags: split)
+    count = squeeze_excite.squeeze_arrivals(2, 144, 80, torch.float32, gpu_of(x.device))
+    assert count == 144 // 16  # the wider of the two layers
+    arrived = torch.zeros(count, dtype=torch.int32, device=DEVICE)
+    made = []
+    monkeypatch.setattr(Tensor, "new_zeros", lambda *sizes, **options: made.append(sizes))
+    squeeze_excite.squeeze_excite_into(residual, x, residual, *weights, arrived=arrived)
+    assert not made
+    assert not arrived.any(), "left as they were found"
+    assert relative_error(residual, expected) < kernel_tolerance(torch.float32, 30 + 144 + 80, roundings=4)
 
 
 def test_empty_batches_and_bad_input() -> None:
