@@ -126,6 +126,17 @@ def test_pixels_normalised_in_the_kernel(model: fastres.Model, network: nn.Modul
         torch.testing.assert_close(model(x.cuda()).cpu(), expected, atol=2e-2, rtol=2e-2)
 
 
+@pytest.fixture
+def averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of kernels, something quick that depends on the images."""
+
+    def average(self: GpuExecutor, x: Tensor, outputs: tuple[str, ...] = ()) -> list[Tensor]:
+        return [x.float().mean((1, 2, 3))[:, None].expand(-1, 10).clone() for _ in outputs]
+
+    monkeypatch.setattr(GpuExecutor, "run", average)
+
+
+@pytest.mark.usefixtures("averages")
 def test_warmup_covers_what_calls_feed(model: fastres.Model, pretence: Pretence) -> None:
     model.warmup((1, 2), SIZE)
     known = {(key[0][0], key[1]) for key in graphs_of(model)._captured}
@@ -140,15 +151,16 @@ def test_warmup_covers_what_calls_feed(model: fastres.Model, pretence: Pretence)
     assert {found for found in known if found[0] > 2} == {(3, torch.uint8), (4, torch.float32)}
 
 
+@pytest.mark.usefixtures("averages")
 def test_predict_is_warm_after_warmup(model: fastres.Model, pretence: Pretence) -> None:
     model.transforms = replace(model.transforms, resize=SIZE, crop=SIZE)
     model.warmup(2, SIZE)
     images = [np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8) for seed in range(4)]
     begun = pretence.timeline.log.count("capture_begin")
-    found = model.predict(images, 2, batch_size=2)
+    replays = pretence.timeline.log.count("replay")
+    assert len(model.predict(images, 2, batch_size=2)) == 4
     assert pretence.timeline.log.count("capture_begin") == begun
-    expected = copy.deepcopy(model).cpu().predict(images, 2, batch_size=2)
-    assert [[p.index for p in row] for row in found] == [[p.index for p in row] for row in expected]
+    assert pretence.timeline.log.count("replay") == replays + 2
 
 
 def test_other_streams_may_read_the_weights_at_once(model: fastres.Model) -> None:
