@@ -30,8 +30,7 @@ from fastres.folding import outline
 from fastres.gpu import conv_shape
 from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, inspection_tables, reference, tables
 from fastres.kernels.cards import Gpu, gpu_of
-from fastres.kernels.launch import cdiv
-from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
+from fastres.kernels.routing import ConvConfig, ConvShape, reduction_blocks, route_conv, splits
 from fastres.kernels.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
 from fastres.plan import Conv, Head
 from fastres.prediction import conv_seconds
@@ -65,9 +64,8 @@ TMA = [*gemm.CANDIDATES, *conv_tma.CANDIDATES, *conv_specialized.CANDIDATES]
 # With --seconds: joined runs and networks get what is left after these shares of the time.
 LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85
 
-# For layers of fewer tiles than multiprocessors: several programs a tile. No more than leaves each four blocks to add.
-SPLITS = (2, 4, 8, 16)
-LEAST_BLOCKS = 4
+# For layers of fewer tiles than multiprocessors: so many programs a tile, where the rules allow it (routing.splits).
+SPLITS = (2, 3, 4, 6, 8, 12, 16)
 SPLIT_TILES = [config for config in GENERAL if config.block_m == 64 and config.num_warps == 4]
 
 
@@ -118,11 +116,10 @@ def split_candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     """Configurations whose programs share tiles, where tiles alone leave more than half of the GPU idle."""
     shape = layer.shape
     found = []
-    for config, split in itertools.product(SPLIT_TILES, SPLITS):
-        blocks = shape.R * shape.S * cdiv(shape.C, config.block_k)
-        programs = conv.conv_tiles(shape, config) * split
-        if blocks >= LEAST_BLOCKS * split and programs <= 2 * gpu.multiprocessors:
-            found.append(replace(config, split=split))
+    for config in SPLIT_TILES:
+        most = 2 * gpu.multiprocessors // conv.conv_tiles(shape, config)
+        parts = splits(reduction_blocks(shape, config), most)
+        found += [replace(config, split=split) for split in parts if split in SPLITS]
     return found
 
 
