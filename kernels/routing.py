@@ -135,8 +135,8 @@ def without_tensor_cores(dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") 
     """Why products of ``dtype`` run on the ordinary multiply-add units; empty where they do not."""
     if dtype == torch.float32 and precision == "ieee":
         return "float32 without tf32 does not use the tensor cores"
-    if gpu.arch == "sm_75":
-        return "Triton does not use the tensor cores of sm_75"
+    if not gpu.has_tensor_cores:
+        return f"Triton does not use tensor cores on {gpu.arch}"
     return ""
 
 

@@ -64,7 +64,7 @@ def test_conv(benchmark: Any, layer: Layer) -> None:
     assert_right(y, expected, DTYPE, conv_reduction(layer.step))
     del expected
     assert isinstance(layer.step, Conv)
-    routed = routing.route_conv(
-        conv_shape(layer.step, layer.shape), DTYPE, cards.gpu_of(device), launch.float32_precision()
-    )
+    shape, precision = conv_shape(layer.step, layer.shape), launch.float32_precision()
+    residual = layer.step.residual is not None
+    routed = routing.route_conv(shape, DTYPE, cards.gpu_of(device), precision, residual=residual)
     time_kernel(benchmark, run, layer, DTYPE, routed)
