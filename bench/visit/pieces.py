@@ -64,6 +64,7 @@ class Piece:
     program: bool = False  # the command is a program and not a module
     needs: str = ""  # a program on the PATH without which the piece is not run
     without: str = ""  # for FASTRES_WITHOUT, besides the families that did not pass
+    grace: int = 0  # seconds until it says its first word, which do not count towards the limit
     tries: int = 1  # how often it is begun while it fails and time is left: for what goes on where it stopped
 
     def argv(self, places: dict[str, str]) -> list[str]:
@@ -107,8 +108,8 @@ def _smoke(scale: Scale) -> list[Piece]:
     small = ("--small",) if scale.small else ()
     return [
         Piece(
-            f"smoke {name}", ("fastres.bench.visit.smoke", name, *small, "--out", SMOKE), 20, 20,
-            (*family.inputs, "kernels/launch.py", "bench/visit/trials.py"), together="smoke", family=name,
+            f"smoke {name}", ("fastres.bench.visit.smoke", name, *small, "--out", SMOKE), 25, 20,
+            (*family.inputs, "kernels/launch.py", "bench/visit/trials.py"), together="smoke", family=name, grace=20,
         )
         for name, family in FAMILIES.items()
     ]  # fmt: skip

@@ -76,6 +76,15 @@ class _Running:
     tries: int  # that are left
     end: float | None = None
     late: bool = False
+    spoke: float | None = None  # when it said its first word
+
+    def is_late(self, now: float) -> bool:
+        """Whether its time is over: with grace, that begins with its first word, when torch and the GPU are there."""
+        if self.piece.grace and self.spoke is None and self.log.stat().st_size:
+            self.spoke = now
+        if self.piece.grace and self.spoke is None:
+            return now - self.begin > self.piece.grace + self.piece.limit
+        return now - (self.spoke or self.begin) > self.piece.limit
 
 
 def run_together(
@@ -130,7 +139,7 @@ def _wait(running: Sequence[_Running], left: Callable[[], float]) -> None:
                     item.process, item.tries = item.again(), item.tries - 1
                 else:
                     item.end = now
-            elif now - item.begin > item.piece.limit or left() <= 0:
+            elif item.is_late(now) or left() <= 0:
                 item.end, item.late = now, True
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(item.process.pid, signal.SIGKILL)

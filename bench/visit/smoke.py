@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count, problems = compile_ahead(model, [int(batch) for batch in batches], gpu)
         print("\n".join([*problems, f"{count - len(problems)} of {count} kernels compiled for {gpu.name}"]))
         return 1 if problems else 0
+    torch.zeros(1, device=device_of_trials())  # the GPU is there
+    print(f"{options.family} on {gpu.name}", flush=True)
     findings: list[Finding] = []
     reason = why_not(options.family, gpu)
     for trial in [] if reason else FAMILIES[options.family].trials(gpu, options.small):

@@ -46,7 +46,7 @@ def test_a_visit_should_fit_a_call_and_says_so(name: str, tmp_path: Path) -> Non
     todo = pieces(name)
     assert estimate(todo) <= BUDGET - gpu.RESERVE
     assert len({item.name for item in todo}) == len(todo)
-    assert all(item.seconds <= item.limit <= 600 for item in todo)
+    assert all(item.seconds <= item.grace + item.limit <= 600 for item in todo)
     said = gpu.Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
     assert f"about {estimate(todo)} s of {BUDGET} s, which fits" in said
     assert all(item.name in said for item in todo)
@@ -94,7 +94,7 @@ def test_every_family_has_a_trial_in_a_process_of_its_own() -> None:
     assert set(without.FAMILIES) <= set(FAMILIES)
     assert set(without.WAYS) - set(FAMILIES) == {"tables"}
     assert {item.together for item in trials} == {"smoke"}
-    assert all(item.limit == 20 for item in trials)
+    assert all((item.limit, item.grace) == (20, 20) for item in trials)
 
 
 @pytest.mark.parametrize("name", [*VISITS, "all"])
@@ -199,6 +199,22 @@ def test_a_piece_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
     assert outcome.seconds < 30
     time.sleep(4)
     assert not late.exists()
+
+
+def test_grace_ends_with_the_first_word(tmp_path: Path) -> None:
+    slow = "import time; time.sleep(3); print('here', flush=True)"
+    todo = [
+        replace(piece("loads", slow, limit=2), grace=30),
+        replace(piece("hangs", f"{slow}; time.sleep(60)", limit=2), grace=30),
+        replace(piece("mute", "import time; time.sleep(60)", limit=1), grace=1),
+    ]
+    made = visit(tmp_path, *todo)
+    assert made.run() == 1
+    assert {name: outcome.status for name, outcome in made.state.items()} == {
+        "loads": "passed", "hangs": "out of time", "mute": "out of time",
+    }  # fmt: skip
+    assert made.state["hangs"].note == "here"
+    assert made.state["hangs"].seconds < 30
 
 
 def test_pieces_of_a_group_run_side_by_side(tmp_path: Path) -> None:
