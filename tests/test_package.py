@@ -147,9 +147,9 @@ def test_python_m_runs_a_module_once() -> None:
         "import runpy, sys; sys.argv = ['run', '--help']\n"
         "try: runpy.run_module('bench.run', run_name='__main__', alter_sys=True)\n"
         "except SystemExit: pass\n"
-        "assert 'fastres.bench.checking' in sys.modules\n"
+        "assert 'fastres.bench.comparison' in sys.modules\n"
         "assert 'fastres.bench.run' not in sys.modules and 'bench.run' not in sys.modules\n"
-        "assert sys.modules['bench.checking'] is sys.modules['fastres.bench.checking']\n"
+        "assert sys.modules['bench.comparison'] is sys.modules['fastres.bench.comparison']\n"
     )
     assert "usage: python -m bench.run" in python(code, ROOT)
 
