@@ -151,6 +151,8 @@ def _admit(
     def build() -> Engine:
         engine = peer.build(network, x)
         engine(x)
+        if setting.device.type == "cuda":
+            engine(x)  # captures a graph, in engines that do: part of what a first call costs
         return engine
 
     try:

@@ -77,9 +77,12 @@ class Progress:
     @contextmanager
     def trying(self, layer: Layer | Block, config: ConvConfig) -> Iterator[None]:
         """While it lasts, the configuration stands in a file beside the table as one that ended its process."""
-        named = _named(layer, config)
-        self._note([*self.dropped, named])
-        yield
+        self._note([*self.dropped, _named(layer, config)])
+        try:
+            yield
+        except KeyboardInterrupt:  # whoever stops the tuner blames no configuration
+            self._note(self.dropped)
+            raise
         self._note(self.dropped)
 
     def ended_a_process(self, layer: Layer | Block, config: ConvConfig) -> bool:

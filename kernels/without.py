@@ -35,8 +35,8 @@ def left_out() -> frozenset[str]:
     single = {kernel: (kernel,) for kernels in FAMILIES.values() for kernel in kernels}
     known = {**single, **FAMILIES, **{way: (way,) for way in WAYS}}
     if unknown := [name for name in names if name not in known]:
-        some = ", ".join((*FAMILIES, *WAYS))
-        raise KernelError(f"{VARIABLE} names {unknown[0]!r}; it can leave out {some}, or a single kernel")
+        names = [*FAMILIES, *WAYS]
+        raise KernelError(f"FASTRES_WITHOUT names {unknown[0]!r}; it can leave out {', '.join(names)} or one kernel")
     return frozenset(part for name in names for part in known[name])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
 import os
 import tempfile
@@ -13,6 +14,13 @@ import torch
 # where that variable takes AVX-512 away. A cache for each keeps runs with and without it apart.
 _CACHE = f"torchinductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), _CACHE))
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.runtime import interpreter
+
+    # Half of its time goes into checks of integers that do nothing unless kernels are debugged.
+    _builder = interpreter.interpreter_builder
+    _builder.options = dataclasses.replace(_builder.options, sanitize_overflow=False)
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
