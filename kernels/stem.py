@@ -208,6 +208,9 @@ def stem_kernel(
                 y_offs = (pool_p * POOL_Q + pool_q)[:, None] * K + offs_k[None, :]
                 tl.store(y_ptr + y_offs, y.to(Y), mask=mask_pool & (pool_p < POOL_P))
                 highest = z
+                # What the threads exchanged lies where the next row's first weights go: all have read it by then.
+                # Triton 3.6.0 and 3.7.1 leave that barrier out here.
+                tl.debug_barrier()
         else:
             y_offs = (row * Q + offs_q)[:, None] * K + offs_k[None, :]
             tl.store(y_ptr + y_offs, z.to(Y), mask=mask_column[:, None] & mask_k[None, :] & (row < P))

@@ -179,6 +179,15 @@ def test_every_card_has_a_kernel_compiled_for_it(gpu: Gpu) -> None:
     assert card(gpu.arch).arch == gpu.arch
 
 
+def test_a_stem_of_few_images_refills_its_buffer_after_a_barrier() -> None:
+    """Triton leaves it out between what threads exchange for the pool and the copy of the next row's weights."""
+    gpu, half = KNOWN_GPUS["sm_80"], torch.float16
+    config = route_stem(64, (8, 112, 112), half, gpu, True)
+    assert (config.rows, config.num_warps, config.num_stages) == (4, 8, 2)
+    item = compile_stem((64, 7, 7, 3), half, half, config, stride=2, padding=3, pool=True)
+    assert inspect(item, gpu).problems == ()
+
+
 def test_bfloat16_stem_compiles() -> None:
     """Triton's maximum of bfloat16 is float32: not the type that the running maximum began with."""
     config = StemConfig("stem_pool", 64, 1, 4, 1)
