@@ -20,6 +20,7 @@ from .running import FINAL, Outcome, digest
 STATE, ARCHIVE = "visit.json", "gpu.tgz"
 LARGEST_ARCHIVE = 16 * 10**6  # bytes: what a machine that is lent lets out as one file
 LONGEST_LOG = 100_000  # bytes of a log that come home: its end
+FIRST, LOGS, CACHES = range(3)
 
 State = dict[str, Outcome]
 
@@ -74,29 +75,32 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST_ARCHIVE) -> list[st
     archive.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(archive) as temporary, tarfile.open(temporary, "w:gz", compresslevel=6) as tar:
         files = [path for path in folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: _rank(path, folder)):
-            name = path.relative_to(folder.parent).as_posix()
+        for kind, place in sorted((_rank(path, folder), path) for path in files):
+            name = place.relative_to(folder.parent).as_posix()
+            if kind == CACHES and missing:  # compressing the rest of it would take longer than it is worth
+                missing.append(name)
+                continue
             try:
-                content = path.read_bytes()
+                content = place.read_bytes()
             except OSError:  # a compiler's cache is being written: nobody misses what vanishes
                 continue
-            if path.suffix == ".log":
+            if place.suffix == ".log":
                 content = content[-LONGEST_LOG:]
-            room -= len(zlib.compress(content)) + 1024
-            if room < 0:
+            need = len(zlib.compress(content, 1)) + 1024
+            if need > room:
                 missing.append(name)
-                room += len(zlib.compress(content)) + 1024
                 continue
+            room -= need
             _add(tar, name, content)
         if missing:
             _add(tar, f"{folder.name}/left_out.txt", "".join(f"{name}\n" for name in missing).encode())
     return missing
 
 
-def _rank(path: Path, folder: Path) -> tuple[int, str]:
+def _rank(path: Path, folder: Path) -> int:
+    """The order in which things are packed."""
     parts = path.relative_to(folder).parts
-    kind = {"logs": 1, "inductor": 2}.get(parts[0], 0) if len(parts) > 1 else 0
-    return kind, path.as_posix()
+    return {"logs": LOGS, "inductor": CACHES}.get(parts[0], FIRST) if len(parts) > 1 else FIRST
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
