@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch
 
 from fastres.kernels.tables import Network
+from fastres.kernels.without import left_out
 from fastres.text import dtype_name
 
 # Batches under this fit the L2 cache as they are, and micro-batches would cost more launches than they save. From here
@@ -110,7 +111,9 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
         end.synchronize()
         return float(start.elapsed_time(end)) / REPLAYS
 
-    starts_early = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    starts_early = (
+        "early" not in left_out() and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
     sizes = QUICK_MICRO_BATCHES if quick else MICRO_BATCHES
     others = ways(plain, has_blocks=has_blocks, starts_early=starts_early, sizes=sizes)
     return tune_network(plain, others, is_right, time_ms)

@@ -32,6 +32,7 @@ from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, in
 from fastres.kernels.cards import Gpu, gpu_of
 from fastres.kernels.routing import ConvConfig, ConvShape, reduction_blocks, route_conv, splits
 from fastres.kernels.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
+from fastres.kernels.without import left_out
 from fastres.plan import Conv, Head
 from fastres.prediction import conv_seconds
 
@@ -168,7 +169,13 @@ def tune(
         known = None if vetted is None else vetted.layers.get(layer)
         configs = promising(layer, candidates(layer, gpu), gpu, limits) if known is None else known
         own = by_rules(layer, gpu)
-        return [own, *(c for c in configs if c != own and not progress.ended_a_process(layer, c))]
+        return [own, *(c for c in configs if c != own and is_allowed(layer, c))]
+
+    def is_allowed(layer: Layer, config: ConvConfig) -> bool:
+        """Vetted candidates know nothing of this GPU, nor of what is left out on it."""
+        if (config.split > 1 and "split" in left_out()) or progress.ended_a_process(layer, config):
+            return False
+        return not dispatch.why_not(config.kernel, layer.shape, getattr(torch, layer.dtype), gpu)
 
     known = {entry.layer for entry in progress.table.layers}
     plans = {layer: chosen(layer) for layer in todo if layer not in known}
@@ -201,7 +208,9 @@ def tune_blocks(
     def run(case: Case) -> TunedBlock | None:
         known = None if vetted is None else vetted.blocks.get(case.block)
         configs = block_tuning.candidates(case.block, gpu) if known is None else known
-        usable = [config for config in configs if not progress.ended_a_process(case.block, config)]
+        dtype = getattr(torch, case.block.dtype)
+        allowed = [config for config in configs if not dispatch.why_not_block(config.kernel, case.block, dtype, gpu)]
+        usable = [config for config in allowed if not progress.ended_a_process(case.block, config)]
         return block_tuning.tune_block(case, usable, tools)
 
     known = (entry.layer for entry in progress.table.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.bench import tune
+from fastres.bench import tune, vetting
+from fastres.bench.vetting import Vetted
 from fastres.ceilings import Ceilings
-from fastres.errors import DeviceError
+from fastres.errors import DeviceError, FastresError
 from fastres.kernels import dispatch
 from fastres.kernels.cards import A100, H100
 from fastres.kernels.launch import INTERPRETED, cdiv
@@ -171,3 +173,53 @@ def test_results_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch, conf
     assert tune.error(layer, config, device) > 2 * torch.finfo(torch.float16).eps
     monkeypatch.setattr(dispatch, "convolve_into", lambda *_tensors, **_settings: None)
     assert not tune.error(layer, config, device) < 1, "what is not written is not right"
+
+
+def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[ConvConfig] = []
+
+    def noted(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+        tried.extend(configs)
+        return list(configs)
+
+    small = Layer(ConvShape(1, 14, 14, 256, 256, 1, 1, 1, 0), "float16", False)
+    own = tune.by_rules(small, H100)
+    product = ConvConfig("gemm", 128, 64, 64, 4, 4)
+    shared, dead = (ConvConfig("conv", 64, 32, 32, 4, stages, split=2) for stages in (3, 4))
+    vetted = Vetted({small: [product, shared, dead, ConvConfig("conv_tma", 128, 64, 64, 4, 4)]})
+
+    def run(out: str) -> list[ConvConfig]:
+        tried.clear()
+        progress = tune.Progress.resume(tmp_path / out / "conv.json", {})
+        with contextlib.suppress(OSError), progress.trying(small, dead):
+            raise OSError  # as where the process ends
+        progress = tune.Progress.resume(tmp_path / out / "conv.json", {})
+        tune.tune([small], H100, LIMITS, tools(compiles_well=noted), progress, vetted)
+        return list(tried)
+
+    assert run("all") == [own, product, shared], "a batch of one has no tile for conv_tma; what killed is not tried"
+    monkeypatch.setattr(tune, "left_out", lambda: {"split"})
+    assert run("no split") == [own, product]
+    monkeypatch.setattr(dispatch, "left_out", lambda: {"gemm"})
+    assert run("neither") == [own]
+
+
+def test_quick_candidates_are_there_for_what_a_visit_tunes() -> None:
+    vetted = vetting.read("sm_90")
+    for batch in (256, 64, 8, 1):
+        for layer in tune.layers(["resnet50"], [batch], 224, torch.float16):
+            configs = vetted.layers[layer]
+            assert 1 <= len(configs) <= vetting.A_LAYER
+            assert not [c for c in configs if dispatch.why_not(c.kernel, layer.shape, torch.float16, H100)], layer
+    assert all(len(configs) <= vetting.A_BLOCK for configs in vetted.blocks.values())
+    assert vetting.read("sm_80") == Vetted()
+
+
+def test_vetting_takes_the_next_best_for_what_is_bad() -> None:
+    configs = [ConvConfig("conv", 64, 64, 64, 4, stages) for stages in range(1, 30)]
+    found = vetting.vet({LARGE: configs}, {}, lambda todo: [config.num_stages % 3 > 0 for _, config in todo])
+    assert [config.num_stages for config in found.layers[LARGE]] == [1, 2, 4, 5, 7, 8, 10, 11, 13, 14]
+    text = vetting.to_json(found, {"arch": "sm_90"})
+    assert vetting.from_json(text, "it") == found
+    with pytest.raises(FastresError, match="it does not hold candidates"):
+        vetting.from_json("{}", "it")
