@@ -73,7 +73,8 @@ class Visit:
         """Whether the piece is to be run in this visit."""
         if self.only:
             return piece.name in self.only
-        return self.again or not states.is_done(piece, self.state)
+        builds_on = [other for other in self.todo if other.name == piece.after]
+        return self.again or not states.is_done(piece, self.state) or any(map(self.is_due, builds_on))
 
     def run(self) -> int:
         """Run what is due while there is time; exit status 0 where all that the visit has is known and good."""

@@ -64,6 +64,7 @@ class Piece:
     program: bool = False  # the command is a program and not a module
     needs: str = ""  # a program on the PATH without which the piece is not run
     without: str = ""  # for FASTRES_WITHOUT, besides the families that did not pass
+    after: str = ""  # another piece: what this one found is of no use when that one has run again
     grace: int = 0  # seconds until it says its first word, which do not count towards the limit
     tries: int = 1  # how often it is begun while it fails and time is left: for what goes on where it stopped
 
@@ -153,7 +154,7 @@ def _tune(scale: Scale) -> list[Piece]:
         )  # fmt: skip
         found.append(Piece(f"tune {scale.model} batch {batch}", command, seconds, limit, (*KERNELS, *TUNING), tries=3))
         bench = _bench(scale, batch, "tuned", "eager,eager_channels_last,fastres", 16, 60)
-        found.append(replace(bench, inputs=(*bench.inputs, *TABLES)))
+        found.append(replace(bench, inputs=(*bench.inputs, *TABLES), after=found[-1].name))
     return found
 
 

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from .pieces import Piece
 
 ROOT = Path(__file__).resolve().parents[2]
-PASSED, FAILED, LATE, ABSENT, UNTIMELY = "passed", "failed", "out of time", "absent", "no time left"
+PASSED, FAILED, LATE, ABSENT, UNFINISHED = "passed", "failed", "out of time", "absent", "unfinished"
+GOES_ON = 75  # exit status of a command that stopped in time and has more to do: EX_TEMPFAIL
 FINAL = (PASSED, ABSENT)  # not run again while their inputs are the same
 LEAST_SECONDS = 8  # no piece is worth starting with less
 ERROR_LINES = 3
@@ -135,7 +136,7 @@ def _wait(running: Sequence[_Running], left: Callable[[], float]) -> None:
             if item.end is not None:
                 continue
             if item.process.poll() is not None:
-                if item.process.returncode and item.tries:  # it goes on where it stopped
+                if item.process.returncode not in (0, GOES_ON) and item.tries:  # it goes on where it stopped
                     item.process, item.tries = item.again(), item.tries - 1
                 else:
                     item.end = now
@@ -154,8 +155,8 @@ def _ended(item: _Running, commit: str) -> Outcome:
     note = lines[-1][:160] if lines else ""
     if item.late:
         status, error = LATE, f"stopped after {seconds:.0f} s; it last said: {note or 'nothing'}"
-    elif code == 0:
-        status, error = PASSED, ""
+    elif code in (0, GOES_ON):
+        status, error = (PASSED, "") if code == 0 else (UNFINISHED, note)
     else:
         killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
         status, error = FAILED, "\n".join(filter(None, (killed, first_error(lines))))

@@ -48,9 +48,11 @@ def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object])
 
 
 def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:
-    """Whether the piece came to an end before, on the same inputs."""
-    outcome = state.get(piece.name)
-    return outcome is not None and outcome.status in FINAL and outcome.inputs == digest(piece)
+    """Whether the piece came to an end before, on the same inputs, and after what it builds on."""
+    outcome, before = state.get(piece.name), state.get(piece.after)
+    if outcome is None or (before is not None and before.date > outcome.date):
+        return False
+    return outcome.status in FINAL and outcome.inputs == digest(piece)
 
 
 def left_out(todo: Iterable[Piece], state: Mapping[str, Outcome]) -> dict[str, Outcome]:

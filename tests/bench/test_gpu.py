@@ -241,6 +241,28 @@ def test_what_goes_on_where_it_stopped_is_begun_again(tmp_path: Path) -> None:
     assert visit(tmp_path, piece("other tuner", "import sys; sys.exit(1)", tries=2)).run() == 1
 
 
+def test_what_stopped_in_time_is_due_again(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    code = f"open({str(count)!r}, 'a').write('x'); print('3 entries were not begun'); import sys; sys.exit(75)"
+    todo = [piece("tuner", code, tries=3), piece("bench", "", after="tuner")]
+    made = visit(tmp_path, *todo)
+    assert made.run() == 1
+    assert count.read_text() == "x", "it is not begun again at once"
+    assert (made.state["tuner"].status, made.state["tuner"].error) == ("unfinished", "3 entries were not begun")
+    second = visit(tmp_path, *todo)
+    assert [item.name for item in todo if second.is_due(item)] == ["tuner", "bench"]
+
+
+def test_what_builds_on_a_piece_is_due_when_that_has_run_again(tmp_path: Path) -> None:
+    todo = [piece("tuner", ""), piece("bench", "", after="tuner")]
+    assert visit(tmp_path, *todo).run() == 0
+    time.sleep(1.1)
+    assert visit(tmp_path, *todo, only=()).run() == 0
+    alone = visit(tmp_path, todo[0], again=True)
+    assert alone.run() == 0
+    assert [item.name for item in todo if visit(tmp_path, *todo).is_due(item)] == ["bench"]
+
+
 def test_a_signal_is_named(tmp_path: Path) -> None:
     made = visit(tmp_path, piece("killed", "import os; os.kill(os.getpid(), 9)"))
     assert made.run() == 1
