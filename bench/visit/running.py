@@ -81,11 +81,14 @@ class _Running:
 
     def is_late(self, now: float) -> bool:
         """Whether its time is over: with grace, that begins with its first word, when torch and the GPU are there."""
-        if self.piece.grace and self.spoke is None and self.log.stat().st_size:
-            self.spoke = now
-        if self.piece.grace and self.spoke is None:
+        with contextlib.suppress(OSError):  # there may be no log yet
+            if self.spoke is None and self.log.stat().st_size:
+                self.spoke = now
+        if not self.piece.grace:
+            return now - self.begin > self.piece.limit
+        if self.spoke is None:
             return now - self.begin > self.piece.grace + self.piece.limit
-        return now - (self.spoke or self.begin) > self.piece.limit
+        return now - self.spoke > self.piece.limit
 
 
 def run_together(
