@@ -64,7 +64,6 @@ class Comparison:
     setting: Setting
     network: EagerResNet
     limits: ceilings.Ceilings
-    budget: timing.Budget
     progress: tqdm
     rows: dict[str, Row]
     engines: dict[str, Callable[[], object]]
@@ -110,7 +109,7 @@ def benchmark(
     steps: tuple[LayerRow, ...] = ()
     with torch.inference_mode():
         checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
-        found = Comparison(setting, network, limits, budget, progress, {}, {})
+        found = Comparison(setting, network, limits, progress, {}, {})
         slow = [peer for peer in setting.peers if peer.slow]
         for peer in (peer for peer in setting.peers if not peer.slow):
             found.admit(peer, checks)

@@ -30,9 +30,8 @@ from fastres.text import text_table
 from .environment import commit
 from .visit import state as states
 from .visit.pieces import BUDGET, FULL, VISITS, Piece, Scale, estimate, groups, pieces
-from .visit.running import LATE, LEAST_SECONDS, ROOT, Outcome, Start, run_together, start
+from .visit.running import LATE, LEAST_SECONDS, RESULTS, Outcome, Start, run_together, start
 
-HOME = ROOT / "bench" / "results"
 RESERVE = 4  # seconds kept for the last archive
 
 
@@ -194,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget = options.budget or (float("inf") if options.visit == "all" else BUDGET)
     folder = options.work.resolve() / tables.slug(card)
     try:
-        before = (HOME / tables.slug(card) / states.STATE,)
+        before = (RESULTS / tables.slug(card) / states.STATE,)
         out = options.out.resolve()
         visit = Visit(options.visit, card, folder, out, budget, before=before, again=options.again, only=options.only)
         if options.dry:

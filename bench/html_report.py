@@ -76,7 +76,7 @@ def render(results: Results, charts: Mapping[str, bytes | None]) -> str:
 def older(results: Results) -> list[str]:
     """A sentence for each earlier commit that rows were measured at."""
     last = results.environment.get("commit", "")
-    commits = {row.commit: 0 for row in results.rows if row.commit and row.commit != last}
+    commits = dict.fromkeys(row.commit for row in results.rows if row.commit and row.commit != last)
     return [
         f"Measured earlier, at commit {commit}: "
         + ", ".join(

@@ -27,10 +27,10 @@ from fastres.architectures import get_architecture
 from fastres.ceilings import Ceilings
 from fastres.errors import DeviceError
 from fastres.folding import outline
-from fastres.gpu import conv_shape
+from fastres.gpu_shapes import conv_shape, linear_shape
 from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, inspection_tables, reference, tables
 from fastres.kernels.cards import Gpu, gpu_of
-from fastres.kernels.routing import ConvConfig, ConvShape, reduction_blocks, route_conv, splits
+from fastres.kernels.routing import ConvConfig, reduction_blocks, route_conv, splits
 from fastres.kernels.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
 from fastres.kernels.without import left_out
 from fastres.plan import Conv, Head
@@ -90,9 +90,7 @@ def layers(models: Iterable[str], batches: Iterable[int], size: int, dtype: torc
             if isinstance(step, Conv):
                 found[Layer.of(conv_shape(step, shapes[step.input]), dtype, step.residual is not None)] = None
             elif isinstance(step, Head) and step.weight.shape[0]:
-                classes, features = step.weight.shape
-                linear = ConvShape(batch, 1, 1, features, classes, 1, 1, 1, 0)
-                found[Layer.of(linear, dtype, False, classifier=True)] = None
+                found[Layer.of(linear_shape(step, shapes[step.input]), dtype, False, classifier=True)] = None
     return list(found)
 
 

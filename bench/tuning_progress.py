@@ -38,15 +38,13 @@ class Progress:
     unfinished: int = 0
 
     @classmethod
-    def resume(
-        cls, path: Path, facts: dict[str, object], seed: Path | None = None, deadline: float | None = None
-    ) -> Progress:
+    def resume(cls, path: Path, facts: dict[str, object], seed: Path | None = None) -> Progress:
         """Go on with what ``path`` holds or, if it is not there, with the table ``seed``."""
         found = next((place for place in (path, seed) if place is not None and place.is_file()), None)
         table = from_json(found.read_text(), str(found)) if found else Table()
         noted = path.with_name(DROPPED)
         dropped = json.loads(noted.read_text()) if noted.is_file() else []
-        return cls(path, facts, table, deadline, dropped)
+        return cls(path, facts, table, dropped=dropped)
 
     def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
         """Add to a part of the table, and write it."""

@@ -21,7 +21,7 @@ import triton
 
 from fastres.ceilings import Ceilings, stated
 from fastres.errors import FastresError
-from fastres.kernels.cards import CARDS, Gpu
+from fastres.kernels.cards import CARDS, Gpu, card
 from fastres.kernels.inspection_tables import Entry, compilation, compiles_well
 from fastres.kernels.parallel import in_processes
 from fastres.kernels.routing import ConvConfig, ConvShape
@@ -85,7 +85,7 @@ def for_card(
 
     limits = stated(gpu.name, dtype)
     if limits is None:
-        raise FastresError(f"The rates of {gpu.name} are not known; known: {', '.join(card.name for card in CARDS)}")
+        raise FastresError(f"The rates of {gpu.name} are not known; known: {', '.join(known.name for known in CARDS)}")
 
     def ranked(layer: Layer, limits: Ceilings = limits) -> list[ConvConfig]:
         configs = tune.candidates(layer, gpu)
@@ -147,17 +147,16 @@ def read(arch: str, folder: Path = FOLDER) -> Vetted:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the candidates of a card's architecture."""
-    names = {card.name: card for card in CARDS}
     parser = argparse.ArgumentParser(prog="python -m bench.vetting", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--card", choices=list(names), default="H100")
+    parser.add_argument("--card", default="H100", help="a card's name, or an architecture (default: %(default)s)")
     parser.add_argument("--model", nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 64, 8, 1])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
-    gpu = names[options.card]
     try:
+        gpu = card(options.card)
         vetted = for_card(gpu, options.model, options.batch, options.size, getattr(torch, options.dtype))
     except FastresError as error:
         print(f"vetting: {error}", file=sys.stderr)

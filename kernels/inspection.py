@@ -23,7 +23,7 @@ from fastres.text import text_table
 from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
 from .cards import KNOWN_GPUS, Gpu, card
 from .conv import conv_constants, conv_kernel
-from .head import average_pool_kernel
+from .head import average_pool_kernel, linear_shape
 from .parallel import in_processes
 from .pool import window_pool_constants, window_pool_kernel
 from .prepare import BLOCK_W, prepare_kernel
@@ -235,7 +235,7 @@ def plan_compilations(
         elif isinstance(step, Head):
             classes, channels = step.weight.shape
             made = [compile_pool(channels, dtype, route_pool(channels, shape[1] * shape[2]))]
-            linear = ConvShape(batch, 1, 1, channels, classes, 1, 1, 1, 0)
+            linear = linear_shape(batch, channels, classes)
             routed = route_conv(linear, dtype, gpu)
             label = f"linear {channels}→{classes}"
             made.append(compile_conv(linear, dtype, routed, residual=False, relu=False, out=torch.float32, label=label))

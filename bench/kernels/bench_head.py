@@ -17,7 +17,7 @@ from fastres.bench.kernel_timing import (
     layers,
     time_kernel,
 )
-from fastres.kernels import cards, head, launch, reference, routing
+from fastres.kernels import cards, dispatch, head, launch, reference, routing
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
@@ -68,6 +68,6 @@ def test_linear(benchmark: Any, layer: Layer) -> None:
     run()
     classes, features = layer.step.weight.shape
     assert_right(y, expected, torch.float32, features)
-    shape = routing.ConvShape(layer.shape[0], 1, 1, features, classes, 1, 1, 1, 0)
-    routed = routing.route_conv(shape, DTYPE, cards.gpu_of(device), launch.float32_precision())
+    shape, precision = head.linear_shape(layer.shape[0], features, classes), launch.float32_precision()
+    routed = dispatch.route(shape, DTYPE, cards.gpu_of(device), precision=precision, classifier=True)
     time_kernel(benchmark, run, parts(layer)[1], DTYPE, routed)

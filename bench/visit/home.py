@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ from .. import report, results
 from ..results import ABSENT, OK, LayerRow, Results, Row, write_whole
 from ..standing import groups
 from . import state as states
-from .running import FINAL, ROOT
+from .running import FINAL, RESULTS, ROOT
 
-RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 WORK = ROOT / "out" / "gpu"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -90,7 +90,7 @@ def merged(runs: Sequence[Results], left_out: Sequence[dict[str, str]] = ()) -> 
 def stamped(run: Results, name: str) -> Results:
     """The run with its commit in each row: rows of several runs stand beside each other later."""
     commit = str(run.environment.get("commit", ""))
-    rows = tuple(row if row.commit else results.replace(row, commit=commit) for row in run.rows)
+    rows = tuple(row if row.commit else replace(row, commit=commit) for row in run.rows)
     return Results({**run.environment, "run": name}, rows, run.layers)
 
 

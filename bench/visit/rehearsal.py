@@ -13,7 +13,6 @@ import contextlib
 import multiprocessing
 import os
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -277,9 +276,3 @@ def _home(archive: Path, checks: Checks) -> None:
         checks.that("and the tuned table", table.is_file() and len(tables.from_json(table.read_text(), "").layers) > 5)
         text = home.measured_text([(card.name, found)])
         checks.that("the page has the measurements", all(f"| {batch} |" in text for batch in SMALL.batches), text)
-
-
-def contents(archive: Path) -> list[str]:
-    """Names of what an archive holds."""
-    with tarfile.open(archive) as tar:
-        return tar.getnames()

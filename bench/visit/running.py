@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from .pieces import Piece
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"  # a folder for each card, when its visits have come home
 PASSED, FAILED, LATE, ABSENT, UNFINISHED = "passed", "failed", "out of time", "absent", "unfinished"
 GOES_ON = 75  # exit status of a command that stopped in time and has more to do: EX_TEMPFAIL
 FINAL = (PASSED, ABSENT)  # not run again while their inputs are the same

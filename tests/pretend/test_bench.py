@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import fastres
 from fastres import architectures
@@ -33,7 +32,6 @@ from fastres.bench.calibration import calibrated
 from fastres.bench.pretend_gpu import CARDS, Pretence
 from fastres.bench.tuning_progress import Progress
 from fastres.ceilings import Ceilings
-from fastres.gpu import GpuExecutor
 from fastres.kernels import dispatch, tables
 from fastres.kernels.cards import H100, gpu_of
 from fastres.kernels.tables import VARIABLE, Table, from_json
@@ -200,16 +198,6 @@ def test_steps_are_timed_by_events(pretence: Pretence) -> None:
     rows = layers.measure(model, torch.randn(1, 3, 8, 8, device="cuda").half(), LIMITS)
     assert [row.step for row in rows] == [step.name for step in model.outline]
     assert all(row.us > 0 for row in rows)
-
-
-@pytest.fixture
-def averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of kernels, something quick that depends on the images."""
-
-    def average(self: GpuExecutor, x: Tensor, outputs: tuple[str, ...] = ()) -> list[Tensor]:
-        return [x.float().mean((1, 2, 3))[:, None].expand(-1, 10).clone() for _ in outputs]
-
-    monkeypatch.setattr(GpuExecutor, "run", average)
 
 
 @pytest.mark.usefixtures("averages")

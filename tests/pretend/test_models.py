@@ -126,16 +126,6 @@ def test_pixels_normalised_in_the_kernel(model: fastres.Model, network: nn.Modul
         torch.testing.assert_close(model(x.cuda()).cpu(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.fixture
-def averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of kernels, something quick that depends on the images."""
-
-    def average(self: GpuExecutor, x: Tensor, outputs: tuple[str, ...] = ()) -> list[Tensor]:
-        return [x.float().mean((1, 2, 3))[:, None].expand(-1, 10).clone() for _ in outputs]
-
-    monkeypatch.setattr(GpuExecutor, "run", average)
-
-
 @pytest.mark.usefixtures("averages")
 def test_warmup_covers_what_calls_feed(model: fastres.Model, pretence: Pretence) -> None:
     model.warmup((1, 2), SIZE)
