@@ -29,9 +29,9 @@ endif
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal -q -p tests.progress -o console_output_style=classic
 INTERPRETED := $(shell grep -rl --include='test_*.py' 'mark\.interpreter' tests)
-NUMERICS := $(addprefix tests/,test_cpu.py test_model.py test_backbone.py test_headless.py test_timm.py \
-	test_huggingface.py test_look.py test_predict.py export classification/test_classify.py \
-	bench/test_checking.py bench/test_peers.py)
+NUMERICS := $(addprefix tests/,executors/test_cpu.py model look/test_figures.py weights/test_timm_config.py \
+	weights/test_transformers_config.py export classification/test_classify.py \
+	bench/measure/test_checking.py bench/engines/test_peers.py)
 
 .PHONY: demo test test-smaller lint docs gpu gpu-home clean installed
 
@@ -44,7 +44,7 @@ test: $(READY)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST) $(INTERPRETED)
 
 test-smaller: $(READY)
-	@if $(PYTHON) -c "from fastres.processor import instruction_sets; exit('AVX-512' not in instruction_sets())"; then \
+	@if $(PYTHON) -c "from fastres.executors.processor import instruction_sets; exit('AVX-512' not in instruction_sets())"; then \
 		echo "Now the CPU's numerics as on a processor with AVX2 only" && \
 		OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) $(PYTEST) $(NUMERICS); \
 	else echo "This processor has no AVX-512: make test has run its numerics as they are"; fi

@@ -4,6 +4,6 @@
 """
 
 if __name__ == "bench":
-    from fastres.checkout import serve
+    from fastres.aliases import serve
 
     serve("bench")

@@ -31,18 +31,17 @@ from PIL import Image
 from tqdm import tqdm
 
 import fastres
-from fastres.architectures import get_architecture
+from fastres.bench.engines.eager import EagerResNet
+from fastres.bench.measure.calibration import calibrate_
+from fastres.bench.report.results import significant, write_whole
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
 from fastres.classification.listing import write_listing
 from fastres.classification.pixels import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
-from fastres.environment import installed_version
-from fastres.processor import processor
+from fastres.commands.environment import installed_version
+from fastres.executors.processor import processor
+from fastres.network.architectures import get_architecture
 from fastres.text import text_table
-
-from .calibration import calibrate_
-from .eager import EagerResNet
-from .results import significant, write_whole
 
 JSON_NAME = "classify.json"
 # Width × height and how many in a hundred: photographs of the size that ImageNet has, some larger, digits.

@@ -20,18 +20,19 @@ import torch
 from tqdm import tqdm
 
 import fastres
-from fastres.architectures import get_architecture
+from fastres.bench.engines.eager import EagerResNet
+from fastres.bench.engines.peers import EAGER, FASTRES, PEERS, Peer, select
+from fastres.bench.measure.calibration import calibrated
+from fastres.bench.measure.comparison import TICKS, Setting, benchmark, release
+from fastres.bench.report.results import UNSUPPORTED, LayerRow, Results, Row
 from fastres.errors import DeviceError, FastresError, MissingDependencyError
-from fastres.model import parse_dtype
-from fastres.plan import check_image_size
+from fastres.model.model import parse_dtype
+from fastres.network.architectures import get_architecture
+from fastres.network.plan import check_image_size
 from fastres.text import dtype_name
 
-from . import ceilings, environment, results, timing
-from .calibration import calibrated
-from .comparison import TICKS, Setting, benchmark, release
-from .eager import EagerResNet
-from .peers import EAGER, FASTRES, PEERS, Peer, select
-from .results import UNSUPPORTED, LayerRow, Results, Row
+from .measure import ceilings, environment, timing
+from .report import results
 
 RANDOM = "random"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -165,8 +166,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", help=f"what to compare with, by commas; eager always runs (default all): {engines}")
     parser.add_argument("--without", help="engines not to compare with, by commas, such as compile_max_autotune")
-    parser.add_argument("--out", type=Path, help="folder for results, charts and report.html (default: none)")
-    parser.add_argument("--only-data", action="store_true", help="write no charts and no report.html into --out")
+    parser.add_argument("--out", type=Path, help="folder for results, charts and show.html (default: none)")
+    parser.add_argument("--only-data", action="store_true", help="write no charts and no show.html into --out")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
     parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 (GPU)")
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
             raise MissingDependencyError(
                 f"The benchmark needs {' and '.join(missing)}, not installed here: pip install 'fastres[bench]'"
             )
-        from . import report
+        from .report import show
 
         device = _device(given.device)
         options = Options(
@@ -211,9 +212,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         if given.json:
             print(found.as_json(), end="")
         else:
-            report.show(found)
+            show.show(found)
         if given.out is not None:
-            drawn = [] if given.only_data else report.write(found, given.out)
+            drawn = [] if given.only_data else show.write(found, given.out)
             names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in drawn)]
             print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {given.out}", file=sys.stderr)
     except FastresError as error:

@@ -1,6 +1,6 @@
 """Plan readers that write deployment formats."""
 
 if __name__ == "export":
-    from fastres.checkout import serve
+    from fastres.aliases import serve
 
     serve("export")

@@ -1,6 +1,6 @@
 """``fastres export``: the command line of this package.
 
-``fastres.cli`` gives the parser to :func:`add_arguments` and what it parsed to :func:`run`. What needs onnx is imported
+``fastres.commands.cli`` gives the parser to :func:`add_arguments` and what it parsed to :func:`run`. What needs onnx is imported
 when it runs, so that the arguments can be shown without it.
 """
 
@@ -154,7 +154,7 @@ def _model(options: argparse.Namespace) -> tuple[Any, Any]:
     weights = None if options.weights.lower() == "none" else options.weights
     if options.num_classes is None:
         return options.model, weights
-    from fastres.loading import load
+    from fastres.model.loading import load
 
     return load(options.model, weights, num_classes=options.num_classes, progress=not options.quiet), "DEFAULT"
 

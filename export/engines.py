@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastres.model import Model
+from fastres.model.model import Model
 from fastres.text import dtype_name
 
 Engine = Callable[[Tensor], Tensor]

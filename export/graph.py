@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from fastres.errors import InputError, near_matches
-from fastres.images import Transforms
-from fastres.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem
+from fastres.images.transforms import Transforms
+from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem
 from fastres.text import dtype_name
 from fastres.version import __version__
 

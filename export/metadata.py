@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from fastres.download import cache_folder, file_sha256
-from fastres.images import Transforms
-from fastres.model import Model
+from fastres.images.transforms import Transforms
+from fastres.model.model import Model
 from fastres.version import __version__
-from fastres.weights import WeightsEntry, entries
+from fastres.weights.download import cache_folder, file_sha256
+from fastres.weights.published import WeightsEntry, entries
 
 from .errors import ExportFileError, missing
 

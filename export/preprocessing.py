@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 
-from fastres.images import Transforms
+from fastres.images.transforms import Transforms
 
 from .builder import GraphBuilder
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastres.cpu import CpuExecutor
-from fastres.model import Model
-from fastres.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
+from fastres.executors.cpu import CpuExecutor
+from fastres.model.model import Model
+from fastres.network.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
 from .errors import VerificationError
 from .files import checked_target, replacing

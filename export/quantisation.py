@@ -23,8 +23,8 @@ from PIL import Image
 from torch import nn
 
 from fastres.errors import FastresError, InputError
-from fastres.model import Model
-from fastres.plan import INPUT, LOGITS
+from fastres.model.model import Model
+from fastres.network.plan import INPUT, LOGITS
 
 from . import verification
 from .errors import CalibrationError, ExportFileError, missing

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.decoding import load_image
 from fastres.errors import DeviceError, InputError
-from fastres.images import batch_sources
-from fastres.model import Prediction
-from fastres.plan import INPUT, LOGITS
-from fastres.predict import top_predictions
+from fastres.images.decoding import load_image
+from fastres.images.transforms import batch_sources
+from fastres.model.predict import Prediction, top_predictions
+from fastres.network.plan import INPUT, LOGITS
 from fastres.text import dtype_name
 
 from .errors import ExportFileError, missing

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from fastres.errors import InputError
-from fastres.model import Model
-from fastres.plan import LOGITS
+from fastres.model.model import Model
+from fastres.network.plan import LOGITS
 
 from .errors import ExportFileError
 from .files import replacing_folder

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.cpu import CpuExecutor
-from fastres.images import Transforms
-from fastres.plan import INPUT, LOGITS, Plan
+from fastres.executors.cpu import CpuExecutor
+from fastres.images.transforms import Transforms
+from fastres.network.plan import INPUT, LOGITS, Plan
 
 from .errors import VerificationError, missing
 from .graph import SOFTMAX, TOP_K_INDICES, TOP_K_SCORES, Signature, plan_value

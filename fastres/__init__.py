@@ -5,12 +5,13 @@
 >>> model.predict("cat.jpg")
 """
 
-from .architectures import list_models
-from .backbone import Backbone
+from .aliases import serve_former_names
 from .classification import classify
 from .errors import FastresError
-from .loading import from_module, load
 from .model import Model, Prediction
+from .model.backbone import Backbone
+from .model.loading import from_module, load
+from .network.architectures import list_models
 from .version import __version__
 
 __all__ = [
@@ -24,3 +25,5 @@ __all__ = [
     "list_models",
     "load",
 ]
+
+serve_former_names()

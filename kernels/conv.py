@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.cards import gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape, route_conv
 
-from .cards import gpu_of
 from .launch import (
     ACTIVATION_DTYPES,
     INT32_ELEMENTS,
@@ -44,7 +45,6 @@ from .launch import (
     start_options,
     wait_for_inputs,
 )
-from .routing import ConvConfig, ConvShape, route_conv
 
 
 @triton.jit(do_not_specialize=["M", "H", "W", "P", "Q"])

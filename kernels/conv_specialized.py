@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.cards import INTERPRETER, Gpu, gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
 
-from .cards import INTERPRETER, Gpu, gpu_of
 from .conv_tma import check_conv_tma, conv_tma_shape
 from .launch import cdiv, device_guard
-from .routing import ConvConfig, ConvShape
 from .tma import why_not_tma
 
 # Tiles chosen for the fewest products: one pixel of many images where there are many; or compact ones, of the fewest

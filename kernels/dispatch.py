@@ -11,14 +11,15 @@ import warnings
 import torch
 from torch import Tensor
 
+from fastres.kernels.routing.cards import INTERPRETER, Gpu, gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape, route_conv, shared_memory
+from fastres.kernels.routing.tables import Block, Index, Layer, Tuned, TunedBlock, table
+from fastres.kernels.routing.without import VARIABLE as WITHOUT
+from fastres.kernels.routing.without import left_out
+
 from . import conv, conv_specialized, conv_tma, fused, gemm
-from .cards import INTERPRETER, Gpu, gpu_of
 from .launch import float32_precision
-from .routing import ConvConfig, ConvShape, route_conv, shared_memory
-from .tables import Block, Index, Layer, Tuned, TunedBlock, table
 from .tma import tma_fits
-from .without import VARIABLE as WITHOUT
-from .without import left_out
 
 
 class UntunedGpuWarning(UserWarning):

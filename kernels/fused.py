@@ -28,11 +28,11 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.cards import Gpu, gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
 
-from .cards import Gpu, gpu_of
 from .conv_tma import MIN_BATCH, describe
 from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
-from .routing import ConvConfig, ConvShape
 from .tma import check_tma, why_not_tma
 
 KERNELS = ("fused",)

@@ -27,10 +27,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.cards import Gpu, gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
 
-from .cards import Gpu, gpu_of
 from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
-from .routing import ConvConfig, ConvShape
 from .tma import (
     check_tma,
     finish_tile,

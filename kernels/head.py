@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cards import gpu_of
+from fastres.kernels.routing.cards import gpu_of
+from fastres.kernels.routing.rules import ConvConfig, ConvShape, PoolConfig, route_pool
+
 from .conv import conv2d_into
 from .dispatch import convolve_into, route
 from .launch import (
@@ -30,7 +32,6 @@ from .launch import (
     start_options,
     wait_for_inputs,
 )
-from .routing import ConvConfig, ConvShape, PoolConfig, route_pool
 
 
 @triton.jit(do_not_specialize=["HW"])

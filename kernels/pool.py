@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.rules import PoolConfig, route_window_pool
 
 from .launch import (
     ACTIVATION_DTYPES,
@@ -27,7 +28,6 @@ from .launch import (
     start_options,
     wait_for_inputs,
 )
-from .routing import PoolConfig, route_window_pool
 
 WINDOWS = {"max": (3, 1), "average": (2, 0)}  # mode → window size and padding
 

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cards import Gpu
+from fastres.kernels.routing.cards import Gpu
+from fastres.kernels.routing.rules import PoolConfig, route_conv, route_window_pool
+
 from .conv import arrivals, conv2d_into
 from .dispatch import route
 from .head import average_pool_into, linear_into, linear_shape
@@ -31,7 +33,6 @@ from .launch import (
     start_options,
     wait_for_inputs,
 )
-from .routing import PoolConfig, route_conv, route_window_pool
 
 
 @triton.jit(do_not_specialize=["HW", "pixel_blocks"])

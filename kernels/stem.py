@@ -30,8 +30,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import KernelError
+from fastres.kernels.routing.cards import gpu_of
+from fastres.kernels.routing.rules import StemConfig, route_stem
 
-from .cards import gpu_of
 from .launch import (
     ACTIVATION_DTYPES,
     INT32_ELEMENTS,
@@ -49,7 +50,6 @@ from .launch import (
     wait_for_inputs,
 )
 from .prepare import ALIGNED, prepare
-from .routing import StemConfig, route_stem
 
 CHANNELS = 3
 LANES = 4  # channels a pixel in packed weights and prepared images

@@ -12,11 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
+from fastres.kernels.routing.cards import INTERPRETER, Gpu
+from fastres.kernels.routing.rules import ConvConfig
 from fastres.text import dtype_name
 
-from .cards import INTERPRETER, Gpu
 from .launch import check_dtype
-from .routing import ConvConfig
 
 TMA_DTYPES = (torch.float16, torch.bfloat16)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fastres.bench.calibration import spread
-from fastres.bench.rounding import float32_sums
+from fastres.bench.measure.calibration import spread
+from fastres.bench.measure.rounding import float32_sums
 
 # Largest relative rounding error of one number.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

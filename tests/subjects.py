@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fastres.architectures import Architecture, get_architecture
+from fastres.network.architectures import Architecture, get_architecture
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 

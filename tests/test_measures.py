@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated, smooth_images
-from fastres.bench.rounding import float32_sums, sum_error
+from fastres.bench.measure.calibration import calibrated, smooth_images
+from fastres.bench.measure.rounding import float32_sums, sum_error
 from fastres.export.verification import widened
-from fastres.folding import build_plan
-from fastres.plan import Conv, Plan
+from fastres.network.architectures import get_architecture
+from fastres.network.folding import build_plan
+from fastres.network.plan import Conv, Plan
+from tests.network.reference_plan import run_plan
 
 from .measures import Yardstick, relative_error
-from .reference_plan import run_plan
 
 HALVES = [torch.bfloat16, torch.float16]
 NAMES = ["resnet18", "resnet20"]

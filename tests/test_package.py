@@ -23,7 +23,7 @@ DATA = (
     "fastres/data/imagenet_categories.json",
     "fastres/data/resnet20_digits.safetensors",
     "fastres/data/resnet20_digits.json",
-    "fastres/bench/report.html.jinja",
+    "fastres/bench/report/report.html.jinja",
 )
 IMPORTS = "import fastres.kernels.conv, fastres.export.onnx, fastres.bench.run"
 
@@ -129,9 +129,9 @@ def test_no_module_is_imported_twice() -> None:
     code = (
         "import bench.study.report, bench.run, export.onnx, fastres.bench.study.report, fastres.bench.run, sys\n"
         "from bench import timing\n"
-        "import fastres.export.onnx, fastres.bench.timing\n"
+        "import fastres.export.onnx, fastres.bench.measure.timing\n"
         "assert bench is fastres.bench and export is fastres.export\n"
-        "assert bench.run is fastres.bench.run and timing is fastres.bench.timing\n"
+        "assert bench.run is fastres.bench.run and timing is fastres.bench.measure.timing\n"
         "assert bench.study.report is fastres.bench.study.report and export.onnx is fastres.export.onnx\n"
         "assert bench.run.__spec__.name == bench.run.__name__ == 'fastres.bench.run'\n"
         "files = [m.__file__ for m in set(sys.modules.values()) if (getattr(m, '__file__', 0) or '').endswith('.py')]\n"
@@ -147,9 +147,9 @@ def test_python_m_runs_a_module_once() -> None:
         "import runpy, sys; sys.argv = ['run', '--help']\n"
         "try: runpy.run_module('bench.run', run_name='__main__', alter_sys=True)\n"
         "except SystemExit: pass\n"
-        "assert 'fastres.bench.comparison' in sys.modules\n"
+        "assert 'fastres.bench.measure.comparison' in sys.modules\n"
         "assert 'fastres.bench.run' not in sys.modules and 'bench.run' not in sys.modules\n"
-        "assert sys.modules['bench.comparison'] is sys.modules['fastres.bench.comparison']\n"
+        "assert sys.modules['bench.comparison'] is sys.modules['fastres.bench.measure.comparison']\n"
     )
     assert "usage: python -m bench.run" in python(code, ROOT)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench.kernel_timing import (
+from fastres.bench.measure.kernel_timing import (
     Layer,
     assert_right,
     conv_reduction,
@@ -17,9 +17,10 @@ from fastres.bench.kernel_timing import (
     layers,
     time_kernel,
 )
-from fastres.gpu import conv_shape
-from fastres.kernels import cards, conv, grouping, launch, reference, routing
-from fastres.plan import Conv
+from fastres.executors.gpu import conv_shape
+from fastres.kernels import conv, launch, reference
+from fastres.kernels.routing import cards, grouping, rules
+from fastres.network.plan import Conv
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
@@ -66,5 +67,5 @@ def test_conv(benchmark: Any, layer: Layer) -> None:
     assert isinstance(layer.step, Conv)
     shape, precision = conv_shape(layer.step, layer.shape), launch.float32_precision()
     residual = layer.step.residual is not None
-    routed = routing.route_conv(shape, DTYPE, cards.gpu_of(device), precision, residual=residual)
+    routed = rules.route_conv(shape, DTYPE, cards.gpu_of(device), precision, residual=residual)
     time_kernel(benchmark, run, layer, DTYPE, routed)

@@ -9,15 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench.kernel_timing import (
-    Layer,
-    assert_right,
-    draw,
-    draw_parameters,
-    layers,
-    time_kernel,
-)
-from fastres.kernels import cards, dispatch, head, launch, reference, routing
+from fastres.bench.measure.kernel_timing import Layer, assert_right, draw, draw_parameters, layers, time_kernel
+from fastres.kernels import dispatch, head, launch, reference
+from fastres.kernels.routing import cards, rules
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
@@ -57,7 +51,7 @@ def test_average_pool(benchmark: Any, layer: Layer) -> None:
     run, y, expected = prepare_pool(layer, DTYPE, torch.device("cuda", torch.cuda.current_device()))
     run()
     assert_right(y, expected, DTYPE, layer.shape[1] * layer.shape[2])
-    config = routing.route_pool(layer.shape[3], layer.shape[1] * layer.shape[2])
+    config = rules.route_pool(layer.shape[3], layer.shape[1] * layer.shape[2])
     time_kernel(benchmark, run, parts(layer)[0], DTYPE, config)
 
 

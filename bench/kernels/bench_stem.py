@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench.calibration import pixels, smooth_images
-from fastres.bench.kernel_timing import (
+from fastres.bench.measure.calibration import pixels, smooth_images
+from fastres.bench.measure.kernel_timing import (
     Layer,
     assert_right,
     conv_reduction,
@@ -17,9 +17,10 @@ from fastres.bench.kernel_timing import (
     layers,
     time_kernel,
 )
-from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
-from fastres.kernels import cards, reference, routing, stem
-from fastres.plan import Stem
+from fastres.kernels import reference, stem
+from fastres.kernels.routing import cards, rules
+from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.plan import Stem
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
 
@@ -28,7 +29,7 @@ LAYERS = [layer for batch in (1, 32, 256) for layer in layers("stem", batch, DTY
 
 
 def prepare(
-    layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device, config: routing.StemConfig | None = None
+    layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device, config: rules.StemConfig | None = None
 ) -> tuple[Any, Tensor, Tensor]:
     """The launch, the tensor that it writes, and what it should write (float64); ``raw`` for uint8 pixels."""
     step = layer.step
@@ -73,9 +74,9 @@ def test_stem(benchmark: Any, layer: Layer, raw: bool, prepared: bool) -> None:
     step = layer.step
     assert isinstance(step, Stem)
     gpu, size = cards.gpu_of(device), step.conv_shape(layer.shape)[:3]
-    # Both ways at every batch, so that the rule between them (routing.PREPARED_PIXELS) can be judged.
-    sizes = (routing.PREPARED_PIXELS if prepared else 1, 1, size[2])
-    config = routing.route_stem(step.weight.shape[0], sizes, DTYPE, gpu, step.pool)
+    # Both ways at every batch, so that the rule between them (rules.PREPARED_PIXELS) can be judged.
+    sizes = (rules.PREPARED_PIXELS if prepared else 1, 1, size[2])
+    config = rules.route_stem(step.weight.shape[0], sizes, DTYPE, gpu, step.pool)
     assert config.prepared == prepared
     run, y, expected = prepare(layer, raw, DTYPE, device, config)
     run()

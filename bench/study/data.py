@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastres.bench.digits.data import load_digits, split
 from fastres.errors import DatasetError
-
-from ..digits import load_digits, split
 
 CIFAR_FOLDER = "cifar-10-batches-py"
 CIFAR_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastres.architectures import get_architecture
+from fastres.network.architectures import get_architecture
 
 from .common import (
     SHALLOW,

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from fastres.environment import installed_version
+from fastres.bench.report.results import write_whole
+from fastres.bench.report.words import cpu_words
+from fastres.commands.environment import installed_version
 from fastres.errors import FastresError
-from fastres.processor import processor
+from fastres.executors.processor import processor
 from fastres.version import __version__
 
-from ..results import write_whole
-from ..words import cpu_words
 from .common import Data, Settings, Study
 from .figures import drawing, png
 from .training import threads

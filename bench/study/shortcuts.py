@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastres.architectures import block_specs, get_architecture
+from fastres.bench.engines.eager import Block, EagerResNet
+from fastres.network.architectures import block_specs, get_architecture
 
-from ..eager import Block, EagerResNet
 from .common import (
     SHALLOW,
     Data,

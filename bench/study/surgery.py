@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastres.architectures import Architecture, BlockSpec, ConvSpec, block_specs, state_dict_shapes
 from fastres.errors import ArchitectureError
-from fastres.folding import BATCH_NORM_EPSILON
+from fastres.network.architectures import Architecture, BlockSpec, ConvSpec, block_specs, state_dict_shapes
+from fastres.network.folding import BATCH_NORM_EPSILON
 
 State = dict[str, Tensor]
 

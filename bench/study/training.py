@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastres.architectures import get_architecture
+from fastres.bench.engines.eager import EagerResNet
+from fastres.bench.report.results import write_whole
+from fastres.network.architectures import get_architecture
 
-from ..eager import EagerResNet
-from ..results import write_whole
 from .data import CLASSES, Dataset, load_dataset
 
 EVALUATION_BATCH = 180

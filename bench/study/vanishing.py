@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastres.architectures import get_architecture
+from fastres.bench.engines.eager import EagerResNet
+from fastres.network.architectures import get_architecture
 
-from ..eager import EagerResNet
 from .common import Data, Number, Picture, Record, Settings, Study, number, power, rounded, title
 from .data import CLASSES, Dataset
 from .figures import DEPTH_COLOURS, INK, MUTED, PLAIN, RESIDUAL, log_labels, new_figure, note

@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
+from fastres.bench.report import results, show
+from fastres.bench.report.results import ABSENT, OK, LayerRow, Results, Row, write_whole
+from fastres.bench.report.standing import groups
 from fastres.errors import FastresError
-from fastres.kernels.cards import CARDS
-from fastres.kernels.tables import FOLDER as CONFIGS
-from fastres.kernels.tables import Table, from_json, to_json
+from fastres.kernels.routing.cards import CARDS
+from fastres.kernels.routing.tables import FOLDER as CONFIGS
+from fastres.kernels.routing.tables import Table, from_json, to_json
 from fastres.text import text_table
 
-from .. import report, results
-from ..results import ABSENT, OK, LayerRow, Results, Row, write_whole
-from ..standing import groups
 from . import state as states
 from .running import FINAL, RESULTS, ROOT
 
@@ -123,7 +123,7 @@ def bring(card: Path, results_folder: Path = RESULTS, configs: Path = CONFIGS) -
     runs = read_runs(home)
     if runs:
         whole = merged(runs, exclusions(state))
-        written += [*results.write(whole, home), *report.write(whole, home)]
+        written += [*results.write(whole, home), *show.write(whole, home)]
     for path in sorted((card / "configs").glob("*/conv.json")):
         target = configs / path.parent.name / path.name
         old = from_json(target.read_text(), str(target)) if target.is_file() else Table()
@@ -192,7 +192,7 @@ def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> 
 
 def predicted(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
     """Seconds a batch that the rules are predicted to take on a card; None for one that is not known."""
-    from ..predict_cards import predict_card
+    from fastres.bench.estimates.by_card import predict_card
 
     exact = [card for card in CARDS if card.name == gpu_name]
     like = [card for card in CARDS if re.search(rf"\b{re.escape(card.name)}\b", gpu_name)]

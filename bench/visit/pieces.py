@@ -21,9 +21,13 @@ RULES = "tables"  # what FASTRES_WITHOUT is given where rules alone are to choos
 RUN, CONFIGS, SMOKE = "{run}", "{configs}", "{smoke}"
 
 # Files that a piece's outcome depends on; a change of any other is no reason to run it again.
-KERNELS = ("kernels/*.py", "fastres/gpu.py", "fastres/graphs.py", "fastres/folding.py", "fastres/fusion.py")
-MEASURING = ("bench/run.py", "bench/timing.py", "bench/checking.py", "bench/peers.py", "bench/compilers.py")
-TUNING = ("bench/tune.py", "bench/*_tuning.py", "bench/candidates/*.json", "fastres/prediction.py")
+KERNELS = ("kernels/*.py", "kernels/routing/*.py", "fastres/executors/*.py", "fastres/network/*.py")
+MEASURING = (
+    "bench/run.py",
+    "bench/engines/*.py",
+    *(f"bench/measure/{n}.py" for n in ("timing", "checking", "comparison")),
+)
+TUNING = ("bench/tune.py", "bench/tuning/*.py", "bench/tuning/candidates/*.json", "fastres/roofline/*.py")
 TABLES = ("kernels/configs/*/conv.json",)
 
 
@@ -130,7 +134,7 @@ def _bench(
 def _first(scale: Scale) -> list[Piece]:
     compiled = ("fastres.bench.visit.smoke", "--compile", scale.model, *scale.batches)
     found = [
-        Piece("environment", ("fastres", "env", "--json"), 10, 40, ("fastres/environment.py",)),
+        Piece("environment", ("fastres", "env", "--json"), 10, 40, ("fastres/commands/environment.py",)),
         Piece("compile", compiled, 40, 100, KERNELS),
         *_smoke(scale),
     ]
@@ -194,20 +198,20 @@ def _has_xdist() -> bool:
 def _suites(scale: Scale) -> list[Piece]:
     small = "from fastres.bench.visit.smoke import one_small_run; one_small_run()"
     sanitizer = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", small)
-    host = ("fastres.bench.host", "--model", scale.model, "--out", f"{RUN}.json")
+    host = ("fastres.bench.measure.host", "--model", scale.model, "--out", f"{RUN}.json")
     return [
         _tests("streams, threads and graphs", 60, 120, "tests/gpu/test_graphs.py", "tests/gpu/test_models.py", "-k",
                "stream or thread or graph"),
         _tests("kernel tests", 90, 150, "tests/kernels", side_by_side=8),
         Piece("memory check", sanitizer, 60, 120, KERNELS, program=True, needs="compute-sanitizer"),
-        _tests("executor tests", 75, 120, "tests/test_gpu_executor.py", side_by_side=4),
-        _tests("tuner tests", 40, 90, *(f"tests/bench/test_{name}.py" for name in GPU_TESTS), side_by_side=4),
-        Piece("host time", host, 20, 60, ("fastres/graphs.py", "fastres/model.py", "bench/host.py")),
+        _tests("executor tests", 75, 120, "tests/executors/test_gpu.py", side_by_side=4),
+        _tests("tuner tests", 40, 90, *(f"tests/bench/{name}.py" for name in GPU_TESTS), side_by_side=4),
+        Piece("host time", host, 20, 60, ("fastres/executors/graphs.py", "fastres/model/*.py", "bench/measure/host.py")),
         _tests("model tests", 120, 200, "tests/gpu/test_models.py", "-k", "resnet18 or resnet50", side_by_side=4),
     ]  # fmt: skip
 
 
-GPU_TESTS = ("tune", "block_tuning", "layers", "kernel_timing")
+GPU_TESTS = ("test_tune", "tuning/test_blocks", "measure/test_layers", "measure/test_kernel_timing")
 
 
 def _longest() -> list[Piece]:
@@ -215,5 +219,5 @@ def _longest() -> list[Piece]:
     timed = ("pytest", "-q", *names, "-p", "no:cacheprovider", f"--benchmark-json={RUN}.json")
     return [
         _tests("all model tests", 480, 900, "tests/gpu/test_models.py", side_by_side=4),
-        Piece("kernels one by one", timed, 200, 400, ("kernels/*.py", *names)),
+        Piece("kernels one by one", timed, 200, 400, ("kernels/*.py", "kernels/routing/*.py", *names)),
     ]

@@ -20,14 +20,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastres.kernels import tables
+from fastres.bench.report import results
+from fastres.kernels.routing import tables
 from fastres.text import text_table
 
-from .. import gpu, results
 from . import home, stage
 from . import state as states
 from .pieces import Scale
 from .running import ABSENT, FAILED, LATE, PASSED, Outcome, label
+from .visit import Visit
 
 SMALL = Scale("resnet20", 8, ("2", "1"), others=(("resnet20_digits", "1"),), dtypes=("float32",), small=True)
 CARD = stage.CARD.name
@@ -75,7 +76,7 @@ class Theatre:
 
 
 @dataclass
-class Rehearsed(gpu.Visit):
+class Rehearsed(Visit):
     """A visit whose time is over while ``ends_in`` runs."""
 
     ends_in: str = ""

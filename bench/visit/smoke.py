@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from fastres.kernels.ahead_of_time import Compilation
-from fastres.kernels.cards import Gpu, gpu_of
+from fastres.bench.report.results import write_whole
+from fastres.kernels.inspection.ahead_of_time import Compilation
 from fastres.kernels.launch import INTERPRETED
+from fastres.kernels.routing.cards import Gpu, gpu_of
 
-from ..results import write_whole
 from .trials import FAMILIES, Trial, device_of_trials, why_not
 
 REPEATS = 20
@@ -59,7 +59,7 @@ def judged(trial: Trial, repeats: int) -> Finding:
 
 def compilations(gpu: Gpu, small: bool = False) -> list[Compilation]:
     """What the trials of convolutions compile."""
-    from fastres.kernels.inspection_tables import Entry, compilation
+    from fastres.kernels.inspection.tuned_tables import Entry, compilation
 
     found = [
         entry for name, family in FAMILIES.items() if not why_not(name, gpu) for entry in family.layers(gpu, small)
@@ -72,10 +72,10 @@ def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, li
 
     Returns how many kernels that is, and what is wrong with those that do not compile.
     """
-    from fastres.architectures import get_architecture
-    from fastres.folding import outline
-    from fastres.kernels.inspection import plan_compilations
-    from fastres.kernels.parallel import in_processes
+    from fastres.executors.compilations import plan_compilations
+    from fastres.kernels.inspection.parallel import in_processes
+    from fastres.network.architectures import get_architecture
+    from fastres.network.folding import outline
 
     plan = outline(get_architecture(model), torch.float16)
     items = [item for batch in batches for item in plan_compilations(plan, gpu, batch=batch)]
@@ -86,12 +86,12 @@ def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, li
 
 def _compile(gpu: Gpu, item: Compilation) -> str:
     """Compile one kernel; what is wrong with it, where it does not compile."""
-    from fastres.kernels import inspection, inspection_tma
-    from fastres.kernels.ahead_of_time import compile_for
+    from fastres.kernels.inspection import pointer_kernels, tma_kernels
+    from fastres.kernels.inspection.ahead_of_time import compile_for
 
-    own = inspection._KERNELS
+    own = pointer_kernels._KERNELS
     try:
-        kernel = own[item.kernel] if item.kernel in own else inspection_tma._kernel(item.kernel)
+        kernel = own[item.kernel] if item.kernel in own else tma_kernels._kernel(item.kernel)
         compile_for(item, kernel, gpu.arch)
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -25,12 +25,17 @@ import torch
 from tqdm import tqdm
 from triton.runtime import interpreter
 
-from fastres import cli
-from fastres.kernels import conv, conv_tma, fused, gemm, inspection_tables
-from fastres.kernels.cards import H100
+from fastres.bench import tune
+from fastres.bench.engines import compilers
+from fastres.bench.measure import ceilings, checking, layers, timing
+from fastres.bench.pretend_gpu.cuda import pretend_gpu
+from fastres.bench.report import results, show
+from fastres.bench.tuning import configurations, networks
+from fastres.commands import cli
+from fastres.kernels import conv, conv_tma, fused, gemm
+from fastres.kernels.inspection import tuned_tables
+from fastres.kernels.routing.cards import H100
 
-from .. import ceilings, checking, compilers, layers, network_tuning, report, results, timing, tune
-from ..pretend_gpu import pretend_gpu
 from .running import label
 
 Faults = Sequence[tuple[str, str]]  # what happens, to which family of kernels or to which piece
@@ -39,7 +44,7 @@ HOSTS = {
     "conv": (conv, "conv2d_into"), "gemm": (gemm, "gemm_into"), "conv_tma": (conv_tma, "conv_tma_into"),
     "fused": (fused, "fused_into"),
 }  # fmt: skip
-PRELOADED = (cli, report, rich.table)  # for the processes that are forked from one that has imported this module
+PRELOADED = (cli, show, rich.table)  # for the processes that are forked from one that has imported this module
 FOR_EVER = 3600
 STALLED = "goes no further"
 # Rules fill multiprocessors; with one of them they choose few and large tiles, which an interpreter is quicker with.
@@ -72,14 +77,14 @@ def make_small() -> None:
     checking.IMAGES = checking.IMAGES_OF_SMALL_NETWORKS = 4
     checking.HALF_FACTOR = checking.PEER_FACTOR  # so few images are more or less off by luck
     layers.WARMUPS, layers.ROUNDS, layers.FEWEST = 0, 1, 1
-    network_tuning.ROUNDS, network_tuning.CHECKS, network_tuning.REPLAYS = 2, 1, 1
-    network_tuning.LARGE_BATCH, network_tuning.QUICK_MICRO_BATCHES = 1, (1,)  # no early launches: none are interpreted
-    tune.FAR_OFF, tune.TILES_TRIED, tune.VARIANTS_TRIED = 1.05, 1, 1
+    networks.ROUNDS, networks.CHECKS, networks.REPLAYS = 2, 1, 1
+    networks.LARGE_BATCH, networks.QUICK_MICRO_BATCHES = 1, (1,)  # no early launches: none are interpreted
+    configurations.FAR_OFF, configurations.TILES_TRIED, configurations.VARIANTS_TRIED = 1.05, 1, 1
     # Half of an interpreter's time goes into checks of integers that do nothing unless kernels are debugged.
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
     tune.ProcessPoolExecutor = Inline  # type: ignore[misc, assignment]
-    inspection_tables.compiles_well = lambda entry: True
+    tuned_tables.compiles_well = lambda entry: True
     compilers.torch_compile = lambda module, x, mode="": module
 
 
@@ -142,7 +147,7 @@ def play(
         make_small()
         with pretend_gpu(CARD):
             spoil(faults, piece)
-            code = importlib.import_module("fastres.cli" if module == "fastres" else module).main(arguments)
+            code = importlib.import_module("fastres.commands.cli" if module == "fastres" else module).main(arguments)
     except SystemExit as ended:
         code = ended.code
     except BaseException:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from fastres.bench.report.results import write_whole
 from fastres.errors import FastresError
 from fastres.files import written_whole
 
-from ..results import write_whole
 from .pieces import Piece
 from .running import FINAL, Outcome, digest
 

@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.architectures import Architecture
+from fastres.bench.measure.kernel_timing import draw, error_limit
+from fastres.bench.tuning import blocks, configurations
+from fastres.bench.tuning.blocks import Case
 from fastres.kernels import conv_specialized, conv_tma, dispatch, fused, gemm, head, reference, stem
-from fastres.kernels.cards import Gpu
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape
-from fastres.kernels.tables import Layer, Network
+from fastres.kernels.routing.cards import Gpu
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from fastres.kernels.routing.tables import Layer, Network
+from fastres.network.architectures import Architecture
 from fastres.text import dtype_name
-
-from .. import block_tuning, tune
-from ..block_tuning import Case
-from ..kernel_timing import draw, error_limit
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _layers_of_conv(gpu: Gpu, small: bool) -> list[tuple[Layer, ConvConfig]]:
         (_shape(small, 8, 14, 32, 32, 3, groups=2), False), (_shape(small, 64, 14, 256, 512, 1), False),
     ]  # fmt: skip
     layers = [Layer.of(shape, torch.float16, residual) for shape, residual in shapes]
-    return [(layer, replace(tune.by_rules(layer, gpu), split=1)) for layer in layers]
+    return [(layer, replace(configurations.by_rules(layer, gpu), split=1)) for layer in layers]
 
 
 def _layers_of_split(gpu: Gpu, small: bool) -> list[tuple[Layer, ConvConfig]]:
@@ -98,7 +97,7 @@ def _layers_of_tma(kernels: Sequence[str], small: bool) -> list[tuple[Layer, Con
 def _conv_trials(layers: Sequence[tuple[Layer, ConvConfig]]) -> Iterator[Trial]:
     device = device_of_trials()
     for layer, config in layers:
-        x, weight, bias, residual = tune.make_tensors(layer, device)
+        x, weight, bias, residual = configurations.make_tensors(layer, device)
         shape = layer.shape
 
         def run(
@@ -108,7 +107,7 @@ def _conv_trials(layers: Sequence[tuple[Layer, ConvConfig]]) -> Iterator[Trial]:
             y = torch.full(
                 (shape.N, shape.P, shape.Q, weight.shape[0]), torch.nan, dtype=layer.out_dtype, device=x.device
             )
-            tune.launch(layer, config, y, *tensors)
+            configurations.launch(layer, config, y, *tensors)
             return y
 
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -131,8 +130,8 @@ def _cases(gpu: Gpu, small: bool, kernels: Sequence[str]) -> list[tuple[Case, Co
     """Joined runs of a network's first stage: every kind of them, each with the first configuration of a kernel."""
     batch, size = (conv_tma.MIN_BATCH, 32) if small else (conv_tma.MIN_BATCH, 112)
     found = []
-    for case in block_tuning.cases_of(NARROW, batch, size, torch.float16, gpu):
-        configs = [config for config in block_tuning.candidates(case.block, gpu) if config.kernel in kernels]
+    for case in blocks.cases_of(NARROW, batch, size, torch.float16, gpu):
+        configs = [config for config in blocks.candidates(case.block, gpu) if config.kernel in kernels]
         found += [(case, config) for config in configs[:1]]
     return found[:1] if small else found
 
@@ -140,15 +139,15 @@ def _cases(gpu: Gpu, small: bool, kernels: Sequence[str]) -> list[tuple[Case, Co
 def _block_trials(cases: Sequence[tuple[Case, ConvConfig]]) -> Iterator[Trial]:
     device = device_of_trials()
     for case, config in cases:
-        joined, values = block_tuning.with_data(case, device)
-        exact = block_tuning.in_float32(joined, values)
+        joined, values = blocks.with_data(case, device)
+        exact = blocks.in_float32(joined, values)
         written = joined.writes
         truth = torch.cat([exact[value].flatten() for value in written])
 
         def run(joined: Any = joined, values: Any = values, config: ConvConfig = config) -> Tensor:
             for value in joined.writes:
                 values[value].fill_(torch.nan)
-            block_tuning.run_joined(joined, values, config)
+            blocks.run_joined(joined, values, config)
             return torch.cat([values[value].flatten() for value in joined.writes])
 
         # What is rounded between two products may be rounded to either side.
@@ -211,11 +210,10 @@ def _head_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
 
 def _network(small: bool) -> tuple[Any, Tensor]:
     """An executor of a small network, and images for it."""
-    from fastres.architectures import get_architecture
-    from fastres.folding import build_plan
-    from fastres.gpu import GpuExecutor
-
-    from ..calibration import calibrated, smooth_images
+    from fastres.bench.measure.calibration import calibrated, smooth_images
+    from fastres.executors.gpu import GpuExecutor
+    from fastres.network.architectures import get_architecture
+    from fastres.network.folding import build_plan
 
     device = device_of_trials()
     arch = get_architecture("resnet20" if small else "resnet18")
@@ -267,14 +265,14 @@ def _tma_family(what: str, kernels: tuple[str, ...], *inputs: str) -> Family:
     return Family(what, _of_layers(layers), (*inputs, "kernels/tma.py"), layers)
 
 
-_CONV = ("kernels/conv.py", "kernels/routing.py")
+_CONV = ("kernels/conv.py", "kernels/routing/*.py")
 FAMILIES = {
     "conv": Family("the general convolution", _of_layers(_layers_of_conv), _CONV, _layers_of_conv),
     "split": Family("reductions that programs share", _of_layers(_layers_of_split), _CONV, _layers_of_split),
     "stem": Family("the first convolution and its pool", _stem_trials, ("kernels/stem.py", "kernels/prepare.py")),
     "head": Family("average pool and classifier", _head_trials, ("kernels/head.py", *_CONV)),
-    "graphs": Family("CUDA graphs", _graph_trials, (*_CONV, "fastres/gpu.py", "fastres/graphs.py")),
-    "early": Family("early launches", _early_trials, (*_CONV, "fastres/gpu.py")),
+    "graphs": Family("CUDA graphs", _graph_trials, (*_CONV, "fastres/executors/gpu.py", "fastres/executors/graphs.py")),
+    "early": Family("early launches", _early_trials, (*_CONV, "fastres/executors/gpu.py")),
     "gemm": _tma_family("1×1 convolutions by TMA", gemm.KERNELS, "kernels/gemm.py"),
     "conv_tma": _tma_family("convolutions by TMA", conv_tma.KERNELS, "kernels/conv_tma.py"),
     "conv_specialized": _tma_family(

@@ -8,11 +8,11 @@ from importlib import resources
 
 import torch
 
-from fastres.architectures import ARCHITECTURES, Architecture, state_dict_shapes
-from fastres.bench.words import todays_command
-from fastres.download import PYTORCH_URL
-from fastres.folding import outline
-from fastres.weights import BUNDLED_MODEL, WeightsEntry, entries
+from fastres.bench.report.words import todays_command
+from fastres.network.architectures import ARCHITECTURES, Architecture, state_dict_shapes
+from fastres.network.folding import outline
+from fastres.weights.download import PYTORCH_URL
+from fastres.weights.published import BUNDLED_MODEL, WeightsEntry, entries
 
 REFERENCE_RECIPE = "https://github.com/pytorch/vision/tree/main/references/classification#resnet"
 NEW_RECIPE = "https://github.com/pytorch/vision/issues/3995#new-recipe"

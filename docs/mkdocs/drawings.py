@@ -8,9 +8,9 @@ from html import escape
 
 import torch
 
-from fastres.architectures import BlockSpec, block_specs, get_architecture
-from fastres.folding import outline
-from fastres.plan import Conv, Plan, describe
+from fastres.network.architectures import BlockSpec, block_specs, get_architecture
+from fastres.network.folding import outline
+from fastres.network.plan import Conv, Plan, describe
 
 MODEL = "resnet50"
 ROW, GAP = 30, 10

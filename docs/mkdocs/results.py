@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastres.bench import results, standing
-from fastres.bench.words import device_name, milliseconds, todays_command
+from fastres.bench.report import results, standing
+from fastres.bench.report.words import device_name, milliseconds, todays_command
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS.parent / "bench" / "results"

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from fastres.errors import InputError, MissingDependencyError
-from fastres.loading import load
-from fastres.model import Model
-from fastres.predict import require_classifier
+from fastres.model.loading import load
+from fastres.model.model import Model
+from fastres.model.predict import require_classifier
 
 __all__ = ["Report", "classify"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastres.errors import FastresError, ImageError, WorkerError
-from fastres.images import Transforms
+from fastres.images.transforms import Transforms
 
 from .pixels import Decoder, decoder
 from .sources import Images

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastres.errors import OutputError, WorkerError
-from fastres.model import Model
-from fastres.plan import LOGITS, POOLED
+from fastres.model.model import Model
+from fastres.network.plan import LOGITS, POOLED
 from fastres.text import dtype_name
 from fastres.version import __version__
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastres.bench import ceilings, checking, timing
+from fastres.bench.measure import ceilings, checking, timing
 
 
 @pytest.fixture

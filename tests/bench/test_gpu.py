@@ -19,16 +19,17 @@ from fastres.bench.visit import state as states
 from fastres.bench.visit.pieces import BUDGET, FULL, VISITS, Piece, Scale, estimate, groups, pieces
 from fastres.bench.visit.running import Outcome
 from fastres.bench.visit.trials import FAMILIES
+from fastres.bench.visit.visit import Visit
 from fastres.errors import FastresError
-from fastres.kernels import without
+from fastres.kernels.routing import without
 
 
 def piece(name: str, code: str, limit: int = 60, **more: object) -> Piece:
     return Piece(name, (sys.executable, "-c", code), 1, limit, ("fastres/text.py",), program=True, **more)  # type: ignore[arg-type]
 
 
-def visit(tmp_path: Path, *todo: Piece, budget: float = 500, **more: object) -> gpu.Visit:
-    made = gpu.Visit("first", "a GPU", tmp_path / "work" / "a-gpu", tmp_path / "out", budget, **more)  # type: ignore[arg-type]
+def visit(tmp_path: Path, *todo: Piece, budget: float = 500, **more: object) -> Visit:
+    made = Visit("first", "a GPU", tmp_path / "work" / "a-gpu", tmp_path / "out", budget, **more)  # type: ignore[arg-type]
     made.todo = list(todo)
     return made
 
@@ -42,7 +43,7 @@ def test_a_visit_should_fit_a_call_and_says_so(name: str, tmp_path: Path) -> Non
     assert estimate(todo) <= BUDGET - gpu.RESERVE
     assert len({item.name for item in todo}) == len(todo)
     assert all(item.seconds <= item.grace + item.limit <= 600 for item in todo)
-    said = gpu.Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
+    said = Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
     assert f"about {estimate(todo)} s of {BUDGET} s, which fits" in said
     assert all(item.name in said for item in todo)
 
@@ -107,7 +108,7 @@ def test_pieces_name_files_that_exist(name: str) -> None:
 def test_every_gpu_test_is_part_of_a_visit() -> None:
     named = {word for item in pieces("all") for word in item.command if word.startswith("tests/")}
     assert {"tests/kernels", "tests/gpu/test_graphs.py", "tests/gpu/test_models.py"} <= named
-    marked = {path.relative_to(running.ROOT).as_posix() for path in (running.ROOT / "tests/bench").glob("test_*.py")
+    marked = {path.relative_to(running.ROOT).as_posix() for path in (running.ROOT / "tests/bench").rglob("test_*.py")
               if "mark.gpu" in path.read_text() and path.name != Path(__file__).name}  # fmt: skip
     assert marked <= named
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench import ceilings, layers, peers, results, run
-from fastres.bench.eager import EagerResNet
-from fastres.bench.peers import EAGER, FASTRES, PEERS, Engine, Peer
-from fastres.bench.results import Results, Row
+from fastres.bench import run
+from fastres.bench.engines import peers
+from fastres.bench.engines.eager import EagerResNet
+from fastres.bench.engines.peers import EAGER, FASTRES, PEERS, Engine, Peer
+from fastres.bench.measure import ceilings, layers
+from fastres.bench.report import results
+from fastres.bench.report.results import Results, Row
 from fastres.bench.run import Options
 from fastres.errors import DtypeError, FastresError
 

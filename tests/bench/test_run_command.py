@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastres.bench import results, run
+from fastres.bench import run
+from fastres.bench.report import results
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,23 +11,25 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.bench import tune, vetting
-from fastres.bench.vetting import Vetted
-from fastres.ceilings import Ceilings
+from fastres.bench import tune
+from fastres.bench.tuning import configurations, tables, vetting
+from fastres.bench.tuning.progress import Progress
+from fastres.bench.tuning.vetting import Vetted
 from fastres.errors import DeviceError, FastresError
 from fastres.kernels import dispatch
-from fastres.kernels.cards import A100, H100
 from fastres.kernels.launch import INTERPRETED, cdiv
-from fastres.kernels.routing import LEAST_BLOCKS, ConvConfig, ConvShape, reduction_blocks, route_conv
-from fastres.kernels.tables import Layer, from_json
-from fastres.prediction import conv_seconds
+from fastres.kernels.routing.cards import A100, H100
+from fastres.kernels.routing.rules import LEAST_BLOCKS, ConvConfig, ConvShape, reduction_blocks, route_conv
+from fastres.kernels.routing.tables import Layer, from_json
+from fastres.roofline.ceilings import Ceilings
+from fastres.roofline.estimate import conv_seconds
 
 LIMITS = Ceilings(790, 4300)
 LARGE = Layer(ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1), "float16", False)
 GEMM = Layer(ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), "float16", True)
 
 
-def tools(**changes: object) -> tune.Tools:
+def tools(**changes: object) -> configurations.Tools:
     """Tools of a GPU on which smaller tiles are faster; everything compiles and is right."""
 
     def microseconds(layer: Layer, config: ConvConfig) -> float:
@@ -36,48 +38,53 @@ def tools(**changes: object) -> tune.Tools:
     def compiles_well(layer: Layer, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
         return list(configs)
 
-    made = tune.Tools(compiles_well, lambda layer, config: True, microseconds)
+    made = configurations.Tools(compiles_well, lambda layer, config: True, microseconds)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_layers_are_the_distinct_convolutions() -> None:
-    found = tune.layers(["resnet50"], [1, 8], 224, torch.float16)
+    found = configurations.layers_of(["resnet50"], [1, 8], 224, torch.float16)
     assert len(found) == len(set(found)) == 2 * 24, "the classifier among them"
     assert {layer.shape.N for layer in found} == {1, 8}
     assert Layer(ConvShape(8, 56, 56, 64, 256, 1, 1, 1, 0), "float16", True) in found
 
 
 def test_candidates_include_the_rules_and_every_kernel_that_fits() -> None:
-    found = tune.candidates(GEMM, H100)
+    found = configurations.candidates(GEMM, H100)
     assert found[0] == route_conv(GEMM.shape, torch.float16, H100)
     assert {config.kernel for config in found} >= {"conv", "gemm_persistent"}
     specialised = {"conv_specialized", "conv_specialized_compact"}
-    assert {config.kernel for config in tune.candidates(LARGE, H100)} >= {"conv_tma", *specialised}
-    assert {config.kernel for config in tune.candidates(LARGE, A100)} == {"conv"}
+    assert {config.kernel for config in configurations.candidates(LARGE, H100)} >= {"conv_tma", *specialised}
+    assert {config.kernel for config in configurations.candidates(LARGE, A100)} == {"conv"}
     few = replace(LARGE, shape=replace(LARGE.shape, N=8))
-    assert {config.kernel for config in tune.candidates(few, H100)} == {"conv", *specialised}
+    assert {config.kernel for config in configurations.candidates(few, H100)} == {"conv", *specialised}
 
 
 def test_small_layers_try_programs_that_share_tiles() -> None:
     one = Layer(ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "float16", False)
-    found = tune.candidates(one, H100)
-    assert {1, 2, 4, 8} < {config.split for config in found} <= {1, *tune.SPLITS}
+    found = configurations.candidates(one, H100)
+    assert {1, 2, 4, 8} < {config.split for config in found} <= {1, *configurations.SPLITS}
     for config in found:
         blocks = reduction_blocks(one.shape, config)
         assert config.split == 1 or blocks - cdiv(blocks, config.split) * (config.split - 1) >= LEAST_BLOCKS, "the last"
-    assert {config.split for config in tune.candidates(LARGE, H100)} == {1}
+    assert {config.split for config in configurations.candidates(LARGE, H100)} == {1}
     tile = ConvConfig("conv", 64, 64, 64, 4, 4)
     times = [conv_seconds(one, replace(tile, split=split), H100, LIMITS) for split in (1, 2, 4, 8, 16)]
     assert times[0] > 2 * times[2]  # less than four times: the last program reads the sums of all
     assert times[0] > times[1] > times[2] > times[3] < times[4], "partial sums are traffic too"
-    best = min(tune.candidates(one, H100), key=lambda config: conv_seconds(one, config, H100, LIMITS))
+    best = min(configurations.candidates(one, H100), key=lambda config: conv_seconds(one, config, H100, LIMITS))
     assert best.split > 1
-    assert max(config.split for config in tune.promising(one, tune.candidates(one, H100), H100, LIMITS)) > 1
+    assert (
+        max(
+            config.split for config in configurations.promising(one, configurations.candidates(one, H100), H100, LIMITS)
+        )
+        > 1
+    )
 
 
 def test_tiles_wider_than_the_layer_are_not_tried() -> None:
     narrow = Layer(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), "float16", False)
-    assert max(config.block_n for config in tune.candidates(narrow, H100)) <= 64
+    assert max(config.block_n for config in configurations.candidates(narrow, H100)) <= 64
 
 
 def test_predictions_follow_waves_and_bytes() -> None:
@@ -94,22 +101,24 @@ def test_predictions_follow_waves_and_bytes() -> None:
 
 
 def test_far_off_candidates_are_dropped_and_the_rules_kept() -> None:
-    configs = tune.candidates(LARGE, H100)
-    kept = tune.promising(LARGE, configs, H100, LIMITS)
+    configs = configurations.candidates(LARGE, H100)
+    kept = configurations.promising(LARGE, configs, H100, LIMITS)
     assert kept[0] == configs[0]
     assert 5 < len(kept) < len(configs)
     # A few tiles of each kind of kernel, each with few variants: some seconds a layer, not minutes.
     for kernel in {config.kernel for config in kept}:
         tiles = [(config.block_m, config.block_n) for config in kept[1:] if config.kernel == kernel]
-        assert 1 <= len(set(tiles)) <= tune.TILES_TRIED
-        assert max(tiles.count(tile) for tile in tiles) <= tune.VARIANTS_TRIED
+        assert 1 <= len(set(tiles)) <= configurations.TILES_TRIED
+        assert max(tiles.count(tile) for tile in tiles) <= configurations.VARIANTS_TRIED
     bad = ConvConfig("conv", 64, 16, 64, 4, 3)
-    assert tune.promising(LARGE, [bad, *configs], H100, LIMITS)[0] == bad, "the rules' own choice is always measured"
+    assert configurations.promising(LARGE, [bad, *configs], H100, LIMITS)[0] == bad, (
+        "the rules' own choice is always measured"
+    )
 
 
 def test_the_fastest_right_one_that_compiles_wins() -> None:
     a, b, c, d = (ConvConfig("conv", m, 64, 64, 4, 3) for m in (256, 128, 64, 32))
-    found = tune.tune_layer(
+    found = configurations.tune_layer(
         LARGE,
         [a, b, c, d],
         tools(compiles_well=lambda layer, configs: [a, b, c], is_right=lambda layer, config: config != c),
@@ -120,7 +129,9 @@ def test_the_fastest_right_one_that_compiles_wins() -> None:
 
 def test_wrong_rules_are_an_error() -> None:
     with pytest.raises(DeviceError, match="The rules' own configuration"):
-        tune.tune_layer(LARGE, [ConvConfig("conv", 64, 64, 64, 4, 3)], tools(is_right=lambda layer, config: False))
+        configurations.tune_layer(
+            LARGE, [ConvConfig("conv", 64, 64, 64, 4, 3)], tools(is_right=lambda layer, config: False)
+        )
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -133,8 +144,8 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return list(configs)
 
-    def run() -> tune.Progress:
-        progress = tune.Progress.resume(path, {"gpu": "H100"})
+    def run() -> Progress:
+        progress = Progress.resume(path, {"gpu": "H100"})
         tune.tune([LARGE, GEMM], H100, LIMITS, tools(compiles_well=counted), progress)
         return progress
 
@@ -145,7 +156,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert tried == [LARGE, GEMM, GEMM]
     assert [entry.layer for entry in done] == [LARGE, GEMM]
     assert from_json(path.read_text(), "it").layers == done
-    assert "N256 14×14 1×1/1 256→1024 +res" in tune.table(done)
+    assert "N256 14×14 1×1/1 256→1024 +res" in tables.table(done)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -162,7 +173,7 @@ def test_says_when_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 def test_results_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, residual: bool) -> None:
     device = torch.device("cpu" if INTERPRETED else "cuda")
     layer = Layer(ConvShape(2, 6, 5, 16, 24, 3, 3, 2, 1, 2), "float16", residual)
-    assert tune.error(layer, config, device) < torch.finfo(torch.float16).eps
+    assert configurations.error(layer, config, device) < torch.finfo(torch.float16).eps
     into = dispatch.convolve_into
 
     def spoiled(y: torch.Tensor, *tensors: torch.Tensor, **settings: Any) -> None:
@@ -170,9 +181,9 @@ def test_results_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch, conf
         y[1, 2, 2, 7] += 1
 
     monkeypatch.setattr(dispatch, "convolve_into", spoiled)
-    assert tune.error(layer, config, device) > 2 * torch.finfo(torch.float16).eps
+    assert configurations.error(layer, config, device) > 2 * torch.finfo(torch.float16).eps
     monkeypatch.setattr(dispatch, "convolve_into", lambda *_tensors, **_settings: None)
-    assert not tune.error(layer, config, device) < 1, "what is not written is not right"
+    assert not configurations.error(layer, config, device) < 1, "what is not written is not right"
 
 
 def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,17 +194,17 @@ def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: py
         return list(configs)
 
     small = Layer(ConvShape(1, 14, 14, 256, 256, 1, 1, 1, 0), "float16", False)
-    own = tune.by_rules(small, H100)
+    own = configurations.by_rules(small, H100)
     product = ConvConfig("gemm", 128, 64, 64, 4, 4)
     shared, dead = (ConvConfig("conv", 64, 32, 32, 4, stages, split=2) for stages in (3, 4))
     vetted = Vetted({small: [product, shared, dead, ConvConfig("conv_tma", 128, 64, 64, 4, 4)]})
 
     def run(out: str) -> list[ConvConfig]:
         tried.clear()
-        progress = tune.Progress.resume(tmp_path / out / "conv.json", {})
+        progress = Progress.resume(tmp_path / out / "conv.json", {})
         with contextlib.suppress(OSError), progress.trying(small, dead):
             raise OSError  # as where the process ends
-        progress = tune.Progress.resume(tmp_path / out / "conv.json", {})
+        progress = Progress.resume(tmp_path / out / "conv.json", {})
         tune.tune([small], H100, LIMITS, tools(compiles_well=noted), progress, vetted)
         return list(tried)
 
@@ -207,7 +218,7 @@ def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: py
 def test_quick_candidates_are_there_for_what_a_visit_tunes() -> None:
     vetted = vetting.read("sm_90")
     for batch in (256, 64, 8, 1):
-        for layer in tune.layers(["resnet50"], [batch], 224, torch.float16):
+        for layer in configurations.layers_of(["resnet50"], [batch], 224, torch.float16):
             configs = vetted.layers[layer]
             assert 1 <= len(configs) <= vetting.A_LAYER
             assert not [c for c in configs if dispatch.why_not(c.kernel, layer.shape, torch.float16, H100)], layer

@@ -22,7 +22,7 @@ import torch
 
 import fastres
 from fastres.classification import run, tables, work
-from fastres.cli import main
+from fastres.commands.cli import main
 from fastres.errors import (
     ClassifierError,
     FastresError,

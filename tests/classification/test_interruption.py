@@ -19,7 +19,7 @@ from PIL import Image
 
 import fastres
 from fastres.classification import batches, run
-from fastres.cli import main
+from fastres.commands.cli import main
 from fastres.errors import OutputError, ResumeError, WorkerError
 
 from .conftest import classify, encoded, failed
@@ -88,7 +88,7 @@ def test_two_thousand_images_killed_half_way(
 
 def test_control_c(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = (
-        "import os, signal, sys, fastres.classification.run as run, fastres.cli as cli\n"
+        "import os, signal, sys, fastres.classification.run as run, fastres.commands.cli as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore it
         "original, calls = run._outputs, []\n"
         "def outputs(*given):\n"

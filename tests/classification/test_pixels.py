@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastres.classification.pixels import exact_pixels, fast_pixels
 from fastres.errors import ImageError
-from fastres.images import Transforms
+from fastres.images.transforms import Transforms
 
 from .conftest import encoded
 

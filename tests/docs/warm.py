@@ -87,7 +87,7 @@ def answer(client: socket.socket) -> None:
 
 
 def main(address: str) -> None:
-    import fastres.cli
+    import fastres.commands.cli
     import fastres.export.onnx  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the forks that wait are waited for by nobody

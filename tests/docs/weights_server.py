@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated
+from fastres.bench.measure.calibration import calibrated
+from fastres.network.architectures import get_architecture
 
 from .blocks import ROOT
 

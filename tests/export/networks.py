@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 import fastres
-from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated, smooth_images
-from fastres.images import Transforms
-
-from ..measures import Yardstick
-from ..subjects import EVERY_STEP, shallow
+from fastres.bench.measure.calibration import calibrated, smooth_images
+from fastres.images.transforms import Transforms
+from fastres.network.architectures import get_architecture
+from tests.measures import Yardstick
+from tests.subjects import EVERY_STEP, shallow
 
 BATCHES = [1, 2, 5]
 

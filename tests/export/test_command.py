@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastres.bench.digits import as_image, load_scans
+from fastres.bench.digits.data import as_image, load_scans
 from fastres.errors import FastresError, InputError
 from fastres.export.command import add_arguments, run
 

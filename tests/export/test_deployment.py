@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 import fastres
-from fastres.bench.digits import as_image, load_scans
+from fastres.bench.digits.data import as_image, load_scans
 
 pytest.importorskip("onnx")
 
 from fastres.export import onnx as fx
 from fastres.export.metadata import KEYS
 from fastres.export.pytorch import export_torch
+from tests.measures import relative_error
 
-from ..measures import relative_error
 from .networks import digits_model, network
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"

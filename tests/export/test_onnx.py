@@ -20,8 +20,8 @@ from fastres.errors import DtypeError, FastresError, InputError, MissingDependen
 from fastres.export import onnx as fx
 from fastres.export import verification
 from fastres.export.errors import ExportError, ExportFileError, VerificationError
+from tests.measures import relative_error
 
-from ..measures import relative_error
 from .networks import SHALLOW, digits_model, every_step_model, network, run, session
 
 onnx = pytest.importorskip("onnx")

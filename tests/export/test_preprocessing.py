@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 import fastres
-from fastres.bench.calibration import pixels, smooth_images
-from fastres.images import Transforms
+from fastres.bench.measure.calibration import pixels, smooth_images
+from fastres.images.transforms import Transforms
 
 onnx = pytest.importorskip("onnx")
 

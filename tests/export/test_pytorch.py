@@ -18,8 +18,8 @@ pytest.importorskip("onnx")
 from fastres.export import pytorch
 from fastres.export.errors import ExportFileError, VerificationError
 from fastres.export.pytorch import export_torch
+from tests.measures import relative_error
 
-from ..measures import relative_error
 from .networks import digits_model, every_step_model, network
 
 ALONE = """

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastres.bench.digits import as_image, load_scans, split
+from fastres.bench.digits.data import as_image, load_scans, split
 from fastres.errors import FastresError, ImageError, InputError
 
 onnx = pytest.importorskip("onnx")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastres.bench.digits import as_image, load_scans
+from fastres.bench.digits.data import as_image, load_scans
 from fastres.errors import DeviceError, ImageError, InputError
 
 onnx = pytest.importorskip("onnx")

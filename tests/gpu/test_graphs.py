@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import fastres
-from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated, smooth_images
-from fastres.gpu import GpuExecutor
-from fastres.graphs import GraphExecutor
+from fastres.bench.measure.calibration import calibrated, smooth_images
+from fastres.executors.gpu import GpuExecutor
+from fastres.executors.graphs import GraphExecutor
+from fastres.network.architectures import get_architecture
 
 pytestmark = pytest.mark.gpu
 

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 import fastres
-from fastres.architectures import get_architecture
-from fastres.bench.calibration import calibrated, pixels, smooth_images
-
-from ..measures import Yardstick, relative_error
-from ..test_architectures import TORCHVISION
+from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
+from fastres.network.architectures import get_architecture
+from tests.measures import Yardstick, relative_error
+from tests.network.test_architectures import TORCHVISION
 
 pytestmark = pytest.mark.gpu
 

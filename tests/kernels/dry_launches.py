@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from triton.runtime.jit import JITFunction
 
-from fastres.kernels import cards
-from fastres.kernels.ahead_of_time import as_if_on
-from fastres.kernels.cards import H100
+from fastres.kernels.inspection.ahead_of_time import as_if_on
+from fastres.kernels.routing import cards
+from fastres.kernels.routing.cards import H100
 
 
 @dataclass(frozen=True)

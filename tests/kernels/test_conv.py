@@ -11,12 +11,11 @@ from torch import Tensor
 
 from fastres.errors import DeviceError, DtypeError, KernelError
 from fastres.kernels import conv, reference
-from fastres.kernels.cards import H100, MI300X
-from fastres.kernels.grouping import merge_groups
 from fastres.kernels.launch import INTERPRETED, needs_wide_offsets
-from fastres.kernels.routing import ConvConfig, ConvShape, route_conv
-
-from ..measures import kernel_tolerance, relative_error
+from fastres.kernels.routing.cards import H100, MI300X
+from fastres.kernels.routing.grouping import merge_groups
+from fastres.kernels.routing.rules import ConvConfig, ConvShape, route_conv
+from tests.measures import kernel_tolerance, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"

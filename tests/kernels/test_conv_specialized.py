@@ -11,7 +11,6 @@ import torch
 
 from fastres.errors import KernelError
 from fastres.kernels import conv_specialized, dispatch, reference
-from fastres.kernels.cards import A100, H100, INTERPRETER, Gpu
 from fastres.kernels.conv_specialized import (
     CANDIDATES,
     KERNELS,
@@ -21,10 +20,11 @@ from fastres.kernels.conv_specialized import (
 )
 from fastres.kernels.conv_specialized import conv_specialized as conv_specialized_checked
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape
+from fastres.kernels.routing.cards import A100, H100, INTERPRETER, Gpu
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from tests.measures import kernel_tolerance, relative_error
+from tests.subjects import HOPPER
 
-from ..measures import kernel_tolerance, relative_error
-from ..subjects import HOPPER
 from .gluon_simulator import Deadlock, Simulator
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="Gluon has no interpreter; the simulation needs none")

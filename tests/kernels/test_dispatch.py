@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from fastres.errors import KernelError
-from fastres.kernels import dispatch, reference, routing, tables
-from fastres.kernels.cards import A100, H100, H200, L40S
+from fastres.kernels import dispatch, reference
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape, route_conv, shared_memory
-from fastres.kernels.tables import (
+from fastres.kernels.routing import rules, tables
+from fastres.kernels.routing.cards import A100, H100, H200, L40S
+from fastres.kernels.routing.rules import ConvConfig, ConvShape, route_conv, shared_memory
+from fastres.kernels.routing.tables import (
     Block,
     Index,
     Layer,
@@ -30,8 +31,7 @@ from fastres.kernels.tables import (
     table_path,
     to_json,
 )
-
-from ..measures import kernel_tolerance, relative_error
+from tests.measures import kernel_tolerance, relative_error
 
 SHAPE = ConvShape(64, 14, 14, 256, 1024, 1, 1, 1, 0)
 FAST = ConvConfig("gemm_persistent", 128, 256, 64, 8, 3)
@@ -269,13 +269,13 @@ def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
 def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     def leave_out(names: str) -> None:
         monkeypatch.setenv(dispatch.WITHOUT, names)
-        routing.route_conv.cache_clear()
+        rules.route_conv.cache_clear()
         dispatch.left_out.cache_clear()
         dispatch.route.cache_clear()
 
     yield leave_out
     monkeypatch.delenv(dispatch.WITHOUT, raising=False)
-    routing.route_conv.cache_clear()
+    rules.route_conv.cache_clear()
     dispatch.left_out.cache_clear()
     dispatch.route.cache_clear()
 

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from fastres.errors import DeviceError, DtypeError, KernelError
 from fastres.kernels import reference
-from fastres.kernels.cards import A100, H100
 from fastres.kernels.fused import CANDIDATES, check_fused, fused_grid, fused_into, why_not_fused
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig, ConvShape
+from fastres.kernels.routing.cards import A100, H100
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.tma import merge_shortcut_weight
-
-from ..measures import kernel_tolerance, relative_error
-from ..subjects import HOPPER
+from tests.measures import kernel_tolerance, relative_error
+from tests.subjects import HOPPER
 
 pytestmark = (
     [pytest.mark.interpreter]

@@ -12,29 +12,30 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.architectures import Architecture, get_architecture
-from fastres.bench.calibration import calibrated
-from fastres.folding import build_plan, outline
-from fastres.fusion import joinable
-from fastres.gpu import GpuExecutor, block_of
-from fastres.kernels import conv_specialized, dispatch, inspection, inspection_tma
-from fastres.kernels.ahead_of_time import Compilation, compile_for
-from fastres.kernels.cards import H100
-from fastres.kernels.inspection import plan_compilations
+from fastres.bench.measure.calibration import calibrated
+from fastres.executors.compilations import plan_compilations
+from fastres.executors.gpu import GpuExecutor, block_of
+from fastres.kernels import conv_specialized, dispatch
+from fastres.kernels.inspection import pointer_kernels, tma_kernels
+from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for
 from fastres.kernels.launch import INTERPRETED, early_launches
 from fastres.kernels.prepare import prepare
-from fastres.kernels.routing import ConvConfig, ConvShape
-from fastres.kernels.tables import Index, Network, Table, TunedBlock
+from fastres.kernels.routing.cards import H100
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from fastres.kernels.routing.tables import Index, Network, Table, TunedBlock
+from fastres.network.architectures import Architecture, get_architecture
+from fastres.network.folding import build_plan, outline
+from fastres.network.fusion import joinable
+from tests.subjects import EVERY_STEP
 
-from ..subjects import EVERY_STEP
 from .dry_launches import dry_launches
 
 pytestmark = pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="compiles as for a GPU, without one")
 
 
 def inspected(item: Compilation) -> str:
-    kernels = inspection._KERNELS
-    kernel = kernels[item.kernel] if item.kernel in kernels else inspection_tma._kernel(item.kernel)
+    kernels = pointer_kernels._KERNELS
+    kernel = kernels[item.kernel] if item.kernel in kernels else tma_kernels._kernel(item.kernel)
     key: str = compile_for(item, kernel, "sm_90").hash
     return key
 
@@ -64,7 +65,7 @@ def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, resid
     settings: dict[str, Any] = {"stride": stride, "padding": shape.padding, "relu": True, "config": config}
     with dry_launches(monkeypatch) as launched:
         dispatch.convolve_into(y, x, weight, torch.zeros(128), y.clone() if residual else None, **settings)
-    compiled = inspection.compile_conv if config.kernel == "conv" else inspection_tma.compile_tma
+    compiled = pointer_kernels.compile_conv if config.kernel == "conv" else tma_kernels.compile_tma
     (launch,) = launched
     assert launch.key == inspected(compiled(shape, dtype, config, residual=residual, relu=True))
 
@@ -115,7 +116,7 @@ def test_an_early_kernel_is_inspected_as_it_is_launched(monkeypatch: pytest.Monk
     x, weight = torch.zeros(1, 14, 14, 64).half(), torch.zeros(64, 3, 3, 64).half()
     with dry_launches(monkeypatch) as launched, early_launches():
         dispatch.convolve_into(x.clone(), x, weight, torch.zeros(64), padding=1, config=config)
-    item = inspection.compile_conv(shape, torch.float16, config, residual=False, relu=False)
+    item = pointer_kernels.compile_conv(shape, torch.float16, config, residual=False, relu=False)
     item = replace(item, constants=tuple((dict(item.constants) | {"EARLY": True}).items()))
     (launch,) = launched
     assert launch.key == inspected(item)
@@ -141,6 +142,6 @@ def test_joined_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with dry_launches(monkeypatch) as launched:
         GpuExecutor(weights).run(torch.zeros(64, 3, 64, 64, dtype=torch.float16))
     assert {launch.kernel for launch in launched} >= {"fused_kernel", "conv_tma_kernel"}
-    known = {inspected(inspection_tma.compile_block(entry.layer, entry.config)) for entry in entries}
+    known = {inspected(tma_kernels.compile_block(entry.layer, entry.config)) for entry in entries}
     joined = [launch for launch in launched if launch.kernel in ("fused_kernel", "conv_tma_kernel", "gemm_kernel")]
     assert all(launch.key in known for launch in joined)

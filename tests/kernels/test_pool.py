@@ -8,9 +8,8 @@ import torch
 from fastres.errors import KernelError
 from fastres.kernels import pool, reference
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import PoolConfig
-
-from ..measures import kernel_tolerance, relative_error
+from fastres.kernels.routing.rules import PoolConfig
+from tests.measures import kernel_tolerance, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"

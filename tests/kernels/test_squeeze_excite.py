@@ -8,11 +8,10 @@ from torch import Tensor
 
 from fastres.errors import KernelError
 from fastres.kernels import conv, head, reference, squeeze_excite
-from fastres.kernels.cards import gpu_of
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import ConvConfig
-
-from ..measures import kernel_tolerance, relative_error
+from fastres.kernels.routing.cards import gpu_of
+from fastres.kernels.routing.rules import ConvConfig
+from tests.measures import kernel_tolerance, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
-from fastres.folding import IMAGENET_MEAN, IMAGENET_STD
 from fastres.kernels import prepare, reference, stem
 from fastres.kernels.launch import INTERPRETED
-from fastres.kernels.routing import StemConfig
-
-from ..measures import kernel_tolerance, relative_error
+from fastres.kernels.routing.rules import StemConfig
+from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from tests.measures import kernel_tolerance, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"

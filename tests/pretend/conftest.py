@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres.bench.pretend_gpu import Pretence, pretend_gpu
-from fastres.gpu import GpuExecutor
+from fastres.bench.pretend_gpu.cuda import Pretence, pretend_gpu
+from fastres.executors.gpu import GpuExecutor
 from fastres.kernels.launch import INTERPRETED
 
 

@@ -14,27 +14,19 @@ import pytest
 import torch
 
 import fastres
-from fastres import architectures
-from fastres.architectures import Architecture
-from fastres.bench import (
-    block_tuning,
-    ceilings,
-    checking,
-    host,
-    kernel_timing,
-    layers,
-    network_tuning,
-    run,
-    timing,
-    tune,
-)
-from fastres.bench.calibration import calibrated
-from fastres.bench.pretend_gpu import CARDS, Pretence
-from fastres.bench.tuning_progress import Progress
-from fastres.ceilings import Ceilings
-from fastres.kernels import dispatch, tables
-from fastres.kernels.cards import H100, gpu_of
-from fastres.kernels.tables import VARIABLE, Table, from_json
+from fastres.bench import run, tune
+from fastres.bench.measure import ceilings, checking, host, kernel_timing, layers, timing
+from fastres.bench.measure.calibration import calibrated
+from fastres.bench.pretend_gpu.cuda import CARDS, Pretence
+from fastres.bench.tuning import blocks, configurations, networks
+from fastres.bench.tuning.progress import Progress, runs_right
+from fastres.kernels import dispatch
+from fastres.kernels.routing import tables
+from fastres.kernels.routing.cards import H100, gpu_of
+from fastres.kernels.routing.tables import VARIABLE, Table, from_json
+from fastres.network import architectures
+from fastres.network.architectures import Architecture
+from fastres.roofline.ceilings import Ceilings
 
 from .conftest import pretended
 
@@ -55,9 +47,9 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(timing, "QUICK", timing.Budget(0.0, 2, 2, 1))
     monkeypatch.setattr(timing, "REPLAYS", 1)
     monkeypatch.setattr(layers, "SECONDS", 0.0)
-    monkeypatch.setattr(network_tuning, "ROUNDS", 1)
-    monkeypatch.setattr(network_tuning, "REPLAYS", 1)
-    monkeypatch.setattr(network_tuning, "CHECKS", 1)
+    monkeypatch.setattr(networks, "ROUNDS", 1)
+    monkeypatch.setattr(networks, "REPLAYS", 1)
+    monkeypatch.setattr(networks, "CHECKS", 1)
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     yield
     tables.table.cache_clear()
@@ -105,7 +97,7 @@ def test_the_tuner_writes_a_table_that_is_then_used(
         assert tune.main(given) == 0
         path = tables.table_path(CARDS[card].name, tmp_path / "configs")
         table = from_json(path.read_text(), str(path))
-        assert len(table.layers) == len(tune.layers(["tiny"], [1], 8, torch.float16))
+        assert len(table.layers) == len(configurations.layers_of(["tiny"], [1], 8, torch.float16))
         assert [network.model for network in table.networks] == ["tiny"]
         assert all(entry.microseconds > 0 for entry in table.layers)
         assert json.loads(path.read_text())["arch"] == CARDS[card].arch
@@ -126,12 +118,12 @@ def progress(tmp_path: Path) -> Progress:
 
 def test_joined_runs_are_checked_and_timed(pretence: Pretence, tmp_path: Path) -> None:
     """On Hopper, with kernels that read and write through descriptors."""
-    tools = block_tuning.block_tools(H100, Here(), progress(tmp_path))  # type: ignore[arg-type]
-    cases = block_tuning.cases(["tiny"], [1], 8, torch.float16, H100)
+    tools = blocks.block_tools(H100, Here(), progress(tmp_path))  # type: ignore[arg-type]
+    cases = blocks.cases(["tiny"], [1], 8, torch.float16, H100)
     assert cases
     case = min(cases, key=lambda case: len(case.run.parts))
-    configs = block_tuning.candidates(case.block, H100)[:1]
-    found = block_tuning.tune_block(case, configs, tools)
+    configs = blocks.candidates(case.block, H100)[:1]
+    found = blocks.tune_block(case, configs, tools)
     assert found is not None
     assert found.config == configs[0]
     assert found.microseconds > 0 < found.apart_microseconds
@@ -144,18 +136,18 @@ def test_a_kernel_that_raises_or_is_wrong_is_left_out(pretence: Pretence, tmp_pa
     def raises() -> float:
         raise RuntimeError("no such kernel")
 
-    assert not tune.runs_right(raises, "float16", "this", known)
-    assert not tune.runs_right(lambda: float("nan"), "float16", "that", known)
-    assert tune.runs_right(lambda: 1e-4, "float16", "another", known)
+    assert not runs_right(raises, "float16", "this", known)
+    assert not runs_right(lambda: float("nan"), "float16", "that", known)
+    assert runs_right(lambda: 1e-4, "float16", "another", known)
     assert [problem.split()[0] for problem in known.problems] == ["this", "that"]
 
 
 def test_a_network_is_timed_in_every_way(pretence: Pretence, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_tuning, "LARGE_BATCH", 2)
-    monkeypatch.setattr(network_tuning, "MICRO_BATCHES", (1,))
+    monkeypatch.setattr(networks, "LARGE_BATCH", 2)
+    monkeypatch.setattr(networks, "MICRO_BATCHES", (1,))
     monkeypatch.setitem(architectures.ARCHITECTURES, "two", replace(TINY, depths=(1, 1), widths=(16, 16)))
     for batch in (1, 2):  # with early starts, in micro-batches
-        found = network_tuning.on_gpu("two", batch, 8, torch.float16, has_blocks=False)
+        found = networks.on_gpu("two", batch, 8, torch.float16, has_blocks=False)
         assert (found.model, found.batch) == ("two", batch)
         assert found.microseconds > 0 < found.plain_microseconds
 
@@ -181,7 +173,7 @@ def test_the_benchmark_compares_engines(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_cuda_graphs_of_others_return_what_they_wrap(pretence: Pretence) -> None:
-    from fastres.bench.peers import PEERS
+    from fastres.bench.engines.peers import PEERS
 
     network = calibrated(TINY)
     x = torch.randn(2, 3, 8, 8, device="cuda")

@@ -16,15 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 import fastres
-from fastres import cli, demo
 from fastres.bench import classify as classify_bench
-from fastres.bench.pretend_gpu import Pretence
+from fastres.bench.pretend_gpu.cuda import Pretence
+from fastres.commands import cli, demo
 from fastres.errors import DeviceError
-from fastres.gpu import GpuExecutor
+from fastres.executors.gpu import GpuExecutor
 from fastres.kernels import reference
-from fastres.plan import LOGITS, POOLED
-
-from ..reference_plan import run_plan
+from fastres.network.plan import LOGITS, POOLED
+from tests.network.reference_plan import run_plan
 
 pytestmark = pytest.mark.interpreter
 

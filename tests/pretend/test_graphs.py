@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastres.bench.pretend_gpu import Pretence
-from fastres.bench.pretend_streams import CaptureError
+from fastres.bench.pretend_gpu.cuda import Pretence
+from fastres.bench.pretend_gpu.streams import CaptureError
 from fastres.errors import GraphMemoryWarning
-from fastres.graphs import GraphExecutor, Pool
+from fastres.executors.graphs import GraphExecutor, Pool
 
 pytestmark = pytest.mark.interpreter
 

@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 
 import fastres
-from fastres import compiled, graphs
-from fastres.architectures import Architecture
-from fastres.bench.calibration import calibrated, pixels, smooth_images
-from fastres.bench.pretend_gpu import CARDS, Pretence
+from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
+from fastres.bench.pretend_gpu.cuda import CARDS, Pretence
 from fastres.errors import DeviceError, FastresError
-from fastres.gpu import GpuExecutor
-from fastres.graphs import GraphExecutor
+from fastres.executors import graphs
+from fastres.executors.gpu import GpuExecutor
+from fastres.executors.graphs import GraphExecutor
 from fastres.kernels import dispatch, launch
-from fastres.kernels.cards import H100, Gpu, gpu_of
 from fastres.kernels.dispatch import UntunedGpuWarning
-from fastres.kernels.tables import Index, Network, Table
+from fastres.kernels.routing.cards import H100, Gpu, gpu_of
+from fastres.kernels.routing.tables import Index, Network, Table
+from fastres.model import compiled
+from fastres.network.architectures import Architecture
+from tests.measures import Yardstick
+from tests.subjects import EVERY_STEP
 
-from ..measures import Yardstick
-from ..subjects import EVERY_STEP
 from .conftest import pretended
 
 pytestmark = pytest.mark.interpreter

@@ -14,11 +14,12 @@ import triton.language as tl
 from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastres.bench import pretend_gpu as pretend
-from fastres.bench.pretend_gpu import CARDS, Pretence
-from fastres.bench.pretend_streams import CaptureError
+from fastres.bench.pretend_gpu import cuda as pretend
+from fastres.bench.pretend_gpu.cuda import CARDS, Pretence
+from fastres.bench.pretend_gpu.streams import CaptureError
 from fastres.errors import DeviceError
-from fastres.kernels import cards, launch
+from fastres.kernels import launch
+from fastres.kernels.routing import cards
 
 from .conftest import pretended
 

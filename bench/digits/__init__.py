@@ -1,0 +1,4 @@
+"""The bundled model: its images of digits, its training, and a study of what it finds similar.
+
+Nothing else in the benchmark depends on digits but the studies.
+"""

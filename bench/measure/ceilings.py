@@ -1,0 +1,36 @@
+"""What this machine can do, measured in the run that it judges: rate of a matrix product and of a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fastres.roofline.ceilings import Ceilings
+
+from .timing import elapsed_ms
+
+# Elements of the copied tensor. A GPU's 512 MiB and a CPU's 256 MiB are several times its last cache.
+_COPY_BYTES = {"cuda": 512 << 20, "cpu": 256 << 20}
+_MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
+_REPEATS = {"cuda": 20, "cpu": 5}
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measure both ceilings on ``device``, the matmul in ``dtype``, under the float32 precision that is set."""
+    kind = device.type
+    size, repeats = _MATMUL_SIZE[kind], _REPEATS[kind]
+    with torch.inference_mode():
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        flops = 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=product), device, repeats)
+        source = torch.ones(_COPY_BYTES[kind] // 4, device=device)
+        target = torch.zeros_like(source)
+        moved = 2 * _COPY_BYTES[kind] / _best_seconds(lambda: target.copy_(source), device, repeats)
+    return Ceilings(flops / 1e12, moved / 1e9)
+
+
+def _best_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """A ceiling is the best of several tries: disturbances only ever slow a call down. The first one warms up."""
+    call()
+    return min(elapsed_ms(call, device) for _ in range(repeats)) / 1e3

@@ -1,0 +1,7 @@
+"""``python -m bench.report``."""
+
+import sys
+
+from .show import main
+
+sys.exit(main())

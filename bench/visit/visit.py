@@ -1,0 +1,168 @@
+"""``make gpu VISIT=first``: a visit to this machine's GPU, that comes back with figures whatever fails on the way.
+
+A visit is a list of pieces (``visit/pieces.py``), the most valuable first. Each runs in a process of its own and is
+stopped when its time is over. A family of kernels whose trial crashes, hangs or is wrong is left out of all that
+follows, by itself and by name. After each piece everything found so far is written into one archive, which
+``make gpu-home`` unpacks. What a piece found stays: it is run again only when a file that it depends on has changed,
+and its rows are kept even then. Each card has a folder of its own. Touches no network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastres.bench.measure.environment import commit
+from fastres.bench.visit.pieces import FULL, Piece, Scale, estimate, groups, pieces
+from fastres.bench.visit.running import LATE, LEAST_SECONDS, Outcome, Start, run_together, start
+from fastres.commands.environment import installed_version
+from fastres.errors import FastresError
+from fastres.kernels.routing import tables
+from fastres.kernels.routing.without import VARIABLE as WITHOUT
+from fastres.kernels.routing.without import can_be_left_out
+from fastres.text import text_table
+
+from . import state as states
+
+RESERVE = 4  # seconds kept for the last archive
+
+
+@dataclass
+class Visit:
+    """A visit on its way: which pieces, on which card, where, and for how long.
+
+    ``folder`` is the card's own; ``out`` gets the archive. ``before`` are records of earlier visits.
+    """
+
+    name: str
+    card: str
+    folder: Path
+    out: Path
+    budget: float
+    scale: Scale = FULL
+    before: tuple[Path, ...] = ()
+    again: bool = False
+    only: tuple[str, ...] = ()
+    start: Start = start
+    variables: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        self.todo = pieces(self.name, self.scale)
+        if unknown := [name for name in self.only if name not in {piece.name for piece in self.todo}]:
+            raise FastresError(f"No piece of {self.name} is called {unknown[0]!r}; --dry lists them")
+        self.state = states.read(*self.before, self.folder / states.STATE)
+        self.began = time.monotonic()
+        self.commit = commit()
+        self.troubles: list[str] = []
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left for pieces."""
+        return self.budget - RESERVE - (time.monotonic() - self.began)
+
+    def is_due(self, piece: Piece) -> bool:
+        """Whether the piece is to be run in this visit."""
+        if self.only:
+            return piece.name in self.only
+        builds_on = [other for other in self.todo if other.name == piece.after]
+        return self.again or not states.is_done(piece, self.state) or any(map(self.is_due, builds_on))
+
+    def run(self) -> int:
+        """Run what is due while there is time; exit status 0 where all that the visit has is known and good."""
+        due = [piece for piece in self.todo if self.is_due(piece)]
+        self._say(self.plan(due))
+        todo = groups(due)
+        for index, group in enumerate(todo, start=1):
+            if self.left < LEAST_SECONDS:
+                rest = [piece for later in todo[index - 1 :] for piece in later]
+                self._say(f"{self.budget - RESERVE:.0f} s are over; not begun: {_names(rest)}")
+                break
+            self._say(f"[{index}/{len(todo)}] {_names(group)} (about {estimate(group)} s) …")
+            found = run_together(
+                group, self.folder, lambda: self.left, self.environment(group[0]), self.commit, self.start
+            )
+            self.state |= found
+            for name, outcome in found.items():
+                self._say(f"    {name}: {outcome.status} in {outcome.seconds} s{_reason(outcome)}")
+            self.save()
+        self._finish()
+        return 1 if self.troubles else states.worst(self.state, self.todo)
+
+    def plan(self, due: Sequence[Piece]) -> str:
+        """What is about to be run, and how long it should take."""
+        rows: list[tuple[str, ...]] = [("piece", "about s", "at most s", "together s")]
+        total = 0
+        for group in groups(due):
+            total += estimate(group)
+            rows += [(piece.name, str(piece.seconds), str(piece.limit), str(total)) for piece in group]
+        skipped = len(self.todo) - len(due)
+        known = f"; {skipped} of its pieces are known already" if skipped else ""
+        fits = "which fits" if total <= self.budget else "more than fits: the last pieces wait for another visit"
+        title = f"{self.name} on {self.card}: about {total} s of {self.budget:.0f} s, {fits}{known}"
+        return f"{text_table(rows, right=(1, 2, 3))}\n{title}"
+
+    def environment(self, piece: Piece) -> dict[str, str]:
+        """The variables of a piece's process: what the tuner wrote, what is left out, where compilers keep theirs."""
+        can_be = [family for family in self.left_out() if can_be_left_out(family)]
+        without = [] if piece.family else [*can_be, *filter(None, [piece.without])]
+        own = {
+            tables.VARIABLE: str(self.folder / "configs"),
+            WITHOUT: ",".join(without),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "FASTRES_COMMIT": self.commit,
+            "PYTHONUNBUFFERED": "1",
+        }
+        return {**(os.environ if self.variables is None else self.variables), **own}
+
+    def left_out(self) -> dict[str, Outcome]:
+        """Families of kernels that are left out, with how their trials ended."""
+        return states.left_out(pieces("first", self.scale), self.state)
+
+    def save(self) -> None:
+        """Write the record and the archive. What cannot be written is said, and tried again after the next piece."""
+        facts = {"card": self.card, "torch": torch.__version__, "triton": installed_version("triton")}
+        try:
+            states.write(self.folder / states.STATE, self.state, facts)
+            missing = states.pack(self.folder, self.out / states.ARCHIVE)
+            lost = [name for name in missing if "/inductor/" not in name]
+            self.troubles = [f"there was no room for {name} in the archive" for name in lost]
+        except (OSError, FastresError) as error:
+            self.troubles = [f"the archive is of an earlier piece: {error}"]
+            self._say(f"    not written: {error}")
+
+    def _finish(self) -> None:
+        rows: list[tuple[str, ...]] = [("piece", "status", "seconds", "commit", "last line")]
+        for piece in self.todo:
+            outcome = self.state.get(piece.name)
+            if outcome is None:
+                rows.append((piece.name, "not run", "", "", ""))
+                continue
+            older = "" if states.is_done(piece, self.state) or outcome.status == LATE else " (older)"
+            stamp = outcome.commit + older * (outcome.commit != self.commit)
+            rows.append((piece.name, outcome.status, f"{outcome.seconds:.0f}", stamp, outcome.note[:80]))
+        self._say(text_table(rows, right=(2,)))
+        for family, outcome in self.left_out().items():
+            self._say(f"Left out: {family}: {outcome.status}{_reason(outcome)}")
+        for trouble in self.troubles:
+            self._say(f"Trouble: {trouble}")
+        spent = time.monotonic() - self.began
+        self._say(f"{spent:.0f} s on {self.card}; everything is in {self.out / states.ARCHIVE}")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not end a visit that can still bring something home
+            print(text, flush=True)
+
+
+def _names(some: Sequence[Piece]) -> str:
+    return ", ".join(piece.name for piece in some)
+
+
+def _reason(outcome: Outcome) -> str:
+    return f": {' / '.join(outcome.error.splitlines())}" if outcome.error else ""

@@ -1,0 +1,102 @@
+"""Second names of modules: of those that moved, and of ``bench`` and ``export`` in the checkout's root.
+
+Pickled models, commands and programs keep the name that a module had when they were written. A second name gives the
+module itself, never a copy, so that its classes are the same classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+
+# Former names of modules, by the room that they are in now. ``old:new`` where a module got another name, too.
+_MOVED = {
+    "network": "architectures folding fusion plan steps",
+    "roofline": "ceilings gpu_shapes prediction:estimate",
+    "executors": "arena cpu gpu graphs micro_batches processor recent",
+    "images": "categories decoding",
+    "weights": "checkpoints config_fields download fitting folders inspection:inspect layouts timm_config "
+    "transformers_config",
+    "model": "backbone compiled explain inputs loading outputs parameters predict",
+    "look": "cam pictures",
+    "commands": "cli demo environment look_command:look",
+    "bench.digits": "bench.similarity:similarity bench.train_digits:training",
+    "bench.estimates": "bench.predict:rooflines",
+    "bench.measure": "bench.ceilings:ceilings bench.host:host bench.layers:layers",
+    "bench.tuning": "bench.vetting:vetting",
+    "kernels.inspection": "kernels.inspection_tma:tma_kernels kernels.inspection_tables:tuned_tables",
+}
+FORMER_NAMES = {
+    f"fastres.{old}": f"fastres.{room}.{new or old}"
+    for room, names in _MOVED.items()
+    for old, _, new in (name.partition(":") for name in names.split())
+}
+
+
+def serve_former_names() -> None:
+    """From now on the names in :data:`FORMER_NAMES` can be imported, and run with ``python -m``."""
+    if not any(isinstance(finder, _SecondNames) and finder.moved for finder in sys.meta_path):
+        sys.meta_path.append(_SecondNames(FORMER_NAMES.get, moved=True))
+
+
+def serve(name: str) -> None:
+    """From now on ``import NAME`` and ``import NAME.x`` give ``fastres.NAME`` and ``fastres.NAME.x`` themselves."""
+    prefix = f"{name}."
+    finder = _SecondNames(lambda full: f"fastres.{full}" if full.startswith(prefix) else None, moved=False)
+    sys.meta_path.insert(0, finder)
+    sys.modules[name] = importlib.import_module(f"fastres.{name}")
+
+
+class _SecondNames(MetaPathFinder, InspectLoader):
+    """Finds modules by second names; a loader too, so that ``python -m NAME`` gets its code.
+
+    ``moved`` says that the second name is in another package than the module, whose relative imports would fail.
+    """
+
+    def __init__(self, real_name: Callable[[str], str | None], *, moved: bool) -> None:
+        self._real_name = real_name
+        self.moved = moved
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        name = self._real_name(fullname)
+        if name is None or (real := importlib.util.find_spec(name)) is None:
+            return None
+        package = real.submodule_search_locations is not None
+        return ModuleSpec(fullname, self, origin=real.origin, is_package=package)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        name, _ = self._real(spec.name)
+        module = importlib.import_module(name)
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state  # the import system has just put the second name's there
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        name, loader = self._real(fullname)
+        if self.moved:
+            source = f"import runpy\nrunpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+            return compile(source, f"<{fullname}, now {name}>", "exec")
+        return loader.get_code(name)
+
+    def get_source(self, fullname: str) -> str | None:
+        name, loader = self._real(fullname)
+        return loader.get_source(name)
+
+    def _real(self, second: str) -> tuple[str, InspectLoader]:
+        """The name and the loader of the module that has the ``second`` name."""
+        name = self._real_name(second)
+        assert name is not None
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert isinstance(spec.loader, InspectLoader)
+        return spec.name, spec.loader

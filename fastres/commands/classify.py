@@ -1,0 +1,66 @@
+"""``fastres classify``: the command line of this package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from fastres.classification import CPU_BATCH, GPU_BATCH, classify
+
+EXAMPLES = """examples:
+  fastres classify photos/ -o photos.parquet
+  fastres classify 'photos/**/*.jpg' -o photos.csv --top-k 1
+  fastres classify shards/*.tar -o features.parquet --embed
+  fastres classify images.parquet -o classes.jsonl --columns id
+  fastres classify photos/ -o photos.parquet --resume
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``fastres classify`` to ``parser``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    add = parser.add_argument
+    add("source", nargs="+", metavar="SOURCE", help="folder, glob, tar files (WebDataset) or Parquet files")
+    add("-o", "--output", required=True, type=Path, help="file to write: .parquet, .csv or .jsonl")
+    add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
+    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
+    add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
+    add("--embed", action="store_true", help="also write the pooled features; with --top-k 0 nothing else")
+    add("--decoder", default="fast", help="fast (default), or exact: to the last bit what 'fastres predict' sees")
+    add("--batch-size", type=int, metavar="N", help=f"images at a time (default: {CPU_BATCH}, {GPU_BATCH} on a GPU)")
+    add("--workers", type=int, metavar="N", help="processes that decode (default: one a core, up to 16)")
+    add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
+    add("--image-column", metavar="NAME", help="Parquet: column with the images (default: 'image', or the only one)")
+    add("--columns", nargs="+", default=[], metavar="NAME", help="Parquet: columns to carry through")
+    add("--resume", action="store_true", help="go on with an interrupted run, if there is one")
+    add("--overwrite", action="store_true", help="replace an existing output; drop an interrupted run")
+    add("--quiet", action="store_true", help="show no progress")
+    add("--json", action="store_true", help="print the report as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the parsed ``options`` say and print the report; returns 0. Raises what :func:`classify` raises."""
+    report = classify(
+        options.source,
+        options.output,
+        model=options.model,
+        weights=options.weights,
+        top_k=options.top_k,
+        embed=options.embed,
+        decoder=options.decoder,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
+        dtype=options.dtype,
+        image_column=options.image_column,
+        columns=options.columns,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    print(json.dumps({**asdict(report), "output": str(report.output)}) if options.json else report)
+    return 0

@@ -1,0 +1,49 @@
+"""``fastres look``: one picture of what a network sees in a photograph."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fastres.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    add = parser.add_argument
+    add("image", type=Path, metavar="IMAGE", help="an image file")
+    add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
+    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
+    add("-o", "--out", type=Path, default=Path("look.png"), help="the picture: PNG, JPEG, PDF, SVG (%(default)s)")
+    add("--top-k", type=int, default=3, metavar="K", help="classes whose maps are drawn (default: %(default)s)")
+    add("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, look, write; the picture's path and the image are checked first."""
+    import torch
+    from tqdm import tqdm
+
+    from fastres.images.decoding import load_image
+    from fastres.look.figures import DPI, look
+    from fastres.look.pictures import checked_picture, require_matplotlib, save_picture
+    from fastres.model.loading import load
+
+    require_matplotlib()
+    if options.top_k < 1:
+        raise InputError(f"--top-k is {options.top_k}; give a whole number of at least 1")
+    out = checked_picture(options.out, "look.png")
+    load_image(options.image)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    with tqdm(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:
+        bar.set_description_str("load")
+        model = load(options.model, options.weights, dtype=options.dtype, device=device)
+        bar.update()
+        bar.set_description_str("look")
+        figure = look(model, options.image, options.top_k)
+        bar.update()
+        bar.set_description_str("write")
+        save_picture(figure, out, DPI)
+        bar.update()
+    print(f"{out}: what {model.architecture.name} sees in {options.image}")

@@ -1,0 +1,73 @@
+"""Where each intermediate value lives: one buffer for a whole call, planned from the Plan's liveness.
+
+A value occupies its place from the step that writes it to the last step that reads it. A convolution with a residual
+that nobody reads later writes over it: the kernel reads each residual element and writes the same output element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastres.network.plan import INPUT, Conv, Head, Joined, Shape, SqueezeExcite, Step, last_reads
+
+# Offsets are multiples of this many elements, so that every value starts on a 128-byte line in any dtype.
+ALIGNMENT = 128
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Offsets, in elements, of the values that live in the buffer, and the buffer's size in elements."""
+
+    offsets: Mapping[str, int]
+    size: int
+
+
+def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collection[str] = ()) -> Arena:
+    """Place every value that ``steps`` write but ``keep`` does not name; kept values have memory of their own.
+
+    The input and what the head writes are not intermediate values and are not placed.
+    """
+    last_read = last_reads(steps)
+    offsets: dict[str, int] = {}
+    live: dict[str, tuple[int, int]] = {}  # value → [start, end)
+    size = 0
+    for index, step in enumerate(steps):
+        residual = _overwritable(step)
+        for value in () if isinstance(step, Head) else step.writes:
+            if value in keep:
+                continue
+            elements = _aligned(math.prod(shapes[value]))
+            if value == step.output and residual in live and last_read[residual] == index:
+                start = live.pop(residual)[0]
+            else:
+                start = _first_gap(live.values(), elements)
+            offsets[value] = start
+            live[value] = (start, start + elements)
+            size = max(size, start + elements)
+        for value in step.reads:
+            if value != INPUT and last_read[value] == index:
+                live.pop(value, None)
+    return Arena(offsets, size)
+
+
+def _overwritable(step: Step) -> str | None:
+    """The value that the step may write its output over: the residual, read element by element."""
+    if isinstance(step, Joined):
+        step = step.last if step.shortcut is None else step
+    return step.residual if isinstance(step, (Conv, SqueezeExcite)) else None
+
+
+def _aligned(elements: int) -> int:
+    return -(-elements // ALIGNMENT) * ALIGNMENT
+
+
+def _first_gap(spans: Collection[tuple[int, int]], elements: int) -> int:
+    """The lowest offset at which ``elements`` fit between the spans in use."""
+    start = 0
+    for low, high in sorted(spans):
+        if low - start >= elements:
+            return start
+        start = max(start, high)
+    return start

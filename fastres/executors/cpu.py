@@ -1,0 +1,295 @@
+"""The CPU executor: a Plan on oneDNN's fused convolutions.
+
+Activations are channels-last tensors, weights are packed once into the layout that oneDNN prefers for the shape at
+hand, and bias, residual add and ReLU run inside the convolution: ``_convolution_pointwise`` for conv + bias + ReLU,
+``_convolution_pointwise_.binary`` for conv + bias + add + ReLU in place on the residual. Threads are torch's
+(:func:`torch.set_num_threads`). Nothing is compiled. Large batches run in parts whose activations stay in memory that
+the allocator keeps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastres.errors import DeviceError, DtypeError
+from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
+from fastres.text import dtype_name
+
+from .recent import Recent
+
+# Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
+SHAPES_KEPT = 8
+
+# From this size glibc's malloc always maps a block of its own and hands it back when it is freed (on 64 bits,
+# DEFAULT_MMAP_THRESHOLD_MAX), so that each call pages it in again.
+MAPPED_BYTES = 32 * 2**20
+
+_NO_SCALARS: list[float] = []
+_NO_DILATION = [1, 1]
+
+
+def supported_dtypes() -> list[torch.dtype]:
+    """The dtypes that oneDNN computes in on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    dtypes = [torch.float32]
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        dtypes.append(torch.bfloat16)
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        dtypes.append(torch.float16)
+    return dtypes
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ``DtypeError`` where this CPU does not compute in ``dtype``."""
+    supported = supported_dtypes()
+    if not supported:
+        raise DeviceError("This build of torch has no oneDNN, which fastres runs on; install an official torch wheel")
+    if dtype not in supported:
+        names = ", ".join(map(dtype_name, supported))
+        raise DtypeError(
+            f"This CPU does not compute in {dtype_name(dtype)}; it has {names}. "
+            "Use model.float(), or move the model to a GPU first"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PackedConv:
+    """A convolution with its weight in oneDNN's layout for one input shape."""
+
+    weight: Tensor
+    bias: Tensor
+    padding: list[int]
+    stride: list[int]
+    groups: int
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x,
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            _NO_DILATION,
+            self.groups,
+            self.activation,
+            _NO_SCALARS,
+            "",
+        )
+
+    def add_(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual`` becomes ``activation(conv(x) + bias + residual)``; returns it."""
+        return torch.ops.mkldnn._convolution_pointwise_.binary(
+            residual,
+            x,
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            _NO_DILATION,
+            self.groups,
+            "add",
+            1.0,
+            None if self.activation == "none" else self.activation,
+            _NO_SCALARS,
+            "",
+        )
+
+
+class CpuExecutor:
+    """Runs a plan whose weights are CPU tensors of a dtype in :func:`supported_dtypes`."""
+
+    def __init__(self, plan: Plan) -> None:
+        dtype = plan.stem.weight.dtype
+        check_dtype(dtype)
+        self.dtype = dtype
+        self._plan = plan
+        self._last_reads = plan.last_reads()
+        self._packed: Recent[tuple[Shape, int], dict[str, PackedConv]] = Recent(SHAPES_KEPT)
+        self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
+        self._lock = threading.Lock()
+        scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
+        shift = torch.tensor([-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)])
+        self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
+        head = plan.head
+        self._classifier = (head.weight, head.bias.to(dtype))
+        # oneDNN's ReLU turns NaN into 0, so that broken weights or pixels would go unnoticed. Whatever is not finite in
+        # either makes a guard NaN, which is added to all outputs of the image; otherwise the guard is 0.
+        parameters = [pair for step in plan for pair in step.parameters]
+        self._weights_guard = 0 * sum(
+            float(weight.sum(dtype=torch.float32) + bias.sum()) for weight, bias in parameters
+        )
+
+    def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
+        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
+
+        Returns float32 logits ``[N, classes]``, the pooled features ``[N, C]`` or a plan's value as a channels-last
+        ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``.
+        """
+        n, _, h, w = x.shape
+        # Other outputs are large themselves, and joining parts of them would copy what this is to save.
+        if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
+            return self._run(x, outputs)
+        parts = [self._run(part, outputs) for part in x.split(self._micro_batch((n, h, w, 3)))]
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+    def _run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
+        """:meth:`run`, the batch whole."""
+        n, _, h, w = x.shape
+        steps = self._plan.steps_for(outputs)
+        packed = self._packed_for((n, h, w, 3))
+        values: dict[str, Tensor] = {INPUT: self._prepare(x)}
+        guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
+        for index, step in enumerate(steps):
+            self.run_step(step, values, index, packed, outputs)
+            for value in step.reads:
+                if self._last_reads[value] == index and value not in outputs:
+                    values.pop(value, None)
+        return [self._guarded(values[output], guard) for output in outputs]
+
+    def run_step(
+        self,
+        step: Step,
+        values: dict[str, Tensor],
+        index: int,
+        packed: dict[str, PackedConv],
+        outputs: Sequence[str],
+    ) -> None:
+        """Compute ``step``, the plan's ``index``-th, from ``values`` and add what it writes to them."""
+        if isinstance(step, Head):
+            self._head(values, step, LOGITS in outputs)
+            return
+        y = values[step.input]
+        if isinstance(step, Pool):
+            values[step.output] = _pool(y, step.mode)
+            return
+        if isinstance(step, SqueezeExcite):
+            values[step.output] = _squeeze_excite(y, values[step.residual], step)
+            return
+        conv = packed[step.name]
+        if isinstance(step, Conv) and step.residual is not None:
+            residual = values[step.residual]
+            if step.residual in outputs or self._last_reads[step.residual] > index:
+                residual = residual.clone(memory_format=torch.channels_last)
+            values[step.output] = conv.add_(residual, y)
+        else:
+            y = conv(y)
+            pooled = isinstance(step, Stem) and step.pool
+            values[step.output] = _pool(y, "max") if pooled else y
+
+    def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
+        """``value`` ``[N, …]`` with NaN in images whose pixels are not all finite, or everywhere for broken weights."""
+        if not math.isfinite(self._weights_guard):
+            value = value + self._weights_guard
+        if guard is not None and not bool(guard.isfinite().all()):
+            value = value + guard.view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
+        return value
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Channels-last input in the executor's dtype; uint8 pixels are normalised in float32."""
+        if x.dtype == torch.uint8:
+            x = x.to(torch.float32, memory_format=torch.channels_last)
+            x = torch.addcmul(self._shift, x, self._scale)
+        return x.to(self.dtype, memory_format=torch.channels_last)
+
+    def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
+        pooled = values[head.input].mean((2, 3))
+        values[POOLED] = pooled
+        if classify:
+            values[LOGITS] = functional.linear(pooled, *self._classifier).to(torch.float32)
+
+    def _micro_batch(self, shape: Shape) -> int:
+        with self._lock:
+            return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self.dtype))
+
+    def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
+        """Weights packed for images of ``shape`` (NHWC); packed at the first call with that shape, then kept."""
+        # oneDNN's layouts depend on the number of threads too: with another one it would reorder weights at every call.
+        key = (shape, torch.get_num_threads())
+        with self._lock:
+            return self._packed.get_or_make(key, lambda: self._pack(shape))
+
+    def _pack(self, shape: Shape) -> dict[str, PackedConv]:
+        n, h, w, _ = shape
+        shapes = self._plan.shapes(n, h, w)
+        packed = {}
+        for step in self._plan:
+            if isinstance(step, (Stem, Conv)):
+                conv = _pack_step(step, shapes[step.input])
+                packed[step.name] = self._shared(step.name, conv)
+        return packed
+
+    def _shared(self, name: str, conv: PackedConv) -> PackedConv:
+        """An equal packing kept for another shape, if there is one: most shapes share most layouts."""
+        data = _packed_bytes(conv.weight)
+        for packed in self._packed.values():
+            if np.array_equal(_packed_bytes(packed[name].weight), data):
+                return packed[name]
+        return conv
+
+
+def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:
+    """How many images of a batch of ``shape`` (NHWC) run at once. Weight data is not needed.
+
+    All of them where each activation then takes less than ``MAPPED_BYTES``, else equal parts of which that is true.
+    """
+    n, h, w, _ = shape
+    activations = [plan.stem.conv_shape((1, h, w, 3)), *plan.shapes(1, h, w).values()]
+    most = (MAPPED_BYTES - 1) // (max(map(math.prod, activations)) * dtype.itemsize)
+    parts = math.ceil(n / max(1, most))
+    return math.ceil(n / max(1, parts))
+
+
+def _pool(x: Tensor, mode: str) -> Tensor:
+    if mode == "max":
+        return functional.max_pool2d(x, 3, 2, 1)
+    return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
+    squeezed = functional.linear(x.mean((2, 3)), step.weight, step.bias.to(x.dtype)).relu_()
+    gate = functional.linear(squeezed, step.expand_weight, step.expand_bias.to(x.dtype)).sigmoid_()
+    return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
+
+
+def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
+    n, h, w, c = shape
+    weight = step.weight.permute(0, 3, 1, 2)
+    padding, stride = [step.padding] * 2, [step.stride] * 2
+    groups = 1 if isinstance(step, Stem) else step.groups
+    activation = "relu" if isinstance(step, Stem) or step.relu else "none"
+    weight = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, _NO_DILATION, groups, [n, c, h, w])
+    return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
+
+
+def _packed_bytes(weight: Tensor) -> np.ndarray:
+    """The memory of a packed weight, without a copy. Equal memory of one weight is an equal layout."""
+    size = torch.ops.mkldnn._nbytes(weight)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(weight)))
+
+
+def describe(step: Step) -> str:
+    """The oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
+    if isinstance(step, Head):
+        return "mean, linear" if step.weight.shape[0] else "mean"
+    if isinstance(step, Stem):
+        return "oneDNN conv+bias+relu" + (", max_pool2d" if step.pool else "")
+    if isinstance(step, Pool):
+        return "max_pool2d" if step.mode == "max" else "avg_pool2d"
+    if isinstance(step, SqueezeExcite):
+        return "mean, linear+relu, linear+sigmoid, addcmul, relu"
+    assert isinstance(step, Conv)
+    parts = ["conv+bias"] + ["+add"] * (step.residual is not None) + ["+relu"] * step.relu
+    return "oneDNN " + "".join(parts)

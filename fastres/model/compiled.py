@@ -1,0 +1,54 @@
+"""Models under ``torch.compile``: the whole network is one registered op, ``fastres::run``."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastres.errors import FastresError
+
+if TYPE_CHECKING:
+    from .model import Model
+
+_models: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
+_handles = iter(range(1, 1 << 62))
+
+# Inductor's own CUDA graphs (mode="reduce-overhead") leave the op out: inside one, a model's first calls would put its
+# weights, or memory that its own graphs read, into a pool that Inductor reuses.
+_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
+
+
+def register(model: Model) -> int:
+    """A number by which compiled code finds the model again, for as long as it lives unchanged."""
+    handle = next(_handles)
+    _models[handle] = model
+    return handle
+
+
+def run(x: Tensor, handle: int, outputs: Sequence[str]) -> list[Tensor]:
+    """The op: what the model of ``handle`` returns for ``x``. Raises ``FastresError`` where it no longer exists."""
+    return torch.ops.fastres.run(x, handle, ",".join(outputs))
+
+
+def _find(handle: int) -> Model:
+    try:
+        return _models[handle]
+    except KeyError:
+        raise FastresError(
+            "Compiled code calls a fastres model that no longer exists or was changed; compile again after loading, "
+            "moving or replacing a model"
+        ) from None
+
+
+@torch.library.custom_op("fastres::run", mutates_args=(), tags=_TAGS)
+def _run_op(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
+    return _find(handle)._run(x, tuple(outputs.split(",")))
+
+
+@_run_op.register_fake
+def _(x: Tensor, handle: int, outputs: str) -> list[Tensor]:
+    return _find(handle)._empty(x.shape, tuple(outputs.split(",")), x.device)

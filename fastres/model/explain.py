@@ -1,0 +1,199 @@
+"""What ``model.explain()`` returns: how each step runs on a device, at what cost, and how near the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fastres.executors import cpu
+from fastres.network.plan import Plan, StepCost, describe
+from fastres.roofline.ceilings import Ceilings, bound_by, stated
+from fastres.text import dtype_name, text_table
+
+MEASURED, PREDICTED = "measured", "predicted"
+
+
+@dataclass(frozen=True)
+class ExplainedStep:
+    """One step: what computes it, with which configuration, on what shapes (NHWC), with how many FLOPs and bytes.
+
+    ``note`` says why a slower path was taken, where one was. Where the machine's ceilings are known, ``bound`` says
+    which of them (``"compute"``, ``"memory"``) the step cannot pass and ``roofline_us`` how long it takes at least.
+    ``microseconds`` is how long it takes, ``share`` how much of the roofline that is, and ``source`` whether that was
+    ``"measured"``, or ``"predicted"`` from the tiles of the chosen configuration (see :mod:`fastres.roofline.estimate`).
+    """
+
+    step: str
+    op: str
+    kernel: str
+    config: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    flops: int
+    bytes: int
+    note: str = ""
+    bound: str = ""
+    roofline_us: float | None = None
+    microseconds: float | None = None
+    share: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The rows of ``model.explain()``; prints as a table, iterates over rows.
+
+    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``manner`` says
+    how else the network runs (on a GPU, as the tuned table has it), such as how far in micro-batches, or is empty.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    rows: tuple[ExplainedStep, ...]
+    ceilings: Ceilings | None = field(default=None, kw_only=True)
+    ceilings_source: str = field(default="", kw_only=True)
+    manner: str = field(default="", kw_only=True)
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch: int,
+        height: int,
+        width: int,
+        ceilings: Ceilings | None = None,
+        microseconds: Mapping[str, float] | None = None,
+    ) -> Explanation:
+        """Explain ``plan`` for a batch of ``height`` × ``width`` images. Weight data is not needed.
+
+        ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
+        other way); ``microseconds`` are measured times of steps, by name.
+        """
+        if device.type == "cpu":
+            images = cpu.micro_batch(plan, (batch, height, width, 3), dtype)
+            manner = f"in micro-batches of {images} images" if images < batch else ""
+        else:
+            from fastres.executors import gpu
+
+            plan, how = gpu.as_run(plan, (batch, height, width, 3), dtype, device)
+            manner = "" if how is None else how.manner
+        costs = plan.costs(batch, height, width, dtype)
+        choices = _choices(plan, costs, device, dtype)
+        known = "given" if ceilings else ""
+        if ceilings is None and (ceilings := _stated(device, dtype)):
+            known = "data sheet"
+        times = _times(plan, costs, device, dtype, ceilings, microseconds or {})
+        rows = []
+        for step, cost, choice, (seconds, source) in zip(plan, costs, choices, times, strict=True):
+            kernel, config, note = choice
+            shapes = (cost.input_shape, cost.output_shape)
+            row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
+            rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
+        name = dtype_name(dtype)
+        known_ceilings: dict[str, Any] = {"ceilings": ceilings, "ceilings_source": known}
+        return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, manner=manner)
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows as plain dictionaries, for JSON."""
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        header = ["step", "op", "kernel", "config", "input", "output", "MFLOP", "MB"]
+        timed = any(row.microseconds is not None for row in self.rows)
+        header += ["bound by", "roofline µs"] if self.ceilings else []
+        header += ["µs", "of roofline"] if timed else []
+        table: list[tuple[str, ...]] = [(*header, "note")]
+        for row in self.rows:
+            shapes = ["×".join(map(str, shape)) for shape in (row.input_shape, row.output_shape)]
+            cells = [row.step, row.op, row.kernel, row.config, *shapes]
+            cells += [f"{row.flops / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"]
+            cells += [row.bound, _number(row.roofline_us)] if self.ceilings else []
+            cells += _time_and_share(row) if timed else []
+            table.append((*cells, row.note))
+        return f"{self._title()}\n{text_table(table)}"
+
+    __repr__ = __str__
+
+    def _title(self) -> str:
+        title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.manner}" if self.manner else "")
+        if self.ceilings is None:
+            return title
+        origin = "as its data sheet states" if self.ceilings_source == "data sheet" else "as given"
+        return f"{title}; ceilings {self.ceilings.tflops:g} TFLOP/s and {self.ceilings.gb_per_s:g} GB/s, {origin}"
+
+
+def _choices(
+    plan: Plan, costs: Sequence[StepCost], device: torch.device, dtype: torch.dtype
+) -> list[tuple[str, str, str]]:
+    """Kernel, configuration and note of each step."""
+    if device.type == "cpu":
+        return [(cpu.describe(step), f"{torch.get_num_threads()} threads", "") for step in plan]
+    from fastres.executors import gpu
+
+    return [gpu.describe(step, cost.input_shape, dtype, device) for step, cost in zip(plan, costs, strict=True)]
+
+
+def _stated(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
+    if device.type == "cpu":
+        return None
+    from fastres.kernels.launch import float32_precision
+    from fastres.kernels.routing.cards import gpu_of
+
+    return stated(gpu_of(device).name, dtype, float32_precision())
+
+
+def _times(
+    plan: Plan,
+    costs: Sequence[StepCost],
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings | None,
+    microseconds: Mapping[str, float],
+) -> list[tuple[float | None, str]]:
+    """Seconds of each step and where they are from: given, tuned or, on a GPU of known ceilings, predicted."""
+    times: list[tuple[float | None, str]] = []
+    for step, cost in zip(plan, costs, strict=True):
+        if step.name in microseconds:
+            times.append((microseconds[step.name] / 1e6, MEASURED))
+        elif device.type == "cpu" or ceilings is None:
+            times.append((None, ""))
+        else:
+            from fastres.kernels.routing.cards import gpu_of
+            from fastres.roofline.estimate import step_estimate
+
+            times.append(step_estimate(step, cost, dtype, gpu_of(device), ceilings))
+    return times
+
+
+def _position(
+    cost: StepCost, ceilings: Ceilings | None, seconds: float | None, source: str
+) -> tuple[str, float | None, float | None, float | None, str]:
+    """``bound``, ``roofline_us``, ``microseconds``, ``share`` and ``source`` of a step."""
+    us = None if seconds is None else seconds * 1e6
+    if ceilings is None:
+        return "", None, us, None, source
+    bound, least = bound_by(cost, ceilings)
+    if source == PREDICTED and seconds is not None:
+        us = max(us or 0.0, least * 1e6)  # a prediction counts merged groups, and not all of the bytes
+    share = None if us is None else least * 1e6 / us
+    return bound, least * 1e6, us, share, source
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+def _time_and_share(row: ExplainedStep) -> list[str]:
+    return [_number(row.microseconds), "" if row.share is None else f"{row.share:.0%} {row.source}"]

@@ -1,0 +1,57 @@
+"""What a model may be called with; anything else is named, with what to do about it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastres.errors import DeviceError, DtypeError, GradientError, InputError
+from fastres.network.architectures import Architecture
+from fastres.network.plan import check_image_size
+from fastres.text import dtype_name
+
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+
+
+def check_input(x: Tensor, arch: Architecture, device: torch.device) -> None:
+    """Raise where ``x`` is no batch of images ``[N, 3, H, W]`` that a network of ``arch`` on ``device`` takes.
+
+    ``InputError`` names a wrong type, shape or size, ``DtypeError`` a dtype other than float32, float16, bfloat16 and
+    uint8, ``DeviceError`` another device, ``GradientError`` an input that requires grad.
+    """
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"The model takes a tensor [N, 3, H, W] and was given {type(x).__name__}; "
+            "model.predict(...) takes paths, PIL images and arrays"
+        )
+    shape = tuple(x.shape)
+    if x.dim() != 4 or shape[1] != 3:
+        raise InputError(f"The model takes images [N, 3, H, W] and was given {list(shape)}. {_shape_hint(shape)}")
+    if x.dtype not in INPUT_DTYPES:
+        raise DtypeError(
+            f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
+            f"{dtype_name(x.dtype)}; call x.float() for normalised values, x.to(torch.uint8) for pixels"
+        )
+    if x.device != device:
+        raise DeviceError(
+            f"The input is on {x.device} and the model on {device}; call x.to({str(device)!r}) "
+            f"or model.to({str(x.device)!r})"
+        )
+    if x.requires_grad and torch.is_grad_enabled():
+        raise GradientError(
+            "The input requires grad, and fastres computes no gradients (its kernels are for inference). "
+            "Pass x.detach(), or call inside torch.no_grad()"
+        )
+    check_image_size(arch, shape[2], shape[3])
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] == 3:
+        return "Add a batch dimension: x[None]"
+    if len(shape) == 4 and shape[3] == 3:
+        return "It looks like NHWC: pass x.permute(0, 3, 1, 2)"
+    if len(shape) == 4 and shape[1] == 1:
+        return "Greyscale images are repeated over the channels: x.expand(-1, 3, -1, -1)"
+    if len(shape) == 4 and shape[1] == 4:
+        return "Drop the alpha channel: x[:, :3]"
+    return "model.predict(...) takes single images of any mode"

@@ -1,0 +1,57 @@
+"""Which values of a plan the names of layers stand for: ``IntermediateLayerGetter``'s names, as far as they exist.
+
+The stem's convolution, batch norm, ReLU and max-pool are one step, so that only what comes out last has a name.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+from fastres.errors import InputError, near_matches
+from fastres.network.plan import POOLED, Plan
+
+_INSIDE_THE_STEM = ("conv1", "bn1", "relu", "maxpool")
+_PROBE = 256  # pixels; a multiple of every stride, so that sizes divide exactly
+
+
+def layer_values(plan: Plan) -> dict[str, str]:
+    """Layer → the plan's value, in the network's order; torchvision calls the stem's output ``maxpool`` or ``relu``."""
+    last = "relu" if plan.architecture.stem == "cifar" else "maxpool"
+    return {last: plan.features["stem"], **plan.features, "avgpool": POOLED}
+
+
+def returned_values(plan: Plan, return_layers: Mapping[str, str] | Sequence[str] | None) -> OrderedDict[str, str]:
+    """Returned name → the plan's value, in the network's order. ``None`` returns the stem and each stage.
+
+    Raises ``InputError`` for no layers, unknown ones, and two that are returned under one name.
+    """
+    if return_layers is None:
+        return OrderedDict(plan.features)
+    if isinstance(return_layers, str):
+        return_layers = [return_layers]
+    names = return_layers if isinstance(return_layers, Mapping) else {layer: layer for layer in return_layers}
+    known = layer_values(plan)
+    for layer in names:
+        if layer not in known:
+            raise InputError(_unknown(plan, str(layer), list(known)))
+    returned = OrderedDict((names[layer], value) for layer, value in known.items() if layer in names)
+    if not names or len(returned) < len(names):
+        problem = "names no layer" if not names else f"returns two layers under one name: {dict(names)}"
+        raise InputError(f"return_layers {problem}; give layer → name, such as {{'layer4': 'out'}}")
+    return returned
+
+
+def strides_and_channels(plan: Plan, value: str) -> tuple[int, int]:
+    """Input pixels from one cell of a value to the next, and its channels. A pooled value has one cell, stride 0."""
+    if value == POOLED:
+        return 0, plan.architecture.features
+    _, height, _, channels = plan.shapes(1, _PROBE, _PROBE)[value]
+    return _PROBE // height, channels
+
+
+def _unknown(plan: Plan, layer: str, known: Sequence[str]) -> str:
+    accepted = f"{plan.architecture.name} has {', '.join(known)}"
+    if layer in _INSIDE_THE_STEM:
+        return f"{layer!r} is computed inside the stem's kernel and never leaves it; {accepted}"
+    return f"No layer is called {layer!r}.{near_matches(layer, known)} {accepted}"

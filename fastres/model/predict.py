@@ -1,0 +1,82 @@
+"""``model.predict``: images of any kind in, named classes out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastres.errors import ClassifierError, InputError
+from fastres.images.transforms import Transforms, batch_sources
+from fastres.network.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of an image: its name, its index and its softmax probability."""
+
+    label: str
+    index: int
+    score: float
+
+
+class Classifier(Protocol):
+    """What predicting asks of a model; see :class:`fastres.Model`."""
+
+    architecture: Architecture
+    categories: tuple[str, ...] | None
+    transforms: Transforms
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def predict(
+    model: Classifier, images: Any, top_k: int, *, batch_size: int = 32, progress: bool | None = None
+) -> list[list[Prediction]]:
+    """See :meth:`fastres.Model.predict`."""
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    require_classifier(model, "predict")
+    sources = batch_sources(images)
+    if progress is None:
+        progress = len(sources) > batch_size and sys.stderr.isatty()
+    predictions: list[list[Prediction]] = []
+    from tqdm import tqdm
+
+    with tqdm(total=len(sources), desc="predict", unit="image", disable=not progress) as bar:
+        for start in range(0, len(sources), batch_size):
+            chunk = sources[start : start + batch_size]
+            pixels = model.transforms.batch(chunk, first_index=start)
+            logits = model(pixels.to(model.device))
+            predictions += top_predictions(logits, top_k, model.categories)
+            bar.update(len(chunk))
+    return predictions
+
+
+def require_classifier(model: Classifier, what: str) -> None:
+    """Raise ``ClassifierError`` where ``model`` has no classifier, which ``what`` needs."""
+    if not model.num_classes:
+        raise ClassifierError(
+            f"{what} needs classes, and this {model.architecture.name} has no classifier (num_classes=0); "
+            "model.embed(x) returns the pooled features [N, C] of images. Load it with its classifier to get classes"
+        )
+
+
+def top_predictions(logits: Tensor, top_k: int, categories: tuple[str, ...] | None) -> list[list[Prediction]]:
+    """The ``top_k`` classes of each row of ``logits`` ``[N, classes]``, by falling softmax probability."""
+    scores, indices = logits.softmax(1).topk(min(top_k, logits.shape[1]), dim=1)
+    return [
+        [
+            Prediction(categories[index] if categories else f"class {index}", index, score)
+            for index, score in zip(row_indices, row_scores, strict=True)
+        ]
+        for row_indices, row_scores in zip(indices.tolist(), scores.tolist(), strict=True)
+    ]

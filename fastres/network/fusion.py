@@ -1,0 +1,126 @@
+"""Passes over a Plan, Plan → Plan: join convolutions that one kernel can compute.
+
+What can be joined is a run of neighbouring steps around a block's last convolution (see :class:`fastres.network.plan.Joined`).
+What is joined is decided by how much time each run saves, which the caller knows from measurements: of all ways to
+cover the plan with runs and single steps, :func:`join` takes the one that saves most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from .plan import Conv, Joined, Plan, Step
+
+# Runs of steps that can be joined, by the index of their first step.
+Candidates = dict[int, list[Joined]]
+
+
+def joinable(steps: Sequence[Step]) -> Candidates:
+    """Everything that can be joined in ``steps``. Merged weights are made here, once for each shortcut."""
+    readers: dict[str, int] = {}
+    for step in steps:
+        for value in step.reads:
+            readers[value] = readers.get(value, 0) + 1
+    found: Candidates = {}
+    for index, last in enumerate(steps):
+        if isinstance(last, Conv) and last.groups == 1 and last.residual is not None:
+            for start, run in _runs(steps, index, last, readers):
+                found.setdefault(start, []).append(run)
+    return found
+
+
+def _runs(steps: Sequence[Step], index: int, last: Conv, readers: dict[str, int]) -> Iterator[tuple[int, Joined]]:
+    """Every run around the convolution ``last`` at ``index``, with the index where it starts."""
+    before = steps[index - 1]
+    shortcut = before if isinstance(before, Conv) and _is_projection(before, last, readers) else None
+    start = index if shortcut is None else index - 1
+    alone = joined(last, shortcut=shortcut)
+    if shortcut is not None:
+        yield start, alone
+    first = steps[start - 1]
+    if not (isinstance(first, Conv) and _feeds(first, last, readers)):
+        return
+    run = replace(alone, name=_name(first, last), input=first.input, first=first)
+    yield start - 1, run
+    following = steps[index + 1]
+    if isinstance(following, Conv) and _follows(following, last):
+        yield start - 1, replace(run, name=_name(first, following), following=following)
+
+
+def joined(
+    last: Conv, first: Conv | None = None, shortcut: Conv | None = None, following: Conv | None = None
+) -> Joined:
+    """The joined step of these convolutions, its weights merged."""
+    weight, bias = last.weight.flatten(1), last.bias
+    if shortcut is not None:
+        weight, bias = torch.cat([weight, shortcut.weight.flatten(1)], 1), bias + shortcut.bias
+    begin = first or shortcut or last
+    source = last.input if first is None else first.input
+    name = _name(begin, following or last)
+    return Joined(name, source, last.output, weight, bias, last, first, shortcut, following)
+
+
+def _name(first: Conv, last: Conv) -> str:
+    return f"{first.name} … {last.name}"
+
+
+def _is_1x1(conv: Conv) -> bool:
+    return conv.weight.shape[1:3] == (1, 1) and conv.padding == 0 and conv.groups == 1
+
+
+def _is_projection(shortcut: Conv, last: Conv, readers: dict[str, int]) -> bool:
+    """Whether ``shortcut`` is the 1×1 projection, of any stride, that only ``last`` reads, as what it adds."""
+    alone = last.residual == shortcut.output and readers[shortcut.output] == 1
+    return alone and _is_1x1(shortcut) and not shortcut.relu and shortcut.residual is None
+
+
+def _feeds(first: Conv, last: Conv, readers: dict[str, int]) -> bool:
+    """Whether ``last`` is a 1×1 convolution at the pixels that ``first`` writes and nothing else reads."""
+    alone = first.output == last.input and readers[first.output] == 1
+    plain = first.relu and first.residual is None and first.groups == 1
+    return alone and plain and _is_1x1(last) and last.stride == 1 and last.relu
+
+
+def _follows(following: Conv, last: Conv) -> bool:
+    """Whether ``following`` is a 1×1 convolution of what ``last`` writes, at the same pixels."""
+    plain = following.relu and following.residual is None and following.stride == 1
+    return following.input == last.output and plain and _is_1x1(following)
+
+
+def cover(
+    steps: Sequence[Step], candidates: Candidates, saves: Callable[[Joined], float], keep: Collection[str] = ()
+) -> tuple[Step, ...]:
+    """``steps`` with those runs of ``candidates`` joined that together save most.
+
+    ``saves`` gives what a run saves against its steps alone, in any unit of time; runs that save nothing are left
+    apart, and so are runs that would not write a value of ``keep``.
+    """
+    total = [0.0] * (len(steps) + 1)
+    choice: list[Joined | None] = [None] * len(steps)
+    for index in reversed(range(len(steps))):
+        total[index] = total[index + 1]
+        for run in candidates.get(index, ()):
+            end = index + len(run.parts)
+            hidden = {part.output for part in run.parts} - set(run.writes)
+            if end > len(steps) or hidden & set(keep):
+                continue
+            saved = saves(run)
+            if saved > 0 and saved + total[end] > total[index]:
+                total[index], choice[index] = saved + total[end], run
+    covered: list[Step] = []
+    index = 0
+    while index < len(steps):
+        covered.append(choice[index] or steps[index])
+        index += len(covered[-1].parts)
+    return tuple(covered)
+
+
+def join(plan: Plan, saves: Callable[[Joined], float], keep: Collection[str] = ()) -> Plan:
+    """The plan with the runs joined that save most; see :func:`cover`. Features stay readable if ``keep`` names them.
+
+    A joined plan computes what ``plan`` computes. Its joined steps have kernels on GPUs of the sm_90 family only.
+    """
+    return replace(plan, steps=cover(plan.steps, joinable(plan.steps), saves, keep))

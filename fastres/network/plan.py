@@ -1,0 +1,159 @@
+"""The Plan: a network as a flat tuple of fused steps.
+
+A plan is plain data. Each step names the value it reads, the value it writes and, for a convolution with a residual
+connection, the value it adds; it holds its folded weights and attributes, and nothing about how or where it will run.
+Executors, exporters and the roofline model each read plans and do not know of one another.
+
+The value called ``"input"`` is the image batch, the last step writes ``"logits"`` (and, on request, ``"pooled"``).
+What a step is stands in :mod:`fastres.network.steps`; its names are importable from here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastres.errors import InputError
+from fastres.text import text_table
+
+from .architectures import Architecture
+from .steps import Conv, Head, Joined, Pool, Shape, SqueezeExcite, Stem, Step, conv_size, describe
+
+__all__ = [
+    "INPUT", "LOGITS", "POOLED", "Conv", "Head", "Joined", "Plan", "Pool", "Shape", "SqueezeExcite", "Stem", "Step",
+    "StepCost", "check_image_size", "conv_size", "describe", "last_reads", "step_cost",
+]  # fmt: skip
+
+INPUT = "input"
+POOLED = "pooled"  # what the head computes on its way: the average-pooled features, [N, C]
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Arithmetic and unavoidable memory traffic of one step: each input, weight and output moved once."""
+
+    name: str
+    kind: str
+    input_shape: Shape
+    output_shape: Shape
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A network's steps in order, with the architecture they came from.
+
+    ``features`` maps the names that :meth:`fastres.Model.features` returns to values of the plan.
+    """
+
+    architecture: Architecture
+    steps: tuple[Step, ...]
+    features: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def stem(self) -> Stem:
+        stem = self.steps[0]
+        assert isinstance(stem, Stem)
+        return stem
+
+    @property
+    def head(self) -> Head:
+        head = self.steps[-1]
+        assert isinstance(head, Head)
+        return head
+
+    def shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
+        """Shape (NHWC) of every value for a batch of ``height`` × ``width`` images."""
+        check_image_size(self.architecture, height, width)
+        shapes: dict[str, Shape] = {INPUT: (batch, height, width, 3)}
+        for step in self.steps:
+            shapes.update(zip(step.writes, step.output_shapes(shapes[step.input]), strict=True))
+        return shapes
+
+    def last_reads(self) -> dict[str, int]:
+        """:func:`last_reads` of all steps."""
+        return last_reads(self.steps)
+
+    def steps_for(self, outputs: Sequence[str]) -> tuple[Step, ...]:
+        """The steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
+        written = {value: index for index, step in enumerate(self.steps) for value in step.writes}
+        written[POOLED] = len(self.steps) - 1
+        return self.steps[: 1 + max(written[output] for output in outputs)]
+
+    def costs(
+        self, batch: int = 1, height: int = 224, width: int = 224, dtype: torch.dtype | None = None
+    ) -> list[StepCost]:
+        """FLOPs (two per multiply-accumulate) and bytes of each step, activations and weights in ``dtype``.
+
+        Logits and biases count four bytes an element, and so does the input: three channels, as given.
+        """
+        shapes = self.shapes(batch, height, width)
+        return [step_cost(step, shapes, dtype or self.stem.weight.dtype) for step in self.steps]
+
+    def __repr__(self) -> str:
+        return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
+
+    def __str__(self) -> str:
+        size = max(32 if self.architecture.stem == "cifar" else 224, self.architecture.minimum_size)
+        return self.table(height=size, width=size)
+
+    def table(self, batch: int = 1, height: int = 224, width: int = 224) -> str:
+        """The plan as text: one row per step, with shapes (NHWC), FLOPs and bytes for a batch."""
+        header = ("step", "op", "reads", "output", "attributes", "MFLOP", "MB")
+        rows = [header]
+        costs = self.costs(batch, height, width)
+        for step, cost in zip(self.steps, costs, strict=True):
+            rows.append(
+                (
+                    step.name,
+                    step.kind,
+                    " + ".join(step.reads),
+                    "×".join(map(str, cost.output_shape)),
+                    describe(step),
+                    f"{cost.flops / 1e6:,.1f}",
+                    f"{cost.bytes / 1e6:,.2f}",
+                )
+            )
+        flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
+        rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
+        title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
+        return f"{title}\n{text_table(rows, right=(5, 6))}"
+
+
+def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> StepCost:
+    """:meth:`Plan.costs` of one step, given the shapes of the values that it reads and writes."""
+    size = dtype.itemsize
+    moved = sum(math.prod(shapes[value]) for value in step.reads) * size
+    moved += sum(weight.numel() * size + bias.numel() * 4 for weight, bias in step.parameters)
+    moved += sum(math.prod(shapes[value]) for value in step.writes) * (4 if isinstance(step, Head) else size)
+    source = shapes[step.input]
+    return StepCost(step.name, step.kind, source, shapes[step.output], 2 * step.macs(source), moved)
+
+
+def last_reads(steps: Sequence[Step]) -> dict[str, int]:
+    """Index of the last step that reads each value; a value never read maps to the step that writes it."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        last.update(dict.fromkeys((*step.writes, *step.reads), index))
+    return last
+
+
+def check_image_size(arch: Architecture, height: int, width: int) -> None:
+    """Raise ``InputError`` where an image is smaller than the network allows."""
+    least = arch.minimum_size
+    if height < least or width < least:
+        raise InputError(
+            f"{arch.name} takes images of at least {least}×{least} pixels and was given {height}×{width}; "
+            "resize them first"
+        )

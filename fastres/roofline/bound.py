@@ -1,0 +1,40 @@
+"""The least time that a plan can take on a machine: each step at the ceiling that binds it.
+
+    T = Σ over steps of max(FLOPs / (FLOP/s), bytes / (bytes/s))
+
+Bytes are the unavoidable ones (:meth:`fastres.network.plan.Plan.costs`): each step's inputs, weights and outputs moved once.
+An engine that keeps activations in a cache between steps can beat this bound; one step at a time cannot.
+Williams, Waterman, Patterson: *Roofline*, CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastres.network.plan import StepCost
+
+from .ceilings import Ceilings, step_seconds
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """``seconds`` is the bound of one batch; ``memory_seconds`` the part of it spent in steps that memory binds."""
+
+    seconds: float
+    memory_seconds: float
+    flops: int
+    bytes: int
+
+
+def roofline(costs: Iterable[StepCost], ceilings: Ceilings) -> Roofline:
+    """The bound of a whole plan from the costs of its steps."""
+    seconds = memory_seconds = 0.0
+    flops = moved = 0
+    for cost in costs:
+        compute, memory = step_seconds(cost, ceilings)
+        seconds += max(compute, memory)
+        memory_seconds += memory if memory > compute else 0.0
+        flops += cost.flops
+        moved += cost.bytes
+    return Roofline(seconds, memory_seconds, flops, moved)

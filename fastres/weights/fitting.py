@@ -1,0 +1,193 @@
+"""A state dict made to fit an architecture: checked name by name, cast to float32, given a fresh head where asked.
+
+Also the state dict of random weights. Everything returned is a plain tensor on the CPU, in torchvision's order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastres.errors import StateDictMismatchError
+from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, gate_shapes, state_dict_shapes
+
+HEAD = ("fc.weight", "fc.bias")
+_COUNTER = "num_batches_tracked"
+_LISTED = 8  # keys named in a message, of each kind
+
+
+class FreshHeadWarning(UserWarning):
+    """The classifier was initialised at random, because the checkpoint's has another number of classes or none."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A state dict that fits ``arch``; ``missing_head`` says that its head is random, not the checkpoint's."""
+
+    state: dict[str, Tensor]
+    arch: Architecture
+    missing_head: bool
+
+
+def fit_state(
+    state: Mapping[str, Tensor], arch: Architecture, num_classes: int | None, source: str, copy: bool
+) -> Fitted:
+    """Check ``state`` (torchvision's names) against ``arch`` and return it whole, as float32 on the CPU.
+
+    The number of classes is that of the checkpoint's ``fc.weight``. Where ``num_classes`` differs from it, or the
+    checkpoint has no head and ``num_classes`` is given, the head is initialised as ``nn.Linear`` is, with a
+    ``FreshHeadWarning``; with ``num_classes=0`` there is none. ``num_batches_tracked`` is kept where there is one and
+    zero otherwise. With ``copy`` no tensor shares memory with ``state``. Raises ``StateDictMismatchError``, which names
+    every kind of misfit, and ``ArchitectureError`` for an impossible ``num_classes``.
+    """
+    floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    headless = not any(key in floating for key in HEAD)
+    given = arch.with_classes(_classes(floating) or arch.num_classes)
+    wanted = given if num_classes is None else arch.with_classes(num_classes)
+    problems = _problems(floating, given, needs_head=not headless or num_classes is None)
+    if problems:
+        raise StateDictMismatchError(_mismatch(problems, floating, given, source))
+    fresh = wanted.num_classes > 0 and (headless or wanted.num_classes != given.num_classes)
+    fitted = {key: _own(floating[key], copy) for key in state_dict_shapes(wanted) if not (fresh and key in HEAD)}
+    if fresh:
+        fitted.update(_fresh_head(wanted))
+        held = "no classifier" if headless else f"a classifier of {given.num_classes} classes"
+        warnings.warn(
+            f"The weights from {source} have {held}: the head for num_classes={wanted.num_classes} is random, and its "
+            "logits mean nothing until a trained head of that size is loaded",
+            FreshHeadWarning,
+            stacklevel=4,  # the caller of fastres.load
+        )
+    return Fitted(_with_counters(fitted, wanted, state), wanted, fresh)
+
+
+def random_state(arch: Architecture) -> dict[str, Tensor]:
+    """Random weights as torchvision initialises them: the same values after the same ``torch.manual_seed``.
+
+    Convolutions are normal with variance ``2 / (K·R·S)`` (He et al., ICCV 2015, fan out), batch norms the identity,
+    squeeze-and-excitation's biases zero, the head ``nn.Linear``'s default. Draws from torch's global generator.
+    """
+    state: dict[str, Tensor] = {}
+    for spec in conv_specs(arch):
+        # torchvision fills each convolution with PyTorch's default as it builds it: the draws count, not the values.
+        state[f"{spec.conv}.weight"] = torch.empty(spec.weight_shape, dtype=torch.float32, device="cpu").uniform_()
+    state.update(_fresh_head(arch))
+    for name, shape in gate_shapes(arch):
+        state[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
+        if name.endswith("weight"):
+            nn.init.kaiming_normal_(state[name], mode="fan_out", nonlinearity="relu")
+        else:
+            nn.init.zeros_(state[name])
+    for spec in conv_specs(arch):
+        nn.init.kaiming_normal_(state[f"{spec.conv}.weight"], mode="fan_out", nonlinearity="relu")
+        for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            state[f"{spec.norm}.{part}"] = torch.full((spec.out_channels,), value, dtype=torch.float32, device="cpu")
+    return _with_counters({key: state[key] for key in state_dict_shapes(arch)}, arch, {})
+
+
+def _fresh_head(arch: Architecture) -> dict[str, Tensor]:
+    if not arch.num_classes:
+        return {}
+    head = nn.Linear(arch.features, arch.num_classes, device="cpu", dtype=torch.float32)
+    return {"fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()}
+
+
+def _with_counters(state: Mapping[str, Tensor], arch: Architecture, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` in torchvision's order, with batch norm's counters (int64 scalars): those of ``given``, or zeros."""
+    whole: dict[str, Tensor] = {}
+    for key in state_dict_shapes(arch):
+        whole[key] = state[key]
+        norm, _, part = key.rpartition(".")
+        if part == "running_var":
+            counter = given.get(f"{norm}.{_COUNTER}")
+            count = int(counter) if counter is not None and counter.numel() == 1 and not counter.is_meta else 0
+            whole[f"{norm}.{_COUNTER}"] = torch.tensor(count, dtype=torch.int64, device="cpu")
+    return whole
+
+
+def _own(tensor: Tensor, copy: bool) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=copy, memory_format=torch.contiguous_format)
+
+
+def _classes(state: Mapping[str, Tensor]) -> int | None:
+    """Classes of the head in ``state``; ``None`` where there is no sensible one."""
+    head = state.get("fc.weight", state.get("fc.bias"))
+    return head.shape[0] if head is not None and head.ndim and head.shape[0] else None
+
+
+def _problems(state: Mapping[str, Tensor], arch: Architecture, needs_head: bool) -> dict[str, list[str]]:
+    """What does not fit, by kind; empty where all does."""
+    shapes = {key: shape for key, shape in state_dict_shapes(arch).items() if needs_head or key not in HEAD}
+    both = [key for key in shapes if key in state]
+    problems = {
+        "missing": [key for key in shapes if key not in state],
+        "unexpected": [key for key in state if key not in shapes],
+        "of another shape": [
+            f"{key} {list(state[key].shape)} instead of {list(shapes[key])}"
+            for key in both
+            if tuple(state[key].shape) != shapes[key]
+        ],
+        "not dense floating-point data": [
+            f"{key} ({_kind(state[key])})" for key in both if _kind(state[key]) is not None
+        ],
+    }
+    return {kind: keys for kind, keys in problems.items() if keys}
+
+
+def _kind(tensor: Tensor) -> str | None:
+    """What makes a tensor unusable as a weight; ``None`` if nothing does."""
+    if tensor.is_meta:
+        return "on the meta device, without data"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout)
+    return None if tensor.is_floating_point() else str(tensor.dtype)
+
+
+def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], arch: Architecture, source: str) -> str:
+    lines = [f"The weights from {source} do not fit {arch.name}.", *(f"  {line}" for line in _lines(problems))]
+    fitting = known_fits(state)
+    if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
+        lines.append("They have no classifier; give num_classes= to start one at random, num_classes=0 to do without.")
+    elif arch.name in fitting:
+        lines.append("Names and shapes are right; give the weights as dense floating-point tensors.")
+    elif fitting:
+        lines.append(
+            f"Their names and shapes are those of {' and '.join(map(repr, fitting))}: load that model instead."
+        )
+    else:
+        lines.append(
+            "Their names and shapes are those of no model that fastres knows. Names must be torchvision's, such as "
+            "'layer1.0.conv1.weight'."
+        )
+    return "\n".join(lines)
+
+
+def describe_misfits(state: Mapping[str, Tensor], arch: Architecture) -> list[str]:
+    """What keeps ``state`` from being weights of ``arch``, a line for each kind; a missing head is nothing to tell."""
+    floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    given = arch.with_classes(_classes(floating) or arch.num_classes)
+    return _lines(_problems(floating, given, needs_head=any(key in floating for key in HEAD)))
+
+
+def _lines(problems: Mapping[str, list[str]]) -> list[str]:
+    lines = []
+    for kind, keys in problems.items():
+        more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+        lines.append(f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}{more}")
+    return lines
+
+
+def known_fits(state: Mapping[str, Tensor]) -> list[str]:
+    """Models whose names and shapes are exactly those of ``state``, whatever its number of classes, headless or not."""
+    found = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
+    headless = not any(key in found for key in HEAD)
+    fits = []
+    for row in ARCHITECTURES.values():
+        shapes = state_dict_shapes(row.with_classes(_classes(state) or row.num_classes))
+        if found == {key: shape for key, shape in shapes.items() if not (headless and key in HEAD)}:
+            fits.append(row.name)
+    return fits

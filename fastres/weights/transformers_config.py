@@ -1,0 +1,157 @@
+"""transformers' ``config.json`` and ``preprocessor_config.json`` of a ResNet.
+
+Facts about transformers (4.50 to 5): ``ResNetForImageClassification`` has torchvision's networks under other names
+(:mod:`fastres.weights.layouts`); ``downsample_in_bottleneck`` moves a stage's stride from its first 3×3 to its first 1×1
+convolution, and ``downsample_in_first_stage`` gives the first stage a stride too. Neither shows in the tensors.
+``ConvNextImageProcessor``, which these models come with, resizes the short side to ``size / crop_pct`` and crops where
+``size`` is below 384.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastres.errors import ArchitectureError, ConfigError
+from fastres.images.transforms import Transforms
+from fastres.network.architectures import ARCHITECTURES, Architecture
+from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+
+from .config_fields import field, whole_numbers
+
+PROCESSOR = "preprocessor_config.json"
+_PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
+_CONVNEXT = ("ConvNextImageProcessor", "ConvNextFeatureExtractor")
+_WARPS_FROM = 384  # pixels: from here on ConvNextImageProcessor squashes images instead of cropping them
+_HALF = [0.5, 0.5, 0.5]  # transformers' IMAGENET_STANDARD_MEAN and _STD
+
+
+def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[str, ...]]:
+    """Architecture and class names.
+
+    Raises ``ArchitectureError`` for a network that fastres does not run, ``ConfigError`` for a contradictory file.
+    """
+    kind = config.get("model_type")
+    if kind != "resnet":
+        raise ArchitectureError(
+            f"{source} holds a model of type {kind!r} ({_classes_of(config)}); fastres runs transformers' 'resnet' and "
+            "timm's ResNets."
+        )
+    labels = _labels(config, source)
+    return architecture(config, source).with_classes(len(labels)), labels
+
+
+def _classes_of(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else "no architecture named"
+
+
+def architecture(config: Mapping[str, Any], source: str) -> Architecture:
+    """The network that a transformers ``ResNetConfig`` describes: a row of the table, or one of its own."""
+    activation = field(config, "hidden_act", str, source, "relu")
+    if activation != "relu":
+        raise ArchitectureError(f"{source} has the activation {activation!r}; fastres runs 'relu' only.")
+    channels = field(config, "num_channels", int, source, 3)
+    if channels != 3:
+        raise ArchitectureError(f"{source} takes images of {channels} channels; fastres takes 3, RGB.")
+    block = field(config, "layer_type", str, source, "bottleneck")
+    if block not in ("basic", "bottleneck"):
+        raise ConfigError(f"{source}: layer_type is {block!r}; 'basic' and 'bottleneck' exist.")
+    depths = whole_numbers(config.get("depths", [3, 4, 6, 3]), "depths", source)
+    sizes = whole_numbers(config.get("hidden_sizes", [256, 512, 1024, 2048]), "hidden_sizes", source)
+    if len(depths) != len(sizes):
+        raise ConfigError(f"{source}: depths has {len(depths)} stages and hidden_sizes {len(sizes)}.")
+    (stem,) = whole_numbers([config.get("embedding_size", 64)], "embedding_size", source)
+    if block == "bottleneck" and any(size % 4 for size in sizes):
+        raise ArchitectureError(f"{source} has bottlenecks of {sizes} channels; fastres runs multiples of 4.")
+    first_1x1 = field(config, "downsample_in_bottleneck", bool, source, False) and block == "bottleneck"
+    first_stage = field(config, "downsample_in_first_stage", bool, source, False)
+    found = Architecture(
+        name=f"resnet-{block}-{'-'.join(map(str, depths))}",
+        block=block,  # type: ignore[arg-type]
+        depths=depths,
+        widths=tuple(size // 4 for size in sizes) if block == "bottleneck" else sizes,
+        stem_widths=(stem,),
+        stride_in_1x1=first_1x1,
+        first_stage_stride=2 if first_stage else 1,
+    )
+    return next((row for row in ARCHITECTURES.values() if replace(row, name=found.name) == found), found)
+
+
+def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Class names in the order of the logits, ``id2label``'s; transformers leaves out its default, two labels."""
+    table = config.get("id2label")
+    if table is None:
+        return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))
+    if isinstance(table, dict):
+        table = {str(key): name for key, name in table.items()}  # numbers in a live model's configuration
+    if not isinstance(table, dict) or set(table) != {str(index) for index in range(len(table))}:
+        raise ConfigError(f"{source}: id2label does not map 0, 1, 2, … to names; save the model again.")
+    return tuple(str(table[str(index)]) for index in range(len(table)))
+
+
+def transforms(config: Mapping[str, Any], source: str) -> Transforms:
+    """What a ``preprocessor_config.json`` does to an image, in fastres's terms.
+
+    Raises ``ConfigError`` where fastres's transforms cannot do the same.
+    """
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "an image processor")
+    convnext = name.startswith(_CONVNEXT)
+    for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_convert_grayscale", False), ("do_pad", False)):
+        if field(config, key, bool, source, wanted) != wanted:
+            raise _unsupported(source, f"{name} has {key}={not wanted}")
+    scale = field(config, "rescale_factor", float, source, 1 / 255)
+    if abs(scale * 255 - 1) > 1e-6:
+        raise _unsupported(source, f"{name} scales pixels by {scale}, not by 1/255")
+    resample = field(config, "resample", int, source, 3 if convnext else 2)
+    if resample not in _PILLOW_FILTERS:
+        raise _unsupported(source, f"{name} resizes with Pillow's filter {resample}, not 2 (bilinear) or 3 (bicubic)")
+    resize, crop = _convnext_sizes(config, source) if convnext else _sizes(config, name, source)
+    normalise = field(config, "do_normalize", bool, source, True)
+    mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return Transforms(
+        resize,
+        crop,
+        mean=tuple(field(config, "image_mean", list, source, mean)) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(field(config, "image_std", list, source, std)) if normalise else (1.0, 1.0, 1.0),
+        interpolation=_PILLOW_FILTERS[resample],  # type: ignore[arg-type]
+        crop_rounding="down",
+    )
+
+
+def _convnext_sizes(config: Mapping[str, Any], source: str) -> tuple[int, int]:
+    size = _length(config.get("size", 384), "size", "shortest_edge", source)
+    if size >= _WARPS_FROM:
+        raise _unsupported(source, f"ConvNextImageProcessor squashes images to {size}×{size} from {_WARPS_FROM} on")
+    share = field(config, "crop_pct", float, source, 224 / 256)
+    if not 0 < share <= 1:
+        raise ConfigError(f"{source}: crop_pct is {share}; a share above 0 and up to 1 is expected.")
+    if field(config, "do_center_crop", bool, source, False):
+        raise _unsupported(source, "ConvNextImageProcessor crops twice (do_center_crop)")
+    return int(size / share), size
+
+
+def _sizes(config: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
+    """Sizes of the processors that resize the short side and then crop the centre."""
+    if not field(config, "do_center_crop", bool, source, False):
+        raise _unsupported(source, f"{name} resizes images without cropping them")
+    resize = _length(config.get("size"), "size", "shortest_edge", source)
+    return resize, _length(config.get("crop_size"), "crop_size", "height", source)
+
+
+def _length(value: Any, key: str, side: str, source: str) -> int:
+    """A number of pixels: itself, ``{side: …}``, or ``{"height": …, "width": …}`` of a square crop."""
+    if isinstance(value, dict):
+        if value.get("height") != value.get("width") or (side == "shortest_edge" and side not in value):
+            raise _unsupported(source, f"{key} is {value}")
+        value = value.get(side)
+    (length,) = whole_numbers([value], key, source)
+    return length
+
+
+def _unsupported(source: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: {what}, which fastres's transforms do not. Load the weights alone, and preprocess yourself: "
+        "fastres.load(name, weights='…/model.safetensors')."
+    )

@@ -1,0 +1,60 @@
+"""Compile kernels with no GPU and report what the compiler made of them.
+
+``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch, for NVIDIA sm_80, sm_89 and
+sm_90 and AMD gfx942 or the cards that ``--arch`` names, and prints registers, spills, shared memory, matrix
+instructions and what is wrong. Resources are facts of the compiled code; nothing is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+import triton
+
+from fastres.kernels.routing.cards import KNOWN_GPUS, card
+
+from .ahead_of_time import Compilation
+from .pointer_kernels import Report, fence_note, inspect_all, table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; exit status 1 where something is wrong with a kernel."""
+    from fastres.executors.compilations import plan_compilations
+    from fastres.network.architectures import get_architecture
+    from fastres.network.folding import outline
+
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.kernels.inspection", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    parser.add_argument(
+        "--arch", nargs="+", metavar="ARCH", default=list(KNOWN_GPUS),
+        help=f"architectures (sm_86, gfx942, …) or names of known cards (default: {' '.join(KNOWN_GPUS)})",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    dtype = getattr(torch, options.dtype)
+    plan = outline(get_architecture(options.model), dtype)
+    reports: list[Report] = []
+    for gpu in map(card, options.arch):
+        items: dict[Compilation, None] = {}
+        for batch in options.batch:
+            size = options.size
+            made = plan_compilations(plan, gpu, batch=batch, height=size, width=size, dtype=dtype)
+            items |= dict.fromkeys(made)
+        reports += inspect_all(items, gpu)
+    print(table(reports))
+    if note := fence_note(reports):
+        print(note)
+    bad = sum(bool(report.problems) for report in reports)
+    print(f"{len(reports)} kernels, Triton {triton.__version__}; {bad} not good")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

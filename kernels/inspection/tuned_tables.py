@@ -1,0 +1,137 @@
+"""``python -m fastres.kernels.inspection_tables``: compile every configuration of the tuned tables, with no GPU.
+
+A table says what runs on a GPU that this machine may not have; here each of its kernels is compiled for that GPU's
+architecture and judged: it fits, does not spill in its main loop, its products run on the tensor cores, and what
+it copies into shared memory or registers waits for those who still read there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from fastres.kernels.routing.cards import CARDS, Gpu, card
+from fastres.kernels.routing.rules import ConvConfig
+from fastres.kernels.routing.tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
+from fastres.text import text_table
+
+from .ahead_of_time import Compilation
+from .parallel import in_processes
+from .pointer_kernels import compile_conv, inspect
+from .tma_kernels import compile_block, compile_tma, inspect_tma
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One configuration of a table, for its GPU or another of the architecture."""
+
+    gpu: Gpu
+    layer: Layer | Block
+    config: ConvConfig
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the compiler made of an entry; ``problem`` is empty where it is good."""
+
+    entry: Entry
+    registers: int
+    shared_memory: int
+    problem: str
+
+
+def entries(path: Path) -> list[Entry]:
+    """The distinct compilations of a table: most batch sizes that share a configuration share a kernel."""
+    text = path.read_text()
+    table = from_json(text, str(path))
+    stated = json.loads(text)
+    gpu = next((gpu for gpu in CARDS if (gpu.name, gpu.arch) == (stated["gpu"], stated["arch"])), None)
+    gpu = gpu or card(stated["arch"])
+    tuned: list[Tuned | TunedBlock] = [*table.layers, *table.blocks]
+    made = [Entry(gpu, entry.layer, entry.config) for entry in tuned]
+    return list({(entry.layer.without_batch, compilation(entry)): entry for entry in made}.values())
+
+
+def compilation(entry: Entry) -> Compilation:
+    """What an entry has compiled."""
+    layer, config = entry.layer, entry.config
+    if isinstance(layer, Block):
+        return compile_block(layer, config)
+    compiled = compile_conv if config.kernel == "conv" else compile_tma
+    settings: dict[str, Any] = {"residual": layer.residual, "relu": layer.relu, "out": layer.out_dtype}
+    return compiled(layer.shape, getattr(torch, layer.dtype), config, **settings)
+
+
+def judge(entry: Entry) -> Verdict:
+    """Compile one entry."""
+    item = compilation(entry)
+    if item.kernel == "conv":
+        report = inspect(item, entry.gpu)
+        problems = report.problems
+    else:
+        tma = inspect_tma(item, entry.gpu)
+        report, problems = tma.report, tma.problems
+    return Verdict(entry, report.registers, report.shared_memory, ", ".join(problems))
+
+
+def compiles_well(entry: Entry) -> bool:
+    """Whether the compiler takes an entry and :func:`judge` finds nothing wrong with it."""
+    try:
+        return not judge(entry).problem
+    except (RuntimeError, triton.CompilationError):
+        return False
+
+
+def compiling_well(pool: Executor, gpu: Gpu, layer: Layer | Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
+    """Those of ``configs`` that compile well for ``layer`` on ``gpu``, found out in ``pool``."""
+    good = pool.map(compiles_well, [Entry(gpu, layer, config) for config in configs])
+    return [config for config, is_good in zip(configs, good, strict=True) if is_good]
+
+
+def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict]:
+    """Compile in parallel, with a progress bar."""
+    return in_processes(judge, todo, workers=workers, label="compile")
+
+
+def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    """A row an entry, with a header."""
+    lines: list[tuple[str, ...]] = [("layer", "kernel", "configuration", "registers", "shared KiB", "verdict")]
+    for verdict in verdicts:
+        layer, config = verdict.entry.layer, verdict.entry.config
+        shape = layer.shape
+        name = f"{shape.P}×{shape.Q} {shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K}"
+        if isinstance(layer, Block):
+            name += f" joined →{layer.channels}" + f"→{layer.next_channels}" * bool(layer.next_channels)
+        numbers = (str(verdict.registers), f"{verdict.shared_memory / 1024:.1f}")
+        lines.append((name, config.kernel, str(config), *numbers, verdict.problem or "good"))
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a row a configuration; exit status 1 where one is not good."""
+    parser = argparse.ArgumentParser(prog="python -m fastres.kernels.inspection_tables", description=__doc__)
+    parser.add_argument("tables", type=Path, nargs="*", help="tables (default: all of the package)")
+    options = parser.parse_args(arguments)
+    paths = options.tables or sorted(FOLDER.glob("*/conv.json"))
+    if not paths:
+        print(f"There is no table of tuned configurations in {FOLDER} yet; fastres.bench.tune writes one")
+        return 0
+    bad = 0
+    for path in paths:
+        verdicts = judge_all(entries(path))
+        bad += sum(bool(verdict.problem) for verdict in verdicts)
+        print(f"{path.parent.name}\n{text_table(rows(verdicts), right=(3, 4))}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""Tuned configurations as data: ``configs/<gpu>/conv.json``, one file a GPU.
+
+``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which
+configuration was fastest on that GPU, for which runs of layers a joined kernel beats one kernel each, and in how many
+images at a time a network's first stages run fastest. A batch size between tuned ones takes the nearest (by ratio)
+whose kernel accepts it.
+
+What a GPU's own table lacks, those of other GPUs of its architecture may have: they come next, the nearest in number of
+multiprocessors first. What no table has is routed by rules. More tables are found in the folder that the environment
+variable ``FASTRES_CONFIGS`` names: an entry there takes the place of the package's for the same layer and batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres.errors import KernelError
+from fastres.text import dtype_name
+
+from .cards import Gpu
+from .rules import ConvConfig, ConvShape
+
+FOLDER = Path(__file__).parents[1] / "configs"
+VARIABLE = "FASTRES_CONFIGS"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a configuration is tuned for: a convolution's sizes, its dtype, and whether it adds a residual.
+
+    The ``classifier`` is the 1×1 convolution over one pixel that writes logits: float32, with no ReLU.
+    """
+
+    shape: ConvShape
+    dtype: str  # "float16"
+    residual: bool
+    classifier: bool = False
+
+    @classmethod
+    def of(cls, shape: ConvShape, dtype: torch.dtype, residual: bool, classifier: bool = False) -> Layer:
+        return cls(shape, dtype_name(dtype), residual, classifier)
+
+    @property
+    def relu(self) -> bool:
+        """Whether a ReLU follows, as after nearly every convolution."""
+        return not self.classifier
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """What the layer writes."""
+        found: torch.dtype = torch.float32 if self.classifier else getattr(torch, self.dtype)
+        return found
+
+    @property
+    def without_batch(self) -> Layer:
+        return replace(self, shape=replace(self.shape, N=0))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A layer's fastest configuration, with its median time and what the rules' own choice took."""
+
+    layer: Layer
+    config: ConvConfig
+    microseconds: float
+    rules_microseconds: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a kernel for joined convolutions is tuned for.
+
+    ``shape`` is that of the run's first convolution. With ``fused`` it is the 3×3 before a block's last convolution,
+    which then has ``channels`` output channels; else it is the last convolution itself, with a merged shortcut.
+    """
+
+    shape: ConvShape
+    dtype: str
+    fused: bool
+    channels: int
+    shortcut_channels: int = 0  # 0: a residual instead of a shortcut
+    shortcut_stride: int = 1
+    next_channels: int = 0  # 0: the next block's first convolution is not part of it
+
+    @property
+    def without_batch(self) -> Block:
+        return replace(self, shape=replace(self.shape, N=0))
+
+
+@dataclass(frozen=True)
+class TunedBlock:
+    """A joined run's fastest configuration, its median time, and what its convolutions took one by one."""
+
+    layer: Block
+    config: ConvConfig
+    microseconds: float
+    apart_microseconds: float
+
+    def saves(self, batch: int) -> float:
+        """Microseconds that joining saves at a batch size, by proportion; negative where it loses."""
+        return (self.apart_microseconds - self.microseconds) * batch / self.layer.shape.N
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a whole network runs fastest at one batch and image size, and its median time so and plainly.
+
+    ``joined`` says whether the joined runs that the table lists are taken at all. With ``images``, its steps up to the
+    feature ``through`` run on so many images at a time, whose activations then stay in the L2 cache. With ``early``,
+    kernels start while the one before them still runs (``launch.early_launches``).
+    """
+
+    model: str
+    batch: int
+    height: int
+    width: int
+    dtype: str
+    joined: bool = True
+    through: str = ""  # "layer1"
+    images: int = 0  # 0: the whole batch at once
+    early: bool = False
+    microseconds: float = 0.0
+    plain_microseconds: float = 0.0
+
+    @property
+    def case(self) -> tuple[str, int, int, int, str]:
+        """What was tuned for."""
+        return (self.model, self.batch, self.height, self.width, self.dtype)
+
+    @property
+    def manner(self) -> str:
+        """In words, what is done besides joining; empty where nothing is."""
+        micro = f"up to {self.through} in micro-batches of {self.images} images" if self.images else ""
+        return "; ".join(filter(None, (micro, "kernels start early" if self.early else "")))
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that was tuned on a GPU: layers, joined runs and whole networks."""
+
+    layers: tuple[Tuned, ...] = ()
+    blocks: tuple[TunedBlock, ...] = ()
+    networks: tuple[Network, ...] = ()
+
+
+def slug(gpu_name: str) -> str:
+    """A GPU's name as a folder name: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
+
+
+def to_json(tuned: Table, facts: Mapping[str, Any]) -> str:
+    """The table as JSON, a line an entry; ``facts`` say on what and with which versions it was measured."""
+    layers = [
+        {
+            **asdict(entry.layer.shape),
+            "dtype": entry.layer.dtype,
+            "residual": entry.layer.residual,
+            **({"classifier": True} if entry.layer.classifier else {}),
+            "config": _config(entry.config),
+            "us": entry.microseconds,
+            "rules_us": entry.rules_microseconds,
+        }
+        for entry in tuned.layers
+    ]
+    blocks = [
+        {
+            **asdict(entry.layer.shape),
+            **{key: value for key, value in asdict(entry.layer).items() if key != "shape"},
+            "config": _config(entry.config),
+            "us": entry.microseconds,
+            "apart_us": entry.apart_microseconds,
+        }
+        for entry in tuned.blocks
+    ]
+    parts = {"layers": layers, "blocks": blocks, "networks": [asdict(entry) for entry in tuned.networks]}
+    head = json.dumps({"format": FORMAT, **facts})[:-1]
+    lists = [f'"{name}": [\n  ' + ",\n  ".join(map(json.dumps, rows)) + "\n ]" for name, rows in parts.items()]
+    return ",\n ".join([head, *lists]) + "}\n"
+
+
+def _config(config: ConvConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key != "note"}
+
+
+def from_json(text: str, source: str) -> Table:
+    """Read a table; raises ``KernelError`` naming ``source`` where it is none."""
+    try:
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise ValueError(f"its format is {document['format']}, this version reads {FORMAT}")
+        return Table(
+            tuple(_layer(row) for row in document["layers"]),
+            tuple(_block(row) for row in document["blocks"]),
+            tuple(_network(row) for row in document["networks"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise KernelError(
+            f"{source} is not a table of tuned configurations ({error}); write it anew with fastres.bench.tune"
+        ) from error
+
+
+def _shape(row: Mapping[str, Any]) -> ConvShape:
+    names = ("N", "H", "W", "C", "K", "R", "S", "stride", "padding", "groups")
+    return ConvShape(**{name: int(row[name]) for name in names})
+
+
+def _layer(row: Mapping[str, Any]) -> Tuned:
+    layer = Layer(_shape(row), str(row["dtype"]), bool(row["residual"]), bool(row.get("classifier", False)))
+    return Tuned(layer, _read_config(row["config"]), float(row["us"]), float(row["rules_us"]))
+
+
+def _block(row: Mapping[str, Any]) -> TunedBlock:
+    counts = ("channels", "shortcut_channels", "shortcut_stride", "next_channels")
+    block = Block(_shape(row), str(row["dtype"]), bool(row["fused"]), *(int(row[name]) for name in counts))
+    return TunedBlock(block, _read_config(row["config"]), float(row["us"]), float(row["apart_us"]))
+
+
+def _read_config(row: Mapping[str, Any]) -> ConvConfig:
+    config = ConvConfig(**row)
+    for name, value in asdict(config).items():
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (isinstance(value, str) if name in ("kernel", "note") else whole):
+            raise ValueError(f"its configurations have a {name} of {value!r}")
+    return config
+
+
+def _network(row: Mapping[str, Any]) -> Network:
+    network = Network(**row)
+    if network.images and network.through not in ("layer1", "layer2", "layer3", "layer4"):
+        raise ValueError(f"a network runs in micro-batches through {network.through!r}")
+    return network
+
+
+def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
+    """Where the table of a GPU lies."""
+    return folder / slug(gpu_name) / "conv.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table with what its head says of the GPU; 0 multiprocessors are not known."""
+
+    table: Table
+    gpu: str
+    arch: str
+    multiprocessors: int
+
+
+class Index:
+    """Tables for looking things up: those of a GPU, first ones first, and then those of ``others`` of its architecture.
+
+    What was tuned in one 16-bit dtype serves the other: they run equally fast.
+    """
+
+    def __init__(self, *own: Table, others: Sequence[Found] = ()) -> None:
+        self._own = _Entries(own)
+        self._others = [_Entries([other.table]) for other in others]
+        self.others = tuple(other.gpu for other in others)
+
+    def __bool__(self) -> bool:
+        return bool(self._own) or any(map(bool, self._others))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the GPU itself has entries."""
+        return bool(self._own)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some joined run was tuned."""
+        return any(entries.has_blocks for entries in (self._own, *self._others))
+
+    def entries(self, layer: Layer | Block) -> list[Any]:
+        """What was tuned for ``layer`` at any batch size, the nearest (by ratio) first; others' entries come last."""
+        return [entry for entries in (self._own, *self._others) for entry in entries.near(layer)]
+
+    def measured(self, entry: Tuned | TunedBlock) -> bool:
+        """Whether ``entry`` was measured on this very GPU."""
+        return any(entry is own for own in self._own.near(entry.layer))
+
+    def network(self, model: str, batch: int, height: int, width: int, dtype: str) -> Network | None:
+        """The entry of just this case, where there is one.
+
+        From another GPU's table come whether to join runs and whether kernels start early. How many images fit the L2
+        cache, and what that saves, is a matter of the very GPU, and so are the times.
+        """
+        case = (model, batch, height, width, dtype)
+        if found := self._own.network(case):
+            return found
+        for other in self._others:
+            if found := other.network(case):
+                return replace(found, through="", images=0, microseconds=0.0, plain_microseconds=0.0)
+        return None
+
+
+class _Entries:
+    """The entries of one GPU's tables: of two for the same case that of the first table counts."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        entries: dict[Layer | Block, Tuned | TunedBlock] = {}
+        self._networks: dict[tuple[str, int, int, int, str], Network] = {}
+        for tuned in reversed(tables):
+            entries |= {layer.layer: layer for layer in tuned.layers} | {block.layer: block for block in tuned.blocks}
+            self._networks |= {entry.case: entry for entry in tuned.networks}
+        self._by_layer: dict[Layer | Block, list[Any]] = {}
+        for layer, entry in entries.items():
+            self._by_layer.setdefault(layer.without_batch, []).append(entry)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_layer)
+
+    @property
+    def has_blocks(self) -> bool:
+        return any(isinstance(key, Block) for key in self._by_layer)
+
+    def near(self, layer: Layer | Block) -> list[Any]:
+        key = layer.without_batch
+        sibling = replace(key, dtype=SIBLING.get(key.dtype, key.dtype))
+        found = self._by_layer.get(key) or self._by_layer.get(sibling, [])
+        return sorted(found, key=lambda entry: abs(math.log(entry.layer.shape.N / layer.shape.N)))
+
+    def network(self, case: tuple[str, int, int, int, str]) -> Network | None:
+        *rest, dtype = case
+        sibling: Any = (*rest, SIBLING.get(dtype, dtype))
+        return self._networks.get(case) or self._networks.get(sibling)
+
+
+SIBLING = {"float16": "bfloat16", "bfloat16": "float16"}
+
+
+@functools.cache
+def table(gpu: Gpu) -> Index:
+    """The tuned configurations for a GPU: its own, then other cards' of its architecture."""
+    folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
+    own: list[Table] = []
+    others: dict[str, Found] = {}
+    for folder in [*folders, FOLDER]:
+        for path in sorted(folder.glob("*/conv.json")):
+            if path == table_path(gpu.name, folder):
+                own.append(_read(path).table)
+            elif (found := _read(path)).arch == gpu.arch and path.parent.name not in others:
+                others[path.parent.name] = found
+    return Index(*own, others=sorted(others.values(), key=lambda found: _distance(found, gpu)))
+
+
+def _distance(found: Found, gpu: Gpu) -> float:
+    """How far apart two GPUs are in size; one whose size its table does not say is furthest."""
+    return abs(math.log(found.multiprocessors / gpu.multiprocessors)) if found.multiprocessors else math.inf
+
+
+def _read(path: Path) -> Found:
+    """A table with its head; raises ``KernelError`` where ``path`` is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KernelError(f"{path} cannot be read as a table of tuned configurations ({error})") from error
+    tuned, head = from_json(text, str(path)), json.loads(text)
+    multiprocessors = head.get("multiprocessors", 0)
+    if type(multiprocessors) is not int or multiprocessors < 0:
+        raise KernelError(f"{path} says that its GPU has {multiprocessors!r} multiprocessors")
+    return Found(tuned, str(head.get("gpu", path.parent.name)), str(head.get("arch", "")), multiprocessors)
