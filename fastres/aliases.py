@@ -29,7 +29,7 @@ _MOVED = {
     "bench.estimates": "bench.predict:rooflines",
     "bench.measure": "bench.ceilings:ceilings bench.host:host bench.layers:layers",
     "bench.tuning": "bench.vetting:vetting",
-    "kernels.inspection": "kernels.inspection_tma:tma_kernels kernels.inspection_tables:tuned_tables",
+    "kernels.inspection": "kernels.inspection_tma:tma_command kernels.inspection_tables:tuned_tables",
 }
 FORMER_NAMES = {
     f"fastres.{old}": f"fastres.{room}.{new or old}"

@@ -128,7 +128,7 @@ def test_no_module_is_imported_twice() -> None:
     """By its bare name from the checkout's root a module is the one that has the long name."""
     code = (
         "import bench.study.report, bench.run, export.onnx, fastres.bench.study.report, fastres.bench.run, sys\n"
-        "from bench import timing\n"
+        "from bench.measure import timing\n"
         "import fastres.export.onnx, fastres.bench.measure.timing\n"
         "assert bench is fastres.bench and export is fastres.export\n"
         "assert bench.run is fastres.bench.run and timing is fastres.bench.measure.timing\n"
@@ -149,7 +149,7 @@ def test_python_m_runs_a_module_once() -> None:
         "except SystemExit: pass\n"
         "assert 'fastres.bench.measure.comparison' in sys.modules\n"
         "assert 'fastres.bench.run' not in sys.modules and 'bench.run' not in sys.modules\n"
-        "assert sys.modules['bench.comparison'] is sys.modules['fastres.bench.measure.comparison']\n"
+        "assert sys.modules['bench.measure.comparison'] is sys.modules['fastres.bench.measure.comparison']\n"
     )
     assert "usage: python -m bench.run" in python(code, ROOT)
 

@@ -385,7 +385,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module, *rest = given.module
     with pretend_gpu(CARDS[given.card]), mock.patch("sys.argv", [module, *rest]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,9 +22,9 @@ from fastres.network.plan import LOGITS, POOLED
 from fastres.text import dtype_name
 from fastres.version import __version__
 
-from . import Report
 from .batches import Batch, Reading, worker_died
 from .listing import write_listing
+from .report import Report
 from .sources import Images, find, opened
 from .tables import Layout
 from .work import Work, open_work

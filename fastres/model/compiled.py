@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastres.errors import FastresError
 
-if TYPE_CHECKING:
-    from .model import Model
 
-_models: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
+class Compilable(Protocol):
+    """What compiled code asks of a :class:`fastres.Model`."""
+
+    def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]: ...
+    def _empty(
+        self, shape: Sequence[int], outputs: tuple[str, ...], device: torch.device | None = None
+    ) -> list[Tensor]: ...
+
+
+_models: weakref.WeakValueDictionary[int, Compilable] = weakref.WeakValueDictionary()
 _handles = iter(range(1, 1 << 62))
 
 # Inductor's own CUDA graphs (mode="reduce-overhead") leave the op out: inside one, a model's first calls would put its
@@ -22,7 +29,7 @@ _handles = iter(range(1, 1 << 62))
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 
 
-def register(model: Model) -> int:
+def register(model: Compilable) -> int:
     """A number by which compiled code finds the model again, for as long as it lives unchanged."""
     handle = next(_handles)
     _models[handle] = model
@@ -34,7 +41,7 @@ def run(x: Tensor, handle: int, outputs: Sequence[str]) -> list[Tensor]:
     return torch.ops.fastres.run(x, handle, ",".join(outputs))
 
 
-def _find(handle: int) -> Model:
+def _find(handle: int) -> Compilable:
     try:
         return _models[handle]
     except KeyError:

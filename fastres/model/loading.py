@@ -17,7 +17,8 @@ from fastres.network.folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_
 from fastres.weights import timm_config, transformers_config
 from fastres.weights.folders import names_a_folder, read_saved
 from fastres.weights.layouts import to_torchvision
-from fastres.weights.published import DEFAULT, LoadedWeights, load_state
+from fastres.weights.published import DEFAULT
+from fastres.weights.state import LoadedWeights, load_state
 
 from .model import Model, parse_dtype
 

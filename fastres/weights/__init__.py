@@ -3,16 +3,9 @@
 Finds, downloads, reads, translates and checks. Ends at tensors by name; never folds or runs a network.
 """
 
-from .published import (
-    BUNDLED_MODEL,
-    DEFAULT,
-    FreshHeadWarning,
-    LoadedWeights,
-    WeightsEntry,
-    entries,
-    get_entry,
-    load_state,
-)
+from .fitting import FreshHeadWarning
+from .published import BUNDLED_MODEL, DEFAULT, WeightsEntry, entries, get_entry
+from .state import LoadedWeights, load_state
 
 __all__ = [
     "BUNDLED_MODEL",

@@ -23,7 +23,7 @@ from .download import file_sha256
 from .fitting import describe_misfits, known_fits
 from .folders import SavedModel, architecture_beside, find_folder, names_a_folder, read_saved, weights_file
 from .layouts import LAYOUTS, Unwrapped, recognise, unwrap_traced
-from .published import load_state
+from .state import load_state
 from .timm_config import refuse_anti_aliasing
 
 _LISTED = 6

@@ -1,6 +1,6 @@
-"""Which checkpoints exist, and any of them → a state dict with torchvision's names, float32, on the CPU.
+"""Which weights are published, for which model, and what is in their files.
 
-The published entries are torchvision's own (``data/torchvision_weights.json``, checked against torchvision in a test)
+The entries are torchvision's own (``data/torchvision_weights.json``, checked against torchvision in a test)
 and the model in the box, whose weights and training record come with the package.
 """
 
@@ -11,18 +11,12 @@ import hashlib
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from os import PathLike
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
-
 from fastres.errors import (
-    ConfigError,
     CorruptCheckpointError,
-    StateDictMismatchError,
     UnknownWeightsError,
     WeightsError,
     near_matches,
@@ -32,16 +26,10 @@ from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fastres.network.steps import conv_size
 
 from . import download
-from .checkpoints import SUFFIXES, is_path_like, read_checkpoint
-from .fitting import FreshHeadWarning, fit_state, random_state
-from .folders import CONFIG, SavedModel, architecture_beside, names_a_folder, read_saved
-from .layouts import to_torchvision, unwrap
-from .timm_config import refuse_anti_aliasing
+from .checkpoints import SUFFIXES, read_checkpoint
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable  # Python 3.11
-
-__all__ = ["DEFAULT", "FreshHeadWarning", "LoadedWeights", "WeightsEntry", "entries", "get_entry", "load_state"]
 
 DEFAULT = "DEFAULT"
 BUNDLED_MODEL = "resnet20_digits"
@@ -81,24 +69,6 @@ class WeightsEntry:
         return None if self.bundled else download.base_url() + self.file
 
 
-@dataclass(frozen=True)
-class LoadedWeights:
-    """A state dict ready for use: torchvision's names and order, with ``num_batches_tracked``, and memory of its own.
-
-    Floating-point tensors are float32 on the CPU. ``arch`` has the head's number of classes. ``entry`` is the published
-    entry, ``saved`` what another library's folder says of them, where they are one or the other. ``source`` says in
-    words where the weights are from, and ``missing_head`` that the head is random because the checkpoint's has another
-    number of classes or none.
-    """
-
-    state: dict[str, Tensor] = field(repr=False)
-    arch: Architecture
-    entry: WeightsEntry | None
-    source: str
-    missing_head: bool
-    saved: SavedModel | None = None
-
-
 def entries(model: str) -> dict[str, WeightsEntry]:
     """The published weights of ``model`` by name; empty where there are none.
 
@@ -127,91 +97,7 @@ def get_entry(model: str, name: str) -> WeightsEntry:
     return known[name]
 
 
-def load_state(
-    arch: Architecture, weights: Any, num_classes: int | None = None, progress: bool = True
-) -> LoadedWeights:
-    """Load ``weights`` for ``arch``.
-
-    ``weights`` is ``"DEFAULT"``, an entry's name, a torchvision enum member, the path of a ``.pth``, ``.pt`` or
-    ``.safetensors`` file, a folder that transformers or timm saved or its hub id, if cached (:mod:`fastres.weights.folders`), a
-    state dict (wrapped and prefixed ones too, see ``fastres.weights.layouts``), or ``None`` for random weights as torchvision
-    initialises them. A string with a checkpoint's suffix or a separator is a path; any other is
-    an entry's name and, only where the model has no such entry, a file's. ``num_classes`` other than the checkpoint's
-    gives a random head, with a ``FreshHeadWarning``. ``progress`` shows a bar on stderr during a download. Whatever
-    floating-point type the checkpoint has becomes float32.
-
-    Raises ``UnknownWeightsError``, ``DownloadError``, ``CorruptCheckpointError``, ``UnsafeCheckpointError``,
-    ``ConfigError`` or ``StateDictMismatchError``, all of them ``WeightsError``, and ``ArchitectureError`` for an
-    impossible ``num_classes`` and for networks that share a ResNet's tensors and not its function.
-    """
-    if weights is None:
-        arch = arch if num_classes is None else arch.with_classes(num_classes)
-        return LoadedWeights(random_state(arch), arch, None, "random initialisation", False)
-    if isinstance(weights, SavedModel) or names_a_folder(weights):
-        return _load_saved(arch, weights if isinstance(weights, SavedModel) else read_saved(weights), num_classes)
-    entry = _entry_of(arch.name, weights)
-    if entry is not None:
-        source = f"{entry.model} {entry.name} ({entry.file})"
-        checkpoint = _read_entry(entry, progress)
-        shared = False
-    elif isinstance(weights, (str, PathLike)):
-        path = Path(weights).expanduser()
-        refuse_anti_aliasing(path.stem, str(path))
-        beside = architecture_beside(path)
-        if beside is not None:
-            _check_same(arch, beside, str(path), path.parent)
-        source, checkpoint = str(path), read_checkpoint(path)
-        # safetensors maps the file: without a copy, weights would change when somebody overwrites it.
-        shared = path.suffix.lower() == ".safetensors"
-    else:
-        source, checkpoint, shared = "a state dict", weights, True
-    state = to_torchvision(unwrap(checkpoint), arch)
-    fitted = fit_state(state, arch, num_classes, source, copy=shared)
-    return LoadedWeights(fitted.state, fitted.arch, entry, source, fitted.missing_head)
-
-
-def _load_saved(arch: Architecture, saved: SavedModel, num_classes: int | None) -> LoadedWeights:
-    """The weights of a folder, which must be of ``arch``, whatever its number of classes."""
-    _check_same(arch, saved.arch, saved.source, saved.source)
-    state = to_torchvision(unwrap(read_checkpoint(saved.weights)), arch)
-    fitted = fit_state(state, arch, num_classes, saved.source, copy=True)
-    held = state["fc.weight"].shape[0] if "fc.weight" in state else saved.arch.num_classes
-    if held != saved.arch.num_classes:
-        raise ConfigError(
-            f"{saved.source} contradicts itself: {CONFIG} has {saved.arch.num_classes} classes and "
-            f"{saved.weights.name} a classifier of {held}. Correct {CONFIG}, or load the weights alone: "
-            f"fastres.load({arch.name!r}, weights={str(saved.weights)!r})."
-        )
-    return LoadedWeights(fitted.state, fitted.arch, None, saved.source, fitted.missing_head, saved)
-
-
-def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:
-    """Raise where a folder's configuration names another network than ``arch``, whatever the number of classes."""
-    if replace(held, num_classes=arch.num_classes) != arch:
-        raise StateDictMismatchError(
-            f"{source} holds {held.name} (its {CONFIG} says so), not {arch.name}. fastres.load({str(folder)!r}) loads "
-            "what it holds."
-        )
-
-
-def _entry_of(model: str, weights: object) -> WeightsEntry | None:
-    """The published entry that ``weights`` names, by string or enum member; ``None`` for a path or a state dict."""
-    if isinstance(weights, str):
-        if is_path_like(weights):
-            return None
-        published = weights == DEFAULT or weights in entries(model)
-        return None if not published and Path(weights).is_file() else get_entry(model, weights)
-    if isinstance(weights, (Mapping, PathLike, nn.Module)):
-        return None
-    if all(hasattr(weights, attribute) for attribute in ("url", "meta", "name")):
-        return _enum_entry(model, weights)
-    raise UnknownWeightsError(
-        f"weights is {type(weights).__name__} ({weights!r:.80}); accepted are 'DEFAULT', the name of an entry, a "
-        f"torchvision enum member, a path ({', '.join(SUFFIXES)}), a state dict, or None for random weights."
-    )
-
-
-def _enum_entry(model: str, member: Any) -> WeightsEntry:
+def entry_of_enum(model: str, member: Any) -> WeightsEntry:
     """The entry with the file of a torchvision enum member."""
     file = str(member.url).rpartition("/")[2]
     for entry in entries(model).values():
@@ -235,7 +121,7 @@ def _accepted(model: str) -> str:
     )
 
 
-def _read_entry(entry: WeightsEntry, progress: bool) -> object:
+def read_entry(entry: WeightsEntry, progress: bool) -> object:
     """What the entry's verified file holds."""
     if not entry.bundled:
         return read_checkpoint(download.cached_checkpoint(entry.file, entry.sha256, progress))

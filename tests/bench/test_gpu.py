@@ -19,7 +19,7 @@ from fastres.bench.visit import state as states
 from fastres.bench.visit.pieces import BUDGET, FULL, VISITS, Piece, Scale, estimate, groups, pieces
 from fastres.bench.visit.running import Outcome
 from fastres.bench.visit.trials import FAMILIES
-from fastres.bench.visit.visit import Visit
+from fastres.bench.visit.visit import RESERVE, Visit
 from fastres.errors import FastresError
 from fastres.kernels.routing import without
 
@@ -40,7 +40,7 @@ def visit(tmp_path: Path, *todo: Piece, budget: float = 500, **more: object) -> 
 @pytest.mark.parametrize("name", VISITS)
 def test_a_visit_should_fit_a_call_and_says_so(name: str, tmp_path: Path) -> None:
     todo = pieces(name)
-    assert estimate(todo) <= BUDGET - gpu.RESERVE
+    assert estimate(todo) <= BUDGET - RESERVE
     assert len({item.name for item in todo}) == len(todo)
     assert all(item.seconds <= item.grace + item.limit <= 600 for item in todo)
     said = Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
@@ -176,7 +176,7 @@ def test_records_of_earlier_visits_count(tmp_path: Path) -> None:
 
 
 def test_a_budget_ends_a_visit_and_names_what_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = visit(tmp_path, piece("good", ""), piece("later", ""), budget=gpu.RESERVE + 1)
+    short = visit(tmp_path, piece("good", ""), piece("later", ""), budget=RESERVE + 1)
     assert short.run() == 1
     assert short.state == {}
     said = capsys.readouterr().out

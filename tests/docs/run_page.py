@@ -19,7 +19,7 @@ from typing import Any
 ROOT = str(Path(__file__).parents[2])
 sys.path.insert(0, ROOT)
 
-from .blocks import CONSOLE, PYTHON, SESSION, SHELL, Block, blocks, page_name  # noqa: E402
+from tests.docs.blocks import CONSOLE, PYTHON, SESSION, SHELL, Block, blocks, page_name  # noqa: E402
 
 sys.path.remove(ROOT)  # fastres is imported as the environment has it
 

@@ -90,8 +90,8 @@ def test_the_tuner_writes_a_table_that_is_then_used(
     card: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(tune, "TILES_TRIED", 1)
-    monkeypatch.setattr(tune, "VARIANTS_TRIED", 1)
+    monkeypatch.setattr(configurations, "TILES_TRIED", 1)
+    monkeypatch.setattr(configurations, "VARIANTS_TRIED", 1)
     given = ["--model", "tiny", "--batch", "1", "--size", "8", "--out", str(tmp_path / "configs")]
     with pretended(CARDS[card]):
         assert tune.main(given) == 0

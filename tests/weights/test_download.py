@@ -25,7 +25,8 @@ from fastres.errors import CorruptCheckpointError, DownloadError, WeightsError
 from fastres.network.architectures import get_architecture
 from fastres.weights import download, published
 from fastres.weights.download import cache_folder, cached_checkpoint, file_sha256
-from fastres.weights.published import WeightsEntry, load_state
+from fastres.weights.published import WeightsEntry
+from fastres.weights.state import load_state
 
 from .state_dicts import distinct_state, same
 

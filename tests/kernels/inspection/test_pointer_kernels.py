@@ -12,6 +12,7 @@ import torch
 from fastres.errors import KernelError
 from fastres.executors.compilations import plan_compilations
 from fastres.kernels.conv import conv_kernel
+from fastres.kernels.inspection.__main__ import main
 from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for, target
 from fastres.kernels.inspection.pointer_kernels import (
     Report,
@@ -19,7 +20,6 @@ from fastres.kernels.inspection.pointer_kernels import (
     compile_stem,
     inspect,
     inspect_all,
-    main,
     table,
 )
 from fastres.kernels.routing.cards import CARDS, H100, KNOWN_GPUS, RTX_5090, Gpu, card

@@ -20,8 +20,7 @@ from fastres.bench.pretend_gpu.streams import CaptureError
 from fastres.errors import DeviceError
 from fastres.kernels import launch
 from fastres.kernels.routing import cards
-
-from .conftest import pretended
+from tests.pretend.conftest import pretended
 
 pytestmark = pytest.mark.interpreter
 

@@ -1,0 +1,5 @@
+"""``python -m bench.pretend_gpu``."""
+
+from .cuda import main
+
+main()

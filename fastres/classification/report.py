@@ -1,0 +1,28 @@
+"""What ``fastres.classify`` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run wrote: ``rows`` of which ``errors`` have an error instead of classes, ``resumed`` of them by earlier
+    runs; ``seconds`` is this run's time.
+    """
+
+    output: Path
+    rows: int
+    errors: int
+    resumed: int
+    seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        return (self.rows - self.resumed) / self.seconds
+
+    def __str__(self) -> str:
+        earlier = f", {self.resumed:,} of them from before" if self.resumed else ""
+        rate = f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
+        return f"{self.output}: {self.rows:,} rows{earlier}, {self.errors:,} with errors ({rate})"

@@ -1,0 +1,50 @@
+"""Compile the TMA kernels for sm_90 with no GPU and report what the compiler made of them.
+
+``python -m fastres.kernels.inspection_tma`` prints, for every convolution of a model that a TMA kernel takes, in two of
+the candidate configurations: registers, spills and shared memory, how many wgmma instructions take an operand through
+registers, how many copies into a buffer do not wait for all warps to have left it, and how many instructions write a
+register which a wgmma in flight still reads (all should be none, but in the fused kernel the first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+import triton
+
+from fastres.text import text_table
+
+from .tma_kernels import ARCH, HEADER, inspect_tma_all, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; exit status 1 where a kernel is not good."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.kernels.inspection_tma", description=(__doc__ or "").split("\n\n")[0]
+    )
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    options = parser.parse_args(arguments)
+    from fastres.executors.compilations import tma_compilations
+
+    items = tma_compilations(options.model, options.batch, getattr(torch, options.dtype), options.size)
+    reports = inspect_tma_all(items)
+    table = rows(items, reports)
+    if options.markdown:
+        lines = [HEADER, ("---",) * len(HEADER), *table]
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    else:
+        print(text_table([HEADER, *table], right=range(3, 10)))
+    bad = sum(not report.good for report in reports)
+    print(f"\n{len(reports)} kernels for {ARCH}, Triton {triton.__version__}; {bad} not good")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

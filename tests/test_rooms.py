@@ -1,0 +1,193 @@
+"""The rooms of the code base: what each may import, that each says what it is for, and that the tests mirror them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastres.export", "bench": "fastres.bench"}
+
+# Each room and the rooms that it may import, from the ground up. ``leaves`` are the files of fastres/ itself, ``top`` is
+# its ``__init__.py`` and ``__main__.py``; kernels.launch and the commands of bench/ are files and stand for themselves.
+MAY_IMPORT = {
+    "leaves": "",
+    "kernels.launch": "leaves",
+    "kernels.routing": "leaves kernels.launch",
+    "kernels": "leaves kernels.launch kernels.routing",
+    "kernels.inspection": "leaves kernels.launch kernels.routing kernels",
+    "network": "leaves",
+    "roofline": "leaves kernels.launch kernels.routing kernels network",
+    "executors": "leaves kernels.launch kernels.routing kernels kernels.inspection network roofline",
+    "images": "leaves network",
+    "weights": "leaves network images",
+    "model": "leaves kernels.launch kernels.routing network roofline executors images weights",
+    "classification": "leaves network images model",
+    "look": "leaves images model",
+    "commands": "leaves kernels.inspection network executors images weights model classification look",
+    "top": "leaves network model classification commands",
+    "export": "leaves network executors images weights model",
+    "bench.report": "leaves",
+    "bench.pretend_gpu": "leaves kernels.routing",
+    "bench.engines": "leaves network executors top export",
+    "bench.digits": "leaves network look commands top bench.report bench.engines",
+    "bench.measure": "leaves network roofline executors model commands top bench.report bench.engines",
+    "bench.kernels": "kernels.launch kernels.routing kernels network executors bench.measure",
+    "bench.tuning": "leaves kernels.routing kernels kernels.inspection network roofline executors bench.report "
+    "bench.measure",
+    "bench.estimates": "leaves kernels.launch kernels.routing network roofline executors top bench.report bench.tuning",
+    "bench.study": "leaves network executors commands top bench.report bench.engines bench.digits",
+    "bench.tune": "leaves kernels.routing kernels roofline bench.measure bench.tuning",
+    "bench.visit": "leaves kernels.launch kernels.routing kernels kernels.inspection network executors commands top "
+    "bench.report bench.engines bench.pretend_gpu bench.measure bench.tuning bench.estimates bench.tune",
+    "bench.run": "leaves network model top bench.report bench.engines bench.measure",
+    "bench.classify": "leaves network executors classification commands top bench.report bench.engines bench.measure",
+    "bench.gpu": "leaves kernels.routing bench.visit",
+    "bench": "leaves",
+}
+
+# Command lines, which import what they run when they run it, and from which nothing else imports.
+COMMANDS = {
+    "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "export"),
+    "kernels.inspection": ("executors", "network"),
+}
+
+# Folders of tests that are no room's, and rooms without a folder of tests.
+OTHER_TESTS = {"docs", "gpu", "pretend"}
+UNTESTED: set[str] = set()
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package, by its name."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inside = path.relative_to(ROOT / folder)
+            if folder == "fastres" and inside.parts[0] in FOLDERS:  # a link
+                continue
+            parts = inside.with_suffix("").parts
+            found[".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))] = path
+    return found
+
+
+MODULES = modules()
+
+
+# Files that stand for themselves.
+FILES = {
+    "fastres.kernels.launch",
+    *(name for name in MODULES if name.startswith("fastres.bench.") and name.count(".") == 2),
+}
+
+
+def room(module: str) -> str:
+    """The room that a module is in."""
+    parts = module.split(".")[1:]
+    if parts in ([], ["__main__"]):
+        return "top"
+    if MODULES[module].name == "__init__.py" or module in FILES:
+        return ".".join(parts)
+    return ".".join(parts[:-1]) or "leaves"
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module of the package that a module imports, at its top, in a function or for its annotations."""
+    path = MODULES[module]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join(base + ([node.module] if node.module else []))
+            for alias in node.names:
+                inner = f"{origin}.{alias.name}"
+                yield from (name for name in (inner if inner in MODULES else origin,) if name in MODULES)
+
+
+IMPORTS = {module: set(imports(module)) - {module} for module in MODULES}
+
+
+def cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Nodes that import each other in a circle; empty where none do."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_the_rules_are_levels() -> None:
+    """Each room is listed after all that it may import, so that no rule allows a circle."""
+    assert set(MAY_IMPORT) == {room(module) for module in MODULES}
+    order = list(MAY_IMPORT)
+    for name, allowed in MAY_IMPORT.items():
+        assert [other for other in allowed.split() if order.index(other) >= order.index(name)] == [], name
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_a_room_imports_what_it_may(name: str) -> None:
+    lazily = COMMANDS.get(name, ())
+    allowed = {name, *MAY_IMPORT[name].split(), *lazily}
+    wrong = {f"{module} imports {other}" for module in MODULES if room(module) == name
+             for other in IMPORTS[module] if room(other) not in allowed}  # fmt: skip
+    assert not wrong
+    used = {room(other) for module in MODULES if room(module) == name for other in IMPORTS[module]}
+    assert allowed - {name} <= used, "a rule that nothing needs"
+
+
+def test_no_modules_import_each_other() -> None:
+    assert cycle(IMPORTS) == []
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}), "this test can fail"
+
+
+def test_kernels_know_the_leaves_and_only_commands_know_the_benchmark() -> None:
+    kernels = {name for name in MAY_IMPORT if name.split(".")[0] == "kernels"}
+    for name in kernels:
+        assert set(MAY_IMPORT[name].split()) <= kernels | {"leaves"}, name
+    for name, allowed in MAY_IMPORT.items():
+        if name.split(".")[0] not in ("bench", "export"):
+            assert not [other for other in allowed.split() if other.split(".")[0] in ("bench", "export")], name
+
+
+def test_commands_import_upwards_only_when_they_run() -> None:
+    """What :data:`COMMANDS` allows stands inside a function."""
+    for module, path in MODULES.items():
+        above = COMMANDS.get(room(module), ())
+        if above:
+            at_import = {name for node in ast.parse(path.read_text(encoding="utf-8")).body
+                         for name in top_level(node)}  # fmt: skip
+            wrong = [name for name in at_import if any(f"fastres.{other}" in name for other in above)]
+            assert not wrong, f"{module} imports {wrong} when it is imported"
+
+
+def top_level(node: ast.stmt) -> Iterator[str]:
+    """The modules that a statement at the top of a file names in an absolute import."""
+    if isinstance(node, ast.ImportFrom) and node.module:
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
+def test_a_room_says_what_lives_there(name: str) -> None:
+    said = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""
+    assert len(said) > 20, "an __init__.py says what lives in its folder and what may not"
+
+
+def test_no_file_is_long() -> None:
+    long = {name: lines for name, path in MODULES.items() if (lines := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """``tests/x/test_y.py`` tests ``x/y.py``: every folder of tests is a room's, and every room has one."""
+    folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    tested = {".".join(folder.parts) for folder in folders} - {""}
+    packages = {room(name) for name, path in MODULES.items() if path.name == "__init__.py"} - {"top"}
+    assert tested - packages == OTHER_TESTS
+    assert packages - tested == UNTESTED
