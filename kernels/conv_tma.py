@@ -33,14 +33,14 @@ from fastres.errors import KernelError
 from fastres.kernels.routing.cards import Gpu, gpu_of
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 
-from .launch import cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
+from .launch import cdiv, check_shape, device_guard
 from .tma import (
-    check_tma,
+    check_operands,
     finish_tile,
-    out_columns,
     persistent,
-    programs_per_multiprocessor,
-    splits_epilogue,
+    tile_boxes,
+    tile_constants,
+    tile_grid,
     tma_candidates,
     why_not_tma,
 )
@@ -177,38 +177,23 @@ def conv_tma_constants(
         **shape.constants,
         "U": shortcut_channels,
         "SHORTCUT_STRIDE": shortcut_stride,
-        "HAS_RESIDUAL": residual,
-        "RELU": relu,
-        "UPCAST": dot_upcast(dtype),
-        "PERSISTENT": persistent(config),
         # Triton flattens nested loops only where the inner one has a fixed length.
         "SKIP": shape.padding > 0 and not persistent(config),
-        "SPLIT": splits_epilogue(config),
-        **config.blocks,
+        **tile_constants(dtype, config, residual=residual, relu=relu),
     }
 
 
 def conv_tma_boxes(config: ConvConfig) -> dict[str, list[int]]:
-    """The box each descriptor moves, by kernel argument."""
-    out = [1, 1, config.block_m, out_columns(config)]
-    return {
-        "x_desc": [1, 1, config.block_m, config.block_k],
-        "u_desc": [1, 1, config.block_m, config.block_k],
-        "w_desc": [config.block_n, config.block_k],
-        "residual_desc": out,
-        "y_desc": out,
-    }
+    """The box that each descriptor moves, by kernel argument: one pixel of BLOCK_M images."""
+    return tile_boxes(config, leading=(1, 1))
 
 
 def conv_tma_grid(
     shape: ConvShape, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2
 ) -> tuple[int]:
-    """One program a tile, or at most as many as run at once for the persistent kernel."""
+    """The programs of a launch; see :func:`.tma.tile_grid`."""
     tiles = cdiv(shape.N, config.block_m) * shape.P * shape.Q * cdiv(shape.K, config.block_n)
-    if not persistent(config):
-        return (tiles,)
-    resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
-    return (min(tiles, resident * gpu.multiprocessors),)
+    return tile_grid(tiles, config, gpu, residual=residual, out_itemsize=out_itemsize)
 
 
 def valid_taps(shape: ConvShape) -> float:
@@ -309,20 +294,14 @@ def check_conv_tma(
     op: str = "fastres::conv_tma",
 ) -> None:
     """Raise where the tensors are not what :func:`conv_tma_into` takes."""
-    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
-    check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
-    check_dtype(op, "bias", bias, torch.float32)
-    check_dtype(op, "y", y, x.dtype, torch.float32)
+    check_operands(op, y, x, weight, bias, residual, shortcut)
     if shape.P < 1 or shape.Q < 1:
         raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
     if shape.padding >= min(shape.R, shape.S):
         raise KernelError(f"{op}: padding {shape.padding} must be smaller than the {shape.R}×{shape.S} filter")
     u = 0 if shortcut is None else shortcut.shape[-1]
     check_shape(op, "weight", weight, (shape.K, shape.R * shape.S * shape.C + u))
-    check_shape(op, "bias", bias, (shape.K,))
     check_shape(op, "y", y, (shape.N, shape.P, shape.Q, shape.K))
-    if residual is not None:
-        check_shape(op, "residual", residual, tuple(y.shape))
     if shortcut is not None:
         n, h, w, _ = shortcut.shape
         reached = (n, cdiv(h, shortcut_stride), cdiv(w, shortcut_stride))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,6 +149,7 @@ def convolve_into(
         shape = conv.conv_shape(x, weight, stride, padding, groups)
         precision = float32_precision()
         config = route(shape, x.dtype, gpu_of(x.device), residual=residual is not None, precision=precision)
+    settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu, "config": config}
     if config.kernel in gemm.KERNELS:
         k, _, _, c = weight.shape
         rows = None if residual is None else residual.view(-1, k)
@@ -155,32 +157,9 @@ def convolve_into(
     elif config.kernel in conv_tma.KERNELS or config.kernel in conv_specialized.KERNELS:
         k, r, s, _ = weight.shape
         into = conv_tma.conv_tma_into if config.kernel in conv_tma.KERNELS else conv_specialized.conv_specialized_into
-        into(
-            y,
-            x,
-            weight.view(k, -1),
-            bias,
-            residual,
-            filter_size=(r, s),
-            stride=stride,
-            padding=padding,
-            relu=relu,
-            config=config,
-        )
+        into(y, x, weight.view(k, -1), bias, residual, filter_size=(r, s), **settings)
     else:
-        conv.conv2d_into(
-            y,
-            x,
-            weight,
-            bias,
-            residual,
-            stride=stride,
-            padding=padding,
-            groups=groups,
-            relu=relu,
-            config=config,
-            arrived=arrived,
-        )
+        conv.conv2d_into(y, x, weight, bias, residual, groups=groups, arrived=arrived, **settings)
 
 
 def merged_into(

@@ -30,14 +30,13 @@ from fastres.errors import KernelError
 from fastres.kernels.routing.cards import Gpu, gpu_of
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 
-from .launch import INT32_ELEMENTS, cdiv, check_dtype, check_shape, check_tensors, device_guard, dot_upcast
+from .launch import INT32_ELEMENTS, cdiv, check_shape, device_guard
 from .tma import (
-    check_tma,
+    check_operands,
     finish_tile,
-    out_columns,
-    persistent,
-    programs_per_multiprocessor,
-    splits_epilogue,
+    tile_boxes,
+    tile_constants,
+    tile_grid,
     tma_candidates,
     why_not_tma,
 )
@@ -129,34 +128,14 @@ def gemm_constants(
         "C": c,
         "U": u,
         "K": k,
-        "HAS_RESIDUAL": residual,
-        "RELU": relu,
-        "UPCAST": dot_upcast(dtype),
-        "PERSISTENT": persistent(config),
-        "SPLIT": splits_epilogue(config),
-        **config.blocks,
-    }
-
-
-def gemm_boxes(config: ConvConfig) -> dict[str, list[int]]:
-    """The box each descriptor moves, by kernel argument."""
-    out = [config.block_m, out_columns(config)]
-    return {
-        "x_desc": [config.block_m, config.block_k],
-        "u_desc": [config.block_m, config.block_k],
-        "w_desc": [config.block_n, config.block_k],
-        "residual_desc": out,
-        "y_desc": out,
+        **tile_constants(dtype, config, residual=residual, relu=relu),
     }
 
 
 def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> tuple[int]:
-    """One program a tile, or at most as many as run at once for the persistent kernel."""
+    """The programs of a launch; see :func:`.tma.tile_grid`."""
     tiles = cdiv(m, config.block_m) * cdiv(k, config.block_n)
-    if not persistent(config):
-        return (tiles,)
-    resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
-    return (min(tiles, resident * gpu.multiprocessors),)
+    return tile_grid(tiles, config, gpu, residual=residual, out_itemsize=out_itemsize)
 
 
 def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
@@ -186,7 +165,7 @@ def gemm_into(
     """
     (m, c), k = x.shape, weight.shape[0]
     u = 0 if shortcut is None else shortcut.shape[1]
-    boxes = gemm_boxes(config)
+    boxes = tile_boxes(config)
     tensors = {"x_desc": x, "u_desc": shortcut, "w_desc": weight, "residual_desc": residual, "y_desc": y}
     descriptors = {
         name: None if tensor is None else TensorDescriptor.from_tensor(tensor, boxes[name])
@@ -216,17 +195,11 @@ def check_gemm(
 ) -> None:
     """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` where :func:`gemm_into` does not take the tensors."""
     op = "fastres::gemm"
-    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
-    check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
-    check_dtype(op, "bias", bias, torch.float32)
-    check_dtype(op, "y", y, x.dtype, torch.float32)
+    check_operands(op, y, x, weight, bias, residual, shortcut)
     (m, c), k = x.shape, weight.shape[0]
     u = 0 if shortcut is None else shortcut.shape[-1]
     check_shape(op, "weight", weight, (k, c + u))
-    check_shape(op, "bias", bias, (k,))
     check_shape(op, "y", y, (m, k))
-    if residual is not None:
-        check_shape(op, "residual", residual, (m, k))
     if shortcut is not None:
         check_shape(op, "shortcut", shortcut, (m, u))
     if m >= INT32_ELEMENTS - 256:

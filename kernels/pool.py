@@ -9,6 +9,8 @@ float32. Each program makes a tile of output pixels × channels of one image.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -32,6 +34,33 @@ from .launch import (
 WINDOWS = {"max": (3, 1), "average": (2, 0)}  # mode → window size and padding
 
 
+@triton.jit
+def pixels_and_channels(pixel_blocks, C: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The image, the pixels [BLOCK_PIXELS] and the channels [BLOCK_C] of this program's tile."""
+    C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    pid = tl.program_id(0)
+    pixel_block = (pid // C_BLOCKS) % pixel_blocks
+    image = (pid // (C_BLOCKS * pixel_blocks)).to(tl.int64)
+    offs_c = (pid % C_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_pixels = pixel_block * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)
+    return image, offs_pixels, offs_c
+
+
+def launch_over_pixels(
+    kernel: Any, x: Tensor, pixels: int, config: PoolConfig, *arguments: Any, traceable: bool, **constants: Any
+) -> None:
+    """Launch ``kernel`` over ``pixels`` of each image of ``x`` [N, H, W, C], a tile of pixels × channels a program.
+
+    The kernel takes the ``arguments``, then the number of tiles along the pixels, then the ``constants``.
+    """
+    blocks = cdiv(pixels, config.block_hw)
+    grid = (x.shape[0] * blocks * cdiv(x.shape[3], config.block_c),)
+    with device_guard(x.device):
+        launchable(kernel, traceable)[grid](
+            *arguments, blocks, **constants, **start_options(), num_warps=config.num_warps
+        )
+
+
 @triton.jit(do_not_specialize=["H", "W", "P", "Q", "pixel_blocks"])
 def window_pool_kernel(
     x_ptr,
@@ -51,12 +80,7 @@ def window_pool_kernel(
 ):
     if EARLY:
         wait_for_inputs()
-    C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    pid = tl.program_id(0)
-    pixel_block = (pid // C_BLOCKS) % pixel_blocks
-    image = (pid // (C_BLOCKS * pixel_blocks)).to(tl.int64)
-    offs_c = (pid % C_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
-    offs_pq = pixel_block * BLOCK_PQ + tl.arange(0, BLOCK_PQ)
+    image, offs_pq, offs_c = pixels_and_channels(pixel_blocks, C, BLOCK_PQ, BLOCK_C)
     p, q = offs_pq // Q, offs_pq % Q
     mask_pq = offs_pq < P * Q
     mask_c = offs_c < C
@@ -106,24 +130,12 @@ def window_pool_into(
 
     Both are contiguous and have one dtype; an image has fewer than 2³¹ elements. ``config`` overrides the routing.
     """
-    n, h, w, c = x.shape
+    _, h, w, c = x.shape
     p, q = y.shape[1:3]
     if config is None:
         config = route_window_pool(c)
-    pixel_blocks = cdiv(p * q, config.block_hw)
-    with device_guard(x.device):
-        launchable(window_pool_kernel, traceable)[(n * pixel_blocks * cdiv(c, config.block_c),)](
-            x,
-            y,
-            h,
-            w,
-            p,
-            q,
-            pixel_blocks,
-            **window_pool_constants(c, mode, config),
-            **start_options(),
-            num_warps=config.num_warps,
-        )
+    constants = window_pool_constants(c, mode, config)
+    launch_over_pixels(window_pool_kernel, x, p * q, config, x, y, h, w, p, q, traceable=traceable, **constants)
 
 
 @kernel_op("window_pool", mutates_args=())

@@ -22,17 +22,14 @@ from .dispatch import route
 from .head import average_pool_into, linear_into, linear_shape
 from .launch import (
     ACTIVATION_DTYPES,
-    cdiv,
     check_dtype,
     check_shape,
     check_tensors,
-    device_guard,
     float32_precision,
     kernel_op,
-    launchable,
-    start_options,
     wait_for_inputs,
 )
+from .pool import launch_over_pixels, pixels_and_channels
 
 
 @triton.jit(do_not_specialize=["HW", "pixel_blocks"])
@@ -50,12 +47,7 @@ def gate_kernel(
 ):
     if EARLY:
         wait_for_inputs()
-    C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    pid = tl.program_id(0)
-    pixel_block = (pid // C_BLOCKS) % pixel_blocks
-    image = (pid // (C_BLOCKS * pixel_blocks)).to(tl.int64)
-    offs_c = (pid % C_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
-    offs_hw = pixel_block * BLOCK_HW + tl.arange(0, BLOCK_HW)
+    image, offs_hw, offs_c = pixels_and_channels(pixel_blocks, C, BLOCK_HW, BLOCK_C)
     mask_c = offs_c < C
     mask = (offs_hw < HW)[:, None] & mask_c[None, :]
     offs = image * HW * C + offs_hw[:, None] * C + offs_c[None, :]  # [BLOCK_HW, BLOCK_C]
@@ -100,19 +92,8 @@ def squeeze_excite_into(
     linear_into(gate, hidden.view(n, squeezed), expand_weight, expand_bias, arrived=arrived, traceable=traceable)
     if config is None:
         config = route_window_pool(c)
-    pixel_blocks = cdiv(h * w, config.block_hw)
-    with device_guard(x.device):
-        launchable(gate_kernel, traceable)[(n * pixel_blocks * cdiv(c, config.block_c),)](
-            x,
-            gate,
-            residual,
-            y,
-            h * w,
-            pixel_blocks,
-            **gate_constants(c, config),
-            **start_options(),
-            num_warps=config.num_warps,
-        )
+    tensors, constants = (x, gate, residual, y), gate_constants(c, config)
+    launch_over_pixels(gate_kernel, x, h * w, config, *tensors, h * w, traceable=traceable, **constants)
 
 
 def squeeze_arrivals(n: int, channels: int, squeezed: int, dtype: torch.dtype, gpu: Gpu) -> int:

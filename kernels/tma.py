@@ -6,17 +6,19 @@ host at each launch, addresses in hardware: reads outside the tensor give zeros,
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastres.errors import DtypeError, KernelError
-from fastres.kernels.routing.cards import INTERPRETER, Gpu
+from fastres.kernels.routing.cards import INTERPRETER, Gpu, gpu_of
 from fastres.kernels.routing.rules import ConvConfig
 from fastres.text import dtype_name
 
-from .launch import check_dtype
+from .launch import check_dtype, check_shape, check_tensors, dot_upcast
 
 TMA_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -122,6 +124,38 @@ def programs_per_multiprocessor(config: ConvConfig, *, residual: bool, out_items
     return 2 if 2 * need <= MULTIPROCESSOR_SHARED_MEMORY else 1
 
 
+def tile_constants(dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool) -> dict[str, Any]:
+    """The compile-time arguments that all kernels of one tile a program, or of persistent programs, have."""
+    return {
+        "HAS_RESIDUAL": residual,
+        "RELU": relu,
+        "UPCAST": dot_upcast(dtype),
+        "PERSISTENT": persistent(config),
+        "SPLIT": splits_epilogue(config),
+        **config.blocks,
+    }
+
+
+def tile_boxes(config: ConvConfig, leading: tuple[int, ...] = ()) -> dict[str, list[int]]:
+    """The box that each descriptor moves, by kernel argument; activations have the ``leading`` dimensions too."""
+    tile, out = [*leading, config.block_m, config.block_k], [*leading, config.block_m, out_columns(config)]
+    return {
+        "x_desc": tile,
+        "u_desc": tile,
+        "w_desc": [config.block_n, config.block_k],
+        "residual_desc": out,
+        "y_desc": out,
+    }
+
+
+def tile_grid(tiles: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> tuple[int]:
+    """One program a tile or, for a persistent kernel, at most as many programs as run at once."""
+    if not persistent(config):
+        return (tiles,)
+    resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
+    return (min(tiles, resident * gpu.multiprocessors),)
+
+
 def tma_candidates(kernels: tuple[str, ...]) -> tuple[ConvConfig, ...]:
     """Every tile for each of ``kernels``."""
     return tuple(ConvConfig(kernel, *tile) for kernel in kernels for tile in TILES)
@@ -151,6 +185,19 @@ def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
             raise KernelError(f"{op}: {name} starts {tensor.data_ptr() % 16} bytes past a multiple of 16; clone it")
         if reason := why_not_tma(x.dtype, gpu, tensor.shape[-1]):
             raise KernelError(f"{op}: {name} is {list(tensor.shape)}; {reason}")
+
+
+def check_operands(
+    op: str, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shortcut: Tensor | None
+) -> None:
+    """Raise if the tensors of a TMA kernel do not fit each other. The caller checks the sizes of weight and y."""
+    check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
+    check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
+    check_dtype(op, "bias", bias, torch.float32)
+    check_dtype(op, "y", y, x.dtype, torch.float32)
+    check_shape(op, "bias", bias, (weight.shape[0],))
+    if residual is not None:
+        check_shape(op, "residual", residual, tuple(y.shape))
 
 
 def merge_shortcut_weight(weight: Tensor, shortcut_weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from fastres.kernels.launch import next_power_of_2
 from fastres.kernels.routing.cards import H100, Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Block
-from fastres.kernels.tma import tma_candidates, tma_fits
+from fastres.kernels.tma import tile_boxes, tma_candidates, tma_fits
 
 from .ahead_of_time import Compilation, compile_for, descriptor_type
 from .parallel import in_processes
@@ -61,7 +61,7 @@ def compile_gemm(
 ) -> Compilation:  # fmt: skip
     """The compilation that a launch of :func:`gemm.gemm_into` with ``c`` input and ``k`` output channels needs."""
     constants = gemm.gemm_constants(c, shortcut_channels, k, dtype, config, residual=residual, relu=relu)
-    return _compilation(label, "gemm", gemm.gemm_boxes(config), constants, "M", dtype, out or dtype, config)
+    return _compilation(label, "gemm", tile_boxes(config), constants, "M", dtype, out or dtype, config)
 
 
 def compile_conv_tma(
