@@ -6,14 +6,14 @@
 with g the group of output channel k and C the input channels of a group; x is zero outside the image. The GEMM has
 M = N·P·Q rows (output pixels), K columns (output channels) and a reduction of R·S·C. Nothing is unfolded in memory:
 each program computes BLOCK_M pixels × BLOCK_N channels and finds its input pixels by index arithmetic, in one flat loop
-over (r, s, channel block), so that the software pipeline fills and drains once.
+over (r, s, channel block), so the software pipeline fills and drains once.
 
-With SPLIT above 1, that many programs share a tile's reduction: of a small batch there are fewer tiles than
-multiprocessors. Each writes its partial sum to a workspace; the last to arrive, which a counter tells it to be, adds
-them up in a fixed order, so that results do not depend on timing, and finishes the tile.
+With SPLIT > 1, that many programs share the reduction of one tile: a small batch has fewer tiles than the GPU has
+multiprocessors. Each program writes its partial sum to a workspace and increments a counter. The last one to arrive
+adds the partial sums in a fixed order, so that results do not depend on timing, and finishes the tile.
 
 Activations are NHWC, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S, stride, padding and
-group size; the least efficient sizes are those where C is no multiple of BLOCK_K.
+group size. Sizes where C is not a multiple of BLOCK_K are the least efficient.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def conv_kernel(
     SPLIT: tl.constexpr,  # programs that share a tile's reduction
     PRECISION: tl.constexpr,  # of a float32 dot: "ieee" or "tf32"
     UPCAST: tl.constexpr,  # multiply in float32: the interpreter has no bfloat16 dot
-    EARLY: tl.constexpr,  # may have started before its inputs are there (launch.early_launches)
+    EARLY: tl.constexpr,  # the kernel may start before its inputs are ready (launch.early_launches)
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -148,7 +148,7 @@ def conv_kernel(
         offs_tile = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         partial_ptr += pid.to(tl.int64) * (SPLIT * BLOCK_M * BLOCK_N)
         tl.store(partial_ptr + split * (BLOCK_M * BLOCK_N) + offs_tile, acc)
-        tl.debug_barrier()  # all of the program's stores come before its arrival
+        tl.debug_barrier()  # the program's stores all finish before it counts itself as arrived
         if tl.atomic_add(arrived_ptr + pid, 1, sem="acq_rel") != SPLIT - 1:
             return
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -183,7 +183,7 @@ def conv_constants(
     wide: bool = False,
     precision: str = "ieee",
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments but for EARLY; what a launch and an ahead-of-time compilation agree on."""
+    """Return the compile-time arguments except EARLY, the same for a launch and for an ahead-of-time compilation."""
     return {
         "C": shape.C,
         "K": shape.K,
@@ -203,22 +203,22 @@ def conv_constants(
 
 
 def conv_grid(shape: ConvShape, config: ConvConfig) -> tuple[int]:
-    """One program per tile of output pixels × output channels, or as many as share a tile."""
+    """Return the grid: ``config.split`` programs, usually one, per tile of output pixels × output channels."""
     return (conv_tiles(shape, config) * config.split,)
 
 
 def conv_tiles(shape: ConvShape, config: ConvConfig) -> int:
-    """How many tiles the output has."""
+    """Return the number of tiles in the output."""
     return cdiv(shape.M, config.block_m) * cdiv(shape.K, config.block_n) * shape.groups
 
 
 def arrivals(shape: ConvShape, config: ConvConfig) -> int:
-    """How many counters a launch needs: one a tile where programs share tiles."""
+    """Return the number of counters a launch needs: one per tile if programs share tiles, else none."""
     return conv_tiles(shape, config) if config.split > 1 else 0
 
 
 def conv_shape(x: Tensor, weight: Tensor, stride: int, padding: int, groups: int) -> ConvShape:
-    """The sizes of a convolution of ``x`` [N, H, W, groups·C] with ``weight`` [groups·K, R, S, C]."""
+    """Return the sizes of a convolution of ``x`` [N, H, W, groups·C] with ``weight`` [groups·K, R, S, C]."""
     n, h, w, _ = x.shape
     k, r, s, c = weight.shape
     return ConvShape(n, h, w, c, k // groups, r, s, stride, padding, groups)
@@ -242,10 +242,11 @@ def conv2d_into(
     """Write the convolution of ``x`` into ``y``; ``config`` overrides the routing.
 
     ``x`` [N, H, W, groups·C], ``weight`` [groups·K, R, S, C], ``bias`` float32 [groups·K], ``y`` and ``residual``
-    [N, P, Q, groups·K]; all contiguous and on one device. ``x``, ``weight`` and ``residual`` share a dtype of float32,
-    bfloat16 and float16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else.
-    ``arrived`` are :func:`arrivals` or more int32 zeros, which launches on one stream may share, one after the other;
-    without them a launch that needs some makes its own. Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
+    [N, P, Q, groups·K]; all contiguous and on one device. ``x``, ``weight`` and ``residual`` share one dtype: float32,
+    bfloat16 or float16. ``y`` has that dtype or float32. ``y`` may be the same tensor as ``residual``, but must not
+    overlap any other tensor. ``arrived`` holds at least :func:`arrivals` int32 zeros; successive launches on one stream
+    may share it. Without it, a launch that needs counters allocates its own. Raises ``KernelError``, ``DtypeError``,
+    ``DeviceError``.
     """
     shape = conv_shape(x, weight, stride, padding, groups)
     if config is None:
@@ -287,7 +288,7 @@ def conv2d_into(
 
 
 def check_conv(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shape: ConvShape) -> None:
-    """Raise where the tensors are not what :func:`conv2d_into` takes."""
+    """Raise an error if :func:`conv2d_into` cannot take the tensors."""
     op = "fastres::conv2d"
     check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, y=y)
     check_dtype(op, "x", x, *ACTIVATION_DTYPES)
@@ -318,7 +319,7 @@ def conv2d(
     groups: int = 1,
     relu: bool = False,
 ) -> Tensor:
-    """The convolution as the registered op ``torch.ops.fastres.conv2d``; shapes as in :func:`conv2d_into`.
+    """Run the convolution as the registered op ``torch.ops.fastres.conv2d``; shapes as in :func:`conv2d_into`.
 
     Returns a new tensor [N, P, Q, groups·K] of ``x``'s dtype.
     """

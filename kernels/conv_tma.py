@@ -4,19 +4,19 @@
                          + Σ_{r, s, c} x[n, p·stride + r − padding, q·stride + s − padding, c] · w[k, r, s, c]
                          + Σ_c u[n, p·t, q·t, c] · w'[k, c])
 
-The last sum is there only with a ``shortcut`` u: a block's 1×1 projection of stride t, merged into its last convolution
-by concatenating the two reductions (w' follows w in the rows of the weight), so that the projected shortcut is never
-written to memory.
+The last sum exists only with a ``shortcut`` u: a block's 1×1 projection of stride t, merged into its last convolution.
+The two reductions are concatenated (w' follows w in the rows of the weight), so the projected shortcut is never written
+to memory.
 
 A tile is one output pixel of BLOCK_M *images* × BLOCK_N channels: activations, NHWC in memory, are described to TMA
-with permuted dimensions [H, W, N, C], and a box [1, 1, BLOCK_M, BLOCK_K] is then the same input pixel of BLOCK_M
-images. Any stride, padding and filter is a matter of which pixel that is, and no tile straddles rows. With one tile a
-program, the taps outside the image are left out instead of multiplied as zeros (18 % of a 3×3 filter's on 7×7 pixels).
-Because the unit dimensions lead, Triton drops them and wgmma reads both operands from shared memory.
+with permuted dimensions [H, W, N, C], so a box [1, 1, BLOCK_M, BLOCK_K] is the same input pixel of BLOCK_M images.
+Stride, padding and filter only select the pixel, and no tile crosses rows. With one tile per program, taps outside the
+image are skipped instead of multiplied as zeros (18 % of the taps of a 3×3 filter on 7×7 pixels). The unit dimensions
+come first, so Triton drops them and wgmma reads both operands from shared memory.
 
 Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S,
-stride, and padding smaller than the filter; channel counts are multiples of 8. Batches under 64 waste most of a tile:
-the pointer kernel (``conv.py``) is the better one there. Needs an NVIDIA GPU of the sm_90 family.
+stride, and any padding smaller than the filter; channel counts are multiples of 8. Batches under 64 waste most of a
+tile; the pointer kernel (``conv.py``) suits them better. Needs an NVIDIA GPU of the sm_90 family.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ from .tma import (
     why_not_tma,
 )
 
-# One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead, but
-# multiplying the taps outside the image too.
+# The first runs one program per tile. The second runs as many programs as fit the GPU; each loops over tiles with its
+# loads always ahead, but multiplies the taps outside the image too.
 KERNELS = ("conv_tma", "conv_tma_persistent")
 
-# What to time for a layer. Not all fit all: a residual or a float32 output takes shared memory (``tma_shared_memory``).
+# Configurations to time. Not all fit every layer: a residual or a float32 output needs shared memory
+# (``tma_shared_memory``).
 CANDIDATES = tma_candidates(KERNELS)
 
-# Fewest images for which a tile is not mostly empty: Hopper's wgmma needs 64 rows.
+# The smallest batch that does not leave most of a tile empty: Hopper's wgmma needs 64 rows.
 MIN_BATCH = 64
 
 
@@ -112,8 +113,8 @@ def _tile(
     SHORTCUT_STRIDE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, UPCAST: tl.constexpr,
     SKIP: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Compute and store one tile. All pixels of a block of images come before the next block: neighbours, which share
-    input pixels, run together."""
+    """Compute and store one tile. All pixels of one block of images come before the next block, so that neighbouring
+    tiles, which share input pixels, run together."""
     N_BLOCKS: tl.constexpr = (K + BLOCK_N - 1) // BLOCK_N
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
     U_BLOCKS: tl.constexpr = (U + BLOCK_K - 1) // BLOCK_K
@@ -151,7 +152,7 @@ def _tile(
                 w = q * SHORTCUT_STRIDE
                 c = (block - blocks) * BLOCK_K
                 w_c = R * S * C + c
-        # Outside the image and past C the box of x is zero: what the weight holds there does not count.
+        # Outside the image and past C the box of x is zero, so the weight's values there do not matter.
         x = desc.load([h, w, image, c]).reshape(BLOCK_M, BLOCK_K)
         weight = w_desc.load([column, w_c])
         if UPCAST:
@@ -172,32 +173,32 @@ def conv_tma_constants(
     shortcut_channels: int = 0,
     shortcut_stride: int = 1,
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    """Return the compile-time arguments, the same for a launch and for an ahead-of-time compilation."""
     return {
         **shape.constants,
         "U": shortcut_channels,
         "SHORTCUT_STRIDE": shortcut_stride,
-        # Triton flattens nested loops only where the inner one has a fixed length.
+        # Triton flattens nested loops only if the inner loop has a fixed length.
         "SKIP": shape.padding > 0 and not persistent(config),
         **tile_constants(dtype, config, residual=residual, relu=relu),
     }
 
 
 def conv_tma_boxes(config: ConvConfig) -> dict[str, list[int]]:
-    """The box that each descriptor moves, by kernel argument: one pixel of BLOCK_M images."""
+    """Return the box that each descriptor moves, by kernel argument: one pixel of BLOCK_M images."""
     return tile_boxes(config, leading=(1, 1))
 
 
 def conv_tma_grid(
     shape: ConvShape, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2
 ) -> tuple[int]:
-    """The programs of a launch; see :func:`.tma.tile_grid`."""
+    """Return the grid of a launch; see :func:`.tma.tile_grid`."""
     tiles = cdiv(shape.N, config.block_m) * shape.P * shape.Q * cdiv(shape.K, config.block_n)
     return tile_grid(tiles, config, gpu, residual=residual, out_itemsize=out_itemsize)
 
 
 def valid_taps(shape: ConvShape) -> float:
-    """The share of filter taps that fall inside the image: what skipping the others leaves of the products."""
+    """Return the share of filter taps inside the image: the share of products left if the others are skipped."""
     rows = list(range(-shape.padding, shape.P * shape.stride - shape.padding, shape.stride))
     columns = list(range(-shape.padding, shape.Q * shape.stride - shape.padding, shape.stride))
     inside_h = sum(min(shape.H - top, shape.R) - max(-top, 0) for top in rows)
@@ -206,7 +207,7 @@ def valid_taps(shape: ConvShape) -> float:
 
 
 def why_not_conv_tma(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Why this kernel cannot, or should not, take a convolution; empty where it can."""
+    """Return the reason why this kernel cannot or should not run a convolution; empty if it can."""
     if shape.groups != 1:
         return "the TMA convolution takes no groups"
     if shape.padding >= min(shape.R, shape.S):
@@ -217,7 +218,7 @@ def why_not_conv_tma(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
 
 
 def describe(activation: Tensor, box: list[int]) -> TensorDescriptor:
-    """``activation`` [N, H, W, C] as dimensions [H, W, N, C]."""
+    """Describe ``activation`` [N, H, W, C] with dimensions [H, W, N, C]."""
     n, h, w, c = activation.shape
     return TensorDescriptor(activation, [h, w, n, c], [w * c, c, h * w * c, 1], box)
 
@@ -241,10 +242,10 @@ def conv_tma_into(
 
     ``x`` [N, H, W, C], ``weight`` [K, R·S·C + U] (KRSC, flattened, and with a shortcut concatenated:
     ``tma.merge_shortcut_weight``), ``bias`` float32 [K], ``y`` and ``residual`` [N, P, Q, K], ``shortcut``
-    [N, H', W', U], of which the pixels at multiples of ``shortcut_stride`` are read; ``filter_size`` is (R, S). All are
-    contiguous, on one device and start on 16 bytes. ``x``, ``weight``, ``residual`` and ``shortcut`` share a dtype of
-    float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual`` itself, and nothing else. Arguments
-    are not checked here: see :func:`check_conv_tma`.
+    [N, H', W', U], which is read at multiples of ``shortcut_stride``; ``filter_size`` is (R, S). All are contiguous, on
+    one device and aligned to 16 bytes. ``x``, ``weight``, ``residual`` and ``shortcut`` share one dtype: float16 or
+    bfloat16. ``y`` has that dtype or float32. ``y`` may be the same tensor as ``residual``, but must not overlap any
+    other tensor. Arguments are not checked here; see :func:`check_conv_tma`.
     """
     shape = conv_tma_shape(x, weight, filter_size, stride, padding)
     u = 0 if shortcut is None else shortcut.shape[3]
@@ -277,7 +278,7 @@ def conv_tma_into(
 
 
 def conv_tma_shape(x: Tensor, weight: Tensor, filter_size: tuple[int, int], stride: int, padding: int) -> ConvShape:
-    """The sizes of the convolution of ``x`` [N, H, W, C] with ``weight`` [K, R·S·C + U]."""
+    """Return the sizes of the convolution of ``x`` [N, H, W, C] with ``weight`` [K, R·S·C + U]."""
     n, h, w, c = x.shape
     return ConvShape(n, h, w, c, weight.shape[0], *filter_size, stride, padding)
 
@@ -293,7 +294,7 @@ def check_conv_tma(
     shortcut_stride: int,
     op: str = "fastres::conv_tma",
 ) -> None:
-    """Raise where the tensors are not what :func:`conv_tma_into` takes."""
+    """Raise an error if :func:`conv_tma_into` cannot take the tensors."""
     check_operands(op, y, x, weight, bias, residual, shortcut)
     if shape.P < 1 or shape.Q < 1:
         raise KernelError(f"{op}: a {shape.R}×{shape.S} filter does not fit images of {shape.H}×{shape.W}")
@@ -326,7 +327,7 @@ def conv_tma(
     relu: bool = False,
     config: ConvConfig,
 ) -> Tensor:
-    """The convolution as a new tensor [N, P, Q, K] of ``x``'s dtype; arguments as in :func:`conv_tma_into`, checked."""
+    """Check the arguments (see :func:`conv_tma_into`) and return the convolution as a new tensor [N, P, Q, K]."""
     shape = conv_tma_shape(x, weight, filter_size, stride, padding)
     y = x.new_empty(shape.N, max(shape.P, 0), max(shape.Q, 0), shape.K)
     check_conv_tma(y, x, weight, bias, residual, shortcut, shape, shortcut_stride)

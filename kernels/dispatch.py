@@ -1,6 +1,6 @@
-"""One convolution, whichever kernel runs it: tuned tables first, then rules.
+"""Choose the kernel of a convolution, from tuned tables first and then by rules, and launch it.
 
-Every kernel here computes what ``reference.conv2d`` says; they differ in what they accept and how fast they are.
+Every kernel here computes ``reference.conv2d``. They differ in the shapes they accept and in speed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .tma import tma_fits
 
 
 class UntunedGpuWarning(UserWarning):
-    """This GPU has no table of tuned configurations of its own."""
+    """fastres has no table of tuned configurations for this GPU."""
 
 
 def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Why ``kernel`` cannot take a convolution; empty where it can."""
+    """Return the reason why ``kernel`` cannot run a convolution; empty if it can."""
     if kernel in left_out():
         return f"{WITHOUT} leaves it out"
     if kernel in gemm.KERNELS:
@@ -50,9 +50,9 @@ def route(
     precision: str = "ieee",
     classifier: bool = False,
 ) -> ConvConfig:
-    """The kernel and configuration for a convolution: tuned for the nearest batch, or by rules.
+    """Return the kernel and configuration of a convolution: tuned for the nearest batch size, or chosen by rules.
 
-    ``classifier`` says that it writes logits (:class:`.tables.Layer`).
+    ``classifier`` is True if the convolution writes logits (:class:`~fastres.kernels.routing.tables.Layer`).
     """
     found = tuned(gpu)
     if not found.is_own:
@@ -62,7 +62,7 @@ def route(
 
 
 def tuned_for(layer: Layer, gpu: Gpu) -> Tuned | None:
-    """The entry of the tables that decides for ``layer``; None where the rules do."""
+    """Return the entry of the tables to use for ``layer``; None if the rules decide."""
     dtype = getattr(torch, layer.dtype)
     for entry in tuned(gpu).entries(layer):
         unsplit = entry.config.split == 1 or "split" not in left_out()
@@ -73,7 +73,7 @@ def tuned_for(layer: Layer, gpu: Gpu) -> Tuned | None:
 
 
 def fits(config: ConvConfig, layer: Layer, gpu: Gpu) -> bool:
-    """Whether the shared memory that ``config`` takes is there on ``gpu``: its table may be another card's."""
+    """Return True if ``gpu`` has the shared memory that ``config`` needs. Its table may come from another card."""
     if gpu is INTERPRETER:
         return True
     dtype = getattr(torch, layer.dtype)
@@ -83,12 +83,12 @@ def fits(config: ConvConfig, layer: Layer, gpu: Gpu) -> bool:
 
 
 def tuned(gpu: Gpu) -> Index:
-    """The tables for ``gpu``; the interpreter has none."""
+    """Return the tables for ``gpu``; the interpreter has none."""
     return Index() if gpu is INTERPRETER or "tables" in left_out() else table(gpu)
 
 
 def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Why ``kernel`` cannot take joined convolutions; empty where it can."""
+    """Return the reason why ``kernel`` cannot run joined convolutions; empty if it can."""
     shape = block.shape
     if kernel in left_out() or (not block.fused and "merged" in left_out()):
         return f"{WITHOUT} leaves it out"
@@ -104,7 +104,7 @@ def why_not_block(kernel: str, block: Block, dtype: torch.dtype, gpu: Gpu) -> st
 
 
 def route_block(block: Block, dtype: torch.dtype, gpu: Gpu) -> TunedBlock | None:
-    """What was tuned for joined convolutions at the nearest batch; None where nothing was, or no kernel takes them."""
+    """Return the tuned entry for joined convolutions at the nearest batch size; None if there is none that can run."""
     for entry in tuned(gpu).entries(block):
         if not why_not_block(entry.config.kernel, block, dtype, gpu):
             found: TunedBlock = entry
@@ -114,14 +114,14 @@ def route_block(block: Block, dtype: torch.dtype, gpu: Gpu) -> TunedBlock | None
 
 @functools.cache
 def _hint(gpu: Gpu, others: tuple[str, ...]) -> None:
-    """Say once that this GPU could be faster."""
+    """Warn once that tuning could make this GPU faster."""
     if gpu is INTERPRETER or not torch.cuda.is_available():
         return
-    used = f"the one of {others[0]} (same architecture) is used" if others else "its rules are used"
-    advice = "the general kernels run" if gpu.is_amd else "python -m fastres.bench.tune finds faster configurations"
+    used = f"the table of {others[0]} (same architecture)" if others else "rules"
+    advice = "The general kernels run" if gpu.is_amd else "python -m fastres.bench.tune finds faster configurations"
     warnings.warn(
-        f"fastres has no table of tuned configurations for {gpu.name} ({gpu.arch}); {used}: results are the same, "
-        f"{advice}. This is said once",
+        f"fastres has no table of tuned configurations for {gpu.name} ({gpu.arch}) and uses {used} instead. Results "
+        f"are the same. {advice}. This warning is shown once",
         UntunedGpuWarning,
         stacklevel=2,
     )
@@ -141,9 +141,9 @@ def convolve_into(
     config: ConvConfig | None = None,
     arrived: Tensor | None = None,
 ) -> None:
-    """Write the convolution of ``x`` into ``y`` with the kernel that ``config``, or the routing, names.
+    """Write the convolution of ``x`` into ``y`` with the kernel that ``config`` names, or else the routing.
 
-    Tensors, ``arrived`` among them, as in :func:`fastres.kernels.conv.conv2d_into`.
+    The tensors, including ``arrived``, are as in :func:`fastres.kernels.conv.conv2d_into`.
     """
     if config is None:
         shape = conv.conv_shape(x, weight, stride, padding, groups)

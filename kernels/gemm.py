@@ -2,15 +2,15 @@
 
     y[m, k] = relu(bias[k] + residual[m, k] + Σ_c x[m, c] · w[k, c] + Σ_c u[m, c] · w[k, C + c])
 
-Row m is a pixel of any image: NHWC activations of a stride-1 1×1 convolution are the matrix as they lie. The last sum
-is there only with a ``shortcut`` u: a block's 1×1 projection, merged into its last convolution by concatenating the two
-reductions, so that the projected shortcut is never written to memory.
+Row m is one pixel of one image: for a 1×1 convolution of stride 1, NHWC activations already are the matrix. The last
+sum exists only with a ``shortcut`` u: a block's 1×1 projection, merged into its last convolution. The two reductions
+are concatenated, so the projected shortcut is never written to memory.
 
-Tiles of x, w, u, residual and y move between memory and shared memory by TMA, which addresses 2-D boxes itself, fills
-what lies outside the matrix with zeros and writes nothing there: no masks, no offsets, and both operands of the
-tensor-core instruction (wgmma) are read from shared memory. A persistent program walks over output tiles in one
-flattened loop, so the loads of a tile are in flight while the one before is stored. The epilogue works on two halves of
-a wide tile, which halves the shared memory it needs.
+TMA moves tiles of x, w, u, residual and y between memory and shared memory. It addresses 2-D boxes itself, reads zeros
+outside the matrix and writes nothing there, so the kernel needs no masks or offsets, and the tensor-core instruction
+(wgmma) reads both operands from shared memory. A persistent program loops over output tiles in one flattened loop, so
+the loads of a tile are in flight while the previous tile is stored. The epilogue processes a wide tile in two halves,
+which halves the shared memory it needs.
 
 Activations are row-major [M, C] of float16 or bfloat16, weights [K, C], bias float32 [K]; accumulation is float32. C, U
 and K are multiples of 8 (TMA strides are multiples of 16 bytes); M is any. Needs an NVIDIA GPU of the sm_90 family.
@@ -41,10 +41,12 @@ from .tma import (
     why_not_tma,
 )
 
-# One tile a program; or as many programs as fit the GPU, each walking over tiles with its loads always ahead.
+# The first runs one program per tile. The second runs as many programs as fit the GPU; each loops over tiles with its
+# loads always ahead.
 KERNELS = ("gemm", "gemm_persistent")
 
-# What to time for a layer. Not all fit all: a residual or a float32 output takes shared memory (``tma_shared_memory``).
+# Configurations to time. Not all fit every layer: a residual or a float32 output needs shared memory
+# (``tma_shared_memory``).
 CANDIDATES = tma_candidates(KERNELS)
 
 
@@ -106,7 +108,7 @@ def _tile(
                 desc = u_desc
                 c = (block - C_BLOCKS) * BLOCK_K
                 w_c = C + c
-        # Past C the box of x is zero: what the weight holds there does not count.
+        # Past C the box of x is zero, so the weight's values there do not matter.
         x = desc.load([row, c])
         w = w_desc.load([column, w_c])
         if UPCAST:
@@ -120,9 +122,9 @@ def _tile(
 def gemm_constants(
     c: int, u: int, k: int, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on.
+    """Return the compile-time arguments, the same for a launch and for an ahead-of-time compilation.
 
-    ``c`` input channels, ``u`` channels of the shortcut (0 without one), ``k`` output channels.
+    ``c`` is the number of input channels, ``u`` of shortcut channels (0 without a shortcut), ``k`` of output channels.
     """
     return {
         "C": c,
@@ -133,13 +135,13 @@ def gemm_constants(
 
 
 def gemm_grid(m: int, k: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> tuple[int]:
-    """The programs of a launch; see :func:`.tma.tile_grid`."""
+    """Return the grid of a launch; see :func:`.tma.tile_grid`."""
     tiles = cdiv(m, config.block_m) * cdiv(k, config.block_n)
     return tile_grid(tiles, config, gpu, residual=residual, out_itemsize=out_itemsize)
 
 
 def why_not_gemm(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Why this kernel cannot take a convolution; empty where it can."""
+    """Return the reason why this kernel cannot run a convolution; empty if it can."""
     if (shape.R, shape.S, shape.stride, shape.padding, shape.groups) != (1, 1, 1, 0, 1):
         return "only an ungrouped 1×1 convolution of stride 1 without padding is a plain matrix product"
     return why_not_tma(dtype, gpu, shape.C, shape.K)
@@ -159,9 +161,9 @@ def gemm_into(
     """Write the product into ``y``.
 
     ``x`` [M, C], ``weight`` [K, C + U], ``bias`` float32 [K], ``y`` and ``residual`` [M, K], ``shortcut`` [M, U] (U is
-    0 without one); all contiguous, on one device and starting on 16 bytes. ``x``, ``weight``, ``residual`` and
-    ``shortcut`` share a dtype of float16 and bfloat16; ``y`` has that dtype or float32. ``y`` may be ``residual``
-    itself, and nothing else. Arguments are not checked here: see :func:`check_gemm`.
+    0 without a shortcut); all contiguous, on one device and aligned to 16 bytes. ``x``, ``weight``, ``residual`` and
+    ``shortcut`` share one dtype: float16 or bfloat16. ``y`` has that dtype or float32. ``y`` may be the same tensor as
+    ``residual``, but must not overlap any other tensor. Arguments are not checked here; see :func:`check_gemm`.
     """
     (m, c), k = x.shape, weight.shape[0]
     u = 0 if shortcut is None else shortcut.shape[1]
@@ -193,7 +195,7 @@ def check_gemm(
     residual: Tensor | None,
     shortcut: Tensor | None,
 ) -> None:
-    """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` where :func:`gemm_into` does not take the tensors."""
+    """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` if :func:`gemm_into` cannot take the tensors."""
     op = "fastres::gemm"
     check_operands(op, y, x, weight, bias, residual, shortcut)
     (m, c), k = x.shape, weight.shape[0]
@@ -216,7 +218,7 @@ def gemm(
     relu: bool = False,
     config: ConvConfig,
 ) -> Tensor:
-    """The product as a new tensor [M, K] of ``x``'s dtype; arguments as in :func:`gemm_into`, checked."""
+    """Check the arguments (see :func:`gemm_into`) and return the product as a new tensor [M, K]."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     check_gemm(y, x, weight, bias, residual, shortcut)
     if y.numel():

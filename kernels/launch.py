@@ -1,6 +1,6 @@
-"""What all kernels share: the interpreter switch, device guards, op registration, argument checks.
+"""Shared by all kernels: the interpreter switch, device guards, op registration, argument checks.
 
-``kernels`` knows torch and triton and nothing of the rest of fastres but its errors.
+Of the rest of fastres, ``kernels`` may import only ``fastres.errors`` and ``fastres.text``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _early: ContextVar[bool] = ContextVar("early", default=False)
 
 @contextlib.contextmanager
 def early_launches() -> Iterator[None]:
-    """Kernels launched within start while the one before them still runs: programmatic dependent launch.
+    """Start each kernel in this context while the previous one still runs (programmatic dependent launch).
 
-    Each waits for all of its predecessor's writes before it reads or writes anything itself, so that only its start is
-    hidden. Needs an NVIDIA GPU from sm_90 on. Kernels that do not know of it are launched as ever.
+    A kernel waits for all writes of its predecessor before it reads or writes anything, so only its start-up overlaps.
+    Needs an NVIDIA GPU, sm_90 or newer. Kernels without the EARLY argument are launched as usual.
     """
     token = _early.set(True)
     try:
@@ -51,15 +51,15 @@ def early_launches() -> Iterator[None]:
 
 
 def start_options() -> dict[str, bool]:
-    """How the next kernel starts: its compile-time argument EARLY, and what the launch needs for that."""
+    """Return the launch options for the next kernel: its compile-time argument EARLY, and Triton's option for it."""
     return {"EARLY": True, "launch_pdl": True} if _early.get() else {"EARLY": False}
 
 
 @triton.jit
 def wait_for_inputs():
-    """First thing in a kernel that was launched early: let its own successor start, and wait for its predecessor.
+    """Let the next kernel start, then wait for the previous one. Comes first in a kernel that was launched early.
 
-    Predecessors have waited for theirs, so all kernels before this one are then done.
+    The previous kernel has waited for its own predecessor, so all kernels before this one are then finished.
     """
     gdc_launch_dependents()
     gdc_wait()
@@ -71,15 +71,15 @@ def kernel_op(name: str, mutates_args: tuple[str, ...]) -> Callable[[Callable[..
 
 
 def launchable(kernel: Any, traceable: bool) -> Any:
-    """``kernel`` itself or, inside a registered op (``traceable``), as what ``torch.compile`` can trace."""
+    """Return ``kernel``, wrapped so that ``torch.compile`` can trace it if it runs inside a registered op."""
     return torch.library.wrap_triton(kernel) if traceable and not INTERPRETED else kernel
 
 
 def check_tensors(op: str, device: torch.device, **tensors: Tensor | None) -> None:
-    """Every tensor is contiguous and on ``device``, and ``device`` is one that kernels run on."""
+    """Raise an error unless every tensor is contiguous and on ``device``, and kernels run on ``device``."""
     if device.type not in (("cpu", "cuda") if INTERPRETED else ("cuda",)):
-        where = "CPU or CUDA tensors (TRITON_INTERPRET=1 is set)" if INTERPRETED else "CUDA tensors"
-        raise DeviceError(f"{op} takes {where} and was given tensors on {device}")
+        accepted = "CPU or CUDA tensors (TRITON_INTERPRET=1 is set)" if INTERPRETED else "CUDA tensors"
+        raise DeviceError(f"{op} takes {accepted} and was given tensors on {device}")
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -103,22 +103,22 @@ def check_dtype(op: str, name: str, tensor: Tensor, *accepted: torch.dtype) -> N
 
 
 def needs_wide_offsets(*tensors: Tensor | None) -> bool:
-    """Whether some element's offset does not fit 32 bits."""
+    """Return True if the offset of some element does not fit 32 bits."""
     return any(tensor is not None and tensor.numel() >= INT32_ELEMENTS for tensor in tensors)
 
 
 def dot_upcast(dtype: torch.dtype) -> bool:
-    """The interpreter's bfloat16 dot returns garbage (Triton 3.6 to 3.9), so it multiplies in float32."""
+    """Return True if a dot must multiply in float32: the interpreter's bfloat16 dot is wrong in Triton 3.6 to 3.9."""
     return INTERPRETED and dtype == torch.bfloat16
 
 
 def float32_precision() -> str:
-    """Precision of float32 dots: ``"ieee"``, or ``"tf32"`` where torch's own matrix products on the GPU may use it.
+    """Return the precision of float32 dots: ``"tf32"`` if torch's own matrix products may use it, else ``"ieee"``.
 
-    That is so after ``torch.set_float32_matmul_precision("high")`` or ``"medium"``, and where
+    torch allows it after ``torch.set_float32_matmul_precision("high")`` or ``"medium"``, or if
     ``torch.backends.cuda.matmul.fp32_precision`` or ``torch.backends.fp32_precision`` is ``"tf32"``.
     """
-    # The newer setting knows of the older one; the older one's getter raises where the newer one was set.
+    # The newer setting reflects the older one. The older one's getter raises if the newer one was set.
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 

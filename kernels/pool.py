@@ -4,7 +4,7 @@
     average:  y[n, p, q, c] = mean over r, s in 0…1 of x[n, 2p + r, 2q + s, c]
 
 over the pixels inside the image only; P = ⌈H / 2⌉, Q = ⌈W / 2⌉. ``x`` and ``y`` are NHWC. The average is summed in
-float32. Each program makes a tile of output pixels × channels of one image.
+float32. Each program computes one tile, output pixels × channels, of one image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WINDOWS = {"max": (3, 1), "average": (2, 0)}  # mode → window size and padding
 
 @triton.jit
 def pixels_and_channels(pixel_blocks, C: tl.constexpr, BLOCK_PIXELS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The image, the pixels [BLOCK_PIXELS] and the channels [BLOCK_C] of this program's tile."""
+    """Return the image, the pixels [BLOCK_PIXELS] and the channels [BLOCK_C] of this program's tile."""
     C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     pid = tl.program_id(0)
     pixel_block = (pid // C_BLOCKS) % pixel_blocks
@@ -111,7 +111,7 @@ def window_pool_kernel(
 
 
 def window_pool_constants(channels: int, mode: str, config: PoolConfig) -> dict[str, int | bool]:
-    """The kernel's compile-time arguments, for a launch as for an ahead-of-time compilation."""
+    """Return the compile-time arguments, the same for a launch and for an ahead-of-time compilation."""
     window, padding = WINDOWS[mode]
     return {
         "C": channels,
@@ -140,7 +140,7 @@ def window_pool_into(
 
 @kernel_op("window_pool", mutates_args=())
 def window_pool(x: Tensor, mode: str) -> Tensor:
-    """The pool as ``torch.ops.fastres.window_pool``: [N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C] of the same dtype.
+    """Run the pool as ``torch.ops.fastres.window_pool``: [N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C] of the same dtype.
 
     Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
     """

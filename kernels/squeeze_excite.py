@@ -3,8 +3,9 @@
     s[n] = sigmoid(expand_weight · relu(squeeze_weight · mean(x[n]) + squeeze_bias) + expand_bias)
     y[n, h, w, c] = relu(x[n, h, w, c] · s[n, c] + residual[n, h, w, c])
 
-Four launches: the average pool, two linear layers over one pixel an image (:mod:`.head`), and the gate below, which is
-all the traffic there is. ``x``, ``residual`` and ``y`` are NHWC; the gate's argument and its products are float32.
+Four launches: the average pool, two linear layers over one pixel per image (:mod:`.head`), and the gate below, which
+causes nearly all memory traffic. ``x``, ``residual`` and ``y`` are NHWC; the gate's argument and its products are
+float32.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def gate_kernel(
 
 
 def gate_constants(channels: int, config: PoolConfig) -> dict[str, int]:
-    """The gate kernel's compile-time arguments, for a launch as for an ahead-of-time compilation."""
+    """Return the gate kernel's compile-time arguments, the same for a launch and for an ahead-of-time compilation."""
     return {"C": channels, "BLOCK_HW": config.block_hw, "BLOCK_C": config.block_c}
 
 
@@ -76,11 +77,11 @@ def squeeze_excite_into(
     arrived: Tensor | None = None,
     traceable: bool = False,
 ) -> None:
-    """Write the gated ``x`` plus ``residual``, after ReLU, into ``y``; all three [N, H, W, C] and contiguous.
+    """Write the gated ``x`` plus ``residual``, after ReLU, into ``y``; all three are [N, H, W, C] and contiguous.
 
-    ``squeeze_weight`` [S, C] and ``expand_weight`` [C, S] have ``x``'s dtype, the biases are float32 [S] and [C]. ``y``
-    may be ``residual`` itself or ``x``. ``config`` overrides the gate's routing; ``arrived`` as in
-    :func:`.conv.conv2d_into`, as many as :func:`squeeze_arrivals`.
+    ``squeeze_weight`` [S, C] and ``expand_weight`` [C, S] have ``x``'s dtype; the biases are float32 [S] and [C]. ``y``
+    may be the same tensor as ``residual`` or ``x``. ``config`` overrides the gate's routing. ``arrived`` is as in
+    :func:`.conv.conv2d_into` and holds :func:`squeeze_arrivals` counters.
     """
     n, h, w, c = x.shape
     squeezed = squeeze_weight.shape[0]
@@ -97,7 +98,7 @@ def squeeze_excite_into(
 
 
 def squeeze_arrivals(n: int, channels: int, squeezed: int, dtype: torch.dtype, gpu: Gpu) -> int:
-    """How many counters the two linear layers need."""
+    """Return the number of counters that the two linear layers need."""
     precision = float32_precision()
     squeeze, expand = linear_shape(n, channels, squeezed), linear_shape(n, squeezed, channels)
     return max(
@@ -115,7 +116,7 @@ def squeeze_excite(
     expand_weight: Tensor,
     expand_bias: Tensor,
 ) -> Tensor:
-    """The step as ``torch.ops.fastres.squeeze_excite``; tensors as in :func:`squeeze_excite_into`.
+    """Run the step as ``torch.ops.fastres.squeeze_excite``; tensors as in :func:`squeeze_excite_into`.
 
     Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
     """

@@ -1,7 +1,8 @@
-"""What the kernels for Hopper's tensor memory accelerator (TMA) share: what it takes, tiles, shared memory, checks.
+"""Shared by the kernels for Hopper's tensor memory accelerator (TMA): tiles, shared memory, epilogue, checks.
 
-Tiles move between memory and shared memory in boxes that a *tensor descriptor* (base, sizes, strides, box), made by the
-host at each launch, addresses in hardware: reads outside the tensor give zeros, writes outside it do nothing.
+TMA moves boxes between memory and shared memory. The host describes each tensor with a *tensor descriptor* (base,
+sizes, strides, box) at every launch, and the hardware computes the addresses. Reads outside the tensor return zeros;
+writes outside it do nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ TMA_DTYPES = (torch.float16, torch.bfloat16)
 # TMA's strides are multiples of 16 bytes: 8 elements of 2 bytes.
 TMA_CHANNELS = 8
 
-# Shared memory of an sm_90 multiprocessor, and what each resident program takes of it beyond its own, in bytes.
+# Bytes of shared memory of an sm_90 multiprocessor, and bytes that each resident program reserves on top of its own.
 MULTIPROCESSOR_SHARED_MEMORY = 228 * 1024
 RESERVED_SHARED_MEMORY = 1024
 
 # (BLOCK_M, BLOCK_N, BLOCK_K, warps, stages). Compiled for sm_90 by Triton 3.6.0 and 3.7.1, none spills in either
-# kernel, and all read both wgmma operands from shared memory. Beside them: registers of the matrix product with a
-# residual, one tile a program / persistent, by 3.7.1. 256×256 spills in the main loop (255 registers) and is left out.
+# kernel, and all read both wgmma operands from shared memory. The comments give registers of the matrix product with a
+# residual, one tile per program / persistent, compiled by 3.7.1. 256×256 is not listed: it spills in the main loop (255
+# registers).
 TILES = (
     (128, 256, 64, 8, 4),  # 178 / 237
     (128, 256, 64, 8, 3),
@@ -57,9 +59,9 @@ def finish_tile(
     acc, bias_ptr, residual_desc, y_desc, corner, column,
     K: tl.constexpr, HAS_RESIDUAL: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Add bias and residual to a tile of sums, apply ReLU, store. ``corner`` is where it starts, but for its column.
+    """Add bias and residual to a tile of sums, apply ReLU, store. The tile starts at ``corner`` and ``column``.
 
-    With SPLIT one half of the columns after the other, so that each needs half as much shared memory.
+    With SPLIT the two halves of the columns are stored one after the other, which halves the shared memory needed.
     """
     BLOCK_M: tl.constexpr = acc.shape[0]
     BLOCK_N: tl.constexpr = acc.shape[1]
@@ -84,24 +86,24 @@ def _add_and_store(acc, residual_desc, y_desc, place, HAS_RESIDUAL: tl.constexpr
 
 
 def persistent(config: ConvConfig) -> bool:
-    """Whether programs walk over tiles, as many programs as fit the GPU, rather than compute one each."""
+    """Return True if each program loops over tiles, instead of computing one tile per program."""
     return config.kernel.endswith("_persistent")
 
 
 def splits_epilogue(config: ConvConfig) -> bool:
-    """Whether the epilogue works on halves; narrower ones than 64 columns would not fill TMA's 128-byte rows."""
+    """Return True if the epilogue works on halves. Halves under 64 columns would not fill 128-byte rows of TMA."""
     return config.block_n >= 128
 
 
 def out_columns(config: ConvConfig) -> int:
-    """Width of the boxes of y and the residual."""
+    """Return the width of the boxes of y and the residual."""
     return config.block_n // 2 if splits_epilogue(config) else config.block_n
 
 
 def tma_shared_memory(config: ConvConfig, *, residual: bool, out_itemsize: int = 2) -> int:
-    """Bytes of shared memory that a program needs: an upper bound, within 2 KiB of what the compiler takes.
+    """Return an upper bound of a program's shared memory in bytes, within 2 KiB of the compiler's figure.
 
-    The epilogue's boxes take the place of the pipeline's, except in persistent kernels, whose pipeline never drains.
+    The epilogue's boxes reuse the pipeline's memory, except in persistent kernels, whose pipeline never drains.
     """
     pipeline = config.num_stages * (config.block_m + config.block_n) * config.block_k * 2
     box = config.block_m * out_columns(config)
@@ -111,21 +113,21 @@ def tma_shared_memory(config: ConvConfig, *, residual: bool, out_itemsize: int =
 
 
 def tma_fits(config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> bool:
-    """Whether a program's shared memory is there on ``gpu``. A launch that does not fit raises an error of Triton's."""
+    """Return True if ``gpu`` has the shared memory of a program. A launch that does not fit raises a Triton error."""
     return tma_shared_memory(config, residual=residual, out_itemsize=out_itemsize) <= gpu.shared_memory
 
 
 def programs_per_multiprocessor(config: ConvConfig, *, residual: bool, out_itemsize: int = 2) -> int:
-    """How many programs of a persistent kernel to start on a multiprocessor: two where shared memory allows.
+    """Return how many programs of a persistent kernel to start per multiprocessor: two if shared memory allows.
 
-    Then registers do too: the tiles that small take at most 128 a thread with 8 warps.
+    Registers then suffice too: tiles of that size take at most 128 per thread with 8 warps.
     """
     need = tma_shared_memory(config, residual=residual, out_itemsize=out_itemsize) + RESERVED_SHARED_MEMORY
     return 2 if 2 * need <= MULTIPROCESSOR_SHARED_MEMORY else 1
 
 
 def tile_constants(dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool) -> dict[str, Any]:
-    """The compile-time arguments that all kernels of one tile a program, or of persistent programs, have."""
+    """Return the compile-time arguments that the matrix product and the convolution have in common."""
     return {
         "HAS_RESIDUAL": residual,
         "RELU": relu,
@@ -137,7 +139,7 @@ def tile_constants(dtype: torch.dtype, config: ConvConfig, *, residual: bool, re
 
 
 def tile_boxes(config: ConvConfig, leading: tuple[int, ...] = ()) -> dict[str, list[int]]:
-    """The box that each descriptor moves, by kernel argument; activations have the ``leading`` dimensions too."""
+    """Return the box that each descriptor moves, by kernel argument. Activations have ``leading`` dimensions first."""
     tile, out = [*leading, config.block_m, config.block_k], [*leading, config.block_m, out_columns(config)]
     return {
         "x_desc": tile,
@@ -149,7 +151,7 @@ def tile_boxes(config: ConvConfig, leading: tuple[int, ...] = ()) -> dict[str, l
 
 
 def tile_grid(tiles: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_itemsize: int = 2) -> tuple[int]:
-    """One program a tile or, for a persistent kernel, at most as many programs as run at once."""
+    """Return the grid: one program per tile or, for a persistent kernel, at most as many as run at the same time."""
     if not persistent(config):
         return (tiles,)
     resident = programs_per_multiprocessor(config, residual=residual, out_itemsize=out_itemsize)
@@ -157,12 +159,12 @@ def tile_grid(tiles: int, config: ConvConfig, gpu: Gpu, *, residual: bool, out_i
 
 
 def tma_candidates(kernels: tuple[str, ...]) -> tuple[ConvConfig, ...]:
-    """Every tile for each of ``kernels``."""
+    """Return a configuration for every tile of each of ``kernels``."""
     return tuple(ConvConfig(kernel, *tile) for kernel in kernels for tile in TILES)
 
 
 def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
-    """Why the TMA kernels cannot take layers of these channel counts; empty where they can."""
+    """Return the reason why the TMA kernels cannot run layers with these channel counts; empty if they can."""
     if gpu is not INTERPRETER and gpu.arch != "sm_90":
         return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
     if dtype not in TMA_DTYPES:
@@ -173,7 +175,7 @@ def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
 
 
 def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
-    """Raise where a tensor cannot be described to TMA or, ``y`` excepted, its dtype differs from ``x``'s."""
+    """Raise an error if TMA cannot describe a tensor, or if a tensor other than ``y`` has another dtype than ``x``."""
     if x.dtype not in TMA_DTYPES:
         raise DtypeError(f"{op}: x is {dtype_name(x.dtype)} and must be float16, bfloat16")
     for name, tensor in {"x": x, **tensors}.items():
@@ -203,6 +205,6 @@ def check_operands(
 def merge_shortcut_weight(weight: Tensor, shortcut_weight: Tensor) -> Tensor:
     """Concatenate the reductions of ``weight`` [K, R, S, C] and a 1×1 ``shortcut_weight`` [K, 1, 1, U].
 
-    Returns [K, R·S·C + U]. The biases of the two convolutions are to be added by the caller.
+    Returns [K, R·S·C + U]. The caller adds the biases of the two convolutions.
     """
     return torch.cat([weight.flatten(1), shortcut_weight.flatten(1)], 1)

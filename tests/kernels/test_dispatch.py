@@ -158,7 +158,7 @@ def test_what_joins_what() -> None:
 
 def test_without_a_table_the_rules_decide_and_say_so_once(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.warns(dispatch.UntunedGpuWarning, match=r"no table .* for H100 \(sm_90\); its rules are used"):
+    with pytest.warns(dispatch.UntunedGpuWarning, match=r"no table .* for H100 \(sm_90\) and uses rules instead"):
         assert dispatch.route(SHAPE, torch.float16, H100) == route_conv(SHAPE, torch.float16, H100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
