@@ -29,9 +29,9 @@ SAVED = {
     "fastres.steps": ("Conv", "Head", "Stem"),
 }
 COMMANDS = (
-    "bench.classify", "bench.gpu", "bench.host", "bench.predict", "bench.pretend_gpu", "bench.report", "bench.run",
-    "bench.similarity", "bench.study", "bench.train_digits", "bench.tune", "bench.vetting", "bench.visit.home",
-    "bench.visit.smoke", "fastres", "fastres.bench.run", "fastres.bench.tune", "fastres.kernels.inspection",
+    "bench.classify", "bench.estimates", "bench.gpu", "bench.host", "bench.predict", "bench.pretend_gpu",
+    "bench.report", "bench.run", "bench.similarity", "bench.study", "bench.train_digits", "bench.tune",
+    "bench.vetting", "bench.visit.home", "bench.visit.smoke", "fastres", "fastres.bench.run", "fastres.bench.tune", "fastres.kernels.inspection",
     "fastres.kernels.inspection_tables", "fastres.kernels.inspection_tma",
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""What the rules predict for a model on cards that have no tuned table, with them and as they were without.
+"""What the rules are estimated to give a model on cards that have no tuned table, with them and as they were without.
 
-Without: no split reductions, no wide tiles, no micro-batches (``--plain``). All of it is predicted by
+Without: no split reductions, no wide tiles, no micro-batches (``--plain``). All of it is estimated by
 :mod:`fastres.roofline.estimate` from data sheets; nothing was measured on these GPUs.
 """
 
@@ -26,7 +26,7 @@ from fastres.text import text_table
 
 
 @dataclass(frozen=True)
-class CardPrediction:
+class CardEstimate:
     """A model at one batch on one card: by the rules or, ``plain``, without them, and the roofline of that card.
 
     ``split`` and ``wide`` count convolutions, of ``convolutions``. ``through`` and ``images`` are of micro-batches.
@@ -65,8 +65,8 @@ def named(names: Sequence[str]) -> list[Gpu]:
     return [known[name] for name in names] or list(CARDS)
 
 
-def predict_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype, plain: bool) -> CardPrediction:
-    """The prediction for one card at what it is taken to reach of its data sheet."""
+def estimate_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype, plain: bool) -> CardEstimate:
+    """The estimate for one card at what it is taken to reach of its data sheet."""
     limits, shape = attainable(gpu, dtype, float32_precision()), (batch, size, size, 3)
     if limits is None:
         raise FastresError(f"No data sheet of {gpu.name} is known; fastres/ceilings.py has them")
@@ -83,7 +83,7 @@ def predict_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype
             configs.append(route(sizes, dtype, gpu, float32_precision(), residual=step.residual is not None))
     seconds = network_seconds(plan, shape, dtype, gpu, limits, how, route)
     bound = roofline(plan.costs(batch, size, size, dtype), limits).seconds
-    return CardPrediction(
+    return CardEstimate(
         gpu.name,
         gpu.arch,
         model,
@@ -102,8 +102,8 @@ def predict_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype
     )
 
 
-def table(rows: Sequence[CardPrediction]) -> str:
-    """The predictions as text."""
+def table(rows: Sequence[CardEstimate]) -> str:
+    """The estimates as text."""
     lines = [("GPU", "batch", "ms", "images/s", "roofline images/s", "rules")]
     for row in rows:
         numbers = (f"{row.ms:.3f}", f"{row.images_per_s:,.0f}", f"{row.roofline_images_per_s:,.0f}")
@@ -113,7 +113,7 @@ def table(rows: Sequence[CardPrediction]) -> str:
 
 def markdown(rows: Sequence[dict[str, object]]) -> str:
     """Rows of a file that ``--out`` wrote, before and after, as a table for a page."""
-    found = [CardPrediction(**row) for row in rows]  # type: ignore[arg-type]
+    found = [CardEstimate(**row) for row in rows]  # type: ignore[arg-type]
     plain = {(row.gpu, row.batch): row for row in found if row.plain}
     lines = ["| GPU | batch | ms before | ms | images/s before | images/s | rules |", "|---|---|---|---|---|---|---|"]
     for row in found:
@@ -124,6 +124,6 @@ def markdown(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def as_rows(found: Sequence[CardPrediction]) -> list[dict[str, object]]:
-    """The predictions as plain dictionaries, for JSON."""
+def as_rows(found: Sequence[CardEstimate]) -> list[dict[str, object]]:
+    """The estimates as plain dictionaries, for JSON."""
     return [asdict(row) for row in found]

@@ -1,6 +1,6 @@
-"""``python -m bench.predict``: what to expect before anything is measured.
+"""``python -m bench.estimates``: what to expect before anything is measured.
 
-Prints what the rules predict for a model on every known card, or on those given (``predict_cards.py``). With
+Prints the estimates for a model on every known card, or on those given (``by_card.py``). With
 ``--roofline``, for a GPU of given ceilings, the arithmetic, the memory traffic and the least time of each part of the
 network at one kernel a step, or with convolutions joined, and the images a second that this allows.
 """
@@ -61,7 +61,7 @@ def joined_plan(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings:
 
 
 def tiles_seconds(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> float:
-    """Seconds of the plan's convolutions with the tiles predicted best, split reductions among them."""
+    """Seconds of the plan's convolutions with the tiles estimated to be best, split reductions among them."""
     shapes, seconds = plan.shapes(batch, size, size), 0.0
     for step in plan:
         if isinstance(step, Conv):
@@ -70,7 +70,9 @@ def tiles_seconds(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceiling
     return seconds
 
 
-def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings, joined: bool = False) -> str:
+def roofline_table(
+    model: str, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings, joined: bool = False
+) -> str:
     """The table as text; with ``joined``, of the plan with convolutions joined (:func:`joined_plan`)."""
     plan = outline(get_architecture(model), dtype)
     if joined:
@@ -94,16 +96,16 @@ def prediction(model: str, batch: int, size: int, dtype: torch.dtype, ceilings: 
     lines = [title, text_table(rows, right=range(1, 5)), f"roofline: {rate:,.0f} images/s"]
     if not joined and dtype.itemsize == 2:
         tiles = tiles_seconds(plan, batch, size, dtype, ceilings)
-        lines.append(f"convolutions at the tiles predicted best on {H100.multiprocessors} SMs: {tiles * 1e6:,.0f} µs")
+        lines.append(f"convolutions with the tiles estimated best on {H100.multiprocessors} SMs: {tiles * 1e6:,.0f} µs")
     return "\n".join(lines)
 
 
-def cards_prediction(options: argparse.Namespace) -> str:
-    """The predictions for cards as text; written as JSON too, beside the same without the rules, with ``--out``."""
+def cards_table(options: argparse.Namespace) -> str:
+    """The estimates for cards as text; written as JSON too, beside the same without the rules, with ``--out``."""
     dtype = getattr(torch, options.dtype)
     found = {
         plain: [
-            by_card.predict_card(gpu, options.model, batch, options.size, dtype, plain)
+            by_card.estimate_card(gpu, options.model, batch, options.size, dtype, plain)
             for gpu in by_card.named(options.card)
             for batch in options.batch
         ]
@@ -112,42 +114,42 @@ def cards_prediction(options: argparse.Namespace) -> str:
     if options.out:
         versions = {"fastres": fastres.__version__, "torch": torch.__version__, "triton": triton.__version__}
         rows = by_card.as_rows([row for rows in found.values() for row in rows])
-        note = "predicted, not measured on a GPU"
+        note = "estimated, not measured on a GPU"
         head = json.dumps({"note": note, "command": options.command, "versions": versions}, ensure_ascii=False)
         lines = ",\n  ".join(json.dumps(row) for row in rows)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.out, f'{head[:-1]},\n "rows": [\n  {lines}\n ]}}\n'.encode())
-    title = f"{options.model}, {options.size}×{options.size}, {options.dtype}: predicted, not measured on a GPU"
+    title = f"{options.model}, {options.size}×{options.size}, {options.dtype}: estimated, not measured on a GPU"
     return f"{title}\n{by_card.table(found[options.plain])}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the predictions; exit status 2 for a card that is not known."""
-    parser = argparse.ArgumentParser(prog="python -m bench.predict", description="What to expect of a model on GPUs.")
+    """Print the estimates; exit status 2 for a card that is not known."""
+    parser = argparse.ArgumentParser(prog="python -m bench.estimates", description="What to expect of a model on GPUs.")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--card", nargs="+", default=[], metavar="NAME", help="names of known cards (default: all)")
     parser.add_argument("--plain", action="store_true", help="without split reductions, wide tiles and micro-batches")
-    parser.add_argument("--out", type=Path, help="a JSON file for the predictions, with and without the rules")
+    parser.add_argument("--out", type=Path, help="a JSON file for the estimates, with and without the rules")
     parser.add_argument("--roofline", action="store_true", help="the parts of the network under given ceilings")
     parser.add_argument("--joined", action="store_true", help="the same, the convolutions joined that one kernel takes")
     parser.add_argument("--tflops", type=float, default=790, help="matmul rate, 10¹² FLOP/s (default: %(default)s)")
     parser.add_argument("--gb-per-s", type=float, default=4300, help="copy rate, read + written (default: %(default)s)")
     options = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else list(arguments)
-    options.command = shlex.join(["python", "-m", "bench.predict", *given])
+    options.command = shlex.join(["python", "-m", "bench.estimates", *given])
     if not options.roofline and not options.joined:
         try:
-            print(cards_prediction(options))
+            print(cards_table(options))
         except FastresError as error:
             print(f"fastres: {error}", file=sys.stderr)
             return 2
         return 0
     for batch in options.batch:
         limits = Ceilings(options.tflops, options.gb_per_s)
-        print(prediction(options.model, batch, options.size, getattr(torch, options.dtype), limits, options.joined))
+        print(roofline_table(options.model, batch, options.size, getattr(torch, options.dtype), limits, options.joined))
         print()
     return 0
 

@@ -26,7 +26,7 @@ from fastres.roofline.gpu_shapes import conv_shape, linear_shape
 
 from .progress import Progress, runs_right
 
-# A candidate is not tried where its predicted time is more than this many times the best prediction. The model knows
+# A candidate is not tried where its estimated time is more than this many times the best estimate. The model knows
 # waves, arithmetic and tile traffic, not latency or pipelining, so it only rules out what is far off.
 FAR_OFF = 1.6
 
@@ -101,11 +101,11 @@ def split_candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
 
 
 def promising(layer: Layer, configs: Sequence[ConvConfig], gpu: Gpu, limits: Ceilings) -> list[ConvConfig]:
-    """The rules' own choice, and of each kind of kernel a few variants of the tiles predicted to be best."""
+    """The rules' own choice, and of each kind of kernel a few variants of the tiles estimated to be best."""
     times = {config: conv_seconds(layer, config, gpu, limits) for config in configs}
     bar = FAR_OFF * min(times.values())
     kinds: dict[tuple[str, bool], dict[tuple[int, int], list[ConvConfig]]] = {}
-    # Of equal predictions the larger tile first: it reads less.
+    # Of equal estimates the larger tile first: it reads less.
     for config in sorted(configs, key=lambda config: (times[config], -config.block_m * config.block_n)):
         if times[config] <= bar:
             tiles = kinds.setdefault((config.kernel, config.split > 1), {})
@@ -134,7 +134,7 @@ def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tun
 
 
 def by_weight(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings) -> list[Layer]:
-    """Layers, those first that the rules are predicted to spend most time on."""
+    """Layers, those first that the rules are estimated to spend most time on."""
 
     def seconds(layer: Layer) -> float:
         return conv_seconds(layer, by_rules(layer, gpu), gpu, limits)

@@ -1,6 +1,6 @@
 """``python -m bench.vetting``: the candidates of a quick tuning, chosen and compiled on a machine without the GPU.
 
-For every layer and joined run of a model: the configurations predicted to be fastest, of each kind of kernel some, that
+For every layer and joined run of a model: the configurations estimated to be fastest, of each kind of kernel some, that
 the compiler neither spills nor makes too large. What is left is small enough to be timed while a GPU is lent for
 minutes. Writes ``bench/tuning/candidates/<architecture>.json``, which ``python -m bench.tune --quick`` reads.
 """

@@ -2,7 +2,7 @@
 
 For each card in the archive: the runs into ``bench/results/<card>/runs``, all of them as one into ``results.json`` with
 its charts and its report, the tuned table into ``kernels/configs/<card>``, the record of the visit beside the results,
-and the measurements beside the predictions into ``docs/performance.md``. What is there already is kept: of two rows of
+and the measurements beside the estimates into ``docs/performance.md``. What is there already is kept: of two rows of
 one engine on one setting the later one counts, unless it was not measured. Can be repeated.
 """
 
@@ -159,8 +159,8 @@ def cards_at_home(results_folder: Path = RESULTS) -> Iterable[tuple[str, Results
             yield path.parent.name, results.read(path.parent / results.JSON_NAME)
 
 
-def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> str:
-    """Markdown: of each card a table with each setting's prediction, measurements, and families left out."""
+def measured_text(cards: Iterable[tuple[str, Results]], estimate: Any = None) -> str:
+    """Markdown: of each card a table with each setting's estimate, measurements, and families left out."""
     parts = []
     for folder, found in cards:
         where = found.environment
@@ -171,12 +171,12 @@ def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> 
             f"commit {where.get('commit') or 'unknown'}, {str(where['date'])[:10]}. Milliseconds a batch, medians.",
             "",
         ]
-        rows: list[tuple[str, ...]] = [("model", "dtype", "batch", "predicted", *SHOWN, "images/s", "error")]
+        rows: list[tuple[str, ...]] = [("model", "dtype", "batch", "estimated", *SHOWN, "images/s", "error")]
         for (model, size, dtype), batches in groups(found.rows):
             for members in batches:
                 by_engine = {row.engine: row for row in members}
                 own, batch = by_engine.get("fastres"), members[0].batch
-                expected = None if predict is None else predict(where["gpu"], model, batch, size, dtype)
+                expected = None if estimate is None else estimate(where["gpu"], model, batch, size, dtype)
                 cells = [_cell(by_engine.get(engine)) for engine in SHOWN]
                 speed = f"{own.images_per_s:,.0f}" if own and own.images_per_s else ""
                 error = f"{own.max_rel_error:.1e}" if own and own.max_rel_error else ""
@@ -190,14 +190,14 @@ def measured_text(cards: Iterable[tuple[str, Results]], predict: Any = None) -> 
     return "\n\n".join(parts) if parts else "No card has been visited yet: nothing here was measured on a GPU."
 
 
-def predicted(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
-    """Seconds a batch that the rules are predicted to take on a card; None for one that is not known."""
-    from fastres.bench.estimates.by_card import predict_card
+def estimated(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
+    """Seconds a batch that the rules are estimated to take on a card; None for one that is not known."""
+    from fastres.bench.estimates.by_card import estimate_card
 
     exact = [card for card in CARDS if card.name == gpu_name]
     like = [card for card in CARDS if re.search(rf"\b{re.escape(card.name)}\b", gpu_name)]
     for card in (*exact, *like):
-        return predict_card(card, model, batch, size, getattr(torch, dtype), plain=False).ms / 1e3
+        return estimate_card(card, model, batch, size, getattr(torch, dtype), plain=False).ms / 1e3
     return None
 
 
@@ -230,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{text_table(lines)}\n{card.name}: {len(written)} files written")
                 if (card / "inductor").is_dir():  # for the next visit, which then need not compile it again
                     shutil.copytree(card / "inductor", WORK / card.name / "inductor", dirs_exist_ok=True)
-        write_page(measured_text(cards_at_home(), predicted))
+        write_page(measured_text(cards_at_home(), estimated))
     except FastresError as error:
         print(f"python -m bench.visit.home: {error}", file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ from .arena import plan_arena
 # and 56 µs, an A100, H100 and H200 27, 16 and 13.
 LEAST_SECONDS = 40e-6
 
-# A prediction that is better by less than this decides nothing.
+# An estimate that is better by less than this decides nothing.
 LEAST_GAIN = 1.05
 
 
@@ -34,7 +34,7 @@ LEAST_GAIN = 1.05
 def micro_batches(
     architecture: Architecture, shape: Shape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee"
 ) -> Network | None:
-    """How to run a batch of ``shape`` (NHWC) in micro-batches; None where that is not predicted to pay."""
+    """How to run a batch of ``shape`` (NHWC) in micro-batches; None where that is not estimated to pay."""
     if gpu is INTERPRETER or not gpu.gb_per_s or gpu.l2_cache / (gpu.gb_per_s * 1e9) < LEAST_SECONDS:
         return None
     limits = attainable(gpu, dtype, precision)

@@ -13,7 +13,7 @@ from fastres.network.plan import Plan, StepCost, describe
 from fastres.roofline.ceilings import Ceilings, bound_by, stated
 from fastres.text import dtype_name, text_table
 
-MEASURED, PREDICTED = "measured", "predicted"
+MEASURED, ESTIMATED = "measured", "estimated"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ExplainedStep:
     ``note`` says why a slower path was taken, where one was. Where the machine's ceilings are known, ``bound`` says
     which of them (``"compute"``, ``"memory"``) the step cannot pass and ``roofline_us`` how long it takes at least.
     ``microseconds`` is how long it takes, ``share`` how much of the roofline that is, and ``source`` whether that was
-    ``"measured"``, or ``"predicted"`` from the tiles of the chosen configuration (see :mod:`fastres.roofline.estimate`).
+    ``"measured"``, or ``"estimated"`` from the tiles of the chosen configuration (see :mod:`fastres.roofline.estimate`).
     """
 
     step: str
@@ -162,7 +162,7 @@ def _times(
     ceilings: Ceilings | None,
     microseconds: Mapping[str, float],
 ) -> list[tuple[float | None, str]]:
-    """Seconds of each step and where they are from: given, tuned or, on a GPU of known ceilings, predicted."""
+    """Seconds of each step and where they are from: given, tuned or, on a GPU of known ceilings, estimated."""
     times: list[tuple[float | None, str]] = []
     for step, cost in zip(plan, costs, strict=True):
         if step.name in microseconds:
@@ -185,8 +185,8 @@ def _position(
     if ceilings is None:
         return "", None, us, None, source
     bound, least = bound_by(cost, ceilings)
-    if source == PREDICTED and seconds is not None:
-        us = max(us or 0.0, least * 1e6)  # a prediction counts merged groups, and not all of the bytes
+    if source == ESTIMATED and seconds is not None:
+        us = max(us or 0.0, least * 1e6)  # an estimate counts merged groups, and not all of the bytes
     share = None if us is None else least * 1e6 / us
     return bound, least * 1e6, us, share, source
 

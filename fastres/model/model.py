@@ -201,7 +201,7 @@ class Model(nn.Module):
         """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why.
 
         On a GPU also the share of the roofline: measured where the tuner measured this very layer on it, else
-        predicted. Its ceilings are the data sheet's unless given (``fastres.bench.measure.ceilings.measure`` measures them); a
+        estimated. Its ceilings are the data sheet's unless given (``fastres.bench.measure.ceilings.measure`` measures them); a
         CPU's are not known unless given. ``microseconds`` are measured times of steps, by name.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

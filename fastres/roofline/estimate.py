@@ -54,7 +54,7 @@ def attainable(gpu: Gpu, dtype: torch.dtype, precision: str = "ieee") -> Ceiling
 
 
 def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -> float:
-    """A prediction from whole waves of tiles, traffic through L2 and to memory, and the chain of reduction steps."""
+    """An estimate from whole waves of tiles, traffic through L2 and to memory, and the chain of reduction steps."""
     shape, size = layer.shape, getattr(torch, layer.dtype).itemsize
     rows = cdiv(shape.M, config.block_m)
     if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
@@ -157,7 +157,7 @@ def _step_seconds(
 def step_estimate(
     step: Step, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings
 ) -> tuple[float | None, str]:
-    """Seconds of ``step`` and whether they are ``"measured"`` (by the tuner, on this GPU) or ``"predicted"``.
+    """Seconds of ``step`` and whether they are ``"measured"`` (by the tuner, on this GPU) or ``"estimated"``.
 
     ``(None, "")`` for a kind of step that neither is known of.
     """
@@ -168,9 +168,9 @@ def step_estimate(
         return _joined_estimate(step, cost, dtype, gpu, limits)
     if isinstance(step, (Pool, SqueezeExcite)):
         again = math.prod(shape) * dtype.itemsize if isinstance(step, SqueezeExcite) else 0  # read for the mean first
-        return (cost.bytes + again) / (limits.gb_per_s * 1e9), "predicted"
+        return (cost.bytes + again) / (limits.gb_per_s * 1e9), "estimated"
     if isinstance(step, Stem):
-        return _stem_seconds(step, cost, dtype, gpu, limits), "predicted"
+        return _stem_seconds(step, cost, dtype, gpu, limits), "estimated"
     if isinstance(step, Head):
         return _head_estimate(step, shape, dtype, gpu, limits)
     return None, ""
@@ -181,23 +181,23 @@ def _conv_estimate(step: Conv, shape: Shape, dtype: torch.dtype, gpu: Gpu, limit
 
 
 def _layer_estimate(layer: Layer, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
-    """As measured for just this layer on just this GPU, or predicted."""
+    """As measured for just this layer on just this GPU, or estimated."""
     entry = dispatch.tuned_for(layer, gpu)
     if entry and entry.layer == layer and dispatch.tuned(gpu).measured(entry):
         return entry.microseconds / 1e6, "measured"
     routed = {"residual": layer.residual, "classifier": layer.classifier}
     config = dispatch.route(layer.shape, dtype, gpu, precision=float32_precision(), **routed)
-    return conv_seconds(layer, config, gpu, limits), "predicted"
+    return conv_seconds(layer, config, gpu, limits), "estimated"
 
 
 def _joined_estimate(step: Joined, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
-    """As measured for just this run; by proportion to the nearest batch measured, that is a prediction."""
+    """As measured for just this run; by proportion to the nearest batch measured, that is an estimate."""
     block = block_of(step, cost.input_shape, dtype)
     found = dispatch.route_block(block, dtype, gpu)
     if found is None:
-        return max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9)), "predicted"
+        return max(cost.flops / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9)), "estimated"
     seconds = found.microseconds / 1e6 * block.shape.N / found.layer.shape.N
-    return seconds, "measured" if found.layer == block and dispatch.tuned(gpu).measured(found) else "predicted"
+    return seconds, "measured" if found.layer == block and dispatch.tuned(gpu).measured(found) else "estimated"
 
 
 def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:
@@ -224,9 +224,9 @@ def _head_estimate(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limit
     """The pool, then the classifier where there is one; the pool's time is never measured."""
     pooling = _pool_seconds(shape, dtype, gpu, limits)
     if not step.weight.shape[0]:
-        return pooling, "predicted"
+        return pooling, "estimated"
     layer = Layer.of(linear_shape(step, shape), dtype, False, classifier=True)
-    return pooling + _layer_estimate(layer, dtype, gpu, limits)[0], "predicted"
+    return pooling + _layer_estimate(layer, dtype, gpu, limits)[0], "estimated"
 
 
 def _pool_seconds(shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:

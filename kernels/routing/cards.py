@@ -1,4 +1,4 @@
-"""GPUs as far as routing depends on them: the one at hand, and cards that are compiled and predicted for without it."""
+"""GPUs as far as routing depends on them: the one at hand, and known cards, to compile and estimate for without one."""
 
 from __future__ import annotations
 

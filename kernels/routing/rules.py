@@ -118,7 +118,7 @@ DENSE_GROUP = 32
 LEAST_BLOCKS, MOST_SHARING = 4, 16
 
 # Bytes that must be on their way to a multiprocessor for it to receive all that it can: 0.5 µs from a load to its use,
-# times 40 bytes/ns. Estimated, as in fastres/prediction.py; only their ratios to a tile's bytes matter here.
+# times 40 bytes/ns. Estimated, as in fastres/roofline/estimate.py; only their ratios to a tile's bytes matter here.
 IN_FLIGHT = 20_000
 
 # Multiply-adds that ordinary units do while one byte arrives: 128 a cycle against some 25 bytes.
@@ -126,7 +126,7 @@ MULTIPLY_ADDS_A_BYTE = 5
 
 # The widest tile, for wgmma: it reads three quarters of what 128×128 reads from L2 for the same sums. On sm_90 it takes
 # 179 registers by Triton 3.6.0 and 3.7.1, with no spills; with a residual it spills (52, in the epilogue). On sm_80 it
-# takes 251 and is predicted to gain nothing: the products there are no faster than what 128×128 tiles let through L2.
+# takes 251 and is estimated to gain nothing: the products there are no faster than what 128×128 tiles let through L2.
 WIDE_TILE = (128, 256)
 # One program of it fills a multiprocessor, whose pipeline is to be full for so many blocks of the reduction.
 WIDE_BLOCKS = 8
@@ -165,7 +165,7 @@ def route_conv(
 def route_conv_plainly(
     shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
 ) -> ConvConfig:
-    """:func:`route_conv` without split reductions and wide tiles: what predictions compare it with."""
+    """:func:`route_conv` without split reductions and wide tiles: what estimates compare it with."""
     if gpu is INTERPRETER or without_tensor_cores(dtype, gpu, precision):
         return replace(route_conv(shape, dtype, gpu, precision, residual=residual), split=1)
     widest = min(128, max(16, next_power_of_2(shape.K)))
@@ -278,7 +278,7 @@ def shared_memory(config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
 
 
 # Output pixels of the stem's convolution from which its images are prepared first: 16 images of 224×224. The second
-# launch is then small beside what it saves: predicted, not measured (docs/performance.md).
+# launch is then small beside what it saves: estimated, not measured (docs/performance.md).
 PREPARED_PIXELS = 16 * 112 * 112
 
 

@@ -87,7 +87,7 @@ def test_tiles_wider_than_the_layer_are_not_tried() -> None:
     assert max(config.block_n for config in configurations.candidates(narrow, H100)) <= 64
 
 
-def test_predictions_follow_waves_and_bytes() -> None:
+def test_estimates_follow_waves_and_bytes() -> None:
     tile = ConvConfig("conv", 128, 128, 64, 8, 3)
     one = conv_seconds(LARGE, tile, H100, LIMITS)
     flops = 2 * LARGE.shape.M * 256 * 9 * 256

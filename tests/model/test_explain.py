@@ -66,11 +66,11 @@ def test_data_sheets_are_matched_by_the_whole_name() -> None:
 
 
 @pytest.mark.usefixtures("no_tables")
-def test_a_gpu_has_its_data_sheets_ceilings_and_predicted_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_its_data_sheets_ceilings_and_estimated_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     found = explained(monkeypatch, H200, 256)
     assert (found.ceilings, found.ceilings_source) == (Ceilings(989.4, 4800.0), "data sheet")
     for row in found:
-        assert row.source == "predicted"
+        assert row.source == "estimated"
         assert row.roofline_us == pytest.approx(max(row.flops / 989.4e6, row.bytes / 4800e3))
         assert row.microseconds >= row.roofline_us
         assert 0 < row.share == pytest.approx(row.roofline_us / row.microseconds)
@@ -78,11 +78,11 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_predicted_shares(monkeypatch: py
     assert bounds["layer1.0.conv3"] == bounds["head"] == "memory"
     assert bounds["layer4.1.conv2"] == bounds["stem"] == "compute"
     assert "989.4 TFLOP/s and 4800 GB/s, as its data sheet states" in str(found)
-    assert "% predicted" in str(found)
+    assert "% estimated" in str(found)
 
 
 @pytest.mark.usefixtures("no_tables")
-def test_idle_multiprocessors_lower_the_predicted_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_multiprocessors_lower_the_estimated_share(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of 15 images the stem is 15·14 programs, each four pooled rows: nine of the convolution, seven of the filter each,
     # whose loads are waited for. Two programs run at once on each of 132 multiprocessors.
     row = explained(monkeypatch, H200, 15).rows[0]
@@ -111,11 +111,11 @@ def test_what_was_tuned_is_measured_for_that_batch_alone(
     path = tables.table_path(H200.name, tmp_path)
     path.parent.mkdir()
     path.write_text(tables.to_json(tables.Table((Tuned(layer, config, 120.0, 130.0),)), {}))
-    for batch, source in ((256, "measured"), (64, "predicted")):
+    for batch, source in ((256, "measured"), (64, "estimated")):
         rows = {row.step: row for row in explained(monkeypatch, H200, batch)}
         row = rows["layer3.1.conv2"]
         assert row.source == source
-        assert rows["layer3.1.conv1"].source == "predicted"
+        assert rows["layer3.1.conv1"].source == "estimated"
         if source == "measured":
             assert row.microseconds == pytest.approx(120.0)
             assert row.share == pytest.approx(row.flops / 989.4e12 / 120e-6)
@@ -170,7 +170,7 @@ def test_joined_runs_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == 54 - 2
     assert "up to layer1 in micro-batches of 32 images" in str(found)
     rows = {row.step: row for row in explained(monkeypatch, H200, 128)}
-    assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(200.0), "predicted")
+    assert (rows[row.step].microseconds, rows[row.step].source) == (pytest.approx(200.0), "estimated")
 
 
 def test_a_cpu_names_its_micro_batches() -> None:
@@ -192,7 +192,7 @@ def test_another_cards_table_is_not_a_measurement(
     path.write_text(tables.to_json(tables.Table((Tuned(layer, config, 120.0, 130.0),)), facts))
     rows = {row.step: row for row in explained(monkeypatch, H200, 256)}
     assert rows["layer3.1.conv2"].config == str(config)
-    assert rows["layer3.1.conv2"].source == "predicted"
+    assert rows["layer3.1.conv2"].source == "estimated"
 
 
 def test_the_tuned_classifier_is_a_row_of_the_table(

@@ -1,4 +1,4 @@
-"""The prediction's arithmetic, against numbers worked out by hand."""
+"""The estimates' arithmetic, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastres.bench.estimates import by_card
-from fastres.bench.estimates.rooflines import joined_plan, main, parts, prediction, tiles_seconds
+from fastres.bench.estimates.rooflines import joined_plan, main, parts, roofline_table, tiles_seconds
 from fastres.bench.tuning.configurations import candidates
 from fastres.kernels.routing.cards import CARDS, H100
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
@@ -35,9 +35,9 @@ def test_compute_bound_and_memory_bound() -> None:
     """With endless bandwidth the time is the arithmetic's, with endless arithmetic it is the traffic's."""
     costs = outline(get_architecture("resnet18"), torch.float16).costs(8, 224, 224, torch.float16)
     flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
-    text = prediction("resnet18", 8, 224, torch.float16, Ceilings(1.0, 1e12))
+    text = roofline_table("resnet18", 8, 224, torch.float16, Ceilings(1.0, 1e12))
     assert f"roofline: {8 / (flops / 1e12):,.0f} images/s" in text
-    text = prediction("resnet18", 8, 224, torch.float16, Ceilings(1e12, 1.0))
+    text = roofline_table("resnet18", 8, 224, torch.float16, Ceilings(1e12, 1.0))
     assert f"roofline: {8 / (moved / 1e9):,.0f} images/s" in text
 
 
@@ -46,7 +46,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "resnet50, batch 256" in capsys.readouterr().out
     assert main(["--batch", "1", "--card", "H100", "Tesla T4", "--model", "resnet18"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "predicted, not measured on a GPU" in lines[0]
+    assert "estimated, not measured on a GPU" in lines[0]
     assert [line.split()[0] for line in lines[2:]] == ["H100", "Tesla"]
     assert "split" in lines[2]
     assert main(["--batch", "1", "--card", "H100", "--plain"]) == 0
@@ -55,11 +55,11 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no card called 'H1000'" in capsys.readouterr().err
 
 
-def test_predictions_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimates_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "rules.json"
     assert main(["--batch", "1", "64", "--card", "NVIDIA L40S", "--out", str(path)]) == 0
     document = json.loads(path.read_text())
-    assert document["command"].startswith("python -m bench.predict --batch 1 64 --card 'NVIDIA L40S' --out")
+    assert document["command"].startswith("python -m bench.estimates --batch 1 64 --card 'NVIDIA L40S' --out")
     assert {"fastres", "torch", "triton"} == set(document["versions"])
     before, after = [[row for row in document["rows"] if row["plain"] is plain] for plain in (True, False)]
     assert [row["batch"] for row in before] == [row["batch"] for row in after] == [1, 64]
@@ -72,20 +72,20 @@ def test_predictions_as_data(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert after[1]["images_per_s"] > after[1]["roofline_images_per_s"], "of kernels that share nothing through L2"
 
 
-RULES = Path(__file__).parents[3] / "bench" / "results" / "predictions" / "rules.json"
+RULES = Path(__file__).parents[3] / "bench" / "results" / "estimates" / "rules.json"
 
 
-def test_the_committed_predictions_are_what_the_command_writes_and_what_the_page_shows() -> None:
+def test_the_committed_estimates_are_what_the_command_writes_and_what_the_page_shows() -> None:
     rows = json.loads(RULES.read_text())["rows"]
     page = (Path(__file__).parents[3] / "docs" / "performance.md").read_text()
     assert by_card.markdown([row for row in rows if row["batch"] in (1, 256)]) in page
     for row in rows[::9]:  # some of each, on every kind of card
         gpu = next(gpu for gpu in CARDS if gpu.name == row["gpu"])
-        found = by_card.predict_card(gpu, row["model"], row["batch"], row["size"], torch.float16, row["plain"])
+        found = by_card.estimate_card(gpu, row["model"], row["batch"], row["size"], torch.float16, row["plain"])
         assert asdict(found) == pytest.approx(row)
 
 
-def test_no_card_is_predicted_to_lose_by_the_rules() -> None:
+def test_no_card_is_estimated_to_lose_by_the_rules() -> None:
     rows = json.loads(RULES.read_text())["rows"]
     before = {(row["gpu"], row["batch"]): row["ms"] for row in rows if row["plain"]}
     for row in rows:
@@ -102,7 +102,7 @@ def test_joined_plans_have_a_lower_bound() -> None:
     # A run of 256 channels or more is not fused: it is bound by arithmetic, and no kernel holds it.
     assert all(step.first is None for step in joined if isinstance(step, Joined) and "layer3" in step.last.name)
     assert len(joined_plan(plan, 8, 224, torch.float16, limits)) > len(joined), "the kernels' tiles are 64 images"
-    assert f"{len(joined)} kernels" in prediction("resnet50", 256, 224, torch.float16, limits, joined=True)
+    assert f"{len(joined)} kernels" in roofline_table("resnet50", 256, 224, torch.float16, limits, joined=True)
 
 
 def test_split_reductions_shorten_a_batch_of_one() -> None:

@@ -72,19 +72,19 @@ def test_the_page_has_two_marks(tmp_path: Path) -> None:
 def test_the_committed_page_is_what_the_committed_results_say() -> None:
     page = home.PAGE.read_text()
     between = page[page.index(home.BEGIN) + len(home.BEGIN) : page.index(home.END)]
-    assert between.strip() == home.measured_text(home.cards_at_home(), home.predicted).strip()
+    assert between.strip() == home.measured_text(home.cards_at_home(), home.estimated).strip()
 
 
-def test_predictions_are_of_the_card_at_hand() -> None:
-    h100, h200, like = (home.predicted(name, "resnet50", 256, 224, "float16")
+def test_estimates_are_of_the_card_at_hand() -> None:
+    h100, h200, like = (home.estimated(name, "resnet50", 256, 224, "float16")
                         for name in ("H100", "NVIDIA H200", "NVIDIA H100 80GB HBM3"))  # fmt: skip
     assert h100
     assert h200
     assert like == h100 > h200
-    assert home.predicted("NVIDIA L40", "resnet50", 1, 224, "float16") is None, "an L4 is another card"
+    assert home.estimated("NVIDIA L40", "resnet50", 1, 224, "float16") is None, "an L4 is another card"
 
 
-def test_measurements_stand_beside_predictions() -> None:
+def test_measurements_stand_beside_estimates() -> None:
     rows = [
         replace(row, batch=8, dtype="float16", model="resnet50", size=224) for row in ROWS if row.engine == "fastres"
     ]
