@@ -31,8 +31,8 @@ SAVED = {
 COMMANDS = (
     "bench.classify", "bench.estimates", "bench.gpu", "bench.host", "bench.predict", "bench.pretend_gpu",
     "bench.report", "bench.run", "bench.similarity", "bench.study", "bench.train_digits", "bench.tune",
-    "bench.vetting", "bench.visit.home", "bench.visit.smoke", "fastres", "fastres.bench.run", "fastres.bench.tune", "fastres.kernels.inspection",
-    "fastres.kernels.inspection_tables", "fastres.kernels.inspection_tma",
+    "bench.vetting", "bench.visit.home", "bench.visit.smoke", "fastres", "fastres.bench.run", "fastres.bench.tune",
+    "fastres.kernels.inspection", "fastres.kernels.inspection_tables", "fastres.kernels.inspection_tma",
 )  # fmt: skip
 
 
