@@ -1,6 +1,6 @@
-"""What users hold: the model, how it is loaded, called, explained, and used as a part of another network.
+"""The public model: loading, calling, explaining, and using it as part of another network.
 
-Brings weights, images and executors together. Computes nothing itself.
+This package connects weights, images and executors. It does no computation itself.
 """
 
 from .model import Model

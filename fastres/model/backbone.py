@@ -1,7 +1,7 @@
 """A network as the backbone of another model: feature maps under the names that detectors and segmenters expect.
 
-:class:`Backbone` stands in for torchvision's ``IntermediateLayerGetter``: the same ``return_layers``, the same
-``OrderedDict`` of maps, computed by fastres and no further than the deepest map asked for.
+:class:`Backbone` replaces torchvision's ``IntermediateLayerGetter``. It takes the same ``return_layers`` and returns
+the same ``OrderedDict`` of maps. fastres computes them and stops after the deepest requested map.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fastres.network.folding import BATCH_NORM_EPSILON
 from .model import Model, parse_dtype
 from .outputs import returned_values, strides_and_channels
 
-# Largest relative difference of a map from the module's own; a wrong layer or weight makes it a thousand times larger.
+# Largest accepted relative difference from the module's own map. A wrong layer or weight differs a thousand times more.
 AGREEMENT = 1e-3
 
 
 class Backbone(nn.Module):
     """Maps images ``[N, 3, H, W]`` to an ``OrderedDict`` of feature maps ``[N, C, h, w]``, channels-last in memory.
 
-    ``return_layers`` are ``IntermediateLayerGetter``'s: layer → the name that its map is returned under, or a list of
-    layers that keep their names; see :meth:`fastres.Model.features` for the layers. ``dtype`` is the maps': float32,
-    as the surrounding model computes unless it is converted. ``.half()``, ``.bfloat16()`` and ``.to(dtype)`` on the
-    surrounding model convert the maps along with what the network computes in.
+    ``return_layers`` works as in ``IntermediateLayerGetter``: a mapping from layers to the names of the returned maps,
+    or a list of layers, which keep their names. :meth:`fastres.Model.features` lists the layers. ``dtype`` is the dtype
+    of the maps. The default is float32, the usual dtype of the surrounding model. ``.half()``, ``.bfloat16()`` and
+    ``.to(dtype)`` on the surrounding model change both the dtype of the maps and the dtype of the computation.
 
-    The network stays frozen and in inference: ``train()`` reaches only the layers around it, which can be trained.
-    ``channels`` and ``strides`` (input pixels from one cell of a map to the next) are by returned name.
-    ``out_channels`` is there where all maps have the same number, which is what ``FasterRCNN`` asks of a backbone
+    The network stays frozen and in inference mode. ``train()`` affects only the layers around it, which can be trained.
+    ``channels`` and ``strides`` (input pixels from one cell of a map to the next) are keyed by returned name.
+    ``out_channels`` exists if all maps have the same number of channels. ``FasterRCNN`` needs it from a backbone
     without a feature pyramid.
 
     >>> backbone = fastres.Backbone(model, {"layer3": "0", "layer4": "1"})
     >>> pyramid = torchvision.ops.FeaturePyramidNetwork(list(backbone.channels.values()), 256)
 
-    Raises ``ArchitectureError`` for what is no fastres model, ``InputError`` for layers that it does not have and
-    ``DtypeError``.
+    Raises ``ArchitectureError`` if ``model`` is not a fastres model, ``InputError`` for layers that it does not have,
+    and ``DtypeError`` for an unsupported dtype.
     """
 
     model: Model
@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         super().__init__()
         if not isinstance(model, Model):
             raise ArchitectureError(
-                f"Backbone takes a fastres model, from fastres.load or fastres.from_module, and was given "
+                "Backbone takes a fastres model, from fastres.load or fastres.from_module, and was given "
                 f"{type(model).__name__}; Backbone.from_module takes torchvision's IntermediateLayerGetter"
             )
         self.return_layers = return_layers
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         if len(set(self.channels.values())) == 1:
             self.out_channels = next(iter(self.channels.values()))
         self.model = model
-        # Follows .half() and .to(dtype) of the surrounding model, and has the dtype that maps are returned in.
+        # This buffer follows .half() and .to(dtype) of the surrounding model. Its dtype is the dtype of the maps.
         self.register_buffer("_like", torch.empty(0, dtype=parse_dtype(dtype), device=model.device), persistent=False)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -77,7 +77,7 @@ class Backbone(nn.Module):
         return OrderedDict((name, value.to(self._like.dtype)) for name, value in maps.items())
 
     def train(self, mode: bool = True) -> Backbone:
-        """Note the mode; the network stays in inference, so that the layers around it can be trained."""
+        """Store the mode. The network stays in inference mode, so the layers around it can be trained."""
         self.training = mode
         return self
 
@@ -92,12 +92,12 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_module(cls, module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Backbone:
-        """Make a backbone of a live torchvision ``IntermediateLayerGetter`` over a ResNet: its own weights and layers.
+        """Convert a torchvision ``IntermediateLayerGetter`` over a ResNet, with its weights and layers.
 
-        ``detector.backbone.body = fastres.Backbone.from_module(detector.backbone.body)`` speeds a trained detector up.
-        ``dtype`` is what the network computes in, as in :func:`fastres.load`; maps are returned in the module's own.
-        Frozen batch norm is read too, with any epsilon. Raises ``ArchitectureError`` for networks that fastres does
-        not run (dilated ones are among these) and where both, run on a random batch, differ.
+        ``detector.backbone.body = fastres.Backbone.from_module(detector.backbone.body)`` speeds up a trained detector.
+        ``dtype`` is the dtype of the computation, as in :func:`fastres.load`. The maps have the module's dtype.
+        Frozen batch norm is supported, with any epsilon. Raises ``ArchitectureError`` for networks that fastres does
+        not run, such as dilated ones, and if the results of the two differ on a random batch.
         """
         from .loading import default_transforms, infer_architecture
 
@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         if not isinstance(module, nn.ModuleDict) or not isinstance(layers, Mapping):
             raise ArchitectureError(
                 "Backbone.from_module takes torchvision's IntermediateLayerGetter, such as detector.backbone.body, and "
-                f"was given {type(module).__name__}; for a whole network, Backbone(from_module(network), layers)"
+                f"was given {type(module).__name__}; for a whole network use Backbone(from_module(network), layers)"
             )
         own = next(tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point())
         network = _with_usual_epsilon(copy.deepcopy(module).float())
@@ -121,9 +121,10 @@ class Backbone(nn.Module):
 
 @torch.no_grad()
 def _with_usual_epsilon(module: nn.ModuleDict) -> nn.ModuleDict:
-    """``module``, changed in place to compute the same with the epsilon that fastres folds: ``σ² + ε`` is kept.
+    """Give the batch norms of ``module`` the epsilon that fastres folds, in place, and return it.
 
-    torchvision's frozen batch norm and its detectors have other ones.
+    The variances change so that ``σ² + ε``, and with it the result, stays the same. torchvision's frozen batch norm and
+    its detectors use other epsilons.
     """
     layer: Any
     for layer in module.modules():
@@ -135,7 +136,7 @@ def _with_usual_epsilon(module: nn.ModuleDict) -> nn.ModuleDict:
 
 @torch.no_grad()
 def _check_agreement(module: nn.Module, backbone: Backbone) -> None:
-    """Run both on one small random batch, in float32 on the CPU, and raise where they differ."""
+    """Run both on one small random batch, in float32 on the CPU. Raise ``ArchitectureError`` if they differ."""
     reference, candidate = copy.deepcopy(module).float().cpu().eval(), copy.deepcopy(backbone).float().cpu()
     x = torch.randn(2, 3, 64, 71, generator=torch.Generator().manual_seed(0))
     expected: Mapping[str, Any] = reference(x)
@@ -144,6 +145,6 @@ def _check_agreement(module: nn.Module, backbone: Backbone) -> None:
         error = float((found[name] - value).norm() / value.norm())
         if not error < AGREEMENT:
             raise ArchitectureError(
-                f"{type(module).__name__} cannot be run: its {name!r} is something else than a ResNet's (relative "
-                f"difference {error:.2g}, random input)"
+                f"{type(module).__name__} cannot be run: its map {name!r} differs from a ResNet's (relative difference "
+                f"{error:.2g} on random input)"
             )

@@ -1,4 +1,4 @@
-"""Models under ``torch.compile``: the whole network is one registered op, ``fastres::run``."""
+"""Support for ``torch.compile``: the whole network is one registered op, ``fastres::run``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastres.errors import FastresError
 
 
 class Compilable(Protocol):
-    """What compiled code asks of a :class:`fastres.Model`."""
+    """The methods of :class:`fastres.Model` that compiled code calls."""
 
     def _run(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]: ...
     def _empty(
@@ -24,20 +24,20 @@ class Compilable(Protocol):
 _models: weakref.WeakValueDictionary[int, Compilable] = weakref.WeakValueDictionary()
 _handles = iter(range(1, 1 << 62))
 
-# Inductor's own CUDA graphs (mode="reduce-overhead") leave the op out: inside one, a model's first calls would put its
-# weights, or memory that its own graphs read, into a pool that Inductor reuses.
+# The tag keeps the op out of Inductor's own CUDA graphs (mode="reduce-overhead"). Inside one, a model's first calls
+# would put its weights, or memory that its own graphs read, into a pool that Inductor reuses.
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 
 
 def register(model: Compilable) -> int:
-    """A number by which compiled code finds the model again, for as long as it lives unchanged."""
+    """Return a number by which compiled code finds ``model``, as long as the model exists and is unchanged."""
     handle = next(_handles)
     _models[handle] = model
     return handle
 
 
 def run(x: Tensor, handle: int, outputs: Sequence[str]) -> list[Tensor]:
-    """The op: what the model of ``handle`` returns for ``x``. Raises ``FastresError`` where it no longer exists."""
+    """Call the op: run the model of ``handle`` on ``x``. Raise ``FastresError`` if that model no longer exists."""
     return torch.ops.fastres.run(x, handle, ",".join(outputs))
 
 
@@ -47,7 +47,7 @@ def _find(handle: int) -> Compilable:
     except KeyError:
         raise FastresError(
             "Compiled code calls a fastres model that no longer exists or was changed; compile again after loading, "
-            "moving or replacing a model"
+            "moving or replacing the model"
         ) from None
 
 

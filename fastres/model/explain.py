@@ -1,4 +1,4 @@
-"""What ``model.explain()`` returns: how each step runs on a device, at what cost, and how near the roofline."""
+"""The result of ``model.explain()``: how each step runs on a device, its cost, and its share of the roofline."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ MEASURED, ESTIMATED = "measured", "estimated"
 
 @dataclass(frozen=True)
 class ExplainedStep:
-    """One step: what computes it, with which configuration, on what shapes (NHWC), with how many FLOPs and bytes.
+    """One step: its kernel, configuration, shapes (NHWC), FLOPs and bytes.
 
-    ``note`` says why a slower path was taken, where one was. Where the machine's ceilings are known, ``bound`` says
-    which of them (``"compute"``, ``"memory"``) the step cannot pass and ``roofline_us`` how long it takes at least.
-    ``microseconds`` is how long it takes, ``share`` how much of the roofline that is, and ``source`` whether that was
-    ``"measured"``, or ``"estimated"`` from the tiles of the chosen configuration (see :mod:`fastres.roofline.estimate`).
+    ``note`` gives the reason if a slower path was taken. If the machine's ceilings are known, ``bound`` names the one
+    that limits the step (``"compute"`` or ``"memory"``), and ``roofline_us`` is the least time that the step can take.
+    ``microseconds`` is the time of the step, and ``share`` its share of the roofline. ``source`` says whether this time
+    was ``"measured"``, or ``"estimated"`` from the tiles of the chosen configuration, see
+    :mod:`fastres.roofline.estimate`.
     """
 
     step: str
@@ -44,10 +45,11 @@ class ExplainedStep:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The rows of ``model.explain()``; prints as a table, iterates over rows.
+    """The rows of ``model.explain()``. Prints as a table and iterates over the rows.
 
-    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty where ``ceilings`` are not known. ``manner`` says
-    how else the network runs (on a GPU, as the tuned table has it), such as how far in micro-batches, or is empty.
+    ``ceilings_source`` is ``"given"`` or ``"data sheet"``, or empty if ``ceilings`` are unknown. ``manner`` says how
+    the network as a whole runs, for example up to which stage in micro-batches (on a GPU, as in the tuned table), or is
+    empty.
     """
 
     model: str
@@ -72,8 +74,8 @@ class Explanation:
     ) -> Explanation:
         """Explain ``plan`` for a batch of ``height`` × ``width`` images. Weight data is not needed.
 
-        ``ceilings`` are the machine's, if they are known better than from its data sheet (a CPU's are known in no
-        other way); ``microseconds`` are measured times of steps, by name.
+        ``ceilings`` are the machine's ceilings and replace those of its data sheet. A CPU's ceilings are unknown unless
+        given. ``microseconds`` are measured times of steps, by name.
         """
         if device.type == "cpu":
             images = cpu.micro_batch(plan, (batch, height, width, 3), dtype)
@@ -106,7 +108,7 @@ class Explanation:
         return len(self.rows)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """The rows as plain dictionaries, for JSON."""
+        """Return the rows as plain dictionaries, for JSON."""
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
@@ -130,14 +132,14 @@ class Explanation:
         title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.manner}" if self.manner else "")
         if self.ceilings is None:
             return title
-        origin = "as its data sheet states" if self.ceilings_source == "data sheet" else "as given"
+        origin = "from its data sheet" if self.ceilings_source == "data sheet" else "as given"
         return f"{title}; ceilings {self.ceilings.tflops:g} TFLOP/s and {self.ceilings.gb_per_s:g} GB/s, {origin}"
 
 
 def _choices(
     plan: Plan, costs: Sequence[StepCost], device: torch.device, dtype: torch.dtype
 ) -> list[tuple[str, str, str]]:
-    """Kernel, configuration and note of each step."""
+    """Return kernel, configuration and note of each step."""
     if device.type == "cpu":
         return [(cpu.describe(step), f"{torch.get_num_threads()} threads", "") for step in plan]
     from fastres.executors import gpu
@@ -162,7 +164,7 @@ def _times(
     ceilings: Ceilings | None,
     microseconds: Mapping[str, float],
 ) -> list[tuple[float | None, str]]:
-    """Seconds of each step and where they are from: given, tuned or, on a GPU of known ceilings, estimated."""
+    """Return seconds and their source for each step: given, tuned, or estimated on a GPU with known ceilings."""
     times: list[tuple[float | None, str]] = []
     for step, cost in zip(plan, costs, strict=True):
         if step.name in microseconds:
@@ -180,13 +182,13 @@ def _times(
 def _position(
     cost: StepCost, ceilings: Ceilings | None, seconds: float | None, source: str
 ) -> tuple[str, float | None, float | None, float | None, str]:
-    """``bound``, ``roofline_us``, ``microseconds``, ``share`` and ``source`` of a step."""
+    """Return ``bound``, ``roofline_us``, ``microseconds``, ``share`` and ``source`` of a step."""
     us = None if seconds is None else seconds * 1e6
     if ceilings is None:
         return "", None, us, None, source
     bound, least = bound_by(cost, ceilings)
     if source == ESTIMATED and seconds is not None:
-        us = max(us or 0.0, least * 1e6)  # an estimate counts merged groups, and not all of the bytes
+        us = max(us or 0.0, least * 1e6)  # an estimate counts merged groups and leaves out some bytes
     share = None if us is None else least * 1e6 / us
     return bound, least * 1e6, us, share, source
 

@@ -1,4 +1,4 @@
-"""What a model may be called with; anything else is named, with what to do about it."""
+"""Checks of a model's input. Each error says what was given, what is accepted and what to do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
 def check_input(x: Tensor, arch: Architecture, device: torch.device) -> None:
-    """Raise where ``x`` is no batch of images ``[N, 3, H, W]`` that a network of ``arch`` on ``device`` takes.
+    """Raise an error unless ``x`` is a batch of images ``[N, 3, H, W]`` that a network of ``arch`` on ``device`` takes.
 
-    ``InputError`` names a wrong type, shape or size, ``DtypeError`` a dtype other than float32, float16, bfloat16 and
-    uint8, ``DeviceError`` another device, ``GradientError`` an input that requires grad.
+    Raises ``InputError`` for a wrong type, shape or size, ``DtypeError`` for a dtype other than float32, float16,
+    bfloat16 and uint8, ``DeviceError`` for another device, and ``GradientError`` if ``x`` requires grad.
     """
     if not isinstance(x, Tensor):
         raise InputError(
@@ -51,7 +51,7 @@ def _shape_hint(shape: tuple[int, ...]) -> str:
     if len(shape) == 4 and shape[3] == 3:
         return "It looks like NHWC: pass x.permute(0, 3, 1, 2)"
     if len(shape) == 4 and shape[1] == 1:
-        return "Greyscale images are repeated over the channels: x.expand(-1, 3, -1, -1)"
+        return "Repeat the grey channel: x.expand(-1, 3, -1, -1)"
     if len(shape) == 4 and shape[1] == 4:
         return "Drop the alpha channel: x[:, :3]"
     return "model.predict(...) takes single images of any mode"

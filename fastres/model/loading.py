@@ -1,4 +1,4 @@
-"""``fastres.load`` and ``fastres.from_module``: where models come from."""
+"""``fastres.load`` and ``fastres.from_module``: create models from weights and from live modules."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def load(
     device: torch.device | str | int | None = None,
     progress: bool = True,
 ) -> Model:
-    """Load a model by name, or the model in a folder that transformers or timm saved.
+    """Load a model by name, or from a folder that transformers or timm saved.
 
-    ``name`` is one of :func:`fastres.list_models`, or a folder with ``config.json`` and ``model.safetensors``, or its
-    hub id if Hugging Face's local cache has it (``"microsoft/resnet-50"``, ``"timm/resnet50.a1_in1k"``); the folder
-    then says the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
+    ``name`` is one of :func:`fastres.list_models`, or a folder with ``config.json`` and ``model.safetensors``, or a hub
+    id that is in Hugging Face's local cache (``"microsoft/resnet-50"``, ``"timm/resnet50.a1_in1k"``). A folder also
+    provides the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
     model's published weights (``"IMAGENET1K_V1"``), a torchvision enum member, a path (``.pth``, ``.pt``,
-    ``.safetensors``), a folder or hub id, a state dict, or ``None`` for random weights as torchvision draws them.
+    ``.safetensors``), a folder or hub id, a state dict, or ``None`` for random weights, initialised as in torchvision.
 
     Published weights are downloaded once into torch's hub cache and checked against their sha256 at every load.
-    ``num_classes`` other than the weights' gives a fresh classifier, with a warning; ``num_classes=0`` gives none, and
-    ``model(x)`` then returns what :meth:`Model.embed` does. ``dtype="auto"`` computes in float16 on CUDA and float32 on
-    the CPU.
+    If ``num_classes`` differs from the weights' number of classes, the classifier is new and a warning says so. With
+    ``num_classes=0`` there is no classifier, and ``model(x)`` returns the same as :meth:`Model.embed`. ``dtype="auto"``
+    computes in float16 on CUDA and float32 on the CPU.
 
-    Raises ``UnknownModelError``, ``WeightsError`` and its kinds, ``ArchitectureError`` for another library's network
-    that fastres does not run, ``DtypeError``, ``DeviceError``.
+    Raises ``UnknownModelError``, ``WeightsError`` and its subclasses, ``ArchitectureError`` for another library's
+    network that fastres does not run, ``DtypeError`` and ``DeviceError``.
 
     >>> model = fastres.load("resnet50").cuda()
     >>> model.predict("cat.jpg")[0][0].label
@@ -72,12 +72,12 @@ def load(
 
 
 def _saved(name: str, weights: object) -> tuple[Architecture, object]:
-    """What the folder or hub id called ``name`` holds, and its weights, or random ones for ``None``."""
+    """Return the architecture in the folder or hub id ``name``, and its weights (``None`` for random ones)."""
     saved = read_saved(name)
     if weights is not None and not (isinstance(weights, str) and weights == DEFAULT):
         raise WeightsError(
-            f"{name} has its own weights, and others were given. Pass the folder alone, or the model's name with "
-            f"weights=: fastres.load({saved.arch.name!r}, weights=…)."
+            f"{name} has its own weights, but other weights were given too. Pass the folder alone, or the model's name "
+            f"with weights=: fastres.load({saved.arch.name!r}, weights=…)."
         )
     return saved.arch, None if weights is None else saved
 
@@ -99,7 +99,7 @@ def _transforms(loaded: LoadedWeights) -> Transforms:
 
 
 def default_transforms(arch: Architecture) -> Transforms:
-    """What weights without a record of their own are taken to have been trained with: ImageNet's usual."""
+    """Return the preprocessing to use if the weights do not specify one: the usual one for ImageNet or CIFAR."""
     resize, crop = (CIFAR_SIZE, CIFAR_SIZE) if arch.stem == "cifar" else (IMAGENET_RESIZE, IMAGENET_CROP)
     return Transforms(resize=resize, crop=crop, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
@@ -114,12 +114,12 @@ def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
 
 
 def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Model:
-    """Make a fastres model of a live ResNet of torchvision, timm or transformers: its own weights, classes and device.
+    """Convert a live ResNet from torchvision, timm or transformers, with its weights, number of classes and device.
 
-    The module's structure is read from its layers, or from a transformers model's configuration, so custom depths,
-    widths and heads are fine; then both are run on one small random batch and must agree, so that a subclass whose
-    ``forward`` does something else is refused. A timm model's preprocessing and a transformers model's class names are
-    kept. Raises ``ArchitectureError`` saying what differs.
+    The structure is read from the module's layers, or from a transformers model's configuration, so custom depths,
+    widths and classifiers work. Then both models run on one small random batch, and their results must agree. This
+    detects a subclass with a different ``forward``. The preprocessing of a timm model and the class names of a
+    transformers model are kept. Raises ``ArchitectureError``, which says what differs.
     """
     if isinstance(module, Model):
         return module
@@ -143,7 +143,10 @@ def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Mode
 
 
 def _is_transformers(module: nn.Module) -> bool:
-    """Whether ``module`` is a ``ResNetForImageClassification`` or made like one; other models of transformers raise."""
+    """Return True if ``module`` is a ``ResNetForImageClassification`` or built like one.
+
+    Raises ``ArchitectureError`` for other models of transformers.
+    """
     config = getattr(module, "config", None)
     if not hasattr(config, "model_type"):
         return False
@@ -155,32 +158,37 @@ def _is_transformers(module: nn.Module) -> bool:
 def _check_norms(module: nn.Module) -> None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.BatchNorm2d) and layer.eps != BATCH_NORM_EPSILON:
-            raise _refusal(module, f"{name} is {layer}, fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
+            raise _refusal(module, f"{name} is {layer}, but fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
 
 
 def infer_architecture(module: nn.Module) -> Architecture:
-    """The architecture of a live module with torchvision's layout; raises ``ArchitectureError`` where it has none."""
+    """Return the architecture of a live module with torchvision's layout.
+
+    Raises ``ArchitectureError`` if the module is laid out differently or fastres cannot run it.
+    """
     for name, layer in module.named_modules():
         if name.rpartition(".")[2] == "aa" and not isinstance(layer, nn.Identity):
             raise _refusal(module, f"it has an anti-aliasing filter before its strides ({name}: {layer})")
     try:
         arch = _read_structure(module)
     except (AttributeError, IndexError, TypeError, ValueError, KeyError) as error:
-        raise _refusal(module, f"it is not laid out as torchvision's ResNet ({error})") from error
+        raise _refusal(module, f"it is not laid out like torchvision's ResNet ({error})") from error
     shapes = {key: tuple(value.shape) for key, value in module.state_dict().items() if "num_batches" not in key}
     expected = state_dict_shapes(arch)
     if shapes != expected:
         odd = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
-        raise _refusal(module, f"its parameters are not a ResNet's, for example {', '.join(key for key, _ in odd)}")
+        raise _refusal(module, f"its parameters differ from a ResNet's, for example {', '.join(key for key, _ in odd)}")
     for spec in conv_specs(arch):
         conv, norm = module.get_submodule(spec.conv), module.get_submodule(spec.norm)
         wanted: dict[str, Any] = {"stride": (spec.stride,) * 2, "padding": (spec.padding,) * 2, "dilation": (1, 1)}
         wanted["groups"] = spec.groups
         for attribute, value in wanted.items():
             if getattr(conv, attribute) != value:
-                raise _refusal(module, f"{spec.conv}.{attribute} is {getattr(conv, attribute)}, fastres runs {value}")
+                raise _refusal(
+                    module, f"{spec.conv}.{attribute} is {getattr(conv, attribute)}, but fastres runs {value}"
+                )
         if getattr(norm, "eps", None) != BATCH_NORM_EPSILON:
-            raise _refusal(module, f"{spec.norm} is {norm}, fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
+            raise _refusal(module, f"{spec.norm} is {norm}, but fastres folds batch norm with eps {BATCH_NORM_EPSILON}")
     return arch
 
 
@@ -228,7 +236,7 @@ def _read_structure(module: nn.Module) -> Architecture:
 
 
 def _class_count(module: nn.Module) -> int:
-    """Classes of a live module's ``fc``; 0 where that is ``nn.Identity``, the usual way to remove a classifier."""
+    """Return the classes of a live module's ``fc``, or 0 for ``nn.Identity``, the usual way to remove a classifier."""
     head = module.get_submodule("fc")
     return 0 if isinstance(head, nn.Identity) else int(head.out_features)  # type: ignore[arg-type]
 
@@ -242,10 +250,10 @@ def _refusal(module: nn.Module, reason: str) -> ArchitectureError:
 
 @torch.no_grad()
 def _check_agreement(module: nn.Module, model: Model) -> None:
-    """Run both on one small random batch, in float32 on the CPU, and raise where they differ.
+    """Run both on one small random batch, in float32 on the CPU. Raise ``ArchitectureError`` if they differ.
 
-    Networks that were never trained often have zero for the last scale of each residual branch, which would hide
-    whatever the branch computes: such scales are one here, in both.
+    In untrained networks the last scale of each residual branch is often zero, which would hide the result of the
+    branch. Here such scales are set to one in both.
     """
     import copy
 
@@ -268,5 +276,5 @@ def _check_agreement(module: nn.Module, model: Model) -> None:
     if not error < 1e-3:
         raise _refusal(
             module,
-            f"its forward computes something else than a ResNet (relative difference {error:.2g}, random input)",
+            f"its forward does not compute a ResNet (relative difference {error:.2g} on random input)",
         )

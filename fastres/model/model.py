@@ -1,4 +1,4 @@
-"""The model that users hold: a torchvision ResNet's interface over a plan and an executor."""
+"""The public ``Model``: the interface of a torchvision ResNet on top of a plan and an executor."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ WARMUP_CALLS = 2  # on a GPU the first call compiles and the second captures
 
 
 class Executor(Protocol):
-    """What runs a plan: :class:`fastres.executors.cpu.CpuExecutor`, :class:`fastres.executors.gpu.GpuExecutor`."""
+    """Runs a plan: :class:`fastres.executors.cpu.CpuExecutor` or :class:`fastres.executors.gpu.GpuExecutor`."""
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]: ...
 
 
 class Model(nn.Module):
-    """A ResNet for inference. ``fastres.load`` and ``fastres.from_module`` make it; see those.
+    """A ResNet for inference. Create it with ``fastres.load`` or ``fastres.from_module``.
 
-    Calling it with ``x`` ``[N, 3, H, W]`` (any H and W from the least size on, any memory format, on the model's
-    device) returns float32 logits ``[N, num_classes]``; a model without a classifier (``num_classes=0``) returns the
-    pooled features ``[N, C]``, as :meth:`embed` does. Floating-point ``x`` is taken as normalised already; ``uint8``
-    ``x`` is raw RGB pixels, normalised with the weights' mean and std inside the first kernel.
+    Call it with ``x`` ``[N, 3, H, W]`` on the model's device. H and W may be any size from the minimum up, in any
+    memory format. It returns float32 logits ``[N, num_classes]``. A model without a classifier (``num_classes=0``)
+    returns the pooled features ``[N, C]``, like :meth:`embed`. Floating-point ``x`` must be normalised. ``uint8`` ``x``
+    is raw RGB pixels, which the first kernel normalises with the mean and std of the weights.
 
-    Parameters and buffers are the checkpoint's, in float32 and under torchvision's names; ``dtype`` is what the
-    folded copy that runs is computed in. Inference only: ``train()`` and inputs that require grad raise.
+    The parameters and buffers are those of the checkpoint, in float32 and under torchvision's names. The network runs
+    from a folded copy of them, which computes in ``dtype``. The model is for inference only: ``train()`` and inputs
+    that require grad raise ``GradientError``.
     """
 
     _device: torch.device
@@ -79,16 +80,16 @@ class Model(nn.Module):
             self.add_module(name, child)
         self._reset()
 
-    # -- what it is ------------------------------------------------------------------------------------------
+    # -- properties ------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device on which the model runs."""
         return self._device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in: as asked for, or float16 on CUDA and float32 on the CPU."""
+        """The dtype of the computation: the one requested, or else float16 on CUDA and float32 on the CPU."""
         if self._requested_dtype is not None:
             return self._requested_dtype
         return torch.float16 if self.device.type == "cuda" else torch.float32
@@ -104,7 +105,10 @@ class Model(nn.Module):
 
     @property
     def plan(self) -> Plan:
-        """The network as fused steps with folded weights in the model's dtype and device, made anew at each access."""
+        """The network as fused steps, with folded weights in the model's dtype and on its device.
+
+        Each access builds a new plan.
+        """
         with torch.no_grad():
             return build_plan(
                 self.state_dict(),
@@ -124,7 +128,7 @@ class Model(nn.Module):
     def __repr__(self) -> str:
         return f"fastres.Model({self.extra_repr()})"
 
-    # -- running it ------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         return self._run(x, (LOGITS,))[0] if self.num_classes else self.embed(x)
@@ -132,20 +136,20 @@ class Model(nn.Module):
     def features(
         self, x: Tensor, return_layers: Mapping[str, str] | Sequence[str] | None = None
     ) -> OrderedDict[str, Tensor]:
-        """Feature maps by name, each ``[N, C, h, w]`` in ``dtype``, channels-last; in the network's order.
+        """Return feature maps by name, in the network's order: ``[N, C, h, w]`` in ``dtype``, channels-last.
 
-        All of ``stem``, ``layer1``, … without ``return_layers``. With it, as torchvision's ``IntermediateLayerGetter``
-        has it, a mapping of layers to the names that their maps are returned under (or a list of layers), and the
-        network runs no further than the deepest of them. The stem's output is also called ``maxpool`` (``relu`` in
-        CIFAR networks, which have no max-pool), and ``avgpool`` is ``[N, C, 1, 1]``. :class:`fastres.Backbone` is the
-        module to put into a larger model. Raises ``InputError`` for layers that the network does not have.
+        Without ``return_layers``, return all of ``stem``, ``layer1``, …. ``return_layers`` is a mapping from layers to
+        the names of the returned maps, as in torchvision's ``IntermediateLayerGetter``, or a list of layers. The
+        network then stops after the deepest of them. The stem's output is also called ``maxpool`` (``relu`` in CIFAR
+        networks, which have no max-pool), and ``avgpool`` is ``[N, C, 1, 1]``. To use the network inside a larger
+        model, see :class:`fastres.Backbone`. Raises ``InputError`` for layers that the network does not have.
 
         >>> model.features(x, {"layer1": "0", "layer4": "1"})
         """
         return self.values(x, returned_values(self._outline, return_layers))
 
     def values(self, x: Tensor, wanted: Mapping[str, str]) -> OrderedDict[str, Tensor]:
-        """Name → value for a mapping of names to values of the plan, computed in one call."""
+        """Compute values of the plan in one call. ``wanted`` maps returned names to values of the plan."""
         distinct = tuple(dict.fromkeys(wanted.values()))
         found = dict(zip(distinct, self._run(x, distinct), strict=True))
         if POOLED in found:
@@ -153,7 +157,7 @@ class Model(nn.Module):
         return OrderedDict((name, found[value]) for name, value in wanted.items())
 
     def embed(self, x: Tensor) -> Tensor:
-        """Average-pooled features of the last stage, float32 ``[N, C]``: what the classifier sees."""
+        """Return the average-pooled features of the last stage, float32 ``[N, C]``: the classifier's input."""
         return self._run(x, (POOLED,))[0].float()
 
     def predict(
@@ -161,10 +165,10 @@ class Model(nn.Module):
     ) -> list[list[Prediction]]:
         """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of them.
 
-        Each image is resized, cropped and normalised as ``transforms`` says. Returns, for each image, the ``top_k``
-        classes by falling probability. Raises ``ImageError`` for what is not an image and ``ClassifierError`` where
-        the model has no classifier. A bar is shown on a terminal when there is more than one batch; ``progress``
-        forces it on or off.
+        ``transforms`` resizes, crops and normalises each image. Returns the ``top_k`` classes of each image, the most
+        probable first. Raises ``ImageError`` for anything that is not an image, and ``ClassifierError`` if the model
+        has no classifier. On a terminal, a progress bar is shown if there is more than one batch; ``progress`` turns it
+        on or off.
         """
         return predict(self, images, top_k, batch_size=batch_size, progress=progress)
 
@@ -174,11 +178,11 @@ class Model(nn.Module):
         image_size: int | tuple[int, int] = 224,
         dtypes: Iterable[torch.dtype] | torch.dtype | None = None,
     ) -> None:
-        """Do ahead of time what the first calls of each shape do: fold, pack, compile kernels, capture CUDA graphs.
+        """Do the work of the first calls of each shape now: fold, pack, compile kernels, capture CUDA graphs.
 
-        ``dtypes`` are of the inputs that will come. ``None`` is, on a GPU, float32, ``dtype`` and uint8 (what
-        :meth:`predict` and ``fastres classify`` feed), each of which has kernels and graphs of its own; on a CPU it is
-        float32. Raises what a call with such inputs raises.
+        ``dtypes`` are the dtypes of the inputs to expect. Each has its own kernels and graphs on a GPU. ``None`` stands
+        for float32, ``dtype`` and uint8 (the input of :meth:`predict` and ``fastres classify``) on a GPU, and for
+        float32 on a CPU. Raises the same errors as a call with such inputs.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if dtypes is None:
@@ -198,11 +202,12 @@ class Model(nn.Module):
         ceilings: Ceilings | None = None,
         microseconds: Mapping[str, float] | None = None,
     ) -> Explanation:
-        """How each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, what fell back and why.
+        """Explain how each step runs for this shape: kernel, configuration, shapes, FLOPs, bytes, and any fallback.
 
-        On a GPU also the share of the roofline: measured where the tuner measured this very layer on it, else
-        estimated. Its ceilings are the data sheet's unless given (``fastres.bench.measure.ceilings.measure`` measures them); a
-        CPU's are not known unless given. ``microseconds`` are measured times of steps, by name.
+        On a GPU, also give each step's share of the roofline. The time is measured if the tuner measured this layer on
+        this GPU, otherwise estimated. The ceilings come from the GPU's data sheet unless you pass ``ceilings``, which
+        ``fastres.bench.measure.ceilings.measure`` measures. The ceilings of a CPU are unknown unless you pass them.
+        ``microseconds`` are measured times of steps, by name.
         """
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return Explanation.of(self._outline, self.device, self.dtype, batch, height, width, ceilings, microseconds)
@@ -219,7 +224,7 @@ class Model(nn.Module):
     def _empty(
         self, shape: Sequence[int], outputs: tuple[str, ...], device: torch.device | None = None
     ) -> list[Tensor]:
-        """Uninitialised outputs for an input of ``shape``, in the layouts that the executors return."""
+        """Return uninitialised outputs for an input of ``shape``, in the layouts that the executors return."""
         n, _, h, w = shape
         shapes: dict[str, Shape] = self._outline.shapes(n, h, w)
         device = device or self.device
@@ -234,11 +239,11 @@ class Model(nn.Module):
                 results.append(nhwc.permute(0, 3, 1, 2))
         return results
 
-    # -- its executor, built when first needed ---------------------------------------------------------------
+    # -- the executor, built when first needed ---------------------------------------------------------------
 
     def _reset(self) -> None:
-        """Forget everything derived from the parameters."""
-        # Noted here because every call asks for it, and walking over the parameters takes 7 µs.
+        """Discard everything derived from the parameters."""
+        # Stored, because every call needs it and walking over the parameters takes 7 µs.
         object.__setattr__(self, "_device", next(self.parameters()).device)
         object.__setattr__(self, "_lock", threading.Lock())
         object.__setattr__(self, "_executor_cache", None)
@@ -257,10 +262,13 @@ class Model(nn.Module):
                     object.__setattr__(self, "_executor_cache", executor)
         return executor
 
-    # -- being an nn.Module ----------------------------------------------------------------------------------
+    # -- the interface of nn.Module --------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
-        """``.cuda()``, ``.to()``, ``.half()`` and their like: moves parameters, notes the dtype, folds anew later."""
+        """Implement ``.cuda()``, ``.to()``, ``.half()`` and similar methods.
+
+        Moves the parameters, stores the dtype, and discards the folded copy, which the next call builds again.
+        """
         try:
             moved = [fn(torch.empty(0, dtype=dtype, device=self.device)) for dtype in (torch.float32, torch.float16)]
         except (RuntimeError, AssertionError) as error:
@@ -291,7 +299,7 @@ class Model(nn.Module):
         return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``nn.Module.load_state_dict``; the network is folded anew at the next call."""
+        """Load a state dict like ``nn.Module.load_state_dict``. The next call folds the network again."""
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self._reset()
         return result
@@ -301,7 +309,8 @@ class Model(nn.Module):
             self._replace_head(name, value)
         elif isinstance(value, nn.Module):
             raise ArchitectureError(
-                f"model.{name} cannot be set: fastres runs a fixed plan and would ignore the module"
+                f"model.{name} cannot be set: fastres runs a fixed plan and would ignore the module. "
+                "Change the torchvision model and use fastres.from_module"
             )
         else:
             super().__setattr__(name, value)
@@ -322,7 +331,7 @@ class Model(nn.Module):
             raise ArchitectureError(
                 f"model.{name} cannot be replaced by {type(value).__name__}: fastres runs a fixed plan. "
                 f"model.fc takes an nn.Linear({features}, classes), or nn.Identity() for no classifier; "
-                "model.embed(x) gives what the classifier sees; "
+                "model.embed(x) gives the classifier's input; "
                 "for anything else change the torchvision model and use fastres.from_module"
             )
         self._reset()
@@ -337,7 +346,7 @@ class Model(nn.Module):
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
-    """A compute dtype from a ``torch.dtype`` or its name; ``None`` for ``"auto"``. Raises ``DtypeError``."""
+    """Return the compute dtype for a ``torch.dtype`` or its name, ``None`` for ``"auto"``. Raises ``DtypeError``."""
     if dtype == "auto":
         return None
     names = {dtype_name(known): known for known in COMPUTE_DTYPES}
@@ -348,13 +357,13 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
 
 
 def check_device(device: torch.device) -> None:
-    """Raise ``DeviceError`` for a kind of device that fastres has no executor for."""
+    """Raise ``DeviceError`` if fastres has no executor for this type of device."""
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"fastres runs on 'cpu' and 'cuda' devices and was asked for {str(device)!r}")
 
 
 def make_executor(model: Model) -> Executor:
-    """Fold ``model`` and build what runs it on its device."""
+    """Fold ``model`` and build the executor for its device."""
     if model.device.type == "cpu":
         cpu.check_dtype(model.dtype)
         return cpu.CpuExecutor(model.plan)
@@ -365,8 +374,8 @@ def make_executor(model: Model) -> Executor:
     if torch.cuda.is_current_stream_capturing():
         raise DeviceError(
             "A model's first call folds and packs its weights, which a CUDA graph cannot capture: call "
-            "model.warmup(...), or the model on such a batch, before the capture"
+            "model.warmup(...), or the model on a batch of this shape, before the capture"
         )
     runner = GpuExecutor(model.plan)
-    torch.cuda.current_stream(model.device).synchronize()  # other streams may read the weights from now on
+    torch.cuda.current_stream(model.device).synchronize()  # other streams may now read the weights
     return runner if "graphs" in left_out() else GraphExecutor(runner, Pool(model.device))

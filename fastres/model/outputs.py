@@ -1,6 +1,6 @@
-"""Which values of a plan the names of layers stand for: ``IntermediateLayerGetter``'s names, as far as they exist.
+"""Map layer names to values of a plan. The names are those of ``IntermediateLayerGetter``, if the layer exists here.
 
-The stem's convolution, batch norm, ReLU and max-pool are one step, so that only what comes out last has a name.
+The stem's convolution, batch norm, ReLU and max-pool are one step, so only the output of the last of them has a name.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ _PROBE = 256  # pixels; a multiple of every stride, so that sizes divide exactly
 
 
 def layer_values(plan: Plan) -> dict[str, str]:
-    """Layer → the plan's value, in the network's order; torchvision calls the stem's output ``maxpool`` or ``relu``."""
+    """Return a dictionary from layer names to values of the plan, in the network's order.
+
+    torchvision calls the stem's output ``maxpool`` or ``relu``.
+    """
     last = "relu" if plan.architecture.stem == "cifar" else "maxpool"
     return {last: plan.features["stem"], **plan.features, "avgpool": POOLED}
 
 
 def returned_values(plan: Plan, return_layers: Mapping[str, str] | Sequence[str] | None) -> OrderedDict[str, str]:
-    """Returned name → the plan's value, in the network's order. ``None`` returns the stem and each stage.
+    """Return a dictionary from returned names to values of the plan, in the network's order.
 
-    Raises ``InputError`` for no layers, unknown ones, and two that are returned under one name.
+    ``None`` selects the stem and each stage. Raises ``InputError`` if there is no layer, an unknown layer, or two
+    layers with one returned name.
     """
     if return_layers is None:
         return OrderedDict(plan.features)
@@ -43,7 +47,10 @@ def returned_values(plan: Plan, return_layers: Mapping[str, str] | Sequence[str]
 
 
 def strides_and_channels(plan: Plan, value: str) -> tuple[int, int]:
-    """Input pixels from one cell of a value to the next, and its channels. A pooled value has one cell, stride 0."""
+    """Return the stride of a value (input pixels from one cell to the next) and its number of channels.
+
+    The pooled value has a single cell and stride 0.
+    """
     if value == POOLED:
         return 0, plan.architecture.features
     _, height, _, channels = plan.shapes(1, _PROBE, _PROBE)[value]
@@ -53,5 +60,5 @@ def strides_and_channels(plan: Plan, value: str) -> tuple[int, int]:
 def _unknown(plan: Plan, layer: str, known: Sequence[str]) -> str:
     accepted = f"{plan.architecture.name} has {', '.join(known)}"
     if layer in _INSIDE_THE_STEM:
-        return f"{layer!r} is computed inside the stem's kernel and never leaves it; {accepted}"
+        return f"{layer!r} is computed inside the stem's kernel and cannot be returned; {accepted}"
     return f"No layer is called {layer!r}.{near_matches(layer, known)} {accepted}"

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as a tree of modules, so that a model's parameters have torchvision's names."""
+"""A checkpoint's tensors as a tree of modules, which gives a model's parameters torchvision's names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Parameters(nn.Module):
-    """Tensors under their names, and nothing that runs: the network runs fused, from a folded copy."""
+    """A module that holds named tensors and cannot be called. The network runs fused, from a folded copy of them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class Parameters(nn.Module):
         raise ArchitectureError(
             f"A layer of a fastres model cannot be {what}: layers run fused, not one by one. "
             "model.features(x) returns what the stem and each stage compute, model.embed(x) the pooled features, and "
-            "fastres.Backbone(model, return_layers) stands in for IntermediateLayerGetter"
+            "fastres.Backbone(model, return_layers) replaces IntermediateLayerGetter"
         )
 
 
 def tree(state: Mapping[str, Tensor]) -> dict[str, Parameters]:
-    """Top-level modules that hold ``state`` (dotted names) as parameters and buffers."""
+    """Return the top-level modules that hold ``state`` (dotted names) as parameters and buffers."""
     groups: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         first, _, rest = key.partition(".")

@@ -1,4 +1,4 @@
-"""``model.predict``: images of any kind in, named classes out."""
+"""``model.predict``: classify images of any kind and return named classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Prediction:
 
 
 class Classifier(Protocol):
-    """What predicting asks of a model; see :class:`fastres.Model`."""
+    """The part of :class:`fastres.Model` that :func:`predict` uses."""
 
     architecture: Architecture
     categories: tuple[str, ...] | None
@@ -62,16 +62,16 @@ def predict(
 
 
 def require_classifier(model: Classifier, what: str) -> None:
-    """Raise ``ClassifierError`` where ``model`` has no classifier, which ``what`` needs."""
+    """Raise ``ClassifierError`` if ``model`` has no classifier. ``what`` names the caller, which needs one."""
     if not model.num_classes:
         raise ClassifierError(
             f"{what} needs classes, and this {model.architecture.name} has no classifier (num_classes=0); "
-            "model.embed(x) returns the pooled features [N, C] of images. Load it with its classifier to get classes"
+            "load the model with its classifier, or call model.embed(x) for the pooled features [N, C]"
         )
 
 
 def top_predictions(logits: Tensor, top_k: int, categories: tuple[str, ...] | None) -> list[list[Prediction]]:
-    """The ``top_k`` classes of each row of ``logits`` ``[N, classes]``, by falling softmax probability."""
+    """Return the ``top_k`` classes of each row of ``logits`` ``[N, classes]``, the most probable first."""
     scores, indices = logits.softmax(1).topk(min(top_k, logits.shape[1]), dim=1)
     return [
         [

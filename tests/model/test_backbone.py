@@ -102,7 +102,7 @@ class TestNames:
         ("layers", "message"),
         [
             ({"layer5": "0"}, r"No layer is called 'layer5'\. Did you mean 'layer4'"),
-            ({"relu": "0"}, "'relu' is computed inside the stem's kernel and never leaves it; resnet18 has maxpool"),
+            ({"relu": "0"}, "'relu' is computed inside the stem's kernel and cannot be returned; resnet18 has maxpool"),
             (["fc"], "No layer is called 'fc'"),
             ({}, "names no layer; give layer → name"),
             ({"layer1": "a", "layer2": "a"}, "two layers under one name"),

@@ -77,7 +77,7 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_estimated_shares(monkeypatch: py
     bounds = {row.step: row.bound for row in found}
     assert bounds["layer1.0.conv3"] == bounds["head"] == "memory"
     assert bounds["layer4.1.conv2"] == bounds["stem"] == "compute"
-    assert "989.4 TFLOP/s and 4800 GB/s, as its data sheet states" in str(found)
+    assert "989.4 TFLOP/s and 4800 GB/s, from its data sheet" in str(found)
     assert "% estimated" in str(found)
 
 

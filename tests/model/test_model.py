@@ -256,12 +256,12 @@ class TestFromModule:
 
     def test_dilated_strides_are_refused(self) -> None:
         module = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True])
-        with pytest.raises(ArchitectureError, match=r"layer4\.0\.conv2\.stride is \(1, 1\), fastres runs \(2, 2\)"):
+        with pytest.raises(ArchitectureError, match=r"layer4\.0\.conv2\.stride is \(1, 1\), but fastres runs \(2, 2\)"):
             fastres.from_module(module)
 
     def test_other_networks_are_refused(self) -> None:
         for other in (torchvision.models.alexnet(), nn.Linear(3, 4)):
-            with pytest.raises(ArchitectureError, match="not laid out as torchvision's ResNet"):
+            with pytest.raises(ArchitectureError, match="not laid out like torchvision's ResNet"):
                 fastres.from_module(other)
 
     def test_other_forwards_are_refused(self) -> None:
@@ -270,7 +270,7 @@ class TestFromModule:
                 return super().forward(x) * 1.5
 
         module = Scaled(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
-        with pytest.raises(ArchitectureError, match="computes something else"):
+        with pytest.raises(ArchitectureError, match="does not compute a ResNet"):
             fastres.from_module(module)
 
     def test_changed_epsilon_is_refused(self) -> None:
@@ -285,7 +285,7 @@ class TestErrors:
         ("shape", "hint"),
         [
             ((3, 64, 64), r"Add a batch dimension: x\[None\]"),
-            ((1, 1, 64, 64), "repeated over the channels"),
+            ((1, 1, 64, 64), "Repeat the grey channel"),
             ((1, 4, 64, 64), "Drop the alpha channel"),
             ((1, 64, 64, 3), "looks like NHWC"),
             ((64, 64), "model.predict"),

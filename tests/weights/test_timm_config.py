@@ -121,14 +121,14 @@ def test_another_gate_is_refused_in_a_network_that_was_never_trained() -> None:
     """timm starts residual branches at zero, so that nothing of the gates shows in the logits."""
     attention = functools.partial(timm.layers.SEModule, gate_layer="hard_sigmoid")
     module = timm.create_model("resnet18", block_args={"attn_layer": attention})
-    with pytest.raises(ArchitectureError, match="its forward computes something else"):
+    with pytest.raises(ArchitectureError, match="its forward does not compute a ResNet"):
         fastres.from_module(module)
     assert not module.layer1[0].bn2.weight.any(), "the module is left as it was"
 
 
 @pytest.mark.parametrize("attention", ["eca", "ese"])
 def test_other_attention_is_refused(attention: str) -> None:
-    with pytest.raises(ArchitectureError, match="its parameters are not a ResNet's"):
+    with pytest.raises(ArchitectureError, match="its parameters differ from a ResNet's"):
         fastres.from_module(timm.create_model("resnet18", block_args={"attn_layer": attention}))
 
 
