@@ -1,4 +1,4 @@
-"""What to expect before anything is measured: rooflines, and estimates for every known GPU.
+"""Rooflines and estimates for every known GPU, before anything is measured.
 
-Prints and writes what ``fastres.roofline`` computes; needs no GPU and times nothing.
+Prints and writes the results of ``fastres.roofline``. Needs no GPU and times nothing.
 """

@@ -1,7 +1,7 @@
-"""What the rules are estimated to give a model on cards that have no tuned table, with them and as they were without.
+"""Estimates for a model on cards without a tuned table, with the rules and without them (``--plain``).
 
-Without: no split reductions, no wide tiles, no micro-batches (``--plain``). All of it is estimated by
-:mod:`fastres.roofline.estimate` from data sheets; nothing was measured on these GPUs.
+Without the rules there are no split reductions, no wide tiles and no micro-batches. :mod:`fastres.roofline.estimate`
+computes all estimates from data sheets. Nothing was measured on these GPUs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from fastres.text import text_table
 
 @dataclass(frozen=True)
 class CardEstimate:
-    """A model at one batch on one card: by the rules or, ``plain``, without them, and the roofline of that card.
+    """The estimate for a model at one batch size on one card, with the card's roofline. ``plain`` is without the rules.
 
-    ``split`` and ``wide`` count convolutions, of ``convolutions``. ``through`` and ``images`` are of micro-batches.
+    ``split`` and ``wide`` are numbers of convolutions, out of ``convolutions``. ``through`` and ``images`` are the last
+    stage and the size of micro-batches.
     """
 
     gpu: str
@@ -50,7 +51,7 @@ class CardEstimate:
 
     @property
     def applied(self) -> str:
-        """Which rules apply, in words."""
+        """The rules that apply, in words."""
         counts = (("split", self.split), ("wide", self.wide))
         words = [f"{count} of {self.convolutions} {name}" for name, count in counts if count]
         words += [f"{self.images} images at a time through {self.through}"] if self.images else []
@@ -58,18 +59,18 @@ class CardEstimate:
 
 
 def named(names: Sequence[str]) -> list[Gpu]:
-    """The known cards of these names; all for none. Raises ``FastresError`` for a name that there is not."""
+    """Return the known cards with these names, or all without names. Raise ``FastresError`` for an unknown name."""
     known = {gpu.name: gpu for gpu in CARDS}
     if unknown := [name for name in names if name not in known]:
-        raise FastresError(f"There is no card called {unknown[0]!r}; known: {', '.join(known)}")
+        raise FastresError(f"There is no card called {unknown[0]!r}; give one of {', '.join(known)}")
     return [known[name] for name in names] or list(CARDS)
 
 
 def estimate_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype, plain: bool) -> CardEstimate:
-    """The estimate for one card at what it is taken to reach of its data sheet."""
+    """Return the estimate for one card, at the rates that it is assumed to reach of its data sheet."""
     limits, shape = attainable(gpu, dtype, float32_precision()), (batch, size, size, 3)
     if limits is None:
-        raise FastresError(f"No data sheet of {gpu.name} is known; fastres/ceilings.py has them")
+        raise FastresError(f"No data sheet of {gpu.name} is known; add it to fastres/roofline/ceilings.py")
     plan = outline(get_architecture(model), dtype)
     shapes = plan.shapes(batch, size, size)
     route = route_conv_plainly if plain else route_conv
@@ -103,7 +104,7 @@ def estimate_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtyp
 
 
 def table(rows: Sequence[CardEstimate]) -> str:
-    """The estimates as text."""
+    """Return the estimates as text."""
     lines = [("GPU", "batch", "ms", "images/s", "roofline images/s", "rules")]
     for row in rows:
         numbers = (f"{row.ms:.3f}", f"{row.images_per_s:,.0f}", f"{row.roofline_images_per_s:,.0f}")
@@ -112,7 +113,7 @@ def table(rows: Sequence[CardEstimate]) -> str:
 
 
 def markdown(rows: Sequence[dict[str, object]]) -> str:
-    """Rows of a file that ``--out`` wrote, before and after, as a table for a page."""
+    """Return the rows of a file that ``--out`` wrote as a Markdown table, with and without the rules."""
     found = [CardEstimate(**row) for row in rows]  # type: ignore[arg-type]
     plain = {(row.gpu, row.batch): row for row in found if row.plain}
     lines = ["| GPU | batch | ms before | ms | images/s before | images/s | rules |", "|---|---|---|---|---|---|---|"]
@@ -125,5 +126,5 @@ def markdown(rows: Sequence[dict[str, object]]) -> str:
 
 
 def as_rows(found: Sequence[CardEstimate]) -> list[dict[str, object]]:
-    """The estimates as plain dictionaries, for JSON."""
+    """Return the estimates as plain dictionaries, for JSON."""
     return [asdict(row) for row in found]

@@ -1,8 +1,8 @@
-"""``python -m bench.estimates``: what to expect before anything is measured.
+"""``python -m bench.estimates``: print estimates and rooflines before anything is measured.
 
-Prints the estimates for a model on every known card, or on those given (``by_card.py``). With
-``--roofline``, for a GPU of given ceilings, the arithmetic, the memory traffic and the least time of each part of the
-network at one kernel a step, or with convolutions joined, and the images a second that this allows.
+Prints estimates for a model on every known card, or on the given ones (``by_card.py``). ``--roofline`` prints a table
+for a GPU with given ceilings: the arithmetic, the memory traffic and the least time of each part of the network, and
+the images per second that this allows. It assumes one kernel per step, or joined convolutions with ``--joined``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from . import by_card
 
 
 def parts(costs: Sequence[StepCost]) -> dict[str, list[StepCost]]:
-    """Costs by part of the network: stem, layer1, …, head."""
+    """Group costs by part of the network: stem, layer1, …, head."""
     found: dict[str, list[StepCost]] = {}
     for cost in costs:
         found.setdefault(cost.name.split(".")[0], []).append(cost)
@@ -46,7 +46,7 @@ def parts(costs: Sequence[StepCost]) -> dict[str, list[StepCost]]:
 
 
 def joined_plan(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> Plan:
-    """The plan with every run joined that a kernel takes on a Hopper GPU and whose bound is lower joined."""
+    """Join every run that a kernel supports on a Hopper GPU and whose bound is lower when joined."""
     shapes = plan.shapes(batch, size, size)
     costs = {cost.name: cost for cost in plan.costs(batch, size, size, dtype)}
 
@@ -61,7 +61,7 @@ def joined_plan(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings:
 
 
 def tiles_seconds(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings) -> float:
-    """Seconds of the plan's convolutions with the tiles estimated to be best, split reductions among them."""
+    """Return the seconds of the plan's convolutions with the tiles estimated best, including split reductions."""
     shapes, seconds = plan.shapes(batch, size, size), 0.0
     for step in plan:
         if isinstance(step, Conv):
@@ -73,7 +73,7 @@ def tiles_seconds(plan: Plan, batch: int, size: int, dtype: torch.dtype, ceiling
 def roofline_table(
     model: str, batch: int, size: int, dtype: torch.dtype, ceilings: Ceilings, joined: bool = False
 ) -> str:
-    """The table as text; with ``joined``, of the plan with convolutions joined (:func:`joined_plan`)."""
+    """Return the roofline table as text. ``joined`` joins convolutions first (:func:`joined_plan`)."""
     plan = outline(get_architecture(model), dtype)
     if joined:
         plan = joined_plan(plan, batch, size, dtype, ceilings)
@@ -101,7 +101,7 @@ def roofline_table(
 
 
 def cards_table(options: argparse.Namespace) -> str:
-    """The estimates for cards as text; written as JSON too, beside the same without the rules, with ``--out``."""
+    """Return the estimates for cards as text. With ``--out``, also write them as JSON, with and without the rules."""
     dtype = getattr(torch, options.dtype)
     found = {
         plain: [
@@ -124,17 +124,19 @@ def cards_table(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the estimates; exit status 2 for a card that is not known."""
-    parser = argparse.ArgumentParser(prog="python -m bench.estimates", description="What to expect of a model on GPUs.")
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--size", type=int, default=224)
+    """Print the estimates. Return exit status 2 for an unknown card."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.estimates", description="Estimates and rooflines of a model on GPUs."
+    )
+    parser.add_argument("--model", default="resnet50", help="name of the model (default: %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 256], help="batch sizes (default: 1 256)")
+    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--card", nargs="+", default=[], metavar="NAME", help="names of known cards (default: all)")
-    parser.add_argument("--plain", action="store_true", help="without split reductions, wide tiles and micro-batches")
-    parser.add_argument("--out", type=Path, help="a JSON file for the estimates, with and without the rules")
-    parser.add_argument("--roofline", action="store_true", help="the parts of the network under given ceilings")
-    parser.add_argument("--joined", action="store_true", help="the same, the convolutions joined that one kernel takes")
+    parser.add_argument("--plain", action="store_true", help="leave out split reductions, wide tiles and micro-batches")
+    parser.add_argument("--out", type=Path, help="write the estimates, with and without the rules, to this JSON file")
+    parser.add_argument("--roofline", action="store_true", help="print the roofline of each part of the network")
+    parser.add_argument("--joined", action="store_true", help="print the roofline with joined convolutions")
     parser.add_argument("--tflops", type=float, default=790, help="matmul rate, 10¹² FLOP/s (default: %(default)s)")
     parser.add_argument("--gb-per-s", type=float, default=4300, help="copy rate, read + written (default: %(default)s)")
     options = parser.parse_args(arguments)

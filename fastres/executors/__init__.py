@@ -1,4 +1,4 @@
-"""What runs a Plan: oneDNN on a CPU, Triton kernels on a GPU, with memory, graphs and batches planned for them.
+"""Executors run a Plan: oneDNN on a CPU, Triton kernels on a GPU. They also plan memory, CUDA graphs and micro-batches.
 
-Takes a Plan and tensors; never a checkpoint, a file or an image.
+They take a Plan and tensors, never a checkpoint, a file or an image.
 """

@@ -1,7 +1,8 @@
-"""Where each intermediate value lives: one buffer for a whole call, planned from the Plan's liveness.
+"""Place the intermediate values of a call in one buffer, by their lifetimes in the Plan.
 
-A value occupies its place from the step that writes it to the last step that reads it. A convolution with a residual
-that nobody reads later writes over it: the kernel reads each residual element and writes the same output element.
+A value occupies its place from the step that writes it to the last step that reads it. If no later step reads a
+convolution's residual, the convolution overwrites it: the kernel reads each residual element and writes the output
+element with the same index.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True)
 class Arena:
-    """Offsets, in elements, of the values that live in the buffer, and the buffer's size in elements."""
+    """The offsets of the values in the buffer and the size of the buffer, both in elements."""
 
     offsets: Mapping[str, int]
     size: int
 
 
 def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collection[str] = ()) -> Arena:
-    """Place every value that ``steps`` write but ``keep`` does not name; kept values have memory of their own.
+    """Place every value that ``steps`` write, except those in ``keep``, which have their own memory.
 
-    The input and what the head writes are not intermediate values and are not placed.
+    The input and the head's outputs are not intermediate values and are not placed.
     """
     last_read = last_reads(steps)
     offsets: dict[str, int] = {}
@@ -53,7 +54,7 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
 
 
 def _overwritable(step: Step) -> str | None:
-    """The value that the step may write its output over: the residual, read element by element."""
+    """Return the value that the step's output may overwrite: the residual, which is read element by element."""
     if isinstance(step, Joined):
         step = step.last if step.shortcut is None else step
     return step.residual if isinstance(step, (Conv, SqueezeExcite)) else None
@@ -64,7 +65,7 @@ def _aligned(elements: int) -> int:
 
 
 def _first_gap(spans: Collection[tuple[int, int]], elements: int) -> int:
-    """The lowest offset at which ``elements`` fit between the spans in use."""
+    """Return the lowest offset at which ``elements`` fit between the spans in use."""
     start = 0
     for low, high in sorted(spans):
         if low - start >= elements:

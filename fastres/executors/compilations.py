@@ -1,4 +1,4 @@
-"""The kernels that a network launches, as compilations that need no GPU.
+"""List the kernels that a network launches, as compilations that need no GPU.
 
 ``python -m fastres.kernels.inspection`` and its TMA counterpart compile and inspect them.
 """
@@ -40,7 +40,7 @@ from fastres.roofline.gpu_shapes import conv_shape
 def plan_compilations(
     plan: Plan, gpu: Gpu, *, batch: int, height: int = 224, width: int = 224, dtype: torch.dtype = torch.float16
 ) -> list[Compilation]:
-    """Every distinct compilation that running ``plan`` on ``gpu`` would need for this input, in plan order."""
+    """Return every distinct compilation that ``plan`` needs on ``gpu`` for this input, in plan order."""
     shapes = plan.shapes(batch, height, width)
     sources = dict.fromkeys((dtype, torch.float32, torch.uint8))  # of images
     found: dict[tuple[Any, ...], Compilation] = {}
@@ -79,10 +79,11 @@ def plan_compilations(
 
 
 def tma_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 224) -> list[Compilation]:
-    """The compilations of :func:`shown_configs`, over the distinct convolutions of ``model`` that TMA kernels take.
+    """Return the compilations of :func:`shown_configs` for the distinct convolutions of ``model`` that TMA kernels run.
 
-    Where a block projects its shortcut, its last convolution is listed with the projection merged in as well; where the
-    fused kernel takes a bottleneck, it is listed with the first fused candidate, alone and with the next block's start.
+    If a block projects its shortcut, its last convolution is also listed with the projection merged in. If the fused
+    kernel supports a bottleneck, it is listed with the first fused candidate, alone and with the next block's first
+    convolution.
     """
 
     plan = outline(get_architecture(model), dtype)
@@ -120,7 +121,7 @@ def tma_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 224
 
 
 def _fused_compilations(convs: dict[str, Conv], shapes: dict[str, Any], dtype: torch.dtype) -> list[Compilation]:
-    """The fused kernel over each distinct bottleneck of a plan's ``convs`` that it takes."""
+    """Return the compilations of the fused kernel for each distinct bottleneck in ``convs`` that it supports."""
 
     found: dict[Compilation, None] = {}
     for last in convs.values():

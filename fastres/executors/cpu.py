@@ -1,10 +1,10 @@
-"""The CPU executor: a Plan on oneDNN's fused convolutions.
+"""The CPU executor: runs a Plan on oneDNN's fused convolutions.
 
-Activations are channels-last tensors, weights are packed once into the layout that oneDNN prefers for the shape at
-hand, and bias, residual add and ReLU run inside the convolution: ``_convolution_pointwise`` for conv + bias + ReLU,
-``_convolution_pointwise_.binary`` for conv + bias + add + ReLU in place on the residual. Threads are torch's
-(:func:`torch.set_num_threads`). Nothing is compiled. Large batches run in parts whose activations stay in memory that
-the allocator keeps.
+Activations are channels-last tensors. Weights are packed once, into the layout that oneDNN prefers for the input shape.
+Bias, residual add and ReLU run inside the convolution: ``_convolution_pointwise`` computes conv + bias + ReLU, and
+``_convolution_pointwise_.binary`` computes conv + bias + add + ReLU in place on the residual. The threads are torch's
+(:func:`torch.set_num_threads`). Nothing is compiled. Large batches run in parts, so that their activations fit in
+memory that the allocator keeps.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from fastres.text import dtype_name
 
 from .recent import Recent
 
-# Image shapes whose packed weights are kept. A packed copy is shared between shapes that oneDNN lays out alike.
+# Number of image shapes whose packed weights are kept. Shapes with the same oneDNN layout share a packed copy.
 SHAPES_KEPT = 8
 
-# From this size glibc's malloc always maps a block of its own and hands it back when it is freed (on 64 bits,
-# DEFAULT_MMAP_THRESHOLD_MAX), so that each call pages it in again.
+# From this size on, glibc's malloc always maps a separate block and returns it to the system when it is freed (on 64
+# bits, DEFAULT_MMAP_THRESHOLD_MAX). Each call then pages it in again.
 MAPPED_BYTES = 32 * 2**20
 
 _NO_SCALARS: list[float] = []
@@ -38,7 +38,7 @@ _NO_DILATION = [1, 1]
 
 
 def supported_dtypes() -> list[torch.dtype]:
-    """The dtypes that oneDNN computes in on this CPU."""
+    """Return the dtypes in which oneDNN computes on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return []
     dtypes = [torch.float32]
@@ -50,14 +50,16 @@ def supported_dtypes() -> list[torch.dtype]:
 
 
 def check_dtype(dtype: torch.dtype) -> None:
-    """Raise ``DtypeError`` where this CPU does not compute in ``dtype``."""
+    """Raise ``DtypeError`` if this CPU does not compute in ``dtype``, ``DeviceError`` if torch has no oneDNN."""
     supported = supported_dtypes()
     if not supported:
-        raise DeviceError("This build of torch has no oneDNN, which fastres runs on; install an official torch wheel")
+        raise DeviceError(
+            "This build of torch has no oneDNN, which fastres needs on a CPU; install an official torch wheel"
+        )
     if dtype not in supported:
         names = ", ".join(map(dtype_name, supported))
         raise DtypeError(
-            f"This CPU does not compute in {dtype_name(dtype)}; it has {names}. "
+            f"This CPU does not compute in {dtype_name(dtype)}; it supports {names}. "
             "Use model.float(), or move the model to a GPU first"
         )
 
@@ -88,7 +90,7 @@ class PackedConv:
         )
 
     def add_(self, residual: Tensor, x: Tensor) -> Tensor:
-        """``residual`` becomes ``activation(conv(x) + bias + residual)``; returns it."""
+        """Overwrite ``residual`` with ``activation(conv(x) + bias + residual)`` and return it."""
         return torch.ops.mkldnn._convolution_pointwise_.binary(
             residual,
             x,
@@ -123,21 +125,21 @@ class CpuExecutor:
         self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
         head = plan.head
         self._classifier = (head.weight, head.bias.to(dtype))
-        # oneDNN's ReLU turns NaN into 0, so that broken weights or pixels would go unnoticed. Whatever is not finite in
-        # either makes a guard NaN, which is added to all outputs of the image; otherwise the guard is 0.
+        # oneDNN's ReLU turns NaN into 0, which would hide broken weights or pixels. Any value there that is not finite
+        # makes a guard NaN. The guard is added to all outputs of the image; otherwise it is 0.
         parameters = [pair for step in plan for pair in step.parameters]
         self._weights_guard = 0 * sum(
             float(weight.sum(dtype=torch.float32) + bias.sum()) for weight, bias in parameters
         )
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
-        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
+        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels), as far as ``outputs`` need.
 
-        Returns float32 logits ``[N, classes]``, the pooled features ``[N, C]`` or a plan's value as a channels-last
-        ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``.
+        Returns one tensor for each name in ``outputs``: float32 logits ``[N, classes]``, the pooled features ``[N,
+        C]``, or a value of the plan as a channels-last ``[N, C, H, W]`` tensor, the last two in the executor's dtype.
         """
         n, _, h, w = x.shape
-        # Other outputs are large themselves, and joining parts of them would copy what this is to save.
+        # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
         if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
             return self._run(x, outputs)
         parts = [self._run(part, outputs) for part in x.split(self._micro_batch((n, h, w, 3)))]
@@ -146,7 +148,7 @@ class CpuExecutor:
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def _run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
-        """:meth:`run`, the batch whole."""
+        """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
         steps = self._plan.steps_for(outputs)
         packed = self._packed_for((n, h, w, 3))
@@ -167,7 +169,7 @@ class CpuExecutor:
         packed: dict[str, PackedConv],
         outputs: Sequence[str],
     ) -> None:
-        """Compute ``step``, the plan's ``index``-th, from ``values`` and add what it writes to them."""
+        """Compute ``step``, the plan's ``index``-th, from ``values`` and add its outputs to them."""
         if isinstance(step, Head):
             self._head(values, step, LOGITS in outputs)
             return
@@ -190,7 +192,7 @@ class CpuExecutor:
             values[step.output] = _pool(y, "max") if pooled else y
 
     def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
-        """``value`` ``[N, …]`` with NaN in images whose pixels are not all finite, or everywhere for broken weights."""
+        """Return ``value`` ``[N, …]`` with NaN for images with non-finite pixels, or everywhere for such weights."""
         if not math.isfinite(self._weights_guard):
             value = value + self._weights_guard
         if guard is not None and not bool(guard.isfinite().all()):
@@ -198,7 +200,7 @@ class CpuExecutor:
         return value
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """Channels-last input in the executor's dtype; uint8 pixels are normalised in float32."""
+        """Return channels-last input in the executor's dtype. uint8 pixels are normalised in float32."""
         if x.dtype == torch.uint8:
             x = x.to(torch.float32, memory_format=torch.channels_last)
             x = torch.addcmul(self._shift, x, self._scale)
@@ -215,8 +217,8 @@ class CpuExecutor:
             return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self.dtype))
 
     def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
-        """Weights packed for images of ``shape`` (NHWC); packed at the first call with that shape, then kept."""
-        # oneDNN's layouts depend on the number of threads too: with another one it would reorder weights at every call.
+        """Return weights packed for images of ``shape`` (NHWC). The first call with a shape packs them."""
+        # oneDNN's layouts also depend on the number of threads. With another number it would reorder at every call.
         key = (shape, torch.get_num_threads())
         with self._lock:
             return self._packed.get_or_make(key, lambda: self._pack(shape))
@@ -232,7 +234,7 @@ class CpuExecutor:
         return packed
 
     def _shared(self, name: str, conv: PackedConv) -> PackedConv:
-        """An equal packing kept for another shape, if there is one: most shapes share most layouts."""
+        """Return an equal packing of another shape if one is kept, else ``conv``. Most shapes share most layouts."""
         data = _packed_bytes(conv.weight)
         for packed in self._packed.values():
             if np.array_equal(_packed_bytes(packed[name].weight), data):
@@ -241,9 +243,9 @@ class CpuExecutor:
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:
-    """How many images of a batch of ``shape`` (NHWC) run at once. Weight data is not needed.
+    """Return how many images of a batch of ``shape`` (NHWC) run at once. Needs no weight data.
 
-    All of them where each activation then takes less than ``MAPPED_BYTES``, else equal parts of which that is true.
+    All of them if each activation then takes less than ``MAPPED_BYTES``; otherwise equal parts for which this holds.
     """
     n, h, w, _ = shape
     activations = [plan.stem.conv_shape((1, h, w, 3)), *plan.shapes(1, h, w).values()]
@@ -275,13 +277,13 @@ def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
 
 
 def _packed_bytes(weight: Tensor) -> np.ndarray:
-    """The memory of a packed weight, without a copy. Equal memory of one weight is an equal layout."""
+    """Return the memory of a packed weight, without a copy. Equal bytes of the same weight mean an equal layout."""
     size = torch.ops.mkldnn._nbytes(weight)
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(weight)))
 
 
 def describe(step: Step) -> str:
-    """The oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
+    """Name the oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
     if isinstance(step, Head):
         return "mean, linear" if step.weight.shape[0] else "mean"
     if isinstance(step, Stem):

@@ -1,10 +1,10 @@
-"""The GPU executor: a Plan on Triton kernels.
+"""The GPU executor: runs a Plan on Triton kernels.
 
 Weights are packed once, when the executor is built. A call takes one buffer from torch's allocator for all its
-activations (laid out by :mod:`fastres.executors.arena`) and launches one kernel a step, on the input's device and current stream,
-so that several threads and streams can call one model. Where the tuned table of the GPU says so, runs of convolutions
-are joined into one kernel (:mod:`fastres.network.fusion`), and the first stages run so few images at a time that their
-activations stay in the L2 cache. With TRITON_INTERPRET=1 the same code runs on CPU tensors.
+activations (:mod:`fastres.executors.arena` plans it) and launches one kernel per step, on the input's device and
+current stream. Several threads and streams can therefore call one model. If the GPU's tuned table says so, runs of
+convolutions are joined into one kernel (:mod:`fastres.network.fusion`), and the first stages run in micro-batches small
+enough for their activations to stay in the L2 cache. With TRITON_INTERPRET=1 the same code runs on CPU tensors.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .arena import Arena, plan_arena
 from .micro_batches import micro_batches
 from .recent import Recent
 
-# (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
+# Number of (image shape, outputs) pairs whose schedule is kept. A schedule is a few kilobytes of plain data.
 SCHEDULES_KEPT = 64
 
-ARRIVED = "arrived"  # not a value of any plan: the counters of split reductions
+ARRIVED = "arrived"  # the counters of split reductions; not a value of any plan
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a call with one input shape does: steps, joined ones' configurations, every value's shape and place."""
+    """A call with one input shape: steps, configurations of joined steps, and the shape and place of each value."""
 
     steps: tuple[Step, ...]
     configs: dict[str, rules.ConvConfig]
@@ -64,16 +64,20 @@ class GpuExecutor:
         self._lock = threading.Lock()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
-        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels) up to what ``outputs`` need.
+        """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels), as far as ``outputs`` need.
 
-        Returns float32 logits ``[N, classes]``, the pooled features ``[N, C]`` or a plan's value as a channels-last
-        ``[N, C, H, W]`` tensor in the executor's dtype, for each name in ``outputs``. Each is memory of its own.
+        Returns one tensor for each name in ``outputs``, in its own memory: float32 logits ``[N, classes]``, the pooled
+        features ``[N, C]``, or a value of the plan as a channels-last ``[N, C, H, W]`` tensor, the last two in the
+        executor's dtype.
         """
         n, _, h, w = x.shape
         return self.run_as(x, outputs, tuned_network(self._outline, (n, h, w, 3), self.dtype, self.device))
 
     def run_as(self, x: Tensor, outputs: Sequence[str], how: Network | None) -> list[Tensor]:
-        """:meth:`run` in a given way, for the tuner to compare; None joins what the table lists, the batch whole."""
+        """Run like :meth:`run` but in the given way, which the tuner compares with others.
+
+        ``None`` runs the whole batch at once, with the joined runs that the table lists.
+        """
         if how is not None and how.early and "early" not in left_out():
             with launch.early_launches():
                 return self.run_as(x, outputs, replace(how, early=False))
@@ -93,9 +97,9 @@ class GpuExecutor:
         return [_public(values[output]) for output in outputs]
 
     def _run(self, schedule: Schedule, values: dict[str, Tensor], outputs: Sequence[str]) -> None:
-        """Run the schedule's steps on ``values``, in a buffer of the call's own."""
+        """Run the schedule's steps on ``values``, in a new buffer."""
         arena = torch.empty(schedule.arena.size, dtype=self.dtype, device=self.device)
-        if schedule.arrivals:  # one set of zeros for all steps: each leaves them as it found them
+        if schedule.arrivals:  # all steps share these zeros, and each step resets them
             values[ARRIVED] = torch.zeros(schedule.arrivals, dtype=torch.int32, device=self.device)
         for step in schedule.steps:
             self.run_step(step, values, schedule, arena, outputs)
@@ -103,7 +107,7 @@ class GpuExecutor:
     def run_step(
         self, step: Step, values: dict[str, Tensor], schedule: Schedule, arena: Tensor, outputs: Sequence[str]
     ) -> None:
-        """Launch ``step``'s kernels on ``values`` and add what it writes; memory already there for it is written to."""
+        """Launch ``step``'s kernels on ``values`` and add its outputs. Outputs already in ``values`` are reused."""
         if isinstance(step, Head):
             self._head(values, step, LOGITS in outputs)
             return
@@ -145,7 +149,7 @@ class GpuExecutor:
             )
 
     def _place(self, schedule: Schedule, arena: Tensor, value: str) -> Tensor:
-        """Memory for a value: its place in the arena, or its own where the caller gets it."""
+        """Return memory for a value: its place in the arena, or new memory if the value is returned to the caller."""
         offset = schedule.arena.offsets.get(value)
         if offset is None:
             return torch.empty(schedule.shapes[value], dtype=self.dtype, device=self.device)
@@ -167,7 +171,7 @@ class GpuExecutor:
             return self._schedules.get_or_make(key, lambda: self._make_schedule(*key))
 
     def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str, joined: bool) -> Schedule:
-        """The schedule for ``outputs`` where all up to the value ``done`` is computed."""
+        """Return the schedule for ``outputs`` if everything up to the value ``done`` has been computed."""
         n, h, w, _ = shape
         if h * w * stem.CHANNELS >= launch.INT32_ELEMENTS:
             raise InputError(f"An image of {h}×{w} has 2³¹ elements or more; resize it")
@@ -183,7 +187,7 @@ class GpuExecutor:
 
 
 def _arrivals(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
-    """How many counters the launches of ``step`` on an input of ``shape`` need."""
+    """Return how many counters the launches of ``step`` need for an input of ``shape``."""
     if isinstance(step, SqueezeExcite):
         gpu = cards.gpu_of(device)
         return squeeze_excite.squeeze_arrivals(shape[0], shape[3], step.weight.shape[0], dtype, gpu)
@@ -195,7 +199,7 @@ def _arrivals(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device
 
 
 def _route(step: Conv | Head, shape: Shape, dtype: torch.dtype, device: torch.device) -> rules.ConvConfig:
-    """What runs a convolution, or the head's classifier, on an input of ``shape``."""
+    """Return the configuration that runs a convolution, or the head's classifier, on an input of ``shape``."""
     gpu, precision = cards.gpu_of(device), launch.float32_precision()
     if isinstance(step, Head):
         return dispatch.route(linear_shape(step, shape), dtype, gpu, precision=precision, classifier=True)
@@ -204,7 +208,7 @@ def _route(step: Conv | Head, shape: Shape, dtype: torch.dtype, device: torch.de
 
 
 def candidates(plan: Plan, device: torch.device) -> Candidates:
-    """The runs of a packed plan that may be joined on ``device``: none where no joined run has been tuned."""
+    """Return the runs of a packed plan that may be joined on ``device``. Without tuned joined runs there are none."""
     two_bytes = plan.stem.weight.dtype.itemsize == 2
     return joinable(plan.steps) if two_bytes and dispatch.tuned(cards.gpu_of(device)).has_blocks else {}
 
@@ -217,7 +221,7 @@ def choose_runs(
     device: torch.device,
     keep: Sequence[str],
 ) -> tuple[tuple[Step, ...], dict[str, rules.ConvConfig]]:
-    """``steps`` with the runs joined that the tuned table of the device says save time, and their configurations."""
+    """Return ``steps`` with the runs joined that save time by the device's tuned table, and their configurations."""
     gpu = cards.gpu_of(device)
 
     def route(run: Joined) -> TunedBlock | None:
@@ -233,8 +237,10 @@ def choose_runs(
 
 
 def as_run(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Plan, Network | None]:
-    """``plan`` (weight data is not needed) with the runs joined that ``device`` joins for logits, and how the tuned
-    table has the network run; both for a batch of ``shape`` (NHWC)."""
+    """Return ``plan`` as it runs on ``device`` for the logits of a batch of ``shape`` (NHWC). Needs no weight data.
+
+    The runs that ``device`` joins are joined. The second value says how the tuned table runs the network.
+    """
     how = tuned_network(plan, shape, dtype, device)
     if how is not None and not how.joined:
         return plan, how
@@ -243,7 +249,7 @@ def as_run(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -
 
 
 def run_joined(step: Joined, values: Mapping[str, Tensor], config: rules.ConvConfig) -> None:
-    """Launch the kernel of a joined run."""
+    """Launch the kernel of a joined run on ``values``."""
     y, x, last, following = values[step.output], values[step.input], step.last, step.following
     shortcut = None if step.shortcut is None else values[step.shortcut.input]
     shortcut_stride = 1 if step.shortcut is None else step.shortcut.stride
@@ -283,9 +289,10 @@ def run_joined(step: Joined, values: Mapping[str, Tensor], config: rules.ConvCon
 
 
 def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> Network | None:
-    """How a batch of ``shape`` (NHWC) was measured to run fastest, or the rules' micro-batches; None for neither.
+    """Return the fastest measured way to run a batch of ``shape`` (NHWC), else the rules' micro-batches, else None.
 
-    What another card's table says is completed by this card's rules: micro-batches depend on its L2 cache.
+    An entry from another card's table gets its micro-batches from this card's rules, because they depend on the L2
+    cache.
     """
     n, h, w, _ = shape
     gpu = cards.gpu_of(device)
@@ -299,12 +306,12 @@ def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.de
 
 
 def in_micro_batches(how: Network, batch: int, outputs: Sequence[str]) -> bool:
-    """Whether the first stages run in micro-batches: not where the caller wants values from within them."""
+    """Return True if the first stages run in micro-batches. They do not if the caller wants values from within them."""
     return 0 < how.images < batch and {LOGITS, POOLED}.issuperset(outputs)
 
 
 def pack(plan: Plan) -> Plan:
-    """The plan with its weights in the kernels' layouts: the stem's padded, small groups merged into dense ones."""
+    """Return the plan with weights in the kernels' layouts: the stem's padded, small groups merged into dense ones."""
     steps: list[Step] = []
     for step in plan:
         if isinstance(step, Stem):
@@ -317,7 +324,7 @@ def pack(plan: Plan) -> Plan:
 
 
 def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[str, str, str]:
-    """Kernel, configuration and note of ``step`` on an input of ``shape``, for :meth:`fastres.Model.explain`."""
+    """Return kernel, configuration and note of ``step`` on an input of ``shape``, for :meth:`fastres.Model.explain`."""
     gpu = cards.gpu_of(device)
     if isinstance(step, Stem):
         config = rules.route_stem(step.weight.shape[0], step.conv_shape(shape)[:3], dtype, gpu, step.pool)
@@ -344,7 +351,7 @@ def describe(step: Step, shape: Shape, dtype: torch.dtype, device: torch.device)
 
 
 def _strides(shape: Shape) -> tuple[int, ...]:
-    """Contiguous strides of ``shape``, in elements."""
+    """Return the contiguous strides of ``shape``, in elements."""
     strides = [1]
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -352,5 +359,5 @@ def _strides(shape: Shape) -> tuple[int, ...]:
 
 
 def _public(value: Tensor) -> Tensor:
-    """NHWC values as the NCHW, channels-last tensors that PyTorch users expect."""
+    """Return an NHWC value as the NCHW, channels-last tensor that PyTorch users expect."""
     return value.permute(0, 3, 1, 2) if value.dim() == 4 else value

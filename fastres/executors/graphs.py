@@ -1,20 +1,22 @@
 """CUDA graphs: a warm call replays one captured graph instead of launching some fifty kernels from Python.
 
-The first call with a shape runs plainly, which compiles and loads its kernels; the second is captured; later ones copy
-the input into the graph's own, replay it and copy the outputs out, so that what a caller gets is the caller's memory.
-All of them run on a batch of the graph's size and layout: what a call returns does not depend on how many came before.
+The first call with a shape runs without a graph, which compiles and loads its kernels. The second call is captured.
+Later calls copy the input into the graph's memory, replay the graph and copy the outputs into new memory for the
+caller. All calls run on a batch of the graph's size and layout, so a result does not depend on the number of earlier
+calls.
 
-**Which calls.** Python takes 19 to 42 µs to launch a kernel (measured, without the driver), 54 of which are a
-ResNet-50: about 2.4 ms, where 64 images keep an H100 busy for some 1.6 ms (estimated). So calls of up to 256 images of
-224×224 replay, of whatever dtype; above, launching is hidden behind the GPU's work, and copying would only add to it.
+**Which calls.** Python takes 19 to 42 µs to launch a kernel (measured, without the driver). A ResNet-50 has 54 kernels,
+so launching takes about 2.4 ms, while 64 images keep an H100 busy for some 1.6 ms (estimated). So calls of up to 256
+images of 224×224, in any dtype, replay a graph. For larger calls the GPU's work hides the launches, and the copies
+would only add time.
 
-**Sizes share graphs.** Up to 16 images each size has its own. From 17 to 64 sizes go up to the next multiple of 4: the
-rows that are lacking cost at most 3 in 20 of the GPU's time, less than launching does, and 28 graphs serve every batch
-from 1 to 64. Above, a size has its own again. Images do not affect one another, so the rows filled up may hold
-anything; callers get their own.
+**Sizes share graphs.** Up to 16 images, each batch size has its own graph. From 17 to 64, sizes are rounded up to the
+next multiple of 4. The extra rows cost at most 3 in 20 of the GPU's time, less than launching does, and 28 graphs serve
+every batch from 1 to 64. Above 64, each size has its own graph again. Images do not affect one another, so the extra
+rows may hold anything; callers get only their own rows.
 
-Graphs are kept for the shapes used last. They share one memory pool and therefore run one after the other: each call
-waits, on its own stream, for the one before.
+Graphs are kept for the most recently used shapes. They share one memory pool, so they run one after the other: each
+call waits, on its own stream, for the previous one.
 """
 
 from __future__ import annotations
@@ -38,43 +40,43 @@ from .recent import Recent
 # Batches of 1 to 64 take 28 graphs for one dtype and choice of outputs.
 GRAPHS_KEPT = 48
 
-# Pixels of all images of a call. More run plainly.
+# The most pixels, over all images of a call, that replay a graph. Larger calls run without one.
 LARGEST = 256 * 224 * 224
-# Of the inputs of all graphs that are kept, which are memory of their own: 1.2 GB in float32.
+# The most pixels in the inputs of all kept graphs, which have their own memory: 1.2 GB in float32.
 PIXELS_KEPT = 8 * LARGEST
 
 EXACT, STEP, LARGEST_SHARED = 16, 4, 64
 
-# Shapes that have run once. A note is a few hundred bytes.
+# Number of shapes remembered as having run once. An entry is a few hundred bytes.
 FIRST_CALLS_KEPT = 1024
 
 
 def images_run(batch: int) -> int:
-    """The number of images that a graph for ``batch`` images runs."""
+    """Return the number of images in the graph that serves ``batch`` images."""
     return cdiv(batch, STEP) * STEP if EXACT < batch <= LARGEST_SHARED else batch
 
 
 def pixels(shape: Sequence[int]) -> int:
-    """The pixels of all images of a batch ``[N, 3, H, W]``."""
+    """Return the pixels of all images of a batch ``[N, 3, H, W]``."""
     n, _, h, w = shape
     return n * h * w
 
 
 class Runner(Protocol):
-    """What runs a plan: :class:`fastres.executors.gpu.GpuExecutor`."""
+    """Runs a plan: :class:`fastres.executors.gpu.GpuExecutor`."""
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]: ...
 
 
 class Replayable(Protocol):
-    """A captured piece of work: ``torch.cuda.CUDAGraph``."""
+    """A captured graph: ``torch.cuda.CUDAGraph``."""
 
     def replay(self) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A graph with the memory that it reads and writes: rows for as many images as it runs, or more than a call has."""
+    """A graph with the memory that it reads and writes, which may have rows for more images than a call has."""
 
     graph: Replayable
     source: Tensor
@@ -100,40 +102,40 @@ class Pool:
     def capture(self, runner: Runner, shape: Sequence[int], dtype: torch.dtype, outputs: Sequence[str]) -> Captured:
         """Capture ``runner.run`` on a batch of ``shape`` and ``dtype``.
 
-        Raises ``torch.OutOfMemoryError`` where there is no memory for it, and what ``runner.run`` raises; the current
-        stream and torch's allocator are then as they were.
+        Raises ``torch.OutOfMemoryError`` if there is not enough memory, and the errors of ``runner.run``. After an
+        error the current stream and torch's allocator are as before.
         """
-        # Whatever mode the caller is in: later callers, in other modes, write to this memory.
+        # Do not use the caller's mode: later callers, in other modes, write to this memory.
         with torch.inference_mode(False), torch.no_grad():
-            # A module that is loaded during a capture breaks it. This run loads what the capture launches.
+            # Loading a module during a capture breaks the capture. This run loads all that the capture launches.
             runner.run(torch.zeros(tuple(shape), dtype=dtype, device=self._device), outputs)
             graph = torch.cuda.CUDAGraph()
             with self._capturing(graph):
-                # From the pool, where memory goes back to no other stream when the graph is forgotten.
+                # Taken from the pool, so that no other stream gets this memory when the graph is dropped.
                 source = torch.empty(tuple(shape), dtype=dtype, device=self._device)
                 results = runner.run(source, outputs)
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(self._done)  # the memory may be one that another graph still works in
+            stream.wait_event(self._done)  # another graph may still be using this memory
             source.zero_()
             self._done.record(stream)
         return Captured(graph, source, results)
 
     @contextmanager
     def _capturing(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-        """Work within goes into ``graph``."""
+        """Capture the work inside the ``with`` block into ``graph``."""
         stream = torch.cuda.current_stream(self._device)
         try:
             with torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"):
                 yield
         except BaseException:
-            # Where CUDA itself ended the capture, torch leaves its own context half-way.
+            # If CUDA itself ended the capture, torch leaves its own context incomplete.
             torch.cuda.set_stream(stream)
-            with suppress(AttributeError, RuntimeError):  # torch has no such function, or has done it
+            with suppress(AttributeError, RuntimeError):  # torch has no such function, or has already called it
                 torch._C._cuda_endAllocateToPool(self._device.index, self._handle)
             raise
 
     def replay(self, captured: Captured, x: Tensor) -> list[Tensor]:
-        """Replay on the current stream, after whatever used the pool last."""
+        """Replay on the current stream, after the last use of the pool."""
         stream = torch.cuda.current_stream(x.device)
         stream.wait_event(self._done)
         results = captured(x)
@@ -142,23 +144,23 @@ class Pool:
 
     @staticmethod
     def is_capturing() -> bool:
-        """Whether the caller is capturing a graph of its own, which takes plain launches."""
+        """Return True if the caller is capturing its own graph, which needs plain launches."""
         return torch.cuda.is_current_stream_capturing()
 
 
 class GraphExecutor:
-    """Runs ``runner`` through CUDA graphs where that is faster. ``pool`` is a :class:`Pool` (or a test's)."""
+    """Runs ``runner`` through CUDA graphs if that is faster. ``pool`` is a :class:`Pool` or a replacement in tests."""
 
     def __init__(self, runner: Runner, pool: Any, kept: int = GRAPHS_KEPT) -> None:
         self.runner = runner
         self._pool = pool
         self._captured: Recent[tuple[Any, ...], Captured] = Recent(kept)
         self._called: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)
-        self._too_large: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)  # for the memory that there was
+        self._too_large: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)  # with the memory available then
         self._lock = threading.Lock()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
-        """As :meth:`fastres.executors.gpu.GpuExecutor.run`."""
+        """Run like :meth:`fastres.executors.gpu.GpuExecutor.run`."""
         if pixels(x.shape) > LARGEST or self._pool.is_capturing():
             return self.runner.run(x, outputs)
         shape = (images_run(x.shape[0]), *x.shape[1:])
@@ -175,7 +177,7 @@ class GraphExecutor:
             return results
 
     def _plainly(self, x: Tensor, shape: tuple[int, ...], outputs: Sequence[str]) -> list[Tensor]:
-        """Run on a batch like a graph's: ``x`` with rows of zeros up to ``shape``."""
+        """Run without a graph, on a batch of the graph's ``shape``: ``x`` padded with rows of zeros."""
         n = x.shape[0]
         if n == shape[0]:
             return self.runner.run(x.contiguous(), outputs)
@@ -184,16 +186,16 @@ class GraphExecutor:
         return [result[:n].clone() for result in self.runner.run(padded, outputs)]
 
     def _capture(self, key: tuple[Any, ...]) -> Captured | None:
-        """A graph for ``key``, in place of graphs unused for longest; None where there is no memory for it."""
+        """Capture a graph for ``key`` and drop the least recently used. Return None if memory runs out."""
         shape, dtype, outputs, _ = key
         try:
             captured: Captured = self._pool.capture(self.runner, shape, dtype, outputs)
         except torch.OutOfMemoryError:
             if not self._too_large:
                 warnings.warn(
-                    f"No GPU memory is left to capture a CUDA graph for a batch of shape {list(shape)}: batches for "
-                    "which that is so run without one, with the same results, small ones more slowly. This is said "
-                    "once for a model",
+                    f"No GPU memory is left to capture a CUDA graph for a batch of shape {list(shape)}. Batches of "
+                    "this size run without a graph: the results are the same, but small batches are slower. To use "
+                    "graphs, free GPU memory and load the model again. This warning is shown once per model",
                     GraphMemoryWarning,
                     stacklevel=2,
                 )

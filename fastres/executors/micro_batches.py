@@ -1,8 +1,8 @@
-"""Micro-batches by rule: the first stages a few images at a time, on GPUs whose L2 cache is large and memory slow.
+"""Micro-batches by rule: run the first stages a few images at a time on GPUs with a large L2 cache and slow memory.
 
-The activations of so many images then stay in the cache from one kernel to the next. That costs more launches, and
-kernels that fill the GPU less well; it pays where the memory is slow enough, and never on an A100, H100 or H200. Where
-the GPU's own table has a network, that decides.
+The activations of a micro-batch stay in the cache from one kernel to the next. The price is more launches, and kernels
+that fill the GPU less well. It pays if the memory is slow enough, and never on an A100, H100 or H200. If the GPU's own
+table has an entry for a network, that entry decides.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fastres.text import dtype_name
 
 from .arena import plan_arena
 
-# What the L2 cache holds must take the memory so long to deliver: an L4, L40S, RTX 4090 and RTX 5090 take 168, 117, 75
-# and 56 µs, an A100, H100 and H200 27, 16 and 13.
+# The memory must take at least this long to deliver one L2 cache's worth of data. An L4, L40S, RTX 4090 and RTX 5090
+# take 168, 117, 75 and 56 µs, an A100, H100 and H200 27, 16 and 13.
 LEAST_SECONDS = 40e-6
 
-# An estimate that is better by less than this decides nothing.
+# Micro-batches are used only if their estimate is better by at least this factor.
 LEAST_GAIN = 1.05
 
 
@@ -34,7 +34,7 @@ LEAST_GAIN = 1.05
 def micro_batches(
     architecture: Architecture, shape: Shape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee"
 ) -> Network | None:
-    """How to run a batch of ``shape`` (NHWC) in micro-batches; None where that is not estimated to pay."""
+    """Return how to run a batch of ``shape`` (NHWC) in micro-batches, or None if the estimate shows no gain."""
     if gpu is INTERPRETER or not gpu.gb_per_s or gpu.l2_cache / (gpu.gb_per_s * 1e9) < LEAST_SECONDS:
         return None
     limits = attainable(gpu, dtype, precision)
@@ -54,7 +54,10 @@ def micro_batches(
 
 
 def images_in_cache(plan: Plan, through: str, shape: Shape, dtype: torch.dtype, gpu: Gpu) -> int:
-    """How many images' activations up to ``through`` fit the L2 cache, in equal parts of the batch; 0 where none do."""
+    """Return how many images' activations up to ``through`` fit in the L2 cache, in equal parts of the batch.
+
+    Return 0 if not even one image fits.
+    """
     n, h, w, _ = shape
     if through not in plan.features:
         return 0

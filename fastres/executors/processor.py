@@ -1,4 +1,4 @@
-"""The processor, as the operating system describes it: its name and the instruction sets that convolutions use."""
+"""The processor as the operating system describes it: its name and the instruction sets for convolutions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# What to call a flag of Linux's /proc/cpuinfo (x86: "flags", Arm: "Features"), from the oldest to the newest.
+# The common name of each flag in Linux's /proc/cpuinfo (x86: "flags", Arm: "Features"), from the oldest to the newest.
 INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx_vnni": "AVX-VNNI",
@@ -25,12 +25,12 @@ INSTRUCTION_SETS = {
     "i8mm": "I8MM",
 }
 
-# Environment variables that make PyTorch (ATEN) and oneDNN do without some of them.
+# Environment variables that make PyTorch (ATEN) and oneDNN leave some of them unused.
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
 def processor() -> dict[str, str | None]:
-    """The processor's name, its instruction sets, and the variables set that forbid some; ``None`` for unknown."""
+    """Return the processor's name, its instruction sets, and the variables that limit them; ``None`` for unknown."""
     return {
         "cpu": cpu_name(),
         "cpu_instruction_sets": ", ".join(instruction_sets()) or None,
@@ -39,18 +39,18 @@ def processor() -> dict[str, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
+    """Return the processor's name as the operating system gives it."""
     return _field("model name") or platform.processor() or platform.machine()
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those of :data:`INSTRUCTION_SETS` that the processor has; none where the operating system does not say."""
+    """Return the entries of :data:`INSTRUCTION_SETS` that the processor has, or none if the system does not say."""
     flags = (_field("flags") or _field("Features")).split()
     return tuple(dict.fromkeys(name for flag, name in INSTRUCTION_SETS.items() if flag in flags))
 
 
 def _field(name: str) -> str:
-    """A field of the first core in /proc/cpuinfo, empty where there is none."""
+    """Return a field of the first core in /proc/cpuinfo, or an empty string if it is missing."""
     return _first_core(CPUINFO).get(name, "")
 
 

@@ -1,4 +1,4 @@
-"""A dictionary that keeps what was used last."""
+"""A dictionary that keeps the most recently used values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Value = TypeVar("Value")
 
 
 class Recent(OrderedDict[Key, Value]):
-    """The ``kept`` values used last, from the one unused for longest. Threads that share it hold their owner's lock."""
+    """Holds the ``kept`` most recently used values, oldest first. Threads that share it must hold the owner's lock."""
 
     def __init__(self, kept: int) -> None:
         super().__init__()
         self.kept = kept
 
     def keep(self, key: Key, value: Value) -> Value:
-        """Make ``key`` the one used last and forget the one unused for longest, if there are too many; ``value``."""
+        """Store ``value`` as the most recent, drop the least recently used if there are too many, return ``value``."""
         self[key] = value
         self.move_to_end(key)
         if len(self) > self.kept:
@@ -26,8 +26,8 @@ class Recent(OrderedDict[Key, Value]):
         return value
 
     def get_or_make(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of ``key``, which becomes the one used last; ``make()`` where it is not kept, None being a value.
+        """Return the value of ``key``, or the result of ``make()`` if ``key`` is missing; it becomes the most recent.
 
-        Nothing is forgotten before ``make`` returns: it may reuse parts of what is kept.
+        A stored None counts as a value. Nothing is dropped before ``make`` returns, so ``make`` may reuse kept values.
         """
         return self.keep(key, self[key] if key in self else make())

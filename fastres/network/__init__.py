@@ -1,4 +1,4 @@
-"""The network as data: architectures, and the Plan that a checkpoint is folded into.
+"""The network as data: the architectures, and the Plan into which a checkpoint is folded.
 
-Knows shapes and weights and what each step computes; never a device, a kernel or a file.
+It describes shapes, weights and what each step computes. It knows nothing about devices, kernels or files.
 """

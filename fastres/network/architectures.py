@@ -1,14 +1,14 @@
 """The ResNet family as data: one frozen dataclass, one table.
 
-A network is a stem, stages of residual blocks and a linear head. What differs between ResNet-18, ResNeXt-101,
-a plain (shortcut-free) network and the CIFAR networks is a row of this table; nothing elsewhere asks for a
-model by name. Parameter names are torchvision's (``conv1``, ``layer1.0.bn2``, ``layer2.0.downsample.0``, ``fc``).
+A network is a stem, stages of residual blocks and a linear head. Each network, such as ResNet-18, ResNeXt-101, a plain
+(shortcut-free) network or a CIFAR network, is one row of this table. No other code depends on a model's name. Parameter
+names are torchvision's (``conv1``, ``layer1.0.bn2``, ``layer2.0.downsample.0``, ``fc``). Bottlenecks have the stride in
+their 3×3 convolution, as in torchvision ("ResNet v1.5").
 
-Sources: He et al., *Deep residual learning for image recognition*, CVPR 2016 (the family, the plain networks,
-the CIFAR networks with option-A shortcuts, §4.2); Xie et al., *Aggregated residual transformations*, CVPR 2017
-(ResNeXt); Zagoruyko & Komodakis, *Wide residual networks*, BMVC 2016; for the variants from timm, see their
-functions. Bottlenecks put the stride in their
-3×3 convolution, as torchvision does ("ResNet v1.5").
+Sources: He et al., *Deep residual learning for image recognition*, CVPR 2016 (the family, the plain networks, the CIFAR
+networks with option-A shortcuts, §4.2); Xie et al., *Aggregated residual transformations*, CVPR 2017 (ResNeXt);
+Zagoruyko & Komodakis, *Wide residual networks*, BMVC 2016. For the variants from timm, see the functions that build
+them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from fastres.errors import ArchitectureError, UnknownModelError, near_matches
 class Architecture:
     """One network of the family.
 
-    ``depths`` is the number of blocks in each stage, ``widths`` the channels of each stage before the block's
-    expansion, and ``stem_widths`` the channels of the stem's convolutions: one, or three 3×3 ones in a ``deep`` stem.
-    ``shortcut`` says what a block adds to its output where shapes differ: a 1×1 ``projection`` (option B), an
-    ``average_pool`` of 2×2 pixels before an unstrided one (ResNet-D), a strided copy with zero channels (``pad``,
-    option A), or nothing at all (``none``, a plain network). With ``squeeze_excitation`` each channel of a block's
-    output is scaled by a gate before that. A bottleneck has its stride in its 3×3 convolution, or in its first
-    1×1 one where ``stride_in_1x1`` (as in the CVPR paper). ``first_stage_stride`` is 1 in all published networks.
+    ``depths`` is the number of blocks in each stage. ``widths`` is the number of channels of each stage before the
+    block's expansion. ``stem_widths`` is the number of channels of the stem's convolutions: one convolution, or three
+    3×3 ones in a ``deep`` stem. ``shortcut`` is what a block adds to its output if the shapes differ: a 1×1
+    ``projection`` (option B), an ``average_pool`` of 2×2 pixels before an unstrided projection (ResNet-D), a strided
+    copy with zero channels (``pad``, option A), or nothing (``none``, a plain network). With ``squeeze_excitation``, a
+    gate scales each channel of a block's output before the addition. A bottleneck has its stride in its 3×3
+    convolution, or in its first 1×1 convolution if ``stride_in_1x1`` (as in the CVPR paper). ``first_stage_stride`` is
+    1 in all published networks.
     """
 
     name: str
@@ -53,21 +54,24 @@ class Architecture:
 
     @property
     def skip(self) -> bool:
-        """Whether blocks have a residual connection at all."""
+        """True if blocks have a residual connection."""
         return self.shortcut != "none"
 
     @property
     def features(self) -> int:
-        """Channels of the last stage: the input of the linear head."""
+        """Channels of the last stage, which are the inputs of the linear head."""
         return self.widths[-1] * self.expansion
 
     @property
     def minimum_size(self) -> int:
-        """Smallest accepted image height and width, in pixels."""
+        """The smallest accepted image height and width, in pixels."""
         return 8 if self.stem == "cifar" else 32
 
     def with_classes(self, num_classes: int) -> Architecture:
-        """The same network with another number of classes, 0 for no classifier; raises ``ArchitectureError`` below."""
+        """Return the same network with another number of classes, or without a classifier for 0.
+
+        Raises ``ArchitectureError`` unless ``num_classes`` is a whole number of at least 0.
+        """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
             raise ArchitectureError(
                 f"num_classes is {num_classes!r}; give a whole number of at least 1, or 0 for no classifier"
@@ -77,7 +81,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """A convolution and the batch norm that follows it, by their names in the state dict."""
+    """A convolution and the batch norm after it, with their names in the state dict."""
 
     conv: str
     norm: str
@@ -93,16 +97,16 @@ class ConvSpec:
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """[K, C / groups, R, S], as PyTorch stores it."""
+        """The weight's shape as PyTorch stores it: [K, C / groups, R, S]."""
         return (self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel)
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """A block: its convolutions in order, and what stands on its shortcut where shapes differ.
+    """A block: its convolutions in order, and its shortcut if the shapes differ.
 
-    ``squeezed`` is the width between the two layers of squeeze-and-excitation, 0 without; ``pools`` says that the
-    projection reads the input's average pool.
+    ``squeezed`` is the width between the two layers of squeeze-and-excitation, or 0 without it. If ``pools``, the
+    projection reads the average pool of the input.
     """
 
     name: str
@@ -118,7 +122,7 @@ class BlockSpec:
 
 
 def stem_specs(arch: Architecture) -> tuple[ConvSpec, ...]:
-    """The first convolutions: 7×7 with stride 2 (ImageNet), 3×3 with stride 1 (CIFAR), or three 3×3 (deep)."""
+    """Return the stem's convolutions: 7×7 with stride 2 (ImageNet), 3×3 with stride 1 (CIFAR), or three 3×3 (deep)."""
     if arch.stem != "deep":
         kernel, stride = (7, 2) if arch.stem == "imagenet" else (3, 1)
         return (ConvSpec("conv1", "bn1", 3, arch.stem_widths[-1], kernel, stride),)
@@ -160,7 +164,10 @@ def block_specs(arch: Architecture) -> Iterator[BlockSpec]:
 
 
 def squeezed_width(channels: int) -> int:
-    """Width between the layers of squeeze-and-excitation: a sixteenth, to the nearest multiple of 8, as timm has it."""
+    """Return the width between the layers of squeeze-and-excitation.
+
+    It is a sixteenth of ``channels``, rounded to the nearest multiple of 8, as in timm.
+    """
     return max(8, (channels // 16 + 4) // 8 * 8)
 
 
@@ -189,7 +196,7 @@ def conv_specs(arch: Architecture) -> Iterator[ConvSpec]:
 
 
 def gate_shapes(arch: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of squeeze-and-excitation's parameters, 1×1 convolutions as timm stores them."""
+    """Yield names and shapes of the squeeze-and-excitation parameters: 1×1 convolutions, as timm stores them."""
     for block in block_specs(arch):
         if block.squeezed:
             k, s = block.out_channels, block.squeezed
@@ -203,7 +210,7 @@ NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
 def state_dict_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every floating-point tensor in the network's state dict, in torchvision's order."""
+    """Return name and shape of every floating-point tensor in the network's state dict, in torchvision's order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for spec in conv_specs(arch):
         shapes[f"{spec.conv}.weight"] = spec.weight_shape
@@ -231,13 +238,13 @@ def _cifar(name: str, depth: int, shortcut: Literal["pad", "none"]) -> Architect
 
 
 def _resnet_d(row: Architecture) -> Architecture:
-    """``row`` with a deep stem and average pools in its shortcuts: He et al., *Bag of tricks*, CVPR 2019, §4.2."""
+    """Return ``row`` with a deep stem and average-pool shortcuts: He et al., *Bag of tricks*, CVPR 2019, §4.2."""
     name = row.name.replace("_", "d_", 1) if "_" in row.name else f"{row.name}d"
     return replace(row, name=name, stem="deep", stem_widths=(32, 32, 64), shortcut="average_pool")
 
 
 def _squeeze_excite(row: Architecture) -> Architecture:
-    """``row`` with squeeze-and-excitation: Hu, Shen & Sun, CVPR 2018."""
+    """Return ``row`` with squeeze-and-excitation: Hu, Shen & Sun, CVPR 2018."""
     return replace(row, name=f"se{row.name}", squeeze_excitation=True)
 
 
@@ -276,15 +283,15 @@ ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 
 
 def list_models() -> list[str]:
-    """Names that :func:`fastres.load` accepts."""
+    """Return the names that :func:`fastres.load` accepts."""
     return list(ARCHITECTURES)
 
 
 def get_architecture(name: str) -> Architecture:
-    """Return the row called ``name``; raises ``UnknownModelError`` with near matches."""
+    """Return the architecture called ``name``. Raise ``UnknownModelError``, with similar names, if there is none."""
     if not isinstance(name, str):
         raise UnknownModelError(
-            f"A model is named by a string, not {type(name).__name__}. fastres.list_models() lists all."
+            f"A model's name must be a string, not {type(name).__name__}. fastres.list_models() lists all."
         )
     if name not in ARCHITECTURES:
         hint = near_matches(name.lower().replace("-", "_"), ARCHITECTURES)

@@ -1,7 +1,7 @@
-"""State dict → Plan: batch norm folded into the convolutions, weights packed KRSC.
+"""Build a Plan from a state dict: fold batch norm into the convolutions and store the weights as KRSC.
 
 ``y = γ (conv(x) − μ) / √(σ² + ε) + β`` is a convolution with weight ``w γ / √(σ² + ε)`` and bias
-``β − μ γ / √(σ² + ε)``. The fold is done in float64, whatever the checkpoint's dtype, and rounded once.
+``β − μ γ / √(σ² + ε)``. The fold is computed in float64 for any dtype of the checkpoint and rounded once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WeightAndBias = tuple[Tensor, Tensor]
 
 
 def fold_batch_norm(weight: Tensor, state: StateDict, norm: str) -> tuple[Tensor, Tensor]:
-    """Fold the batch norm called ``norm`` into ``weight`` ``[K, C, R, S]``; returns float64 weight and bias."""
+    """Fold the batch norm called ``norm`` into ``weight`` ``[K, C, R, S]``. Return weight and bias in float64."""
     gamma, beta, mean, variance = (
         state[f"{norm}.{part}"].to(torch.float64) for part in ("weight", "bias", "running_mean", "running_var")
     )
@@ -45,8 +45,8 @@ def build_plan(
 ) -> Plan:
     """Fold ``state`` (torchvision names, shapes of ``arch``) into a plan whose weights have ``dtype``.
 
-    ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]; they apply to uint8 input only.
-    Biases stay float32, and the weights stay on the device where the state dict is.
+    ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]. They apply to uint8 input only.
+    Biases are float32, and all tensors are on the state dict's device.
     """
 
     device = next(iter(state.values())).device
@@ -70,7 +70,7 @@ def build_plan(
 
 @functools.lru_cache(maxsize=64)
 def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> Plan:
-    """The plan of ``arch`` without weight data (tensors on the ``meta`` device): shapes, costs and structure only."""
+    """Return the plan of ``arch`` without weight data (tensors on the ``meta`` device): shapes and costs only."""
 
     def empty(*shape: int) -> WeightAndBias:
         return torch.empty(shape, dtype=dtype, device="meta"), torch.empty(shape[0], device="meta")
@@ -90,7 +90,7 @@ def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN
 
 @dataclass(frozen=True)
 class _Layers:
-    """Where weights and biases come from: a convolution's with its batch norm, a linear layer's, option A's."""
+    """Functions that give weight and bias of a convolution with its batch norm, a linear layer, and option A."""
 
     conv: Callable[[ConvSpec], WeightAndBias]
     linear: Callable[[str, int, int], WeightAndBias]  # name, outputs, inputs
@@ -98,7 +98,7 @@ class _Layers:
 
 
 def _assemble(arch: Architecture, layers: _Layers, mean: Triple, std: Triple) -> Plan:
-    """The steps of ``arch``."""
+    """Build the plan of ``arch`` with weights from ``layers``."""
     steps: list[Step] = list(_stem_steps(arch, layers, mean, std))
     features = {"stem": "stem"}
     value = "stem"
@@ -110,7 +110,7 @@ def _assemble(arch: Architecture, layers: _Layers, mean: Triple, std: Triple) ->
 
 
 def _stem_steps(arch: Architecture, layers: _Layers, mean: Triple, std: Triple) -> Iterator[Step]:
-    """One step, or a deep stem's three convolutions and its pool; the last one writes ``"stem"``."""
+    """Yield one step, or the three convolutions and the pool of a deep stem. The last step writes ``"stem"``."""
     first, *others = stem_specs(arch)
     value = first.conv if others else "stem"
     pool = arch.stem == "imagenet"
@@ -127,7 +127,7 @@ def _pool(name: str, source: str, output: str, mode: Literal["max", "average"], 
 
 
 def _block_steps(arch: Architecture, block: BlockSpec, value: str, layers: _Layers) -> Iterator[Step]:
-    """The steps of one block that reads ``value``; its result is called by the block's name."""
+    """Yield the steps of one block that reads ``value``. Its result has the block's name."""
 
     def conv(spec: ConvSpec, source: str, output: str, relu: bool = True, residual: str | None = None) -> Conv:
         name = spec.conv.removesuffix(".0")
@@ -135,7 +135,7 @@ def _block_steps(arch: Architecture, block: BlockSpec, value: str, layers: _Laye
 
     shortcut = f"{block.name}.downsample"
     projected = value
-    if block.pools:  # first of all, so that the convolutions that can be joined are neighbours
+    if block.pools:  # comes first, so that convolutions that can be joined are neighbours
         projected = f"{shortcut}.0"
         yield _pool(projected, value, projected, "average", layers)
     inner = value
@@ -162,10 +162,10 @@ def _block_steps(arch: Architecture, block: BlockSpec, value: str, layers: _Laye
 
 
 def pad_shortcut_weight(in_channels: int, out_channels: int) -> Tensor:
-    """Option A of He et al. as a 1×1 convolution, ``[K, 1, 1, C]``: the input's channels, zeros around them.
+    """Return option A of He et al. as a 1×1 convolution ``[K, 1, 1, C]``: a copy of the channels, padded with zeros.
 
-    The paper leaves open where the zero channels go; here, as in the widely used CIFAR training codes, half of
-    them come before the copied channels and half after.
+    The paper does not say where the zero channels go. Here half of them come before the copied channels and half after,
+    as in the widely used CIFAR training codes.
     """
     before = (out_channels - in_channels) // 2
     weight = torch.zeros(out_channels, 1, 1, in_channels)

@@ -1,8 +1,8 @@
-"""Passes over a Plan, Plan → Plan: join convolutions that one kernel can compute.
+"""Passes that transform a Plan: join convolutions that one kernel can compute.
 
-What can be joined is a run of neighbouring steps around a block's last convolution (see :class:`fastres.network.plan.Joined`).
-What is joined is decided by how much time each run saves, which the caller knows from measurements: of all ways to
-cover the plan with runs and single steps, :func:`join` takes the one that saves most.
+A run of neighbouring steps around a block's last convolution can be joined (see :class:`fastres.network.plan.Joined`).
+The caller knows from measurements how much time each run saves. Of all ways to cover the plan with runs and single
+steps, :func:`join` takes the one that saves the most time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Candidates = dict[int, list[Joined]]
 
 
 def joinable(steps: Sequence[Step]) -> Candidates:
-    """Everything that can be joined in ``steps``. Merged weights are made here, once for each shortcut."""
+    """Return every run in ``steps`` that can be joined. Weights are merged here, once for each shortcut."""
     readers: dict[str, int] = {}
     for step in steps:
         for value in step.reads:
@@ -33,7 +33,7 @@ def joinable(steps: Sequence[Step]) -> Candidates:
 
 
 def _runs(steps: Sequence[Step], index: int, last: Conv, readers: dict[str, int]) -> Iterator[tuple[int, Joined]]:
-    """Every run around the convolution ``last`` at ``index``, with the index where it starts."""
+    """Yield every run around the convolution ``last`` at ``index``, with the index of the run's first step."""
     before = steps[index - 1]
     shortcut = before if isinstance(before, Conv) and _is_projection(before, last, readers) else None
     start = index if shortcut is None else index - 1
@@ -53,7 +53,7 @@ def _runs(steps: Sequence[Step], index: int, last: Conv, readers: dict[str, int]
 def joined(
     last: Conv, first: Conv | None = None, shortcut: Conv | None = None, following: Conv | None = None
 ) -> Joined:
-    """The joined step of these convolutions, its weights merged."""
+    """Return the joined step of these convolutions, with merged weights."""
     weight, bias = last.weight.flatten(1), last.bias
     if shortcut is not None:
         weight, bias = torch.cat([weight, shortcut.weight.flatten(1)], 1), bias + shortcut.bias
@@ -72,20 +72,20 @@ def _is_1x1(conv: Conv) -> bool:
 
 
 def _is_projection(shortcut: Conv, last: Conv, readers: dict[str, int]) -> bool:
-    """Whether ``shortcut`` is the 1×1 projection, of any stride, that only ``last`` reads, as what it adds."""
+    """Return True if ``shortcut`` is a 1×1 projection of any stride that only ``last`` reads, as its residual."""
     alone = last.residual == shortcut.output and readers[shortcut.output] == 1
     return alone and _is_1x1(shortcut) and not shortcut.relu and shortcut.residual is None
 
 
 def _feeds(first: Conv, last: Conv, readers: dict[str, int]) -> bool:
-    """Whether ``last`` is a 1×1 convolution at the pixels that ``first`` writes and nothing else reads."""
+    """Return True if ``last`` is a 1×1 convolution of the output of ``first``, and nothing else reads that output."""
     alone = first.output == last.input and readers[first.output] == 1
     plain = first.relu and first.residual is None and first.groups == 1
     return alone and plain and _is_1x1(last) and last.stride == 1 and last.relu
 
 
 def _follows(following: Conv, last: Conv) -> bool:
-    """Whether ``following`` is a 1×1 convolution of what ``last`` writes, at the same pixels."""
+    """Return True if ``following`` is a 1×1 convolution of the output of ``last``, at the same pixels."""
     plain = following.relu and following.residual is None and following.stride == 1
     return following.input == last.output and plain and _is_1x1(following)
 
@@ -93,10 +93,10 @@ def _follows(following: Conv, last: Conv) -> bool:
 def cover(
     steps: Sequence[Step], candidates: Candidates, saves: Callable[[Joined], float], keep: Collection[str] = ()
 ) -> tuple[Step, ...]:
-    """``steps`` with those runs of ``candidates`` joined that together save most.
+    """Return ``steps`` with those runs of ``candidates`` joined that together save the most time.
 
-    ``saves`` gives what a run saves against its steps alone, in any unit of time; runs that save nothing are left
-    apart, and so are runs that would not write a value of ``keep``.
+    ``saves`` returns the time that a run saves compared with its single steps, in any unit. Runs that save nothing are
+    not joined, and neither are runs that would not write a value in ``keep``.
     """
     total = [0.0] * (len(steps) + 1)
     choice: list[Joined | None] = [None] * len(steps)
@@ -119,8 +119,9 @@ def cover(
 
 
 def join(plan: Plan, saves: Callable[[Joined], float], keep: Collection[str] = ()) -> Plan:
-    """The plan with the runs joined that save most; see :func:`cover`. Features stay readable if ``keep`` names them.
+    """Return the plan with those runs joined that save the most time; see :func:`cover`.
 
-    A joined plan computes what ``plan`` computes. Its joined steps have kernels on GPUs of the sm_90 family only.
+    Features stay readable if ``keep`` names them. The joined plan computes the same as ``plan``. Only GPUs of the sm_90
+    family have kernels for joined steps.
     """
     return replace(plan, steps=cover(plan.steps, joinable(plan.steps), saves, keep))

@@ -1,11 +1,11 @@
 """The Plan: a network as a flat tuple of fused steps.
 
-A plan is plain data. Each step names the value it reads, the value it writes and, for a convolution with a residual
-connection, the value it adds; it holds its folded weights and attributes, and nothing about how or where it will run.
-Executors, exporters and the roofline model each read plans and do not know of one another.
+A plan is plain data. Each step names the value that it reads, the value that it writes and, for a convolution with a
+residual connection, the value that it adds. A step holds its folded weights and attributes, and nothing about how or
+where it will run. Executors, exporters and the roofline model read plans and do not depend on each other.
 
-The value called ``"input"`` is the image batch, the last step writes ``"logits"`` (and, on request, ``"pooled"``).
-What a step is stands in :mod:`fastres.network.steps`; its names are importable from here too.
+The value called ``"input"`` is the image batch. The last step writes ``"logits"`` and, on request, ``"pooled"``.
+:mod:`fastres.network.steps` defines the steps. Its names can also be imported from here.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
 ]  # fmt: skip
 
 INPUT = "input"
-POOLED = "pooled"  # what the head computes on its way: the average-pooled features, [N, C]
+POOLED = "pooled"  # an intermediate result of the head: the average-pooled features, [N, C]
 LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Arithmetic and unavoidable memory traffic of one step: each input, weight and output moved once."""
+    """The arithmetic and the unavoidable memory traffic of one step: each input, weight and output moved once."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class StepCost:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A network's steps in order, with the architecture they came from.
+    """A network's steps in order, with its architecture.
 
     ``features`` maps the names that :meth:`fastres.Model.features` returns to values of the plan.
     """
@@ -74,7 +74,7 @@ class Plan:
         return head
 
     def shapes(self, batch: int, height: int, width: int) -> dict[str, Shape]:
-        """Shape (NHWC) of every value for a batch of ``height`` × ``width`` images."""
+        """Return the shape (NHWC) of every value for a batch of ``height`` × ``width`` images."""
         check_image_size(self.architecture, height, width)
         shapes: dict[str, Shape] = {INPUT: (batch, height, width, 3)}
         for step in self.steps:
@@ -82,11 +82,11 @@ class Plan:
         return shapes
 
     def last_reads(self) -> dict[str, int]:
-        """:func:`last_reads` of all steps."""
+        """Return :func:`last_reads` of all steps."""
         return last_reads(self.steps)
 
     def steps_for(self, outputs: Sequence[str]) -> tuple[Step, ...]:
-        """The steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
+        """Return the steps needed to compute ``outputs``: values of the plan, or ``"pooled"``."""
         written = {value: index for index, step in enumerate(self.steps) for value in step.writes}
         written[POOLED] = len(self.steps) - 1
         return self.steps[: 1 + max(written[output] for output in outputs)]
@@ -94,7 +94,7 @@ class Plan:
     def costs(
         self, batch: int = 1, height: int = 224, width: int = 224, dtype: torch.dtype | None = None
     ) -> list[StepCost]:
-        """FLOPs (two per multiply-accumulate) and bytes of each step, activations and weights in ``dtype``.
+        """Return FLOPs (two per multiply-accumulate) and bytes of each step, with activations and weights in ``dtype``.
 
         Logits and biases count four bytes an element, and so does the input: three channels, as given.
         """
@@ -109,7 +109,7 @@ class Plan:
         return self.table(height=size, width=size)
 
     def table(self, batch: int = 1, height: int = 224, width: int = 224) -> str:
-        """The plan as text: one row per step, with shapes (NHWC), FLOPs and bytes for a batch."""
+        """Return the plan as text: one row per step, with shapes (NHWC), FLOPs and bytes for a batch."""
         header = ("step", "op", "reads", "output", "attributes", "MFLOP", "MB")
         rows = [header]
         costs = self.costs(batch, height, width)
@@ -132,7 +132,7 @@ class Plan:
 
 
 def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> StepCost:
-    """:meth:`Plan.costs` of one step, given the shapes of the values that it reads and writes."""
+    """Return the cost of one step, as in :meth:`Plan.costs`, from the shapes of the values it reads and writes."""
     size = dtype.itemsize
     moved = sum(math.prod(shapes[value]) for value in step.reads) * size
     moved += sum(weight.numel() * size + bias.numel() * 4 for weight, bias in step.parameters)
@@ -142,7 +142,7 @@ def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> St
 
 
 def last_reads(steps: Sequence[Step]) -> dict[str, int]:
-    """Index of the last step that reads each value; a value never read maps to the step that writes it."""
+    """Return the index of the last step that reads each value, or of the step that writes it if no step reads it."""
     last: dict[str, int] = {}
     for index, step in enumerate(steps):
         last.update(dict.fromkeys((*step.writes, *step.reads), index))
@@ -150,7 +150,7 @@ def last_reads(steps: Sequence[Step]) -> dict[str, int]:
 
 
 def check_image_size(arch: Architecture, height: int, width: int) -> None:
-    """Raise ``InputError`` where an image is smaller than the network allows."""
+    """Raise ``InputError`` if an image is smaller than the network allows."""
     least = arch.minimum_size
     if height < least or width < least:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The steps of a :class:`~fastres.network.plan.Plan`: what each computes, reads and writes, and the shapes that follow."""
+"""The steps of a :class:`~fastres.network.plan.Plan`: what each computes, reads and writes, and its shapes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Shape = tuple[int, ...]
 
 
 def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Output height or width of a convolution or pooling window."""
+    """Return the output height or width of a convolution or pooling window."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What all steps have: a name, the values read and written, and a weight and bias.
+    """The base class of steps: a name, the values read and written, a weight and a bias.
 
     Layouts: activations are NHWC, convolution weights KRSC (``[K, R, S, C / groups]``), biases ``[K]`` in float32.
     """
@@ -36,12 +36,12 @@ class Step:
 
     @property
     def writes(self) -> tuple[str, ...]:
-        """The values written, ``output`` first."""
+        """The values that the step writes, ``output`` first."""
         return (self.output,)
 
     @property
     def parts(self) -> tuple[Step, ...]:
-        """The steps that this one stands for: itself, or those it joins."""
+        """The steps that this step contains: itself, or the steps that it joins."""
         return (self,)
 
     @property
@@ -50,20 +50,20 @@ class Step:
         return tuple((part.weight, part.bias) for part in self.parts)
 
     def with_parameters(self, parameters: Sequence[tuple[Tensor, Tensor]]) -> Step:
-        """The step with other weights and biases, those of ``parameters`` in :attr:`parameters`' order."""
+        """Return the step with other weights and biases, given in the order of :attr:`parameters`."""
         ((weight, bias),) = parameters
         return replace(self, weight=weight, bias=bias)
 
     def output_shape(self, shape: Shape) -> Shape:
-        """Shape of ``output``, NHWC, for an input of ``shape``."""
+        """Return the shape of ``output``, NHWC, for an input of ``shape``."""
         raise NotImplementedError
 
     def output_shapes(self, shape: Shape) -> tuple[Shape, ...]:
-        """Shapes of all that is written."""
+        """Return the shapes of all values that the step writes."""
         return (self.output_shape(shape),)
 
     def macs(self, shape: Shape) -> int:
-        """Multiply-accumulates for an input of ``shape``."""
+        """Return the number of multiply-accumulates for an input of ``shape``."""
         raise NotImplementedError
 
 
@@ -71,7 +71,7 @@ class Step:
 class Stem(Step):
     """Normalisation (for uint8 input), convolution + bias + ReLU and, if ``pool``, a 3×3/2 max-pool.
 
-    Floating-point input is taken as normalised already; ``uint8`` input is ``(x / 255 - mean) / std`` first.
+    Floating-point input must be normalised. ``uint8`` input is first normalised as ``(x / 255 - mean) / std``.
     """
 
     kind: ClassVar[str] = "stem"
@@ -97,7 +97,7 @@ class Stem(Step):
 
 @dataclass(frozen=True, eq=False)
 class Conv(Step):
-    """Convolution + bias, plus ``residual`` where there is one, then ReLU where ``relu``."""
+    """Convolution + bias, plus ``residual`` unless it is None, then ReLU if ``relu``."""
 
     kind: ClassVar[str] = "conv"
     stride: int = 1
@@ -122,10 +122,10 @@ class Conv(Step):
 
 @dataclass(frozen=True, eq=False)
 class Pool(Step):
-    """A window pool that halves height and width, rounded up: the 3×3/2 maximum, or the 2×2/2 average.
+    """A pooling step that halves height and width, rounded up: the 3×3/2 maximum or the 2×2/2 average.
 
-    Windows count the pixels inside the image only (``AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)``).
-    There are no weights: ``weight`` and ``bias`` are empty.
+    Windows count only the pixels inside the image (``AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)``).
+    The step has no weights: ``weight`` and ``bias`` are empty.
     """
 
     kind: ClassVar[str] = "pool"
@@ -181,12 +181,12 @@ class SqueezeExcite(Step):
 
 @dataclass(frozen=True, eq=False)
 class Joined(Step):
-    """A bottleneck block's ``last`` convolution and its neighbours, for one kernel to compute.
+    """The ``last`` convolution of a bottleneck block and its neighbours, computed by one kernel.
 
-    With ``first``, the convolution before it, whose result is then not written; with ``shortcut``, the projection that
-    it adds, merged into it by concatenating the reductions; with ``following``, the 1×1 convolution that reads its
-    result, whose own result is written too. ``weight`` is the last convolution's, flattened to ``[K, R·S·C]``, and with
-    a shortcut ``[K, R·S·C + U]``; ``bias`` the sum of the two biases. Made by :mod:`fastres.network.fusion`.
+    ``first`` is the convolution before it, whose result is then not written. ``shortcut`` is the projection that it
+    adds, merged into it by concatenating the reductions. ``following`` is the 1×1 convolution that reads its result;
+    both results are written. ``weight`` is the last convolution's, flattened to ``[K, R·S·C]``, or ``[K, R·S·C + U]``
+    with a shortcut. ``bias`` is then the sum of the two biases. :mod:`fastres.network.fusion` builds these steps.
     """
 
     kind: ClassVar[str] = "joined"
@@ -209,7 +209,7 @@ class Joined(Step):
         return (self.output,) if self.following is None else (self.output, self.following.output)
 
     def last_input_shape(self, shape: Shape) -> Shape:
-        """Shape of what the last convolution reads, for an input of ``shape``."""
+        """Return the shape of the last convolution's input, for an input of ``shape``."""
         return shape if self.first is None else self.first.output_shape(shape)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -238,7 +238,7 @@ class Head(Step):
 
 
 def describe(step: Step) -> str:
-    """A step's attributes in a few words, such as ``3×3/2 g32 relu +residual``."""
+    """Return a step's attributes in a few words, such as ``3×3/2 groups 32 + residual relu``."""
     if isinstance(step, Head):
         return "average pool, linear" if step.weight.shape[0] else "average pool"
     if isinstance(step, Joined):

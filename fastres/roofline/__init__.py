@@ -1,4 +1,4 @@
-"""What a step costs, the least time it can take, and an estimate of the time it will take on a GPU.
+"""The cost of a step, the least time that it can take, and an estimate of its time on a GPU.
 
-Knows the Plan, data sheets and the kernels' routing; runs nothing and measures nothing.
+Uses the Plan, data sheets and the kernels' routing. Runs nothing and measures nothing.
 """

@@ -1,9 +1,10 @@
-"""The least time that a plan can take on a machine: each step at the ceiling that binds it.
+"""The least time that a plan can take on a machine: each step runs at the ceiling that limits it.
 
     T = Σ over steps of max(FLOPs / (FLOP/s), bytes / (bytes/s))
 
-Bytes are the unavoidable ones (:meth:`fastres.network.plan.Plan.costs`): each step's inputs, weights and outputs moved once.
-An engine that keeps activations in a cache between steps can beat this bound; one step at a time cannot.
+Bytes are the unavoidable ones (:meth:`fastres.network.plan.Plan.costs`): each step's inputs, weights and outputs are
+moved once. An engine that keeps activations in a cache between steps can beat this bound. An engine that runs one step
+at a time cannot.
 Williams, Waterman, Patterson: *Roofline*, CACM 52(4), 2009.
 """
 
@@ -19,7 +20,7 @@ from .ceilings import Ceilings, step_seconds
 
 @dataclass(frozen=True)
 class Roofline:
-    """``seconds`` is the bound of one batch; ``memory_seconds`` the part of it spent in steps that memory binds."""
+    """``seconds`` is the bound for one batch, ``memory_seconds`` the part of it in steps that memory limits."""
 
     seconds: float
     memory_seconds: float
@@ -28,7 +29,7 @@ class Roofline:
 
 
 def roofline(costs: Iterable[StepCost], ceilings: Ceilings) -> Roofline:
-    """The bound of a whole plan from the costs of its steps."""
+    """Return the bound of a whole plan from the costs of its steps."""
     seconds = memory_seconds = 0.0
     flops = moved = 0
     for cost in costs:

@@ -1,9 +1,10 @@
-"""What a machine can do at most, and the least time that a step of a plan takes there: the roofline of one step.
+"""The peak rates of a machine, and the least time that a step of a plan can take on it: the roofline of one step.
 
     T = max(FLOPs / (FLOP/s), bytes / (bytes/s))
 
 Williams, Waterman, Patterson: *Roofline*, CACM 52(4), 2009. The benchmark measures ceilings
-(``fastres.bench.measure.ceilings``); ``PEAKS`` has what makers state, for ``model.explain()`` on a GPU that was not measured.
+(``fastres.bench.measure.ceilings``). ``PEAKS`` has the makers' figures, for ``model.explain()`` on a GPU without
+measurements.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastres.network.plan import StepCost
 class Ceilings:
     """Rates of a machine: ``tflops`` (10¹² FLOP/s) of a matrix product, ``gb_per_s`` (10⁹ bytes/s) of its memory.
 
-    Measured, they are the best rate of a square product and of a copy, each byte of which counts twice.
+    Measured ceilings are the best rates of a square product and of a copy. Each byte of a copy counts twice.
     """
 
     tflops: float
@@ -28,7 +29,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Peak:
-    """What a GPU's data sheet states: dense TFLOP/s by precision, and memory bandwidth in GB/s."""
+    """The figures of a GPU's data sheet: dense TFLOP/s by precision, and memory bandwidth in GB/s."""
 
     half: float  # float16 and bfloat16, matrix units
     tf32: float
@@ -41,8 +42,8 @@ class Peak:
         return Ceilings(self.float32 if precision == "ieee" else self.tf32, self.gb_per_s)
 
 
-# Without sparsity. NVIDIA A100, H100 and H200 Tensor Core GPU data sheets, AMD Instinct MI300X data sheet. By the name
-# that torch gives the device, and exactly so: a MIG slice, whose name has more to it, is another machine.
+# Without sparsity. NVIDIA A100, H100 and H200 Tensor Core GPU data sheets, AMD Instinct MI300X data sheet. The keys are
+# torch's device names and must match exactly: a MIG slice has a longer name and is a different machine.
 _A100 = {"half": 312.0, "tf32": 156.0, "float32": 19.5}
 _SXM = {"half": 989.4, "tf32": 494.7, "float32": 66.9}
 _H100 = Peak(**_SXM, gb_per_s=3350.0)
@@ -74,20 +75,20 @@ PEAKS = {
 
 
 def stated(gpu_name: str, dtype: torch.dtype, precision: str = "ieee") -> Ceilings | None:
-    """The data sheet's ceilings of a GPU for products of ``dtype``; ``None`` for one that ``PEAKS`` does not have.
+    """Return the data sheet's ceilings of a GPU for products of ``dtype``, or ``None`` if ``PEAKS`` lacks the GPU.
 
-    ``precision`` is ``"ieee"`` or ``"tf32"`` and matters to float32 alone.
+    ``precision`` is ``"ieee"`` or ``"tf32"`` and only affects float32.
     """
     peak = PEAKS.get(gpu_name)
     return None if peak is None else peak.ceilings(dtype, precision)
 
 
 def step_seconds(cost: StepCost, ceilings: Ceilings) -> tuple[float, float]:
-    """Seconds that the arithmetic and the memory traffic of one step take at the ceilings."""
+    """Return the seconds of one step's arithmetic and of its memory traffic at the ceilings."""
     return cost.flops / (ceilings.tflops * 1e12), cost.bytes / (ceilings.gb_per_s * 1e9)
 
 
 def bound_by(cost: StepCost, ceilings: Ceilings) -> tuple[str, float]:
-    """``"compute"`` or ``"memory"``, and the least seconds that one step takes."""
+    """Return ``"compute"`` or ``"memory"``, and the least seconds that one step takes."""
     compute, memory = step_seconds(cost, ceilings)
     return ("memory", memory) if memory > compute else ("compute", compute)

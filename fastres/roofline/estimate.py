@@ -1,10 +1,10 @@
-"""How long a GPU takes for one step, or for a network: what tuning measured, or else what the chosen tiles let expect.
+"""Estimate the time of one step, or of a network, on a GPU: the tuner's measurement, or an estimate from the tiles.
 
-A step takes the longest of four things: the arithmetic of whole waves of programs; the tiles' traffic through L2; the
-unavoidable traffic to memory, without activations that the L2 cache still holds; and the chain of a program's
-reduction steps, each of which waits for its loads. A network adds the gap between dependent kernels. The rates below
-are assumed, not fitted to anything: **nothing here was measured on the GPUs that it is about**, and kernels are taken
-to be without flaw otherwise.
+The time of a step is the longest of four: the arithmetic of whole waves of programs; the tiles' traffic through L2; the
+unavoidable traffic to memory, without activations that the L2 cache still holds; and the chain of a program's reduction
+steps, each of which waits for its loads. A network adds the gap between dependent kernels. The rates below are assumed,
+not fitted to data. **Nothing here was measured on the GPUs that it describes**. Otherwise the kernels are assumed to be
+perfect.
 """
 
 from __future__ import annotations
@@ -26,35 +26,36 @@ from fastres.network.plan import Conv, Head, Joined, Plan, Pool, Shape, SqueezeE
 from .ceilings import Ceilings, stated
 from .gpu_shapes import block_of, conv_shape, linear_shape
 
-# What L2 delivers to a multiprocessor, bytes/s: 32 to 45 bytes/ns are reported for a T4, A100 and H100.
+# The rate at which L2 delivers to a multiprocessor, bytes/s: 32 to 45 bytes/ns are reported for a T4, A100 and H100.
 L2_RATE = 40e9
 
-# From a load to the use of what it loads: about twice the 0.27 µs that an idle H100's memory is reported to take, for
-# addresses, masks and barriers around it.
+# Time from a load to the use of its data. About twice the 0.27 µs reported for the memory of an idle H100, to allow for
+# the addresses, masks and barriers around the load.
 LOAD = 0.5e-6
 
-# From the last program of a kernel to the first of the next, in a CUDA graph.
+# Time from the last program of a kernel to the first of the next, in a CUDA graph.
 GAP = 1.0e-6
 
-# The part of the L2 cache in which the activations of a step outlast it.
+# The part of the L2 cache that holds a step's activations until the next step reads them.
 L2_SHARE = 0.6
 
-# What an H200 reached of its data sheet: 790 of 989 TFLOP/s of a matrix product, 4300 of 4800 GB/s of a copy.
+# The share of its data sheet's rates that an H200 reached: 790 of 989 TFLOP/s of a matrix product, 4300 of 4800 GB/s of
+# a copy.
 OF_MATRIX_RATE, OF_MEMORY_RATE = 0.8, 0.9
 
-# Warps that run at once on a multiprocessor with the 128 registers a thread that the rules' tiles take.
+# Warps that run at once on a multiprocessor if a thread uses 128 registers, as the rules' tiles do.
 WARPS = 16
 
 
 def attainable(gpu: Gpu, dtype: torch.dtype, precision: str = "ieee") -> Ceilings | None:
-    """What a card is taken to reach of its data sheet; None for one of which that is not known."""
+    """Return the rates that a card is assumed to reach, from its data sheet; None if its data sheet is unknown."""
     plain = bool(rules.without_tensor_cores(dtype, gpu, precision))
     sheet = stated(gpu.name, torch.float32) if plain else stated(gpu.name, dtype, precision)
     return sheet and Ceilings(OF_MATRIX_RATE * sheet.tflops, OF_MEMORY_RATE * sheet.gb_per_s)
 
 
 def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -> float:
-    """An estimate from whole waves of tiles, traffic through L2 and to memory, and the chain of reduction steps."""
+    """Estimate a layer from whole waves of tiles, traffic to L2 and memory, and the chain of reduction steps."""
     shape, size = layer.shape, getattr(torch, layer.dtype).itemsize
     rows = cdiv(shape.M, config.block_m)
     if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
@@ -79,7 +80,7 @@ def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -
 
 
 def chain_seconds(layer: Layer, config: ConvConfig, programs: int, gpu: Gpu) -> float:
-    """How long programs take one after the other on a multiprocessor, each waiting for its loads and its stores."""
+    """Return the time of the programs that run in turn on a multiprocessor, each waiting for its loads and stores."""
     size = getattr(torch, layer.dtype).itemsize
     resident = max(1, min(WARPS // config.num_warps, gpu.shared_memory // _pipeline(config, size)))
     together = min(resident, cdiv(programs, gpu.multiprocessors))
@@ -88,7 +89,7 @@ def chain_seconds(layer: Layer, config: ConvConfig, programs: int, gpu: Gpu) -> 
     rounds = cdiv(programs, resident * gpu.multiprocessors)
     sums = cdiv(rules.reduction_blocks(layer.shape, config), config.split) * step
     if persistent(config) or config.kernel in conv_specialized.KERNELS:
-        # The next tile's loads are on their way before one is finished.
+        # The loads of the next tile start before the current tile is finished.
         return LOAD + rounds * sums + LOAD
     seconds = LOAD + sums + LOAD
     if config.split > 1:  # the last program to arrive waits for the counter and reads all partial sums
@@ -109,9 +110,9 @@ def network_seconds(
     how: Network | None = None,
     route: Callable[..., ConvConfig] = rules.route_conv,
 ) -> float:
-    """A network's time for a batch of ``shape`` (NHWC) in a CUDA graph, its convolutions as ``route`` has them.
+    """Return a network's time for a batch of ``shape`` (NHWC) in a CUDA graph. ``route`` configures its convolutions.
 
-    ``how`` says how many images run at a time and through which stage.
+    ``how`` says how many images run at a time, and through which stage.
     """
     n, h, w, _ = shape
 
@@ -128,7 +129,7 @@ def network_seconds(
 
 
 def kernels(step: Step) -> int:
-    """How many dependent kernels run a step; the one that prepares a stem's images counts with the stem."""
+    """Return how many dependent kernels run a step. The kernel that prepares a stem's images counts with the stem."""
     return 4 if isinstance(step, SqueezeExcite) else 2 if isinstance(step, Head) and step.weight.shape[0] else 1
 
 
@@ -140,7 +141,7 @@ def _step_seconds(
     limits: Ceilings,
     route: Callable[..., ConvConfig],
 ) -> float:
-    """A step by rules alone."""
+    """Return the time of a step by the rules alone."""
     shape = shapes[step.input]
     if isinstance(step, Conv):
         layer = Layer.of(conv_shape(step, shape), dtype, step.residual is not None)
@@ -157,9 +158,9 @@ def _step_seconds(
 def step_estimate(
     step: Step, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings
 ) -> tuple[float | None, str]:
-    """Seconds of ``step`` and whether they are ``"measured"`` (by the tuner, on this GPU) or ``"estimated"``.
+    """Return the seconds of ``step`` and their source: ``"measured"`` (by the tuner, on this GPU) or ``"estimated"``.
 
-    ``(None, "")`` for a kind of step that neither is known of.
+    Return ``(None, "")`` for a kind of step that has neither.
     """
     shape = cost.input_shape
     if isinstance(step, Conv):
@@ -167,7 +168,9 @@ def step_estimate(
     if isinstance(step, Joined):
         return _joined_estimate(step, cost, dtype, gpu, limits)
     if isinstance(step, (Pool, SqueezeExcite)):
-        again = math.prod(shape) * dtype.itemsize if isinstance(step, SqueezeExcite) else 0  # read for the mean first
+        again = (
+            math.prod(shape) * dtype.itemsize if isinstance(step, SqueezeExcite) else 0
+        )  # the mean reads the input once more
         return (cost.bytes + again) / (limits.gb_per_s * 1e9), "estimated"
     if isinstance(step, Stem):
         return _stem_seconds(step, cost, dtype, gpu, limits), "estimated"
@@ -181,7 +184,7 @@ def _conv_estimate(step: Conv, shape: Shape, dtype: torch.dtype, gpu: Gpu, limit
 
 
 def _layer_estimate(layer: Layer, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
-    """As measured for just this layer on just this GPU, or estimated."""
+    """Return the time measured for exactly this layer on this GPU, or else an estimate."""
     entry = dispatch.tuned_for(layer, gpu)
     if entry and entry.layer == layer and dispatch.tuned(gpu).measured(entry):
         return entry.microseconds / 1e6, "measured"
@@ -191,7 +194,7 @@ def _layer_estimate(layer: Layer, dtype: torch.dtype, gpu: Gpu, limits: Ceilings
 
 
 def _joined_estimate(step: Joined, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
-    """As measured for just this run; by proportion to the nearest batch measured, that is an estimate."""
+    """Return the time measured for exactly this run, or else an estimate, scaled from the nearest measured batch."""
     block = block_of(step, cost.input_shape, dtype)
     found = dispatch.route_block(block, dtype, gpu)
     if found is None:
@@ -204,24 +207,24 @@ def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limi
     pixels = step.conv_shape(cost.input_shape)[:3]
     config = rules.route_stem(step.weight.shape[0], pixels, dtype, gpu, step.pool)
     n, p, q, _ = cost.output_shape
-    if step.pool:  # the last of 2·rows + 1 convolution rows is the next program's first
+    if step.pool:  # the last of 2·rows + 1 convolution rows is also the next program's first
         programs, again = stem_programs(n, p, q, config.block_q, config.rows), 1 + 1 / (2 * config.rows)
     else:
         programs, again = n * cdiv(p, config.rows) * cdiv(q, config.block_q), 1.0
     compute, memory = cost.flops * again / (limits.tflops * 1e12), cost.bytes / (limits.gb_per_s * 1e9)
     seconds = max(compute, memory) * _idle(programs, gpu)
-    # A program's chain: a row of the filter at a time, for each of its rows of the convolution.
+    # A program's chain: one row of the filter at a time, for each of its convolution rows.
     steps = step.weight.shape[1] * (2 * config.rows + 1 if step.pool else config.rows)
     rounds = cdiv(programs, max(1, WARPS // config.num_warps) * gpu.multiprocessors)
     seconds = max(seconds, rounds * (2 * LOAD + steps * LOAD / max(1, config.num_stages - 1)))
-    if config.prepared:  # four channels a pixel are written before and read again
+    if config.prepared:  # the prepared images, four channels per pixel, are written and read again
         n, h, w, _ = cost.input_shape
         seconds += 2 * 4 * n * h * w * dtype.itemsize / (limits.gb_per_s * 1e9)
     return seconds
 
 
 def _head_estimate(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:
-    """The pool, then the classifier where there is one; the pool's time is never measured."""
+    """Return the time of the pool and of the classifier, if there is one. The pool's time is never measured."""
     pooling = _pool_seconds(shape, dtype, gpu, limits)
     if not step.weight.shape[0]:
         return pooling, "estimated"
@@ -230,7 +233,7 @@ def _head_estimate(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limit
 
 
 def _pool_seconds(shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> float:
-    """The pool reads its input once, some pixels after the others."""
+    """Return the time of the pool, which reads its input once, a block of pixels at a time."""
     n, h, w, c = shape
     pool = rules.route_pool(c, h * w)
     reading = n * h * w * c * dtype.itemsize / (limits.gb_per_s * 1e9) * _idle(n * cdiv(c, pool.block_c), gpu)
@@ -238,5 +241,5 @@ def _pool_seconds(shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) 
 
 
 def _idle(programs: int, gpu: Gpu) -> float:
-    """How much longer whole waves of ``programs`` take than if no multiprocessor were ever idle."""
+    """Return the factor by which whole waves of ``programs`` are slower than without idle multiprocessors."""
     return cdiv(programs, gpu.multiprocessors) * gpu.multiprocessors / programs

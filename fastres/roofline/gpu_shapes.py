@@ -1,4 +1,4 @@
-"""A plan's steps as the kernels and the tuned tables know them."""
+"""Convert a plan's steps to the shapes that the kernels and the tuned tables use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastres.text import dtype_name
 
 
 def conv_shape(step: Conv, shape: Shape) -> rules.ConvShape:
-    """The convolution that the kernel runs for ``step`` on an input of ``shape`` (NHWC), small groups merged."""
+    """Return the convolution that the kernel runs for ``step`` on ``shape`` (NHWC), small groups merged."""
     n, h, w, _ = shape
     k, r, s, c = step.weight.shape
     merge = grouping.merged_groups(c, step.groups) if step.groups > 1 else 1
@@ -21,12 +21,12 @@ def conv_shape(step: Conv, shape: Shape) -> rules.ConvShape:
 
 
 def linear_shape(step: Head, shape: Shape) -> rules.ConvShape:
-    """The convolution that the classifier is, for the head's input of ``shape`` (NHWC)."""
+    """Return the classifier as a convolution, for the head's input of ``shape`` (NHWC)."""
     return head.linear_shape(shape[0], shape[3], step.weight.shape[0])
 
 
 def block_of(run: Joined, shape: Shape, dtype: torch.dtype) -> Block:
-    """What the tuned tables know a joined run by, for an input of ``shape`` (NHWC)."""
+    """Return the key of a joined run in the tuned tables, for an input of ``shape`` (NHWC)."""
     shortcut, following = run.shortcut, run.following
     return Block(
         conv_shape(run.last if run.first is None else run.first, shape),

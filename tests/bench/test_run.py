@@ -162,7 +162,7 @@ def test_without_a_yardstick_there_is_no_run() -> None:
 def test_a_dtype_that_the_device_lacks_is_said_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacks(dtype: torch.dtype) -> None:
         if dtype == torch.bfloat16:
-            raise DtypeError("This CPU does not compute in bfloat16; it has float32")
+            raise DtypeError("This CPU does not compute in bfloat16; it supports float32")
 
     monkeypatch.setattr(peers, "check_dtype", lacks)
     found = run.run(options(EAGER, FASTRES, dtypes=(torch.bfloat16, torch.float32)))
@@ -172,7 +172,7 @@ def test_a_dtype_that_the_device_lacks_is_said_and_the_others_go_on(monkeypatch:
         ("bfloat16", "fastres", "unsupported"),
     ]
     assert set(found.environment["ceilings"]) == {"float32"}  # a matmul may take minutes where a dtype is emulated
-    assert found.rows[-1].note == "This CPU does not compute in bfloat16; it has float32"
+    assert found.rows[-1].note == "This CPU does not compute in bfloat16; it supports float32"
     assert results.exit_code(found.rows) == 0
 
 

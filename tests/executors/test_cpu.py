@@ -252,7 +252,7 @@ def test_input_is_left_as_it_is() -> None:
 def test_dtypes_that_the_cpu_lacks_are_named() -> None:
     lacking = {torch.bfloat16, torch.float16, torch.float64} - set(cpu.supported_dtypes())
     for dtype in lacking:
-        with pytest.raises(DtypeError, match=f"does not compute in {dtype_name(dtype)}; it has float32"):
+        with pytest.raises(DtypeError, match=f"does not compute in {dtype_name(dtype)}; it supports float32"):
             cpu.check_dtype(dtype)
 
 

@@ -88,7 +88,7 @@ def test_list_models() -> None:
 def test_unknown_names_get_near_matches() -> None:
     with pytest.raises(UnknownModelError, match=r"No model is called 'resnet-50'\. Did you mean 'resnet50'"):
         get_architecture("resnet-50")
-    with pytest.raises(UnknownModelError, match="named by a string, not int"):
+    with pytest.raises(UnknownModelError, match="name must be a string, not int"):
         get_architecture(50)  # type: ignore[arg-type]
 
 
