@@ -1,7 +1,8 @@
 """Triton kernels for ResNet inference: fused conv + bias + residual + ReLU, stem, head.
 
-Import them as ``fastres.kernels``. The bare name belongs to Hugging Face's package, for which ``transformers`` looks:
-where the checkout's root is on ``sys.path``, this folder steps aside for the installed one, or is empty.
+Import them as ``fastres.kernels``. The bare name ``kernels`` belongs to a package of Hugging Face's that
+``transformers`` looks for. If the checkout's root is on ``sys.path``, this folder makes way for the installed package;
+if none is installed, it acts as an empty package.
 """
 
 if __name__ == "kernels":
@@ -18,4 +19,4 @@ if __name__ == "kernels":
         _spec.loader.exec_module(sys.modules["kernels"])
     else:
         __path__ = []
-        del __file__  # as of a folder without modules
+        del __file__  # like a folder without modules

@@ -4,18 +4,18 @@
                          + Σ_{r, s, c} x[n, p·stride + r − padding, q·stride + s − padding, c] · w[k, r, s, c])
 
 Triton itself does not specialise warps on Hopper, so the kernel is written in Gluon, Triton's lower level
-(``conv_specialized_gluon.py``). A producer warp keeps buffers filled through the tensor memory accelerator (TMA) and
-runs ahead over tile boundaries, also with the residual; the consumers multiply out of the buffers (wgmma, both operands
-from shared memory) and finish and store a tile while the next one is being fetched. Programs are persistent.
+(``conv_specialized_gluon.py``). A producer warp keeps the buffers filled through the tensor memory accelerator (TMA)
+and runs ahead across tile boundaries, also with the residual. The consumers multiply from the buffers (wgmma, both
+operands from shared memory) and finish and store a tile while the next one is fetched. Programs are persistent.
 
-A tile is BLOCK_M = TN·TH·TW output pixels (of TN images TH × TW pixels) × BLOCK_N channels, and its input for one tap
-of the filter is a box of the same extent, shifted: one TMA copy, zeros outside the image. Taps that miss the image for
-the whole tile are left out. At stride 2 the image is described by the parity of its rows and columns,
-[N, H/2, 2, W/2, 2·C], in which every second pixel is a box too.
+A tile is BLOCK_M = TN·TH·TW output pixels (TH × TW pixels of TN images) × BLOCK_N channels. Its input for one tap of
+the filter is a box of the same extent, shifted: one TMA copy, with zeros outside the image. Taps that miss the image
+for the whole tile are skipped. At stride 2 the image is described by the parity of its rows and columns,
+[N, H/2, 2, W/2, 2·C], so that every second pixel also forms a box.
 
-Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Stride 1, or 2
-with even H and W; padding smaller than the filter; C is a multiple of 64 and K of 8. Needs an NVIDIA GPU of the sm_90
-family. Triton's interpreter does not run Gluon; the tests simulate it.
+Activations are NHWC in float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. The stride is 1,
+or 2 with even H and W. The padding is smaller than the filter, C is a multiple of 64 and K of 8. The kernel needs an
+NVIDIA GPU of the sm_90 family. Triton's interpreter does not run Gluon; the tests simulate it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .conv_tma import check_conv_tma, conv_tma_shape
 from .launch import cdiv, device_guard
 from .tma import why_not_tma
 
-# Tiles chosen for the fewest products: one pixel of many images where there are many; or compact ones, of the fewest
-# images that waste nothing more: their boxes span less memory, and so fewer of its pages.
+# Two ways to choose tiles. The first minimises products: one pixel of many images, if there are many. The compact one
+# takes the fewest images that waste nothing more: its boxes span less memory, and so fewer pages.
 KERNELS = ("conv_specialized", "conv_specialized_compact")
 
-BLOCK_K = 64  # 128 bytes, the rows that TMA and wgmma swizzle
+BLOCK_K = 64  # 128 bytes, the row that TMA and wgmma swizzle
 CONSUMER_WARPS = 8  # two warp groups; with the producer's registers, one program fills a multiprocessor
 
-# What to time for a layer: (BLOCK_M, BLOCK_N, stages). All fit sm_90, and none spills in Triton 3.6.0 or 3.7.1.
+# Candidates to time for a layer: (BLOCK_M, BLOCK_N, stages). All fit sm_90; none spills in Triton 3.6.0 or 3.7.1.
 CANDIDATES = tuple(
     ConvConfig(kernel, m, n, BLOCK_K, CONSUMER_WARPS, stages)
     for kernel in KERNELS
@@ -57,24 +57,24 @@ CANDIDATES = tuple(
     )
 )
 
-# Below this share of pixels in use, tiles waste too much for any other virtue to make up for it.
+# If less than this share of the tiles' pixels is in use, the waste outweighs every other gain.
 LEAST_USE = 0.5
 
 
 @functools.cache
 def why_no_gluon() -> str:
-    """Why the kernel cannot be had in this Triton; empty where it can."""
+    """Return why this Triton cannot compile the kernel; empty if it can."""
     try:
         from . import conv_specialized_gluon  # noqa: F401
     except (ImportError, AttributeError) as error:
         import triton
 
-        return f"Triton {triton.__version__} has another Gluon than this kernel is written in ({error})"
+        return f"Triton {triton.__version__} has a different Gluon from the one this kernel is written in ({error})"
     return ""
 
 
 def why_not_conv_specialized(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Why this kernel cannot, or should not, take a convolution; empty where it can."""
+    """Return why this kernel cannot, or should not, take a convolution; empty if it can."""
     if gpu is INTERPRETER:
         return "Triton's interpreter does not run Gluon"
     if shape.groups != 1:
@@ -82,22 +82,22 @@ def why_not_conv_specialized(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> 
     if shape.padding >= min(shape.R, shape.S):
         return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
     if shape.stride not in (1, 2) or (shape.stride == 2 and (shape.H % 2 or shape.W % 2)):
-        return f"stride {shape.stride} of {shape.H}×{shape.W} pixels; it takes stride 1, or 2 of even sizes"
+        return f"stride {shape.stride} on {shape.H}×{shape.W} pixels; the kernel takes stride 1, or 2 on even sizes"
     if shape.C % BLOCK_K:
-        return f"it takes multiples of {BLOCK_K} input channels, not {shape.C}"
+        return f"the kernel takes multiples of {BLOCK_K} input channels, not {shape.C}"
     if reason := why_not_tma(dtype, gpu, shape.C, shape.K):
         return reason
     tiles = pixel_tiles(shape, box_of(shape, 128))
     if tiles * 128 * LEAST_USE > shape.M:
-        return f"tiles of 128 pixels of {shape.N} images of {shape.P}×{shape.Q} are mostly empty"
+        return f"tiles of 128 pixels are mostly empty on {shape.N} images of {shape.P}×{shape.Q}"
     return why_no_gluon()
 
 
 @functools.lru_cache(maxsize=4096)
 def box_of(shape: ConvShape, pixels: int, kernel: str = KERNELS[0]) -> tuple[int, int, int]:
-    """The tile (TN, TH, TW) of ``pixels``, a power of two, that suits ``shape`` best in the sense of ``kernel``.
+    """Return the tile (TN, TH, TW) of ``pixels``, a power of two, that suits ``shape`` best for ``kernel``.
 
-    Pixels past the edge are computed in vain; taps past it are left out, of tiles of few pixels an image more of them.
+    Pixels past the edge are wasted work. Taps past the edge are skipped; tiles with few pixels per image skip more.
     """
     sizes = [1 << bit for bit in range(pixels.bit_length())]
     boxes = [(pixels // (h * w), h, w) for h, w in itertools.product(sizes, sizes) if h * w <= pixels]
@@ -107,14 +107,14 @@ def box_of(shape: ConvShape, pixels: int, kernel: str = KERNELS[0]) -> tuple[int
 
 
 def _products(shape: ConvShape, box: tuple[int, int, int]) -> int:
-    """How many pairs of a tile and a tap that reaches its image there are."""
+    """Count the pairs of a tile and a tap that reaches its image."""
     rows = _taps(shape, shape.H, shape.P, shape.R, box[1])
     columns = _taps(shape, shape.W, shape.Q, shape.S, box[2])
     return cdiv(shape.N, box[0]) * rows * columns
 
 
 def _taps(shape: ConvShape, size: int, out: int, taps: int, block: int) -> int:
-    """How many taps of the filter along one axis reach the image, summed over blocks of output pixels."""
+    """Count the taps of the filter along one axis that reach the image, summed over blocks of output pixels."""
     return sum(
         min(size + shape.padding - shape.stride * first, taps)
         - max(shape.padding - shape.stride * (first + block - 1), 0)
@@ -123,17 +123,17 @@ def _taps(shape: ConvShape, size: int, out: int, taps: int, block: int) -> int:
 
 
 def pixel_tiles(shape: ConvShape, box: tuple[int, int, int]) -> int:
-    """How many tiles cover the output pixels."""
+    """Return how many tiles cover the output pixels."""
     return cdiv(shape.N, box[0]) * cdiv(shape.P, box[1]) * cdiv(shape.Q, box[2])
 
 
 def conv_specialized_tiles(shape: ConvShape, config: ConvConfig) -> int:
-    """How many tiles the output has."""
+    """Return how many tiles the output has."""
     return pixel_tiles(shape, box_of(shape, config.block_m, config.kernel)) * cdiv(shape.K, config.block_n)
 
 
 def conv_specialized_constants(shape: ConvShape, config: ConvConfig, *, residual: bool, relu: bool) -> dict[str, Any]:
-    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on."""
+    """Return the kernel's compile-time arguments. Launches and ahead-of-time compilations must agree on them."""
     from .conv_specialized_gluon import accumulator_layout
 
     return {
@@ -148,7 +148,7 @@ def conv_specialized_constants(shape: ConvShape, config: ConvConfig, *, residual
 
 
 def conv_specialized_boxes(shape: ConvShape, config: ConvConfig) -> dict[str, list[int]]:
-    """The box each descriptor moves, by kernel argument."""
+    """Return the box that each descriptor moves, by kernel argument."""
     n, h, w = box_of(shape, config.block_m, config.kernel)
     out = [n, h, w, config.block_n]
     return {
@@ -176,14 +176,14 @@ def conv_specialized_into(
 
     ``x`` [N, H, W, C], ``weight`` [K, R·S·C] (KRSC, flattened), ``bias`` float32 [K], ``y`` and ``residual``
     [N, P, Q, K]; ``filter_size`` is (R, S). All are contiguous, on one device and start on 16 bytes; all but ``bias``
-    share a dtype of float16 and bfloat16. ``y`` may be ``residual`` itself, and nothing else. Arguments are not checked
-    here: see :func:`conv_specialized`.
+    share a dtype, float16 or bfloat16. ``y`` may be ``residual`` itself, but no other input. Arguments are not checked
+    here; :func:`conv_specialized` checks them.
     """
     from .conv_specialized_gluon import conv_specialized_kernel, describe
 
     shape = conv_tma_shape(x, weight, filter_size, stride, padding)
     boxes = conv_specialized_boxes(shape, config)
-    # [N, H/2, 2, W/2, 2·C] has a box for every second pixel.
+    # In [N, H/2, 2, W/2, 2·C], every second pixel forms a box.
     images = x if stride == 1 else x.view(shape.N, shape.H // 2, 2, shape.W // 2, 2 * shape.C)
     tensors = {"x_desc": images, "w_desc": weight, "residual_desc": residual, "y_desc": y}
     tiles = conv_specialized_tiles(shape, config)
@@ -209,7 +209,7 @@ def conv_specialized(
     relu: bool = False,
     config: ConvConfig,
 ) -> Tensor:
-    """The convolution as a new tensor [N, P, Q, K]; arguments as in :func:`conv_specialized_into`, checked.
+    """Check the arguments of :func:`conv_specialized_into` and return the convolution as a new tensor [N, P, Q, K].
 
     Raises ``KernelError``, ``DtypeError`` or ``DeviceError``.
     """

@@ -1,14 +1,14 @@
 """The device side of ``conv_specialized.py``: a producer warp and two warp groups of consumers, in Gluon.
 
-Gluon is Triton's lower level, and experimental: names move between versions. Whatever cannot be imported here is a
-reason for the routing to leave this kernel alone, never an error.
+Gluon is Triton's lower level, and experimental: names move between versions. If an import here fails, the routing
+leaves this kernel alone; it is never an error.
 
-Two kinds of buffers in shared memory are handed over by mbarriers, of which ``full`` ones count the bytes that arrive
-and ``empty`` ones the consumers' word that they have read:
+Two kinds of buffers in shared memory are handed over by mbarriers. ``full`` mbarriers count the bytes that arrive;
+``empty`` ones count the consumers' signals that they have read:
 
-- STAGES pairs, two or more, of a box of x and a box of w. The consumers give a pair back when the product after it has
-  been issued and its own is done; the compiler puts a barrier of both warp groups before that.
-- One tile of y, into which the producer may load the residual once the tile before has been stored.
+- STAGES pairs, two or more, of a box of x and a box of w. The consumers release a pair once the next product has been
+  issued and the pair's own is done; the compiler puts a barrier of both warp groups before that.
+- One tile of y. The producer may load the residual into it once the previous tile has been stored.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 @functools.cache
 def shared_layout(rank: int) -> gl.NVMMASharedLayout:
-    """How boxes of ``rank`` dimensions of 2-byte elements lie in shared memory, for TMA and wgmma alike."""
+    """Return the shared-memory layout of boxes with ``rank`` dimensions of 2-byte elements, for TMA and wgmma."""
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
 
 
 @functools.cache
 def accumulator_layout(warps: int, block_n: int) -> gl.NVMMADistributedLayout:
-    """How the accumulator of BLOCK_N columns lies in the registers of ``warps`` consumer warps."""
+    """Return the layout of an accumulator of BLOCK_N columns in the registers of ``warps`` consumer warps."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, block_n, 16])
 
 
 def describe(tensor: Tensor, box: list[int]) -> TensorDescriptor:
-    """A contiguous tensor for TMA, which moves it in boxes."""
+    """Describe a contiguous tensor for TMA, which moves it in boxes."""
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), box, shared_layout(tensor.dim()))
 
 
@@ -80,7 +80,7 @@ def _produce(
     """Fill buffers as they become empty: those of x and w for every step of every tile, that of y with the residual."""
     C_BLOCKS: gl.constexpr = C // BLOCK_K
     step = 0
-    parity = 0  # of how often y's buffer was handed over
+    parity = 0  # of the number of hand-overs of y's buffer
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         image, p, q, column, r0, r1, s0, s1 = _tile_at(tile, H, W, P, Q, K, R, S, STRIDE, PADDING, BLOCK_N, BOX)
         columns = s1 - s0
@@ -96,7 +96,7 @@ def _produce(
             if STRIDE == 1:
                 corner = [image, p + r - PADDING, q + s - PADDING, c]
             else:
-                # Half of a coordinate, rounded down also where it is negative.
+                # Half of a coordinate, rounded down even if it is negative.
                 h = r + PADDING
                 w = s + PADDING
                 corner = [image, p + h // 2 - PADDING, h % 2, q + w // 2 - PADDING, w % 2 * C + c]
@@ -106,7 +106,7 @@ def _produce(
             )
             step += 1
             if HAS_RESIDUAL:  # noqa: SIM102 (one is decided at compile time, the other at run time)
-                # Behind the first loads of the tile, so that waiting for the last tile's store holds nothing up.
+                # After the tile's first loads, so that waiting for the previous tile's store delays nothing.
                 if block == gl.minimum(STAGES, blocks) - 1:
                     mbarrier.wait(y_empty, parity)
                     mbarrier.expect(y_full, residual_desc.block_type.nbytes)
@@ -135,12 +135,12 @@ def _consume(
             x = x_buffers.index(slot).reshape([BLOCK_M, BLOCK_K])
             w = w_buffers.index(slot).permute((1, 0))
             acc = warpgroup_mma(x, w, acc, is_async=True)
-            # This product runs on while the buffers of the one before, which is then done, are handed back.
+            # This product runs on while the buffers of the previous one, which is then done, are released.
             acc = warpgroup_mma_init(warpgroup_mma_wait(num_outstanding=1, deps=(acc,)))
             if block > 0:
                 mbarrier.arrive(empty.index((step - 1) % STAGES), count=1)
             elif HAS_RESIDUAL:
-                tma.store_wait(0)  # the last tile's
+                tma.store_wait(0)  # the previous tile's
                 mbarrier.arrive(y_empty, count=1)
             step += 1
         y = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
@@ -152,7 +152,7 @@ def _consume(
             mbarrier.wait(y_full, parity)
             y += y_buffer.reshape([BLOCK_M, BLOCK_N]).load(LAYOUT).to(gl.float32)
         else:
-            tma.store_wait(0)  # the last tile's
+            tma.store_wait(0)  # the previous tile's
         if RELU:
             y = gl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
         y_buffer.reshape([BLOCK_M, BLOCK_N]).store(y.to(y_desc.dtype))

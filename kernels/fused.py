@@ -4,16 +4,17 @@
     y[n, p, q, k] = relu(b2[k] + Σ_j v[n, p, q, j] · w2[k, j] + residual[n, p, q, k])
     z[n, p, q, i] = relu(b3[i] + Σ_k y[n, p, q, k] · w3[i, k])
 
-v never leaves registers, and y is written once and not read again for z: in the first stages of a ResNet, where memory
-is the limit, that saves a quarter to a third of the traffic. z is optional. In place of the residual there may be a
-``shortcut`` u with its projection: then the last term of y is Σ_c u[n, p·t, q·t, c] · w2[k, J + c].
+v never leaves registers, and y is written once and not read again for z. In the first stages of a ResNet, where memory
+is the limit, this saves a quarter to a third of the traffic. z is optional. A ``shortcut`` u with its projection may
+replace the residual; the last term of y is then Σ_c u[n, p·t, q·t, c] · w2[k, J + c].
 
-Tiles are those of ``conv_tma``: one output pixel of BLOCK_M images. v's J channels are held at once; the K channels of
-y are walked over BLOCK_N at a time, in a second pipelined loop. v and y are rounded to the activations' dtype before
+Tiles are those of ``conv_tma``: one output pixel of BLOCK_M images. All J channels of v are held at once. A second
+pipelined loop walks over the K channels of y, BLOCK_N at a time. v and y are rounded to the activations' dtype before
 they are multiplied, as if they had been stored.
 
-Activations are NHWC of float16 or bfloat16, biases float32; accumulation is float32. J and the channels of z and u are
-powers of two up to 128 (they are held whole), K is a multiple of 128, C of 8. Needs a GPU of the sm_90 family.
+Activations are NHWC in float16 or bfloat16, biases float32; accumulation is float32. J and the channels of z and u are
+powers of two up to 128 (they are held whole), K is a multiple of 128, C of 8. The kernel needs a GPU of the sm_90
+family.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ KERNELS = ("fused",)
 # Most channels held whole in registers, a multiple of every BLOCK_N; fewest that a tensor-core instruction multiplies.
 MOST_HELD, FEWEST_HELD = 128, 16
 
-# What to time, where it fits (``fused_fits``); BLOCK_N is the width of y that is computed at a time. Beside them:
-# registers by Triton 3.7.1 of 64→256→64 / 128→512→128 with a residual. Two programs of 8 warps fit a multiprocessor
-# where they take at most 128. 3.6.0 takes at most two more; nothing spills but the last, at J = 128.
+# Candidates to time, if they fit (``fused_fits``). BLOCK_N is the width of y computed at a time. Each comment gives the
+# registers of 64→256→64 / 128→512→128 with a residual in Triton 3.7.1. Two programs of 8 warps fit a multiprocessor if
+# they take at most 128. Triton 3.6.0 takes at most two more; only the last candidate spills, at J = 128.
 CANDIDATES = (
     ConvConfig("fused", 128, 64, 64, 8, 3),  # 128 / 175
     ConvConfig("fused", 128, 64, 64, 8, 2),  # 126 / 173
@@ -88,13 +89,13 @@ def fused_kernel(
     BLOCK_K: tl.constexpr,
 ):
     C_BLOCKS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    # All pixels of one block of images before the next block: neighbours, which share input pixels, run together.
+    # All pixels of one block of images come before the next block: neighbours share input pixels and run together.
     pixel = tl.program_id(0)
     q = pixel % Q
     p = (pixel // Q) % P
     image = (pixel // (P * Q)) * BLOCK_M
 
-    # The 3×3 convolution, over the taps inside the image: rows r0 and on, columns s0 and on.
+    # The 3×3 convolution, over the taps inside the image: from row r0 and column s0 on.
     top = p * STRIDE - PADDING
     left = q * STRIDE - PADDING
     r0 = tl.maximum(-top, 0)
@@ -113,7 +114,7 @@ def fused_kernel(
     v = acc + tl.load(bias1_ptr + tl.arange(0, J))[None, :]
     v = tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL).to(y_desc.dtype)
 
-    # The 1×1 convolutions, BLOCK_N channels of y at a time. With 3 stages the loads are a turn ahead, with 2 hardly.
+    # The 1×1 convolutions, BLOCK_N channels of y at a time. Loads run an iteration ahead with 3 stages, hardly with 2.
     z = tl.zeros((BLOCK_M, NEXT if NEXT > 0 else 16), tl.float32)
     for k in range(0, K, BLOCK_N):
         y = _dot(v, w2_desc.load([k, 0]), tl.zeros((BLOCK_M, BLOCK_N), tl.float32), UPCAST)
@@ -152,9 +153,9 @@ def fused_constants(
     shortcut_stride: int = 1,
     next_channels: int = 0,
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments; what a launch and an ahead-of-time compilation must agree on.
+    """Return the kernel's compile-time arguments. Launches and ahead-of-time compilations must agree on them.
 
-    ``shape`` is the 3×3 convolution's; ``k`` counts y's channels.
+    ``shape`` is that of the 3×3 convolution; ``k`` is the number of y's channels.
     """
     return {
         **shape.constants,
@@ -171,7 +172,7 @@ def fused_constants(
 def fused_boxes(
     shape: ConvShape, config: ConvConfig, *, shortcut_channels: int = 0, next_channels: int = 0
 ) -> dict[str, list[int]]:
-    """The box each descriptor in use moves, by kernel argument."""
+    """Return the box that each descriptor in use moves, by kernel argument."""
     pixel = [1, 1, config.block_m]
     boxes = {
         "x_desc": [*pixel, config.block_k],
@@ -189,14 +190,14 @@ def fused_boxes(
 
 
 def fused_grid(shape: ConvShape, config: ConvConfig) -> tuple[int]:
-    """One program for each output pixel of each block of images."""
+    """Return the grid: one program per output pixel of each block of images."""
     return (cdiv(shape.N, config.block_m) * shape.P * shape.Q,)
 
 
 def fused_shared_memory(
     shape: ConvShape, config: ConvConfig, *, shortcut_channels: int = 0, next_channels: int = 0
 ) -> int:
-    """Bytes of shared memory that a program needs: an upper bound."""
+    """Return an upper bound of the bytes of shared memory that a program needs."""
     m, n, j, u = config.block_m, config.block_n, shape.K, shortcut_channels
     first = config.num_stages * (m + j) * config.block_k
     added = (m + n) * u if u else m * n
@@ -207,7 +208,7 @@ def fused_shared_memory(
 def fused_fits(
     shape: ConvShape, config: ConvConfig, gpu: Gpu, *, shortcut_channels: int = 0, next_channels: int = 0
 ) -> bool:
-    """Whether a program fits ``gpu``: its shared memory, and its two accumulators the registers."""
+    """Return True if ``gpu`` has the shared memory for a program and the registers for its two accumulators."""
     need = fused_shared_memory(shape, config, shortcut_channels=shortcut_channels, next_channels=next_channels)
     held = config.block_m * (shape.K + next_channels) / (32 * config.num_warps)
     return need <= gpu.shared_memory and held <= 128
@@ -216,18 +217,21 @@ def fused_fits(
 def why_not_fused(
     shape: ConvShape, k: int, dtype: torch.dtype, gpu: Gpu, *, shortcut_channels: int = 0, next_channels: int = 0
 ) -> str:
-    """Why this kernel cannot, or should not, take a block; empty where it can. ``shape`` is the 3×3 convolution's."""
+    """Return why this kernel cannot, or should not, take a block; empty if it can.
+
+    ``shape`` is that of the 3×3 convolution.
+    """
     held = [channels for channels in (shape.K, shortcut_channels, next_channels) if channels]
     if bad := [n for n in held if n & (n - 1) or not FEWEST_HELD <= n <= MOST_HELD]:
         return f"channels held whole must be a power of two from {FEWEST_HELD} to {MOST_HELD}, not {bad[0]}"
     if k % MOST_HELD:
-        return f"the block's {k} output channels are no multiple of {MOST_HELD}"
+        return f"the block's {k} output channels are not a multiple of {MOST_HELD}"
     if shape.groups != 1:
         return "the fused kernel takes no groups"
     if shape.padding >= min(shape.R, shape.S):
         return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
     if shape.N < MIN_BATCH:
-        return f"tiles of the fused kernel are {MIN_BATCH} images or more, the batch has {shape.N}"
+        return f"the fused kernel takes batches of {MIN_BATCH} images or more, not {shape.N}"
     return why_not_tma(dtype, gpu, shape.C)
 
 
@@ -249,14 +253,14 @@ def fused_into(
     bias3: Tensor | None = None,
     config: ConvConfig,
 ) -> None:
-    """Write the block's output into ``y`` and, where given, the next block's first convolution into ``z``.
+    """Write the block's output into ``y`` and, if ``z`` is given, the next block's first convolution into ``z``.
 
     ``x`` [N, H, W, C], ``weight1`` [J, R, S, C], ``weight2`` [K, J + U] (``tma.merge_shortcut_weight``; U is 0 without
     a shortcut), ``weight3`` [I, K], biases float32; ``y`` and ``residual`` [N, P, Q, K], ``z`` [N, P, Q, I],
-    ``shortcut`` [N, H', W', U], of which the pixels at multiples of ``shortcut_stride`` are read. There is either a
-    residual or a shortcut, and ``z``, ``weight3`` and ``bias3`` go together. All are contiguous, on one device, start
-    on 16 bytes and, but for the biases, share a dtype of float16 and bfloat16. ``y`` may be ``residual`` itself, and no
-    other output may be an input. Arguments are not checked here: see :func:`check_fused`.
+    ``shortcut`` [N, H', W', U], read at multiples of ``shortcut_stride``. Give either a residual or a shortcut, and
+    all or none of ``z``, ``weight3`` and ``bias3``. All are contiguous, on one device and start on 16 bytes; all but
+    the biases share a dtype, float16 or bfloat16. ``y`` may be ``residual`` itself; no other output may be an input.
+    Arguments are not checked here; :func:`check_fused` checks them.
     """
     shape = fused_shape(x, weight1, stride, padding)
     k = weight2.shape[0]
@@ -295,7 +299,7 @@ def fused_into(
 
 
 def fused_shape(x: Tensor, weight1: Tensor, stride: int, padding: int) -> ConvShape:
-    """The sizes of the 3×3 convolution of ``x`` [N, H, W, C] with ``weight1`` [J, R, S, C]."""
+    """Return the sizes of the 3×3 convolution of ``x`` [N, H, W, C] with ``weight1`` [J, R, S, C]."""
     n, h, w, c = x.shape
     j, r, s, _ = weight1.shape
     return ConvShape(n, h, w, c, j, r, s, stride, padding)
@@ -318,7 +322,7 @@ def check_fused(
     weight3: Tensor | None = None,
     bias3: Tensor | None = None,
 ) -> None:
-    """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` where :func:`fused_into` does not take the tensors."""
+    """Raise ``KernelError``, ``DtypeError`` or ``DeviceError`` if :func:`fused_into` does not take the tensors."""
     op = "fastres::fused"
     biases = {"bias1": bias1, "bias2": bias2, "bias3": bias3}
     others = {
@@ -330,7 +334,7 @@ def check_fused(
     check_dtype(op, "y", y, x.dtype)
     if (residual is None) == (shortcut is None):
         raise KernelError(
-            f"{op} takes either a residual or a shortcut; {'neither' if residual is None else 'both'} given"
+            f"{op} takes either a residual or a shortcut; {'neither was' if residual is None else 'both were'} given"
         )
     if len({part is None for part in (z, weight3, bias3)}) > 1:
         raise KernelError(f"{op}: z, weight3 and bias3 go together; give all or none")
@@ -354,7 +358,7 @@ def check_fused(
         check_shape(op, "residual", residual, tuple(y.shape))
     if shortcut is not None and (shortcut.shape[0], *(cdiv(n, shortcut_stride) for n in shortcut.shape[1:3])) != pixels:
         raise KernelError(
-            f"{op}: shortcut is {list(shortcut.shape)}; at stride {shortcut_stride} that is not {list(pixels)} pixels"
+            f"{op}: shortcut is {list(shortcut.shape)}; at stride {shortcut_stride} it must give {list(pixels)} pixels"
         )
     if z is not None and weight3 is not None:
         check_shape(op, "z", z, (*pixels, channels))

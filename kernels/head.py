@@ -1,9 +1,9 @@
-"""The head: global average pool, then the classifier, which is a 1×1 convolution over one pixel.
+"""The head: a global average pool, then the classifier, which is a 1×1 convolution over one pixel.
 
     pooled[n, c] = (1 / H·W) Σ_{h, w} x[n, h, w, c]
     logits[n, k] = bias[k] + Σ_c pooled[n, c] · weight[k, c]
 
-``x`` is NHWC; sums are float32. The pooled features are rounded to the activations' dtype for the tensor cores, the
+``x`` is NHWC; sums are float32. The pooled features are rounded to the activations' dtype for the tensor cores; the
 logits stay float32.
 """
 
@@ -81,7 +81,7 @@ def average_pool_into(y: Tensor, x: Tensor, *, config: PoolConfig | None = None,
 
 
 def linear_shape(n: int, channels: int, classes: int) -> ConvShape:
-    """The classifier as the convolution that it is."""
+    """Return the sizes of the classifier as a convolution."""
     return ConvShape(n, 1, 1, channels, classes, 1, 1, 1, 0)
 
 
@@ -97,12 +97,12 @@ def linear_into(
 ) -> None:
     """Write ``x`` [N, C] times ``weight`` [K, C] plus ``bias`` float32 [K] into ``y`` [N, K].
 
-    ``y`` has ``x``'s dtype or float32. ``config`` overrides the routing; ``arrived`` as in :func:`.conv.conv2d_into`.
+    ``y`` has ``x``'s dtype or float32. ``config`` overrides the routing; for ``arrived`` see :func:`.conv.conv2d_into`.
     """
     n, c = x.shape
     k = weight.shape[0]
     tensors = (y.view(n, 1, 1, k), x.view(n, 1, 1, c), weight.view(k, 1, 1, c), bias)
-    if traceable:  # the one kernel that a registered op can launch
+    if traceable:  # the only kernel that a registered op can launch
         conv2d_into(*tensors, config=config, arrived=arrived, traceable=True)
         return
     if config is None:
@@ -113,7 +113,7 @@ def linear_into(
 
 @kernel_op("average_pool", mutates_args=())
 def average_pool(x: Tensor) -> Tensor:
-    """Global average pool as ``torch.ops.fastres.average_pool``: [N, H, W, C] to [N, C] of the same dtype."""
+    """Average all pixels, as ``torch.ops.fastres.average_pool``: [N, H, W, C] to [N, C] of the same dtype."""
     op = "fastres::average_pool"
     check_tensors(op, x.device, x=x)
     check_dtype(op, "x", x, *ACTIVATION_DTYPES)
@@ -125,7 +125,7 @@ def average_pool(x: Tensor) -> Tensor:
 
 @kernel_op("linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The classifier as ``torch.ops.fastres.linear``: [N, C] times [K, C] plus bias, float32 [N, K]."""
+    """Run the classifier as ``torch.ops.fastres.linear``: [N, C] times [K, C] plus bias, float32 [N, K]."""
     op = "fastres::linear"
     check_tensors(op, x.device, x=x, weight=weight, bias=bias)
     check_dtype(op, "x", x, *ACTIVATION_DTYPES)

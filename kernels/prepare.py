@@ -1,10 +1,10 @@
-"""Images as the stem's kernel reads them fastest: normalised, padded with zeros, four channels a pixel.
+"""Prepare images for the stem's fastest loads: normalised, padded with zeros, four channels per pixel.
 
     y[n, h, w, c] = v[n, c, h − padding, w − padding],  0 outside the image and in the fourth channel
 
-where v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels). The input has three channels
-in any memory layout: its strides are arguments. Rows of y are a multiple of 4 pixels, so that all start on 16 bytes,
-and long enough for the last filter's taps. Each pixel is read once and written once.
+v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels). The input has three channels in
+any memory layout: its strides are arguments. Rows of y are a multiple of 4 pixels long, so that each starts on 16
+bytes, and long enough for the taps of the last filter position. Each pixel is read once and written once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prepare_kernel(
 ):
     if EARLY:
         wait_for_inputs()
-    row = tl.program_id(0)  # of all images' rows
+    row = tl.program_id(0)  # counted over all images
     image = (row // HP).to(tl.int64)
     h = row % HP - PADDING
     offs_w = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
@@ -62,7 +62,7 @@ def prepare_kernel(
 
 
 def prepared_size(h: int, w: int, padding: int, taps: int) -> tuple[int, int]:
-    """Rows and columns of prepared images of ``h`` × ``w``, read ``taps`` columns at a time."""
+    """Return the rows and columns of prepared images of ``h`` × ``w`` that are read ``taps`` columns at a time."""
     return h + 2 * padding, cdiv(w + padding + max(padding, taps - padding), 4) * 4
 
 
@@ -78,9 +78,9 @@ def prepare(
 ) -> Tensor:
     """Prepare ``x`` [N, 3, H, W] in any strides, uint8 pixels or floats.
 
-    ``scale`` and ``shift`` float32 [4 or more] normalise pixels; ``taps`` is how many columns a load of the stem takes
-    in. Returns a new tensor [N, H + 2·padding, W', 4] of ``dtype``. Arguments are not checked here: see
-    :func:`fastres.kernels.stem.stem`.
+    ``scale`` and ``shift`` float32 [4 or more] normalise pixels; ``taps`` is the number of columns that a load of the
+    stem covers. Returns a new tensor [N, H + 2·padding, W', 4] of ``dtype``. Arguments are not checked here;
+    :func:`fastres.kernels.stem.stem` checks them.
     """
     n, _, h, w = x.shape
     rows, columns = prepared_size(h, w, padding, taps)

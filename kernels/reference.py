@@ -1,6 +1,6 @@
-"""What each kernel means, in plain PyTorch: the same layouts, in whatever dtype the inputs have (use float64).
+"""Reference definitions of the kernels in plain PyTorch: the same layouts, in the inputs' dtype (use float64).
 
-Nothing here is fast; it is the definition that kernels are tested against.
+Nothing here is fast. The kernels are tested against these definitions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ def conv2d(
     groups: int = 1,
     relu: bool = False,
 ) -> Tensor:
-    """``x`` [N, H, W, groups·C], ``weight`` [groups·K, R, S, C], ``residual`` and result [N, P, Q, groups·K]."""
+    """Convolve ``x`` [N, H, W, groups·C] with ``weight`` [groups·K, R, S, C].
+
+    ``residual`` and the result are [N, P, Q, groups·K].
+    """
     y = functional.conv2d(nchw(x), nchw(weight), bias.to(x.dtype), stride, padding, 1, groups)
     y = y.permute(0, 2, 3, 1)
     if residual is not None:
@@ -42,7 +45,10 @@ def stem(
     padding: int,
     pool: bool,
 ) -> Tensor:
-    """``x`` [N, 3, H, W], uint8 pixels or normalised; ``weight`` [K, R, S, 3] unpacked; result [N, P, Q, K]."""
+    """Run the stem on ``x`` [N, 3, H, W], uint8 pixels or normalised values; return [N, P, Q, K].
+
+    ``weight`` is [K, R, S, 3], not packed.
+    """
     if x.dtype == torch.uint8:
         centre = torch.tensor(mean, dtype=weight.dtype, device=x.device).view(1, 3, 1, 1)
         scale = torch.tensor(std, dtype=weight.dtype, device=x.device).view(1, 3, 1, 1)
@@ -54,12 +60,15 @@ def stem(
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """[N, H, W, C] to [N, C]."""
+    """Average over the pixels: [N, H, W, C] to [N, C]."""
     return x.mean((1, 2))
 
 
 def window_pool(x: Tensor, mode: str) -> Tensor:
-    """[N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C]: 3×3/2 maxima, or 2×2/2 averages, of the pixels inside the image."""
+    """Pool [N, H, W, C] to [N, ⌈H/2⌉, ⌈W/2⌉, C].
+
+    ``mode`` is ``"max"`` for 3×3/2 maxima, else 2×2/2 averages; only pixels inside the image count.
+    """
     if mode == "max":
         y = functional.max_pool2d(nchw(x), 3, 2, 1)
     else:
@@ -75,17 +84,20 @@ def squeeze_excite(
     expand_weight: Tensor,
     expand_bias: Tensor,
 ) -> Tensor:
-    """``x`` and ``residual`` [N, H, W, C], weights [S, C] and [C, S]; result [N, H, W, C]."""
+    """Gate ``x`` by squeeze-and-excitation, add ``residual`` and apply ReLU.
+
+    ``x``, ``residual`` and the result are [N, H, W, C], the weights [S, C] and [C, S].
+    """
     squeezed = linear(x.mean((1, 2)), squeeze_weight, squeeze_bias).relu()
     gate = linear(squeezed, expand_weight, expand_bias).sigmoid()
     return (x * gate[:, None, None, :] + residual).relu()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """[N, C] times [K, C] plus [K]."""
+    """Multiply ``x`` [N, C] by ``weight`` [K, C] and add ``bias`` [K]."""
     return functional.linear(x, weight, bias.to(x.dtype))
 
 
 def nchw(tensor: Tensor) -> Tensor:
-    """[A, B, C, D] as [A, D, B, C]: NHWC activations as NCHW, KRSC weights as KCRS."""
+    """View [A, B, C, D] as [A, D, B, C]: NHWC activations as NCHW, KRSC weights as KCRS."""
     return tensor.permute(0, 3, 1, 2)

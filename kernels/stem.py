@@ -3,20 +3,20 @@
     z[n, p, q, k] = relu(bias[k] + Σ_{r, s, c} v[n, p·stride + r − padding, q·stride + s − padding, c] · w[k, r, s, c])
     y = z, or with pooling y[n, i, j, k] = max over the 3×3 window of z centred at (2i, 2j)
 
-where v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels), and 0 outside the image.
-The input has three channels in any memory layout: its strides are arguments, so NCHW and NHWC batches both go in as
-they are. With pooling, a program walks down a strip of pooled rows: each needs two new convolution rows and keeps the
-last one from before, so only the first row of a strip is computed twice. ReLU output is never negative, so 0 stands for
-the pool's padding.
+v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels), and 0 outside the image. The input
+has three channels in any memory layout. Its strides are arguments, so the kernel reads NCHW and NHWC batches in place.
+With pooling, a program walks down a strip of pooled rows. Each pooled row needs two new convolution rows and reuses the
+last one, so only the first row of a strip is computed twice. ReLU output is never negative, so 0 serves as the pool's
+padding.
 
-The reduction over (s, c) of one filter row counts four channels a tap, the last of them empty, and is padded to ``J``,
-a power of two; weights are packed [K, R, J] to match (:func:`pack_stem_weight`). Output is NHWC.
+The reduction over (s, c) of one filter row counts four channels per tap, the last of them empty, and is padded to
+``J``, a power of two. Weights are packed [K, R, J] to match (:func:`pack_stem_weight`). Output is NHWC.
 
-Three channels in any layout are loaded two bytes at a time. For larger batches a kernel before this one
-(:mod:`fastres.kernels.prepare`) writes the images once, normalised, padded, and with four channels a pixel: then the
-taps of an output pixel lie next to each other, the loads move 16 bytes, and run ahead of the products. Such a load
-takes in a tap more than the filter has, whose weights are zero: a pixel that is not finite also spoils the output to
-its left.
+Three channels in any layout are loaded two bytes at a time. For larger batches, another kernel
+(:mod:`fastres.kernels.prepare`) first writes the images once: normalised, padded, and with four channels per pixel. The
+taps of an output pixel are then contiguous, so loads move 16 bytes and run ahead of the products. Such a load covers
+one tap more than the filter has, with zero weights. A pixel that is not finite therefore also spoils the output to its
+left.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from .launch import (
 from .prepare import ALIGNED, prepare
 
 CHANNELS = 3
-LANES = 4  # channels a pixel in packed weights and prepared images
+LANES = 4  # channels per pixel in packed weights and prepared images
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def _conv_row(
     """One row of the convolution after ReLU, float32 [BLOCK_Q, BLOCK_K]; zeros outside the output."""
     acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
     for r in range(R):
-        if PREPARED:  # the padding is there: no masks, and 16 bytes a load. Rows outside the output are zeroed below
+        if PREPARED:  # already padded: no masks, 16-byte loads. Rows outside the output are zeroed below
             h = tl.minimum(tl.maximum(row, 0), P - 1) * STRIDE + r
             x = tl.load(x_ptr + h * stride_h + x_offs)
         else:
@@ -132,7 +132,7 @@ def stem_kernel(
     STRIDE: tl.constexpr,
     PADDING: tl.constexpr,
     POOL: tl.constexpr,
-    PREPARED: tl.constexpr,  # x is padded, has 4 channels a pixel, and is normalised (prepare.py)
+    PREPARED: tl.constexpr,  # x is padded and normalised, with 4 channels per pixel (prepare.py)
     NORMALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -147,7 +147,7 @@ def stem_kernel(
     column_block = pid % column_blocks
     row_block = (pid // column_blocks) % row_blocks
     image = (pid // (column_blocks * row_blocks)).to(tl.int64)
-    if PREPARED:  # strides are counted in 16 elements (ALIGNED): the compiler sees that loads start on 16 bytes
+    if PREPARED:  # strides count units of 16 elements (ALIGNED): the compiler sees that loads are aligned
         stride_n *= 16
         stride_h *= 16
     x_ptr += image * stride_n
@@ -161,7 +161,7 @@ def stem_kernel(
     offs_j = tl.arange(0, J)
     if PREPARED:
         x_offs = (tl.minimum(tl.maximum(offs_q, 0), Q - 1) * (STRIDE * 4))[:, None] + offs_j[None, :]
-        mask_x = True  # all of it is inside, and what the empty lanes hold meets zero weights
+        mask_x = True  # everything is inside, and empty lanes meet zero weights
     else:
         left = offs_q * STRIDE - PADDING
         column = left[:, None] + (offs_j // 4)[None, :]
@@ -198,7 +198,7 @@ def stem_kernel(
         )  # fmt: skip
         if POOL:
             z = z.to(highest.dtype)
-            highest = tl.maximum(highest, z, propagate_nan=tl.PropagateNan.ALL).to(z.dtype)  # bfloat16's is float32
+            highest = tl.maximum(highest, z, propagate_nan=tl.PropagateNan.ALL).to(z.dtype)  # bfloat16 gives float32
             if row % 2 == 1 and i > 0:  # the window of pooled row (row − 1) / 2 is complete; this row starts the next
                 pool_p = row // 2
                 y = tl.maximum(
@@ -208,8 +208,8 @@ def stem_kernel(
                 y_offs = (pool_p * POOL_Q + pool_q)[:, None] * K + offs_k[None, :]
                 tl.store(y_ptr + y_offs, y.to(Y), mask=mask_pool & (pool_p < POOL_P))
                 highest = z
-                # What the threads exchanged lies where the next row's first weights go: all have read it by then.
-                # Triton 3.6.0 and 3.7.1 leave that barrier out here.
+                # The next row's first weights overwrite the shared memory that the gathers exchanged data through, so
+                # all threads must have read it. Triton 3.6.0 and 3.7.1 leave out this barrier.
                 tl.debug_barrier()
         else:
             y_offs = (row * Q + offs_q)[:, None] * K + offs_k[None, :]
@@ -227,7 +227,10 @@ def pack_stem_weight(weight: Tensor) -> Tensor:
 def pack_normalisation(
     mean: Sequence[float], std: Sequence[float], j: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """``scale`` and ``shift``, float32 [J]: ``pixel · scale + shift`` is ``(pixel / 255 − mean) / std`` by channel."""
+    """Return ``scale`` and ``shift``, float32 [J].
+
+    ``pixel · scale + shift`` is ``(pixel / 255 − mean) / std`` for each channel.
+    """
     channel = torch.arange(j) % LANES
     scale = torch.tensor([*(1 / (255 * s) for s in std), 0.0])[channel]
     shift = torch.tensor([*(-m / s for m, s in zip(mean, std, strict=True)), 0.0])[channel]
@@ -235,7 +238,7 @@ def pack_normalisation(
 
 
 def stem_output_sizes(h: int, w: int, kernel: int, stride: int, padding: int, pool: bool) -> tuple[int, int, int, int]:
-    """Convolution output height and width, then the stem's output height and width."""
+    """Return the convolution's output height and width, then the stem's."""
     p, q = (h + 2 * padding - kernel) // stride + 1, (w + 2 * padding - kernel) // stride + 1
     return (p, q, (p - 1) // 2 + 1, (q - 1) // 2 + 1) if pool else (p, q, p, q)
 
@@ -250,7 +253,7 @@ def stem_constants(
     normalise: bool,
     precision: str = "ieee",
 ) -> dict[str, Any]:
-    """The kernel's compile-time arguments, for a launch as for an ahead-of-time compilation."""
+    """Return the kernel's compile-time arguments, for a launch or an ahead-of-time compilation."""
     k, r, j = weight.shape
     return {
         "K": k,
@@ -288,7 +291,7 @@ def stem_into(
 
     ``x`` [N, 3, H, W] in any strides, uint8 or floating point; ``weight`` [K, R, J] from :func:`pack_stem_weight`
     (square filters), ``bias`` float32 [K], ``scale`` and ``shift`` float32 [J], ``y`` [N, P, Q, K] contiguous with
-    ``weight``'s dtype. A ``prepared`` configuration has the images prepared first (:mod:`fastres.kernels.prepare`).
+    ``weight``'s dtype. With a ``prepared`` configuration, :mod:`fastres.kernels.prepare` runs first.
     """
     n, _, h, w = x.shape
     p, q, out_p, out_q = stem_output_sizes(h, w, weight.shape[1], stride, padding, pool)
@@ -339,9 +342,9 @@ def stem_into(
 def stem(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, stride: int, padding: int, pool: bool
 ) -> Tensor:
-    """The stem as the registered op ``torch.ops.fastres.stem``; returns [N, P, Q, K] of ``weight``'s dtype.
+    """Run the stem as the registered op ``torch.ops.fastres.stem``; return [N, P, Q, K] in ``weight``'s dtype.
 
-    Shapes as in :func:`stem_into`. Raises ``KernelError``, ``DtypeError``, ``DeviceError``.
+    The shapes are those of :func:`stem_into`. Raises ``KernelError``, ``DtypeError`` or ``DeviceError``.
     """
     op = "fastres::stem"
     check_tensors(op, x.device, weight=weight, bias=bias, scale=scale, shift=shift)

@@ -1,4 +1,5 @@
-"""What the compiler makes of the kernels, without a GPU: registers, spills, barriers, matrix instructions.
+"""Inspect compiled kernels without a GPU: registers, spills, barriers, matrix instructions.
 
-Compiles kernels and reads their code; launches nothing. ``python -m fastres.kernels.inspection`` prints a table.
+This package compiles kernels and reads their code; it launches nothing. ``python -m fastres.kernels.inspection`` prints
+a table.
 """

@@ -1,8 +1,8 @@
-"""Compile kernels with no GPU and report what the compiler made of them.
+"""Compile kernels without a GPU and report what the compiler made of them.
 
 ``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch, for NVIDIA sm_80, sm_89 and
-sm_90 and AMD gfx942 or the cards that ``--arch`` names, and prints registers, spills, shared memory, matrix
-instructions and what is wrong. Resources are facts of the compiled code; nothing is run.
+sm_90 and AMD gfx942 or for the cards that ``--arch`` names. It prints registers, spills, shared memory, matrix
+instructions and problems. All numbers are read from the compiled code; nothing runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pointer_kernels import Report, fence_note, inspect_all, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit status 1 where something is wrong with a kernel."""
+    """Print the table; return 1 if a kernel has a problem, else 0."""
     from fastres.executors.compilations import plan_compilations
     from fastres.network.architectures import get_architecture
     from fastres.network.folding import outline

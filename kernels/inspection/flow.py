@@ -1,4 +1,4 @@
-"""What may hold at each instruction of a kernel's code, along every path that leads there."""
+"""Find the facts that may hold at each instruction of a kernel's code, along every path that leads there."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ Fact = TypeVar("Fact", bound=Hashable)
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction of PTX or SASS, and where it leads."""
+    """An instruction of PTX or SASS, and the instructions that may follow it."""
 
     opcode: str  # with its modifiers
     operands: str
-    guarded: bool  # a predicate says whether it does anything
+    guarded: bool  # a predicate decides whether it does anything
     next: tuple[int, ...]  # indices of the instructions that may follow
 
 
 def facts_before(
     code: Sequence[Instruction], after: Callable[[int, frozenset[Fact]], frozenset[Fact]]
 ) -> Iterator[tuple[int, frozenset[Fact]]]:
-    """Each instruction's index with the facts that may hold before it.
+    """Yield each instruction's index with the facts that may hold before it.
 
-    ``after`` says what holds after an instruction where some facts held before it; none hold at the start. Facts of all
-    paths are united, so what may happen on one path is not missed because it does not on another. An instruction
-    under a predicate may do nothing. Code that no path reaches is taken for another start.
+    ``after`` returns the facts that hold after an instruction, given those before it; no fact holds at the start. The
+    facts of all paths are united, so nothing that may happen on any path is missed. An instruction under a predicate
+    may do nothing. Code that no path reaches counts as another start.
     """
     before: dict[int, frozenset[Fact]] = {}
     for start in range(len(code)):

@@ -1,4 +1,4 @@
-"""Work for every core: what compiles or inspects many kernels."""
+"""Compile or inspect many kernels on every core."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Result = TypeVar("Result")
 def in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int | None, label: str, progress: bool = True
 ) -> list[Result]:
-    """``function`` of each item, in worker processes (default: one a core; 1 works in this process), with progress.
+    """Apply ``function`` to each item in worker processes, and show progress.
 
-    The workers are forked from a server process that has no threads: to fork a process whose threads hold locks can
-    hang.
+    By default there is one worker per core; ``workers=1`` works in this process. Workers are forked from a server
+    process without threads, because forking a process whose threads hold locks can hang.
     """
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Kernels that load through pointers: how each is compiled with no GPU, and what the compiler made of it."""
+"""Compile kernels that load through pointers, without a GPU, and report what the compiler made of them."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from .sass import read_cubin
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a kernel. Counts are of instructions, in the machine code but where PTX is named."""
+    """What the compiler made of a kernel. Counts are of instructions, in the machine code unless PTX is named."""
 
     label: str
     gpu: Gpu
     registers: int
     spills: int  # loads and stores of spilled registers in the whole kernel
-    loop_spills: int  # of these, inside loops that hold matrix instructions
+    loop_spills: int  # of these, inside loops with matrix instructions
     shared_memory: int  # bytes
     wgmma: int
     mma: int  # matrix instructions of any kind
-    multiplies: bool = False  # 16-bit numbers, so that matrix instructions are expected
-    unguarded: int = 0  # in the PTX: buffers refilled, or given back for that, with no barrier since they were read
-    overwritten: int = 0  # instructions that write a register which a wgmma in flight still reads
+    multiplies: bool = False  # operands are 16-bit, so matrix instructions are expected
+    unguarded: int = 0  # in the PTX: buffers refilled, or released for refilling, with no barrier since a read
+    overwritten: int = 0  # instructions that write a register that a wgmma in flight still reads
     unfenced: int = 0  # in the PTX: wgmma with no proxy fence since copies that they may read
 
     @property
@@ -57,7 +57,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the kernel. Triton's versions that are known to leave out the fence are no fault of it."""
+        """The kernel's problems. A missing fence is not one if this version of Triton is known to leave it out."""
         found = {
             "does not fit": not self.fits,
             "spills in its loop": self.loop_spills > 0,
@@ -89,7 +89,7 @@ def compile_conv(
     out: torch.dtype | None = None,
     label: str = "conv",
 ) -> Compilation:
-    """The compilation that a launch of the convolution needs."""
+    """Return the compilation that a launch of the convolution needs."""
     constants = conv_constants(shape, dtype, config, residual=residual, relu=relu)
     if not residual:
         constants["residual_ptr"] = None
@@ -112,9 +112,10 @@ def compile_stem(
     weight_shape: tuple[int, ...], dtype: torch.dtype, input_dtype: torch.dtype, config: StemConfig, *, stride: int,
     padding: int, pool: bool,
 ) -> Compilation:  # fmt: skip
-    """The compilation that a launch of the stem with an unpacked weight of ``weight_shape`` needs.
+    """Return the compilation that a launch of the stem with an unpacked weight of ``weight_shape`` needs.
 
-    For contiguous images [N, 3, H, W], as for :func:`compile_prepare`: a stride of 1 is a constant to the compiler.
+    It is for contiguous images [N, 3, H, W], as in :func:`compile_prepare`: the compiler treats a stride of 1 as a
+    constant.
     """
     weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype))
     input_dtype = dtype if config.prepared else input_dtype
@@ -132,7 +133,7 @@ def compile_stem(
 
 
 def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: int) -> Compilation:
-    """The compilation that preparing images for the stem needs."""
+    """Return the compilation that preparing images for the stem needs."""
     constants = {"stride_w": 1, "PADDING": padding, "NORMALISE": input_dtype == torch.uint8, "BLOCK_W": BLOCK_W}
     types = {"x_ptr": f"*{TYPE_NAMES[input_dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("scale_ptr", "shift_ptr"), "*fp32")
@@ -141,14 +142,14 @@ def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: in
 
 
 def compile_pool(channels: int, dtype: torch.dtype, config: PoolConfig) -> Compilation:
-    """The compilation that a launch of the average pool needs."""
+    """Return the compilation that a launch of the average pool needs."""
     constants = {"C": channels, "BLOCK_HW": config.block_hw, "BLOCK_C": config.block_c}
     types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}", "HW": "i32"}
     return _compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, None, False)
 
 
 def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: PoolConfig) -> Compilation:
-    """The compilation that a launch of a window pool needs."""
+    """Return the compilation that a launch of a window pool needs."""
     types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("H", "W", "P", "Q", "pixel_blocks"), "i32")
     constants = window_pool_constants(channels, mode, config)
@@ -159,7 +160,7 @@ def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: Po
 def compile_squeeze_excite(
     squeezed: int, shape: tuple[int, ...], dtype: torch.dtype, route: Callable[[ConvShape], ConvConfig]
 ) -> list[Compilation]:
-    """The compilations that squeeze-and-excitation to ``squeezed`` channels of ``shape`` (NHWC) needs."""
+    """Return the compilations that squeeze-and-excitation to ``squeezed`` channels of ``shape`` (NHWC) needs."""
     n, h, w, c = shape
     gate = route_window_pool(c)
     types = dict.fromkeys(("x_ptr", "residual_ptr", "y_ptr"), f"*{TYPE_NAMES[dtype]}")
@@ -189,12 +190,12 @@ def _compilation(
 
 
 def inspect(item: Compilation, gpu: Gpu) -> Report:
-    """Compile ``item`` for ``gpu`` and read its resources off the machine code."""
+    """Compile ``item`` for ``gpu`` and read its resources from the machine code."""
     return read(item, gpu, compile_for(item, _KERNELS[item.kernel], gpu.arch))
 
 
 def read(item: Compilation, gpu: Gpu, compiled: Any) -> Report:
-    """The resources of ``item`` as it was ``compiled`` for ``gpu``."""
+    """Return the resources of ``item`` as ``compiled`` for ``gpu``."""
     multiplies = item.uses_dot and any(name[0] == "w" and "16" in kind for name, kind in item.types)
     if gpu.is_amd:
         return _read_amd(item.label, gpu, compiled, multiplies)
@@ -236,7 +237,7 @@ def inspect_all(
 
 
 def table(reports: Sequence[Report]) -> str:
-    """The reports as text, one row per kernel."""
+    """Return the reports as text, one row per kernel."""
     header = ("kernel", "arch", "registers", "spills", "in loop", "shared KiB", "wgmma", "mma", "unguarded")
     rows: list[tuple[str, ...]] = [(*header, "overwritten", "unfenced", "verdict")]
     for r in reports:
@@ -247,7 +248,7 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def fence_note(reports: Sequence[Report]) -> str:
-    """What to say of the fences that Triton leaves out; nothing where it does not."""
+    """Return a note on the fences that Triton leaves out; empty if it leaves out none."""
     unfenced = sum(report.unfenced > 0 for report in reports)
     if not unfenced or not leaves_out_fence(triton.__version__):
         return ""

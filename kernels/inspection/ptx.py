@@ -1,17 +1,17 @@
-"""Reading PTX: the copies and products of a kernel, and the order in which they meet.
+"""Read PTX: a kernel's copies and products, and the order of both.
 
-Three rules are checked along every path through the code, by the order of instructions alone: which buffer an
+Three rules are checked along every path through the code, by the order of instructions alone. The buffer that an
 instruction touches is not known here.
 
 - A buffer is refilled only after a barrier. A wait for wgmma covers the warp group that waits, and reads such as
-  ``ldmatrix`` cover the warp that reads; other warps may not be done. So between either and the next copy into shared
-  memory, or the word to a producer that it may copy (``mbarrier.arrive``), there is a barrier.
-- wgmma reads shared memory through another proxy than ``cp.async`` writes it. So between the wait for such copies and
-  the next wgmma there is a ``fence.proxy.async``.
-- Products take their operands from shared memory, but where a kernel means to hand on a product's result.
+  ``ldmatrix`` cover the warp that reads; other warps may still be reading. So a barrier must stand between either of
+  them and the next copy into shared memory, or the signal to a producer that it may copy (``mbarrier.arrive``).
+- wgmma reads shared memory through a different proxy from the one through which ``cp.async`` writes. So a
+  ``fence.proxy.async`` must stand between the wait for such copies and the next wgmma.
+- Products take their operands from shared memory, unless a kernel chains them on purpose: it passes on a result.
 
-Not seen: a copy with no wait before it at all, and ordinary stores into a buffer, as a store after a read is often
-right (to another place, or by the warp that has read).
+Two things are not detected: a copy with no wait before it, and ordinary stores into a buffer. A store after a read is
+often right (to another place, or by the warp that has read).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RECOMMENDED = "3.7.1"
 
 
 def leaves_out_fence(triton_version: str) -> bool:
-    """Whether this version of Triton is known to leave out the fence between ``cp.async`` and wgmma."""
+    """Return True if this version of Triton is known to leave out the fence between ``cp.async`` and wgmma."""
     version, fenced = (re.findall(r"\d+", text)[:3] for text in (triton_version, RECOMMENDED))
     return [*map(int, version)] < [*map(int, fenced)]
 
@@ -36,10 +36,10 @@ class Ptx:
     """Counts of instructions in a kernel's PTX code."""
 
     products: int  # wgmma instructions
-    register_products: int  # of these, with an operand that comes through registers
+    register_products: int  # of these, with an operand from registers
     loads: int  # TMA copies into shared memory
-    stores: int  # TMA copies out of it
-    unguarded: int  # buffers refilled, or given back for that, with no barrier since they were read
+    stores: int  # TMA copies out of shared memory
+    unguarded: int  # buffers refilled, or released for refilling, with no barrier since they were read
     unfenced: int  # wgmma instructions with no fence since copies that they may read
 
 
@@ -48,7 +48,7 @@ _REFILL = re.compile(r"cp\.async\.(c[ag]|bulk\.tensor\.\dd)\.shared|mbarrier\.ar
 
 
 def read_ptx(ptx: str) -> Ptx:
-    """Count in ``ptx`` what :class:`Ptx` says."""
+    """Count the instructions of :class:`Ptx` in ``ptx``."""
     code = parse(ptx)
 
     def after(index: int, facts: frozenset[str]) -> frozenset[str]:
@@ -83,7 +83,7 @@ def read_ptx(ptx: str) -> Ptx:
 
 
 def parse(ptx: str) -> list[Instruction]:
-    """The instructions of ``ptx``; directives and debugging information are left out."""
+    """Return the instructions of ``ptx``, without directives and debugging information."""
     found: list[tuple[str, str, str]] = []
     labels: dict[str, list[int]] = {}
     for line in ptx.splitlines():
@@ -109,5 +109,5 @@ def parse(ptx: str) -> list[Instruction]:
 
 
 def _nearest(places: list[int], index: int) -> int:
-    """Where a label is: inline assembly repeats names, each for the code just after it."""
+    """Return where a label is. Inline assembly repeats names; each is for the code just after it."""
     return max((place for place in places if place <= index), default=places[0])

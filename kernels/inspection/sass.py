@@ -1,9 +1,9 @@
-"""Reading SASS, NVIDIA's machine code: registers, spills, products, and operands of products in flight.
+"""Read SASS, NVIDIA's machine code: registers, spills, products, and operands of products in flight.
 
-A warp-group product (HGMMA) runs on after it was issued, and reads operands that it takes from registers, and its
-accumulator, until a wait retires it (``WARPGROUP.DEPBAR.LE gsb0, n``: all but the last n groups; a group ends with the
-product that carries ``gsb0``). Until then nothing may write these registers. ptxas of CUDA 12.8, which Triton brings,
-has been seen to break that rule: https://github.com/triton-lang/triton/issues/9433.
+A warp-group product (HGMMA) runs on after it was issued. It reads its register operands and its accumulator until a
+wait retires it (``WARPGROUP.DEPBAR.LE gsb0, n``: all but the last n groups; a group ends with the product that carries
+``gsb0``). Until then nothing may write these registers. ptxas of CUDA 12.8, which Triton bundles, has been seen to
+break this rule: https://github.com/triton-lang/triton/issues/9433.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from fastres.errors import KernelError
 
 from .flow import Instruction, facts_before
 
-# Instructions that multiply: Hopper's warp-group products, datacentre Blackwell's, the older warp-wide ones, and plain
+# Instructions that multiply: Hopper's warp-group products, datacentre Blackwell's, the older warp-wide ones and plain
 # float32.
 PRODUCTS = ("HGMMA", "QGMMA", "IGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "QMMA", "IMMA", "FFMA", "FFMA2")
 
 
 @dataclass(frozen=True)
 class Sass:
-    """What a kernel's machine code uses. Counts are of instructions."""
+    """Resources of a kernel's machine code. Counts are of instructions."""
 
     registers: int
     spills: int  # loads and stores of spilled registers
-    loop_spills: int  # of these, inside loops that hold products
+    loop_spills: int  # of these, inside loops with products
     wgmma: int
     mma: int  # products on tensor cores
-    overwritten: int  # instructions that write a register which a product in flight still reads
+    overwritten: int  # instructions that write a register that a product in flight still reads
 
 
 def read_cubin(cubin: bytes) -> Sass:
-    """Read a compiled kernel."""
+    """Read the machine code of a compiled kernel."""
     usage = _cuobjdump("--dump-resource-usage", cubin)
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
@@ -48,7 +48,7 @@ def read_cubin(cubin: bytes) -> Sass:
 
 
 def disassemble(cubin: bytes) -> str:
-    """A kernel's machine code as text; raises ``KernelError`` where Triton's disassembler does not know its GPU."""
+    """Return a kernel's machine code as text. Raise ``KernelError`` if Triton's disassembler does not know its GPU."""
     return _cuobjdump("-sass", cubin)
 
 
@@ -65,7 +65,7 @@ def _cuobjdump(option: str, cubin: bytes) -> str:
 
 
 def read_sass(sass: str, registers: int) -> Sass:
-    """Count in ``sass`` what :class:`Sass` says."""
+    """Count the instructions of :class:`Sass` in ``sass``."""
     code = parse(sass)
     names = [instruction.opcode.split(".")[0] for instruction in code]
     loops = [
@@ -89,7 +89,7 @@ def read_sass(sass: str, registers: int) -> Sass:
 
 
 def parse(sass: str) -> list[Instruction]:
-    """The instructions of a kernel. A jump whose targets are not in the text may lead anywhere."""
+    """Return the instructions of a kernel. A jump whose targets are not in the text may lead anywhere."""
     pattern = r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;"
     found = [match.groups() for match in re.finditer(pattern, sass)]
     places = {int(address, 16): index for index, (address, *_) in enumerate(found)}
@@ -117,20 +117,21 @@ def _target(operands: str) -> int:
     return int(re.findall(r"0x([0-9a-f]+)", operands)[-1], 16)
 
 
-_MOST_GROUPS = 8  # a group that is older counts as this old
+_MOST_GROUPS = 8  # older groups count as this old
 
 
 def overwrites(code: Sequence[Instruction]) -> list[int]:
-    """Indices of instructions that write a register which a product in flight reads, on some path through the code.
+    """Return the indices of instructions that write a register that a product in flight reads, on some path.
 
-    Of another product only the operand's registers count, as products that add to one accumulator run in order. What is
-    not seen: whether anything *reads* an accumulator too early, and operands in shared memory.
+    A product may write the accumulator of another, because products that add to one accumulator run in order; it must
+    not write the other's operand. Not detected: *reads* of an accumulator that are too early, and operands in shared
+    memory.
     """
     operands = {i: _read_in_flight(instruction) for i, instruction in enumerate(code) if _is_product(instruction)}
     if not operands:
         return []
 
-    # A fact: the index of a product in flight, and how many groups have ended since, its own among them.
+    # A fact: the index of a product in flight, and how many groups have ended since, including its own.
     def after(index: int, facts: frozenset[tuple[int, int]]) -> frozenset[tuple[int, int]]:
         instruction = code[index]
         if index in operands:
@@ -156,7 +157,7 @@ def _is_product(instruction: Instruction) -> bool:
 
 
 def _read_in_flight(product: Instruction) -> tuple[frozenset[int], frozenset[int]]:
-    """The registers of a product's operand, none where it is in shared memory, and of its accumulator."""
+    """Return the registers of a product's operand (none if it is in shared memory) and of its accumulator."""
     first = re.match(r"R(\d+), R(\d+), gdesc", product.operands)
     operand = _from(int(first.group(2)), 4) if first else frozenset()  # 64 rows of 32 bytes, over 128 threads
     return operand, _written(product)
@@ -164,7 +165,7 @@ def _read_in_flight(product: Instruction) -> tuple[frozenset[int], frozenset[int
 
 @functools.lru_cache(maxsize=4096)
 def _written(instruction: Instruction) -> frozenset[int]:
-    """The general registers that an instruction writes; where in doubt, those that it might."""
+    """Return the general registers that an instruction writes; if in doubt, those that it might."""
     name, *modifiers = instruction.opcode.split(".")
     operands = [operand.strip() for operand in instruction.operands.split(",")]
     operands = [operand for operand in operands if not re.fullmatch(r"!?U?P(\d+|T|R)", operand)]

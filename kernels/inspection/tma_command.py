@@ -1,9 +1,9 @@
-"""Compile the TMA kernels for sm_90 with no GPU and report what the compiler made of them.
+"""Compile the TMA kernels for sm_90 without a GPU and report what the compiler made of them.
 
-``python -m fastres.kernels.inspection_tma`` prints, for every convolution of a model that a TMA kernel takes, in two of
-the candidate configurations: registers, spills and shared memory, how many wgmma instructions take an operand through
-registers, how many copies into a buffer do not wait for all warps to have left it, and how many instructions write a
-register which a wgmma in flight still reads (all should be none, but in the fused kernel the first).
+``python -m fastres.kernels.inspection_tma`` compiles two of the candidate configurations for every convolution of a
+model that a TMA kernel takes. It prints registers, spills and shared memory, and three counts: wgmma instructions that
+take an operand through registers, copies into a buffer that do not wait for all warps to have left it, and instructions
+that write a register that a wgmma in flight still reads. All three should be 0, except the first in the fused kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .tma_kernels import ARCH, HEADER, inspect_tma_all, rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; exit status 1 where a kernel is not good."""
+    """Print the table; return 1 if a kernel is not good, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m fastres.kernels.inspection_tma", description=(__doc__ or "").split("\n\n")[0]
     )

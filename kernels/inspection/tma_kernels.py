@@ -1,4 +1,4 @@
-"""Kernels that load through TMA: how each is compiled for sm_90 with no GPU, and what the compiler made of it."""
+"""Compile kernels that load through TMA for sm_90, without a GPU, and report what the compiler made of them."""
 
 from __future__ import annotations
 
@@ -33,16 +33,15 @@ def _kernel(name: str) -> Any:
 
 @dataclass(frozen=True)
 class TmaReport:
-    """A :class:`Report`, and what matters for TMA kernels."""
+    """A :class:`Report` with the counts that matter for TMA kernels."""
 
     report: Report
     ptx: Ptx
-    chained: int = 0  # products that should take an operand from registers: the result of the product before
+    chained: int = 0  # products that should take an operand from registers: the previous product's result
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the kernel; nothing where its report is good, and it multiplies with wgmma and from shared
-        memory but where chained."""
+        """The kernel's problems: those of its report, no wgmma, or operands through registers where not chained."""
         found = {
             "multiplies through registers": self.ptx.register_products != self.chained,
             "multiplies without wgmma": self.report.wgmma == 0,
@@ -51,7 +50,7 @@ class TmaReport:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong with it."""
+        """True if the kernel has no problems."""
         return not self.problems
 
 
@@ -59,7 +58,7 @@ def compile_gemm(
     c: int, k: int, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, shortcut_channels: int = 0,
     out: torch.dtype | None = None, label: str = "gemm",
 ) -> Compilation:  # fmt: skip
-    """The compilation that a launch of :func:`gemm.gemm_into` with ``c`` input and ``k`` output channels needs."""
+    """Return the compilation that :func:`gemm.gemm_into` with ``c`` input and ``k`` output channels needs."""
     constants = gemm.gemm_constants(c, shortcut_channels, k, dtype, config, residual=residual, relu=relu)
     return _compilation(label, "gemm", tile_boxes(config), constants, "M", dtype, out or dtype, config)
 
@@ -68,7 +67,7 @@ def compile_conv_tma(
     shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, shortcut_channels: int = 0,
     shortcut_stride: int = 1, out: torch.dtype | None = None, label: str = "conv_tma",
 ) -> Compilation:  # fmt: skip
-    """The compilation that a launch of :func:`conv_tma.conv_tma_into` needs."""
+    """Return the compilation that a launch of :func:`conv_tma.conv_tma_into` needs."""
     constants = conv_tma.conv_tma_constants(
         shape,
         dtype,
@@ -85,7 +84,7 @@ def compile_conv_tma(
 def compile_conv_specialized(
     shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str
 ) -> Compilation:
-    """The compilation that a launch of :func:`conv_specialized.conv_specialized_into` needs."""
+    """Return the compilation that a launch of :func:`conv_specialized.conv_specialized_into` needs."""
     constants = conv_specialized.conv_specialized_constants(shape, config, residual=residual, relu=relu)
     boxes = conv_specialized.conv_specialized_boxes(shape, config)
     return _compilation(label, "conv_specialized", boxes, constants, "tiles", dtype, dtype, config)
@@ -95,7 +94,7 @@ def compile_tma(
     shape: ConvShape, dtype: torch.dtype, config: ConvConfig, *, residual: bool, relu: bool, label: str = "",
     out: torch.dtype | None = None,
 ) -> Compilation:  # fmt: skip
-    """The compilation of whichever TMA kernel ``config`` names, for a convolution without a merged shortcut."""
+    """Return the compilation of the TMA kernel that ``config`` names, for a convolution without a merged shortcut."""
     label = label or layer_label(shape, residual=residual)
     if config.kernel in gemm.KERNELS:
         return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, out=out, label=label)
@@ -108,7 +107,7 @@ def compile_fused(
     shape: ConvShape, k: int, dtype: torch.dtype, config: ConvConfig, *, shortcut_channels: int = 0,
     shortcut_stride: int = 1, next_channels: int = 0,
 ) -> Compilation:  # fmt: skip
-    """The compilation that a launch of :func:`fused.fused_into` needs; ``shape`` is the 3×3 convolution's."""
+    """Return the compilation that a launch of :func:`fused.fused_into` needs; ``shape`` is of its 3×3 convolution."""
     channels = {"shortcut_channels": shortcut_channels, "next_channels": next_channels}
     constants = fused.fused_constants(shape, k, dtype, config, shortcut_stride=shortcut_stride, **channels)
     boxes = fused.fused_boxes(shape, config, **channels)
@@ -122,7 +121,7 @@ def compile_fused(
 
 
 def compile_block(block: Block, config: ConvConfig) -> Compilation:
-    """The compilation of whichever kernel ``config`` names, for joined convolutions."""
+    """Return the compilation of the kernel that ``config`` names, for joined convolutions."""
     shape, dtype = block.shape, getattr(torch, block.dtype)
     if block.fused:
         return compile_fused(
@@ -142,7 +141,7 @@ def compile_block(block: Block, config: ConvConfig) -> Compilation:
 
 
 def layer_label(shape: ConvShape, *, residual: bool, shortcut_channels: int = 0) -> str:
-    """``3×3/2 128→128 28²``; ``+ 256`` where a shortcut of 256 channels is merged in."""
+    """Return a label such as ``3×3/2 128→128 28²``, with ``+ 256`` for a merged shortcut of 256 channels."""
     merged = f" + {shortcut_channels}" if shortcut_channels else ""
     size = f"{shape.P}²" if shape.P == shape.Q else f"{shape.P}×{shape.Q}"
     return f"{shape.R}×{shape.S}/{shape.stride} {shape.C}{merged}→{shape.K} {size}" + " +res" * residual
@@ -172,7 +171,7 @@ def _compilation(
 
 
 def inspect_tma(item: Compilation, gpu: Gpu = H100) -> TmaReport:
-    """Compile ``item`` for a ``gpu`` of Hopper and read its resources off the machine code."""
+    """Compile ``item`` for a Hopper ``gpu`` and read its resources from the machine code."""
     compiled = compile_for(item, _kernel(item.kernel), gpu.arch)
     constants = dict(item.constants)
     chained = 0
@@ -183,9 +182,9 @@ def inspect_tma(item: Compilation, gpu: Gpu = H100) -> TmaReport:
 
 
 def shown_configs(kernels: tuple[str, ...], k: int, *, residual: bool) -> list[ConvConfig]:
-    """Two configurations to show for ``k`` output channels: one tile a program, and the widest persistent tile.
+    """Return two configurations to show for ``k`` output channels: one tile per program, and the widest persistent.
 
-    The first leaves room for a second program on a multiprocessor, which works while the first one stores.
+    The first leaves room for a second program on a multiprocessor, which works while the first program stores.
     """
     widest = min(256, max(64, next_power_of_2(k)))
     found = []
@@ -213,7 +212,7 @@ HEADER = (
 
 
 def rows(items: Sequence[Compilation], reports: Sequence[TmaReport]) -> list[tuple[str, ...]]:
-    """A row a kernel, under :data:`HEADER`."""
+    """Return one row per kernel, under :data:`HEADER`."""
     found = []
     for item, tma in zip(items, reports, strict=True):
         sizes = dict(item.constants)

@@ -1,8 +1,8 @@
-"""``python -m fastres.kernels.inspection_tables``: compile every configuration of the tuned tables, with no GPU.
+"""Compile every configuration of the tuned tables, without a GPU: ``python -m fastres.kernels.inspection_tables``.
 
-A table says what runs on a GPU that this machine may not have; here each of its kernels is compiled for that GPU's
-architecture and judged: it fits, does not spill in its main loop, its products run on the tensor cores, and what
-it copies into shared memory or registers waits for those who still read there.
+A table is for a GPU that this machine may not have. The command compiles each of its kernels for that GPU's
+architecture and checks four things: the kernel fits, does not spill in its main loop, multiplies on the tensor cores,
+and writes to shared memory or registers only after all reads of the old contents.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the compiler made of an entry; ``problem`` is empty where it is good."""
+    """What the compiler made of an entry; ``problem`` is empty if it is good."""
 
     entry: Entry
     registers: int
@@ -50,7 +50,7 @@ class Verdict:
 
 
 def entries(path: Path) -> list[Entry]:
-    """The distinct compilations of a table: most batch sizes that share a configuration share a kernel."""
+    """Return the distinct compilations of a table. Most batch sizes that share a configuration share a kernel."""
     text = path.read_text()
     table = from_json(text, str(path))
     stated = json.loads(text)
@@ -62,7 +62,7 @@ def entries(path: Path) -> list[Entry]:
 
 
 def compilation(entry: Entry) -> Compilation:
-    """What an entry has compiled."""
+    """Return the compilation of an entry."""
     layer, config = entry.layer, entry.config
     if isinstance(layer, Block):
         return compile_block(layer, config)
@@ -72,7 +72,7 @@ def compilation(entry: Entry) -> Compilation:
 
 
 def judge(entry: Entry) -> Verdict:
-    """Compile one entry."""
+    """Compile one entry and look for problems."""
     item = compilation(entry)
     if item.kernel == "conv":
         report = inspect(item, entry.gpu)
@@ -84,7 +84,7 @@ def judge(entry: Entry) -> Verdict:
 
 
 def compiles_well(entry: Entry) -> bool:
-    """Whether the compiler takes an entry and :func:`judge` finds nothing wrong with it."""
+    """Return True if an entry compiles and :func:`judge` finds no problem."""
     try:
         return not judge(entry).problem
     except (RuntimeError, triton.CompilationError):
@@ -92,7 +92,7 @@ def compiles_well(entry: Entry) -> bool:
 
 
 def compiling_well(pool: Executor, gpu: Gpu, layer: Layer | Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
-    """Those of ``configs`` that compile well for ``layer`` on ``gpu``, found out in ``pool``."""
+    """Return those of ``configs`` that compile well for ``layer`` on ``gpu``, compiled in ``pool``."""
     good = pool.map(compiles_well, [Entry(gpu, layer, config) for config in configs])
     return [config for config, is_good in zip(configs, good, strict=True) if is_good]
 
@@ -103,7 +103,7 @@ def judge_all(todo: Sequence[Entry], workers: int | None = None) -> list[Verdict
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
-    """A row an entry, with a header."""
+    """Return a header and one row per entry."""
     lines: list[tuple[str, ...]] = [("layer", "kernel", "configuration", "registers", "shared KiB", "verdict")]
     for verdict in verdicts:
         layer, config = verdict.entry.layer, verdict.entry.config
@@ -117,13 +117,13 @@ def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a row a configuration; exit status 1 where one is not good."""
+    """Print one row per configuration; return 1 if one is not good, else 0."""
     parser = argparse.ArgumentParser(prog="python -m fastres.kernels.inspection_tables", description=__doc__)
-    parser.add_argument("tables", type=Path, nargs="*", help="tables (default: all of the package)")
+    parser.add_argument("tables", type=Path, nargs="*", help="tables (default: all in the package)")
     options = parser.parse_args(arguments)
     paths = options.tables or sorted(FOLDER.glob("*/conv.json"))
     if not paths:
-        print(f"There is no table of tuned configurations in {FOLDER} yet; fastres.bench.tune writes one")
+        print(f"There is no table of tuned configurations in {FOLDER} yet; write one with fastres.bench.tune")
         return 0
     bad = 0
     for path in paths:

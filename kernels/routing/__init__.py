@@ -1,4 +1,4 @@
-"""Which kernel runs a convolution, with which configuration: rules, tuned tables and the facts about each GPU.
+"""Choose the kernel of a convolution and its configuration: rules, tuned tables and the facts about each GPU.
 
-Pure functions and data. Knows no kernel and launches nothing.
+Pure functions and data: nothing here depends on a kernel or launches one.
 """

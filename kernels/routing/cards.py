@@ -1,4 +1,4 @@
-"""GPUs as far as routing depends on them: the one at hand, and known cards, to compile and estimate for without one."""
+"""GPUs as routing sees them: the one in use, and known cards to compile for and to estimate without having one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastres.kernels.launch import INTERPRETED
 
 @dataclass(frozen=True)
 class Gpu:
-    """The facts about a GPU that routing depends on. A size or rate of 0 is not known."""
+    """The facts about a GPU that routing depends on. A size or rate of 0 is unknown."""
 
     name: str
     arch: str  # "sm_90", "gfx942", …
     multiprocessors: int
     shared_memory: int  # bytes a program may use
     l2_cache: int = 0  # bytes
-    gb_per_s: float = 0.0  # of its memory, 10⁹ bytes/s as stated
+    gb_per_s: float = 0.0  # of its memory, in 10⁹ bytes/s, as the data sheet states
 
     @property
     def is_amd(self) -> bool:
@@ -28,14 +28,14 @@ class Gpu:
 
     @property
     def has_tensor_cores(self) -> bool:
-        """Whether Triton multiplies 16-bit numbers on matrix units there; on Turing (sm_75) it no longer does."""
+        """Return True if Triton multiplies 16-bit numbers on its matrix units; on Turing (sm_75) it no longer does."""
         return self.arch != "sm_75" and not self.arch.startswith("gfx10")
 
 
 MIB = 1 << 20
 
-# Names as torch gives them, but for the first three. Multiprocessors, L2 caches and memory rates: NVIDIA's and AMD's
-# data sheets and architecture papers; shared memory of a program: CUDA C++ Programming Guide, compute capabilities.
+# Names are torch's, except the first three. Multiprocessors, L2 caches and memory rates: NVIDIA's and AMD's data sheets
+# and architecture papers. Shared memory per program: CUDA C++ Programming Guide, compute capabilities.
 A100 = Gpu("A100", "sm_80", 108, 166_912, 40 * MIB, 1555.0)
 H100 = Gpu("H100", "sm_90", 132, 232_448, 50 * MIB, 3350.0)
 MI300X = Gpu("MI300X", "gfx942", 304, 65_536, 4 * MIB, 5300.0)
@@ -49,34 +49,34 @@ RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "sm_89", 128, 101_376, 72 * MIB, 1008.
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "sm_120", 170, 101_376, 96 * MIB, 1792.0)
 CARDS = (A100, H100, H200, MI300X, T4, RTX_3090, A10G, L4, L40S, RTX_4090, RTX_5090)
 
-# Triton's interpreter: no GPU at all. Each operation costs the same however large its tile.
+# Triton's interpreter: no GPU. Each operation costs the same, whatever the size of its tile.
 INTERPRETER = Gpu("Triton interpreter", "interpreter", 1, 1 << 40)
-# One of each architecture that the ahead-of-time inspection compiles for unless told otherwise: sm_89 for all whose
-# programs have 99 KiB of shared memory.
+# The ahead-of-time inspection compiles for these by default, one card per architecture. sm_89 stands for all
+# architectures whose programs have 99 KiB of shared memory.
 KNOWN_GPUS = {gpu.arch: gpu for gpu in (A100, L4, H100, MI300X)}
 
 
 def card(name: str) -> Gpu:
-    """The card with this name, or the first with this architecture; raises ``KernelError`` for others."""
+    """Return the card with this name, or the first with this architecture. Raise ``KernelError`` if there is none."""
     for gpu in CARDS:
         if name in (gpu.name, gpu.arch):
             return gpu
     architectures = ", ".join(dict.fromkeys(gpu.arch for gpu in CARDS))
     names = ", ".join(gpu.name for gpu in CARDS)
     raise KernelError(
-        f"No card is known by {name!r}; known are the architectures {architectures} and the cards {names}"
+        f"There is no card or architecture {name!r}; give an architecture ({architectures}) or a card ({names})"
     )
 
 
 @functools.cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The GPU at ``device``, or the interpreter for a CPU device."""
+    """Return the GPU at ``device``, or the interpreter for a CPU device."""
     if device.type != "cuda":
         assert INTERPRETED, device
         return INTERPRETER
     properties = torch.cuda.get_device_properties(device)
     l2_cache = int(getattr(properties, "L2_cache_size", 0))
-    # kHz, two transfers a cycle; torch reports them from 2.9 on
+    # kHz, two transfers per cycle; torch reports both since 2.9
     clock, width = (int(getattr(properties, name, 0)) for name in ("memory_clock_rate", "memory_bus_width"))
     sizes = (l2_cache, 2e3 * clock * width / 8 / 1e9)
     if torch.version.hip:

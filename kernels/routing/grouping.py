@@ -1,9 +1,9 @@
-"""Grouped convolutions with few channels a group, as dense ones with more.
+"""Turn grouped convolutions with few channels per group into denser ones.
 
 ResNeXt's groups have 4 to 32 channels; a tensor-core instruction reduces over 16. Merging neighbouring groups into one
 block-diagonal group of ``DENSE_GROUP`` channels computes the same sums, with zeros for the products that the grouping
-left out, and lets the ordinary kernel run. The wasted arithmetic (8-fold for groups of 4) stays under the time that
-moving the activations takes on an H100: 56×56×128 at 4 channels a group is 0.23 GFLOP dense against 1.6 MB.
+left out, and lets the ordinary kernel run. On an H100 the wasted arithmetic (8-fold for groups of 4) takes less time
+than moving the activations: 56×56×128 at 4 channels per group is 0.23 GFLOP dense against 1.6 MB.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .rules import DENSE_GROUP
 
 
 def merged_groups(channels: int, groups: int, dense: int = DENSE_GROUP) -> int:
-    """How many groups to merge into one: the fewest that reach ``dense`` channels and divide ``groups``."""
+    """Return how many groups to merge into one: the fewest that reach ``dense`` channels and divide ``groups``."""
     merge = 1
     while channels * merge < dense and groups % (merge * 2) == 0:
         merge *= 2
@@ -23,7 +23,7 @@ def merged_groups(channels: int, groups: int, dense: int = DENSE_GROUP) -> int:
 
 
 def merge_groups(weight: Tensor, groups: int, dense: int = DENSE_GROUP) -> tuple[Tensor, int]:
-    """Merge the groups of ``weight`` [groups·K, R, S, C]; returns the block-diagonal weight and its group count."""
+    """Merge the groups of ``weight`` [groups·K, R, S, C]; return the block-diagonal weight and its group count."""
     k, r, s, c = weight.shape
     merge = merged_groups(c, groups, dense) if groups > 1 else 1
     if merge == 1:

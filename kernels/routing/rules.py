@@ -1,8 +1,8 @@
-"""Which kernel and which configuration: a pure function of (shape, dtype, GPU).
+"""Choose the kernel and its configuration by rules: a pure function of (shape, dtype, GPU).
 
-The executor, the tests, the benchmarks and the ahead-of-time inspection all ask here, so what is inspected and tested
-is what runs. The rules below are derived from the compiler's resource reports and from occupancy arithmetic (see
-``docs/performance.md``); nothing is tuned while a user waits.
+The executor, the tests, the benchmarks and the ahead-of-time inspection all use these rules, so they inspect and test
+the code that runs. The rules are derived from the compiler's resource reports and from occupancy arithmetic (see
+``docs/performance.md``). Nothing is tuned at run time.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class ConvShape:
 
     @property
     def constants(self) -> dict[str, int]:
-        """The sizes, but for N, as compile-time arguments."""
+        """The sizes, except N, as compile-time arguments."""
         names = ("H", "W", "P", "Q", "C", "K", "R", "S")
         return {name: getattr(self, name) for name in names} | {"STRIDE": self.stride, "PADDING": self.padding}
 
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """A kernel and its launch parameters. ``note`` says why a slower kernel was taken, where one was.
+    """A kernel and its launch parameters. ``note`` says why a slower kernel was chosen, if one was.
 
-    ``split`` programs share the reduction of one tile; the "conv" kernel alone can do that.
+    ``split`` programs share the reduction of one tile; only the "conv" kernel can do that.
     """
 
     kernel: str
@@ -88,10 +88,10 @@ class StemConfig:
     rows: int
     num_warps: int
     num_stages: int
-    prepared: bool = False  # reads images that a kernel before it padded (prepare.py)
+    prepared: bool = False  # reads images that prepare.py's kernel padded
 
     def __str__(self) -> str:
-        padded = ", images padded before" if self.prepared else ""
+        padded = ", images padded first" if self.prepared else ""
         return f"{self.block_q} columns × {self.rows} rows, {self.num_warps} warps{padded}"
 
 
@@ -108,32 +108,32 @@ class PoolConfig:
         return f"{self.block_c} channels × {self.block_hw} pixels, {self.num_warps} warps"
 
 
-# Smallest group that fills a tensor-core instruction's reduction (16) and keeps block-diagonal padding cheap:
-# ResNeXt's groups of 4 and 8 channels are merged into dense groups of this many (see grouping.py).
+# Channels of a dense group: it fills a tensor-core instruction's reduction (16) and keeps block-diagonal padding cheap.
+# ResNeXt's groups of 4 and 8 channels are merged into groups of this size (see grouping.py).
 DENSE_GROUP = 32
 
 
-# A split reduction leaves each program this many blocks of it to add up, so that its pipeline fills; and no tile is
-# shared by more programs than this, because the last to arrive adds up what all have left.
+# In a split reduction, each program adds up at least this many blocks, so that its pipeline fills. At most this many
+# programs share a tile, because the last to arrive adds up the partial sums of all.
 LEAST_BLOCKS, MOST_SHARING = 4, 16
 
-# Bytes that must be on their way to a multiprocessor for it to receive all that it can: 0.5 µs from a load to its use,
-# times 40 bytes/ns. Estimated, as in fastres/roofline/estimate.py; only their ratios to a tile's bytes matter here.
+# Bytes that must be in flight to a multiprocessor to use its full bandwidth: 0.5 µs from a load to its use, times
+# 40 bytes/ns. An estimate, as in fastres/roofline/estimate.py; only its ratio to a tile's bytes matters here.
 IN_FLIGHT = 20_000
 
-# Multiply-adds that ordinary units do while one byte arrives: 128 a cycle against some 25 bytes.
+# Multiply-adds that ordinary units do while one byte arrives: 128 per cycle against some 25 bytes.
 MULTIPLY_ADDS_A_BYTE = 5
 
-# The widest tile, for wgmma: it reads three quarters of what 128×128 reads from L2 for the same sums. On sm_90 it takes
-# 179 registers by Triton 3.6.0 and 3.7.1, with no spills; with a residual it spills (52, in the epilogue). On sm_80 it
-# takes 251 and is estimated to gain nothing: the products there are no faster than what 128×128 tiles let through L2.
+# The widest tile, for wgmma: for the same sums, it reads three quarters of the bytes that 128×128 reads from L2. On
+# sm_90 it takes 179 registers in Triton 3.6.0 and 3.7.1, without spills; with a residual it spills (52, in the
+# epilogue). On sm_80 it takes 251, with no estimated gain: products there are no faster than L2 feeds 128×128 tiles.
 WIDE_TILE = (128, 256)
-# One program of it fills a multiprocessor, whose pipeline is to be full for so many blocks of the reduction.
+# One such program fills a multiprocessor. To keep its pipeline full, its reduction has at least this many blocks.
 WIDE_BLOCKS = 8
 
 
 def without_tensor_cores(dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") -> str:
-    """Why products of ``dtype`` run on the ordinary multiply-add units; empty where they do not."""
+    """Return why products of ``dtype`` run on the ordinary multiply-add units; empty if they do not."""
     if dtype == torch.float32 and precision == "ieee":
         return "float32 without tf32 does not use the tensor cores"
     if not gpu.has_tensor_cores:
@@ -145,7 +145,7 @@ def without_tensor_cores(dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") 
 def route_conv(
     shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
 ) -> ConvConfig:
-    """The kernel and configuration for one convolution; ``residual`` says whether it adds one."""
+    """Return the kernel and configuration for one convolution; ``residual`` says whether it adds one."""
     if gpu is INTERPRETER:
         block_m, block_n = (max(16, min(256, next_power_of_2(size))) for size in (shape.M, shape.K))
         return ConvConfig("conv", block_m, block_n, max(16, min(512, next_power_of_2(shape.C))), 4, 1)
@@ -157,7 +157,7 @@ def route_conv(
     for block_m, block_n in _distinct([(128, widest), (128, 64), (64, min(64, widest))], widest):
         if _tiles(shape, block_m, block_n) >= gpu.multiprocessors:
             return _tile(shape, dtype, gpu, block_m, block_n)
-    # Few tiles: smaller ones, several programs a tile, or both. Below 64 rows Hopper has no wgmma.
+    # Too few tiles: take smaller ones, several programs per tile, or both. Below 64 rows Hopper has no wgmma.
     sizes = _distinct([(64, min(64, widest)), (64, min(32, widest))], widest)
     return _shortest([_tile(shape, dtype, gpu, *size) for size in sizes], shape, dtype, gpu)
 
@@ -165,7 +165,7 @@ def route_conv(
 def route_conv_plainly(
     shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
 ) -> ConvConfig:
-    """:func:`route_conv` without split reductions and wide tiles: what estimates compare it with."""
+    """Route as :func:`route_conv`, without split reductions and wide tiles: the baseline of estimates."""
     if gpu is INTERPRETER or without_tensor_cores(dtype, gpu, precision):
         return replace(route_conv(shape, dtype, gpu, precision, residual=residual), split=1)
     widest = min(128, max(16, next_power_of_2(shape.K)))
@@ -183,12 +183,12 @@ def _tiles(shape: ConvShape, block_m: int, block_n: int) -> int:
 
 
 def _tile(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, block_m: int, block_n: int) -> ConvConfig:
-    """A tile for the tensor cores, with the deepest pipeline of which two programs fit a multiprocessor."""
+    """Return a tensor-core tile with the deepest pipeline that lets two programs fit a multiprocessor."""
     deepest = min(64 // (dtype.itemsize // 2), max(16, next_power_of_2(shape.C)))
     num_warps = 8 if block_m * block_n >= 128 * 128 else 4
     if gpu.is_amd:
         return ConvConfig("conv", block_m, block_n, min(deepest, 32), num_warps, 2)
-    # Each program takes 1 KiB beyond its own, and what one may use is 1 KiB less than there is.
+    # Each program takes 1 KiB on top of its own; ``gpu.shared_memory`` is 1 KiB less than the multiprocessor has.
     half = (gpu.shared_memory - 1024) // 2
     shallower = max(16, deepest // 2)
     for block_k, stages in ((deepest, 4), (deepest, 3), (shallower, 4), (shallower, 3)):
@@ -199,7 +199,7 @@ def _tile(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, block_m: int, block_n:
 
 
 def _wide(shape: ConvShape, gpu: Gpu) -> ConvConfig | None:
-    """The widest tile, where whole waves of it compute at most an eighth more than waves of half of it."""
+    """Return the widest tile if its whole waves compute at most an eighth more than those of tiles half as wide."""
     config = ConvConfig("conv", *WIDE_TILE, 64, 8, 4)
     if gpu.arch != "sm_90" or WIDE_TILE[1] > shape.K or shape.C % config.block_k:
         return None
@@ -211,11 +211,11 @@ def _wide(shape: ConvShape, gpu: Gpu) -> ConvConfig | None:
 
 
 def _plain(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, note: str) -> ConvConfig:
-    """The ordinary multiply-add units take operands from registers, so that their tiles are small."""
+    """Return a small tile: the ordinary multiply-add units take operands from registers."""
     block_n = min(64, max(16, next_power_of_2(shape.K)))
     block_k = min(16, max(16, next_power_of_2(shape.C)))
-    # With 2 stages ptxas spills float32's 1×1 layers at 96 registers; with 3 there is no spill on sm_80 or sm_90. sm_75
-    # has no asynchronous copies to pipeline, and needs 226 registers for 64×64 with 4 warps, 128 with 8.
+    # With 2 stages, ptxas spills in float32's 1×1 layers at 96 registers; with 3, nothing spills on sm_80 or sm_90.
+    # sm_75 has no asynchronous copies to pipeline, and needs 226 registers for 64×64 with 4 warps, 128 with 8.
     stages = 2 if gpu.is_amd or gpu.arch == "sm_75" else 3
     warps = 8 if gpu.arch == "sm_75" and block_n == 64 else 4
     if _tiles(shape, 64, block_n) >= gpu.multiprocessors:
@@ -224,7 +224,7 @@ def _plain(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, note: str) -> ConvCon
 
 
 def _shortest(configs: list[ConvConfig], shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> ConvConfig:
-    """Of ``configs`` and of their reductions split, the one whose busiest multiprocessor is done first."""
+    """Return the one of ``configs``, with any split, whose busiest multiprocessor finishes first."""
     choices = [
         replace(config, split=split)
         for config in configs
@@ -235,21 +235,22 @@ def _shortest(configs: list[ConvConfig], shape: ConvShape, dtype: torch.dtype, g
 
 
 def splits(blocks: int, most: int) -> list[int]:
-    """Into how many parts, at most ``most``, a reduction of ``blocks`` can be cut: each has ``LEAST_BLOCKS`` or more.
+    """Return the numbers of parts, at most ``most``, that a reduction of ``blocks`` can be split into.
 
-    The kernel gives all parts but the last as many blocks. One part is always among the answers.
+    Each part has ``LEAST_BLOCKS`` or more. The kernel gives all parts but the last the same number of blocks. One part
+    is always among the answers.
     """
     found = range(2, min(most, MOST_SHARING, blocks // LEAST_BLOCKS) + 1)
     return [1, *(split for split in found if blocks - cdiv(blocks, split) * (split - 1) >= LEAST_BLOCKS)]
 
 
 def reduction_blocks(shape: ConvShape, config: ConvConfig) -> int:
-    """How many blocks of its reduction a tile adds up."""
+    """Return how many blocks of its reduction a tile adds up."""
     return shape.R * shape.S * cdiv(shape.C, config.block_k)
 
 
 def _bytes_in_turn(shape: ConvShape, config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
-    """How long the busiest multiprocessor works, in bytes that could reach it meanwhile."""
+    """Estimate how long the busiest multiprocessor works, in bytes that could reach it in that time."""
     size = config.block_m * config.block_n
     programs = cdiv(_tiles(shape, *_size(config)) * config.split, gpu.multiprocessors)
     block = (config.block_m + config.block_n) * config.block_k * dtype.itemsize
@@ -266,10 +267,10 @@ def _size(config: ConvConfig) -> tuple[int, int]:
 
 
 def shared_memory(config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
-    """Bytes of shared memory that a program of the "conv" kernel takes: at least what the compiler reports.
+    """Return the bytes of shared memory that a program of the "conv" kernel takes: at least what the compiler reports.
 
-    A stage is on its way into a buffer, but for the one that is multiplied: wgmma reads that from its buffer, the
-    others from registers. The finished tile passes through the same memory to be stored in whole rows.
+    Each stage in flight has a buffer. The stage being multiplied has one only for wgmma; other instructions read it
+    from registers. The finished tile passes through the same memory, so that it is stored in whole rows.
     """
     from_registers = gpu.is_amd or gpu.arch in ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
     buffers = max(1, config.num_stages - from_registers)
@@ -277,15 +278,15 @@ def shared_memory(config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
     return max(pipeline, config.block_m * config.block_n * dtype.itemsize)
 
 
-# Output pixels of the stem's convolution from which its images are prepared first: 16 images of 224×224. The second
-# launch is then small beside what it saves: estimated, not measured (docs/performance.md).
+# The stem's images are prepared first if its convolution has at least this many output pixels: 16 images of 224×224.
+# The second launch then costs little compared with what it saves: estimated, not measured (docs/performance.md).
 PREPARED_PIXELS = 16 * 112 * 112
 
 
 def route_stem(
     channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, gpu: Gpu, pool: bool, precision: str = "ieee"
 ) -> StemConfig:
-    """The stem's configuration for ``channels`` output channels and convolution output ``pixels`` (N, P, Q)."""
+    """Return the stem's configuration for ``channels`` output channels and convolution output ``pixels`` (N, P, Q)."""
     n, p, q = pixels
     kernel = "stem_pool" if pool else "stem"
     block_q = min(128, max(16, next_power_of_2(q + 1 if pool else q)))
@@ -298,30 +299,30 @@ def route_stem(
         return StemConfig(kernel, block_q, 8, 8 if block_q == 128 else 4, 2 if gpu.is_amd else 3, prepared=True)
     rows = 8 if pool else 1
     if pool:
-        # Smaller pieces, although neighbours compute a row in common, until every multiprocessor has one.
+        # Take smaller pieces until every multiprocessor has one, although neighbours then both compute a row.
         narrow = min(64, block_q)
         sizes = [(block_q, 8), (block_q, 4), (block_q, 2), (narrow, 2), (narrow, 1)]
         filling = [size for size in sizes if stem_programs(n, cdiv(p, 2), cdiv(q, 2), *size) >= gpu.multiprocessors]
         block_q, rows = (filling or sizes[-1:])[0]
     # 128 columns with 4 warps need 254 registers (sm_90) or spill (sm_80, gfx942); with 8 warps 186 to 209.
-    # Images of another dtype than the weights reach wgmma through registers, and in a pipeline ptxas writes those anew
-    # while they are still read (sass.py).
+    # Images whose dtype is not the weights' reach wgmma through registers. In a pipeline, ptxas overwrites these while
+    # they are still read (inspection/sass.py).
     multiplies_in_flight = gpu.arch == "sm_90" and (dtype != torch.float32 or precision == "tf32")
     return StemConfig(kernel, block_q, rows, 8 if block_q == 128 else 4, 1 if multiplies_in_flight else 2)
 
 
 def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:
-    """How many programs compute the pooled stem of ``n`` images of ``p`` × ``q`` pooled pixels."""
+    """Return how many programs compute the pooled stem of ``n`` images of ``p`` × ``q`` pooled pixels."""
     return n * cdiv(p, rows) * cdiv(q, block_q // 2 - 1)
 
 
 def route_window_pool(channels: int) -> PoolConfig:
-    """The configuration of window pools and gates, which read and write each element once: wide rows, 16 bytes each."""
+    """Return the configuration of window pools and gates: wide rows, 16 bytes each, read and written once."""
     block_c = min(128, next_power_of_2(channels))
     return PoolConfig("window_pool", block_c, 2048 // block_c, 4)
 
 
 def route_pool(channels: int, pixels: int) -> PoolConfig:
-    """The average pool's configuration."""
+    """Return the average pool's configuration."""
     block_c = min(128, next_power_of_2(channels))
     return PoolConfig("average_pool", block_c, min(16, next_power_of_2(pixels)), 4)

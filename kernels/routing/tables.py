@@ -1,13 +1,13 @@
-"""Tuned configurations as data: ``configs/<gpu>/conv.json``, one file a GPU.
+"""Tuned configurations as data: ``configs/<gpu>/conv.json``, one file per GPU.
 
-``python -m fastres.bench.tune`` writes a table. It says, for a layer and a batch size, which kernel with which
-configuration was fastest on that GPU, for which runs of layers a joined kernel beats one kernel each, and in how many
-images at a time a network's first stages run fastest. A batch size between tuned ones takes the nearest (by ratio)
-whose kernel accepts it.
+``python -m fastres.bench.tune`` writes a table. For each layer and batch size, it records the fastest kernel and
+configuration on that GPU. It also records which runs of layers are faster in one joined kernel, and how many images at
+a time are fastest in a network's first stages. A batch size between tuned ones takes the nearest (by ratio) whose
+kernel accepts it.
 
-What a GPU's own table lacks, those of other GPUs of its architecture may have: they come next, the nearest in number of
-multiprocessors first. What no table has is routed by rules. More tables are found in the folder that the environment
-variable ``FASTRES_CONFIGS`` names: an entry there takes the place of the package's for the same layer and batch.
+If a GPU's own table has no entry, the tables of other GPUs of its architecture come next, nearest in number of
+multiprocessors first. If no table has one, rules route the layer. The environment variable ``FASTRES_CONFIGS`` names a
+folder with more tables; an entry there replaces the package's for the same layer and batch.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Layer:
-    """What a configuration is tuned for: a convolution's sizes, its dtype, and whether it adds a residual.
+    """The key of a tuned configuration: a convolution's sizes, its dtype, and whether it adds a residual.
 
-    The ``classifier`` is the 1×1 convolution over one pixel that writes logits: float32, with no ReLU.
+    The ``classifier`` is the 1×1 convolution over one pixel that writes logits: float32, without ReLU.
     """
 
     shape: ConvShape
@@ -53,12 +53,12 @@ class Layer:
 
     @property
     def relu(self) -> bool:
-        """Whether a ReLU follows, as after nearly every convolution."""
+        """True if a ReLU follows, as after nearly every convolution."""
         return not self.classifier
 
     @property
     def out_dtype(self) -> torch.dtype:
-        """What the layer writes."""
+        """The dtype that the layer writes."""
         found: torch.dtype = torch.float32 if self.classifier else getattr(torch, self.dtype)
         return found
 
@@ -69,7 +69,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A layer's fastest configuration, with its median time and what the rules' own choice took."""
+    """A layer's fastest configuration, its median time, and the time of the rules' choice."""
 
     layer: Layer
     config: ConvConfig
@@ -79,10 +79,10 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Block:
-    """What a kernel for joined convolutions is tuned for.
+    """The key of a tuned kernel for joined convolutions.
 
     ``shape`` is that of the run's first convolution. With ``fused`` it is the 3×3 before a block's last convolution,
-    which then has ``channels`` output channels; else it is the last convolution itself, with a merged shortcut.
+    which then has ``channels`` output channels; otherwise it is the last convolution itself, with a merged shortcut.
     """
 
     shape: ConvShape
@@ -91,7 +91,7 @@ class Block:
     channels: int
     shortcut_channels: int = 0  # 0: a residual instead of a shortcut
     shortcut_stride: int = 1
-    next_channels: int = 0  # 0: the next block's first convolution is not part of it
+    next_channels: int = 0  # 0: without the next block's first convolution
 
     @property
     def without_batch(self) -> Block:
@@ -100,7 +100,7 @@ class Block:
 
 @dataclass(frozen=True)
 class TunedBlock:
-    """A joined run's fastest configuration, its median time, and what its convolutions took one by one."""
+    """A joined run's fastest configuration, its median time, and the time of its convolutions one by one."""
 
     layer: Block
     config: ConvConfig
@@ -108,17 +108,17 @@ class TunedBlock:
     apart_microseconds: float
 
     def saves(self, batch: int) -> float:
-        """Microseconds that joining saves at a batch size, by proportion; negative where it loses."""
+        """Return the microseconds that joining saves, scaled to the batch size; negative if it loses."""
         return (self.apart_microseconds - self.microseconds) * batch / self.layer.shape.N
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a whole network runs fastest at one batch and image size, and its median time so and plainly.
+    """How a whole network runs fastest at one batch and image size, with its median time that way and run plainly.
 
-    ``joined`` says whether the joined runs that the table lists are taken at all. With ``images``, its steps up to the
-    feature ``through`` run on so many images at a time, whose activations then stay in the L2 cache. With ``early``,
-    kernels start while the one before them still runs (``launch.early_launches``).
+    ``joined`` says whether the joined runs in the table are used at all. With ``images``, the steps up to the feature
+    ``through`` run on that many images at a time, so that their activations stay in the L2 cache. With ``early``,
+    kernels start while the previous one still runs (``launch.early_launches``).
     """
 
     model: str
@@ -135,19 +135,19 @@ class Network:
 
     @property
     def case(self) -> tuple[str, int, int, int, str]:
-        """What was tuned for."""
+        """The key: model, batch, height, width and dtype."""
         return (self.model, self.batch, self.height, self.width, self.dtype)
 
     @property
     def manner(self) -> str:
-        """In words, what is done besides joining; empty where nothing is."""
+        """How the network runs, in words, apart from joined runs; empty if plainly."""
         micro = f"up to {self.through} in micro-batches of {self.images} images" if self.images else ""
         return "; ".join(filter(None, (micro, "kernels start early" if self.early else "")))
 
 
 @dataclass(frozen=True)
 class Table:
-    """All that was tuned on a GPU: layers, joined runs and whole networks."""
+    """Everything tuned on a GPU: layers, joined runs and whole networks."""
 
     layers: tuple[Tuned, ...] = ()
     blocks: tuple[TunedBlock, ...] = ()
@@ -155,12 +155,12 @@ class Table:
 
 
 def slug(gpu_name: str) -> str:
-    """A GPU's name as a folder name: ``NVIDIA H100 80GB HBM3`` is ``nvidia-h100-80gb-hbm3``."""
+    """Return a GPU's name as a folder name: ``NVIDIA H100 80GB HBM3`` becomes ``nvidia-h100-80gb-hbm3``."""
     return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
 
 
 def to_json(tuned: Table, facts: Mapping[str, Any]) -> str:
-    """The table as JSON, a line an entry; ``facts`` say on what and with which versions it was measured."""
+    """Return the table as JSON, one line per entry; ``facts`` name the GPU and the versions it was measured with."""
     layers = [
         {
             **asdict(entry.layer.shape),
@@ -194,7 +194,7 @@ def _config(config: ConvConfig) -> dict[str, Any]:
 
 
 def from_json(text: str, source: str) -> Table:
-    """Read a table; raises ``KernelError`` naming ``source`` where it is none."""
+    """Read a table. Raise ``KernelError`` that names ``source`` if the text is not one."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT:
@@ -206,7 +206,7 @@ def from_json(text: str, source: str) -> Table:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise KernelError(
-            f"{source} is not a table of tuned configurations ({error}); write it anew with fastres.bench.tune"
+            f"{source} is not a table of tuned configurations ({error}); write it again with fastres.bench.tune"
         ) from error
 
 
@@ -231,25 +231,25 @@ def _read_config(row: Mapping[str, Any]) -> ConvConfig:
     for name, value in asdict(config).items():
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not (isinstance(value, str) if name in ("kernel", "note") else whole):
-            raise ValueError(f"its configurations have a {name} of {value!r}")
+            raise ValueError(f"a configuration has a {name} of {value!r}")
     return config
 
 
 def _network(row: Mapping[str, Any]) -> Network:
     network = Network(**row)
     if network.images and network.through not in ("layer1", "layer2", "layer3", "layer4"):
-        raise ValueError(f"a network runs in micro-batches through {network.through!r}")
+        raise ValueError(f"the micro-batches of a network end at {network.through!r}, not at layer1 to layer4")
     return network
 
 
 def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
-    """Where the table of a GPU lies."""
+    """Return the path of a GPU's table."""
     return folder / slug(gpu_name) / "conv.json"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A table with what its head says of the GPU; 0 multiprocessors are not known."""
+    """A table and what its head says about the GPU; 0 multiprocessors means unknown."""
 
     table: Table
     gpu: str
@@ -258,9 +258,9 @@ class Found:
 
 
 class Index:
-    """Tables for looking things up: those of a GPU, first ones first, and then those of ``others`` of its architecture.
+    """Tables to look entries up in: a GPU's own, in order, then those of ``others`` of its architecture.
 
-    What was tuned in one 16-bit dtype serves the other: they run equally fast.
+    Entries of one 16-bit dtype also serve the other: both run equally fast.
     """
 
     def __init__(self, *own: Table, others: Sequence[Found] = ()) -> None:
@@ -273,27 +273,27 @@ class Index:
 
     @property
     def is_own(self) -> bool:
-        """Whether the GPU itself has entries."""
+        """True if the GPU itself has entries."""
         return bool(self._own)
 
     @property
     def has_blocks(self) -> bool:
-        """Whether some joined run was tuned."""
+        """True if any joined run was tuned."""
         return any(entries.has_blocks for entries in (self._own, *self._others))
 
     def entries(self, layer: Layer | Block) -> list[Any]:
-        """What was tuned for ``layer`` at any batch size, the nearest (by ratio) first; others' entries come last."""
+        """Return the entries for ``layer`` at any batch size, nearest (by ratio) first, other GPUs' last."""
         return [entry for entries in (self._own, *self._others) for entry in entries.near(layer)]
 
     def measured(self, entry: Tuned | TunedBlock) -> bool:
-        """Whether ``entry`` was measured on this very GPU."""
+        """Return True if ``entry`` was measured on this GPU."""
         return any(entry is own for own in self._own.near(entry.layer))
 
     def network(self, model: str, batch: int, height: int, width: int, dtype: str) -> Network | None:
-        """The entry of just this case, where there is one.
+        """Return the entry for exactly this case, or None.
 
-        From another GPU's table come whether to join runs and whether kernels start early. How many images fit the L2
-        cache, and what that saves, is a matter of the very GPU, and so are the times.
+        Another GPU's table only says whether to join runs and whether kernels start early. The number of images that
+        fit the L2 cache, the time that this saves, and all measured times hold for one GPU only.
         """
         case = (model, batch, height, width, dtype)
         if found := self._own.network(case):
@@ -305,7 +305,7 @@ class Index:
 
 
 class _Entries:
-    """The entries of one GPU's tables: of two for the same case that of the first table counts."""
+    """The entries of one GPU's tables. If two have an entry for the same case, the first table's counts."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
         entries: dict[Layer | Block, Tuned | TunedBlock] = {}
@@ -341,7 +341,7 @@ SIBLING = {"float16": "bfloat16", "bfloat16": "float16"}
 
 @functools.cache
 def table(gpu: Gpu) -> Index:
-    """The tuned configurations for a GPU: its own, then other cards' of its architecture."""
+    """Return the tuned configurations for a GPU: its own, then those of other cards of its architecture."""
     folders = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
     own: list[Table] = []
     others: dict[str, Found] = {}
@@ -355,12 +355,12 @@ def table(gpu: Gpu) -> Index:
 
 
 def _distance(found: Found, gpu: Gpu) -> float:
-    """How far apart two GPUs are in size; one whose size its table does not say is furthest."""
+    """Return how far apart two GPUs are in size; infinite if the table does not give its GPU's size."""
     return abs(math.log(found.multiprocessors / gpu.multiprocessors)) if found.multiprocessors else math.inf
 
 
 def _read(path: Path) -> Found:
-    """A table with its head; raises ``KernelError`` where ``path`` is none."""
+    """Read a table with its head. Raise ``KernelError`` if ``path`` is not one."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -368,5 +368,5 @@ def _read(path: Path) -> Found:
     tuned, head = from_json(text, str(path)), json.loads(text)
     multiprocessors = head.get("multiprocessors", 0)
     if type(multiprocessors) is not int or multiprocessors < 0:
-        raise KernelError(f"{path} says that its GPU has {multiprocessors!r} multiprocessors")
+        raise KernelError(f"{path} gives its GPU {multiprocessors!r} multiprocessors, not a whole number")
     return Found(tuned, str(head.get("gpu", path.parent.name)), str(head.get("arch", "")), multiprocessors)

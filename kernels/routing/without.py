@@ -1,6 +1,7 @@
-"""What the environment variable ``FASTRES_WITHOUT`` leaves out, should it misbehave: kernels, and ways to use them.
+"""Leave out kernels, or ways to use them, that misbehave: the environment variable ``FASTRES_WITHOUT``.
 
-``FASTRES_WITHOUT=fused,split`` names families of kernels or single ones, or ways (``WAYS``), separated by commas.
+``FASTRES_WITHOUT=fused,split`` names families of kernels, single kernels or ways to use them (``WAYS``), with
+commas between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fastres.errors import KernelError
 
 VARIABLE = "FASTRES_WITHOUT"
 
-# Families, by their modules' names, with the kernels in them. Only a tuned table chooses these.
+# Families of kernels, by module name. Only a tuned table chooses these kernels.
 FAMILIES = {
     "gemm": ("gemm", "gemm_persistent"),
     "conv_tma": ("conv_tma", "conv_tma_persistent"),
@@ -20,17 +21,17 @@ FAMILIES = {
     "fused": ("fused",),
 }
 WAYS = {
-    "split": "reductions that programs share",
+    "split": "reductions split across programs",
     "merged": "shortcuts merged into a convolution",
-    "early": "kernels that start while the one before still runs",
+    "early": "kernels that start while the previous one still runs",
     "graphs": "CUDA graphs",
-    "tables": "tuned tables: rules alone decide",
+    "tables": "tuned tables; without them, rules alone decide",
 }
 
 
 @functools.cache
 def left_out() -> frozenset[str]:
-    """Kernels and ways that are left out; raises ``KernelError`` for a name that is neither."""
+    """Return the kernels and ways that are left out. Raise ``KernelError`` for a name that is neither."""
     names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     single = {kernel: (kernel,) for kernels in FAMILIES.values() for kernel in kernels}
     known = {**single, **FAMILIES, **{way: (way,) for way in WAYS}}
@@ -41,5 +42,5 @@ def left_out() -> frozenset[str]:
 
 
 def can_be_left_out(name: str) -> bool:
-    """Whether there is something else for what ``name`` is."""
+    """Return True if ``name`` has an alternative, so that ``FASTRES_WITHOUT`` can leave it out."""
     return name in FAMILIES or name in WAYS or any(name in kernels for kernels in FAMILIES.values())

@@ -245,7 +245,7 @@ def test_a_bad_table_is_named(configs: Path, change: dict[str, object], said: st
 def test_configurations_are_of_whole_positive_numbers() -> None:
     text = to_json(Table((tuned(1, SLOW),)), {})
     for value in ('"64"', "0", "64.0"):
-        with pytest.raises(KernelError, match="its configurations have a block_m of"):
+        with pytest.raises(KernelError, match="a configuration has a block_m of"):
             from_json(text.replace('"block_m": 64', f'"block_m": {value}'), "x.json")
 
 

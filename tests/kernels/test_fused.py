@@ -198,9 +198,9 @@ def test_bad_input_is_named() -> None:
     x, w1, b1, w2, b2, residual, _ = t.arguments()
     assert residual is not None
     assert x is not None
-    with pytest.raises(KernelError, match="either a residual or a shortcut; neither given"):
+    with pytest.raises(KernelError, match="either a residual or a shortcut; neither was given"):
         check_fused(y, x, w1, b1, w2, b2)
-    with pytest.raises(KernelError, match="either a residual or a shortcut; both given"):
+    with pytest.raises(KernelError, match="either a residual or a shortcut; both were given"):
         check_fused(y, x, w1, b1, w2, b2, residual, residual)
     with pytest.raises(KernelError, match="go together"):
         check_fused(y, x, w1, b1, w2, b2, residual, z=y)
