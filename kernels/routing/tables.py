@@ -238,7 +238,7 @@ def _read_config(row: Mapping[str, Any]) -> ConvConfig:
 def _network(row: Mapping[str, Any]) -> Network:
     network = Network(**row)
     if network.images and network.through not in ("layer1", "layer2", "layer3", "layer4"):
-        raise ValueError(f"the micro-batches of a network end at {network.through!r}, not at layer1 to layer4")
+        raise ValueError(f"a network runs in micro-batches through {network.through!r}, not through layer1 to layer4")
     return network
 
 

@@ -185,7 +185,7 @@ def test_what_the_kernel_takes() -> None:
     assert "not 96" in why_not_fused(shape, 256, torch.float16, H100, shortcut_channels=96)
     assert "not 8" in why_not_fused(shape, 256, torch.float16, H100, next_channels=8)
     assert "192 output channels" in why_not_fused(shape, 192, torch.float16, H100)
-    assert "has 63" in why_not_fused(replace(shape, N=63), 256, torch.float16, H100)
+    assert "not 63" in why_not_fused(replace(shape, N=63), 256, torch.float16, H100)
     assert "groups" in why_not_fused(replace(shape, groups=2), 256, torch.float16, H100)
     assert "no tap" in why_not_fused(replace(shape, padding=3), 256, torch.float16, H100)
 
