@@ -1,4 +1,4 @@
-"""A thin layer over ONNX's protobuf messages: nodes and constants are added to one graph as they come."""
+"""A thin layer over ONNX's protobuf messages, which adds nodes and constants to one graph in order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Dimension = int | str
 
 
 class GraphBuilder:
-    """Adds to ``model.graph`` in place: what is big (weights) is copied into the message once and nowhere else."""
+    """Add to ``model.graph`` in place. Large data (weights) is copied only once, into the message."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
@@ -41,7 +41,7 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, value: Tensor | np.ndarray | int | float) -> str:
-        """An initialiser of ``value``'s dtype and shape; Python integers are int64 scalars, floats float32 ones."""
+        """Add an initialiser of ``value``'s dtype and shape; a Python int is an int64 scalar, a float a float32 one."""
         if isinstance(value, (int, float)):
             value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
         tensor = torch.as_tensor(value).detach().cpu().contiguous()
@@ -53,7 +53,7 @@ class GraphBuilder:
         return name
 
     def node(self, op: str, inputs: Sequence[str], output: str | Sequence[str], **attributes: Any) -> str:
-        """Add a node called by its first output; returns that output's name."""
+        """Add a node, named after its first output; return that output's name."""
         outputs = [output] if isinstance(output, str) else list(output)
         self.graph.node.append(onnx.helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0]

@@ -1,7 +1,7 @@
 """``fastres export``: the command line of this package.
 
-``fastres.commands.cli`` gives the parser to :func:`add_arguments` and what it parsed to :func:`run`. What needs onnx is imported
-when it runs, so that the arguments can be shown without it.
+``fastres.commands.cli`` passes the parser to :func:`add_arguments` and the parsed options to :func:`run`. Modules that
+need onnx are imported only when the command runs, so that its help works without onnx.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("model", nargs="?", help="name of the model; fastres list shows all")
+    add("model", nargs="?", help="name of the model; fastres list shows all names")
     add("path", nargs="?", help="ONNX file to write")
     add(
         "--weights",
         default="DEFAULT",
-        help="entry, checkpoint file, or 'none' for random ones (default: the best entry)",
+        help="entry, checkpoint file, or 'none' for random weights (default: the best entry)",
     )
-    add("--num-classes", type=int, help="classes, where they are not the weights'")
+    add("--num-classes", type=int, help="number of classes, if it differs from the weights'")
     add("--opset", type=int, default=18, help="ONNX opset (default: 18)")
     add("--dtype", default="float32", help="float32 (default) or float16")
     add(
@@ -45,24 +45,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--batch", default="dynamic", help="batch size, or 'dynamic' (default)")
     add("--preprocessing", action="store_true", help="take uint8 pictures; resize, crop and normalise in the graph")
-    add("--outputs", nargs="+", default=["logits"], help="logits, softmax, top_k, embedding, stem, layer1, … (logits)")
-    add("--top-k", type=int, default=5, help="classes that the output top_k has (default: 5)")
-    add("--no-verify", action="store_true", help="do not run the file against fastres before it is put in place")
+    add("--outputs", nargs="+", default=["logits"], help="logits (default), softmax, top_k, embedding, stem, layer1, …")
+    add("--top-k", type=int, default=5, help="number of classes in the output top_k (default: 5)")
+    add("--no-verify", action="store_true", help="do not compare the file with fastres before it is put in place")
     add("--int8", action="store_true", help="quantise to int8; needs --calibration")
-    add("--calibration", metavar="DIR", help="folder of images like those that the int8 model will see")
-    add("--least-agreement", type=float, metavar="SHARE", help="refuse an int8 model that agrees less (default: 0.95)")
+    add("--calibration", metavar="DIR", help="folder of images of the kind that the int8 model will see")
+    add("--least-agreement", type=float, metavar="SHARE", help="fail if int8 and float32 agree less (default: 0.95)")
     add("--server-repository", metavar="DIR", help="write a model repository for NVIDIA Triton Inference Server")
     add("--max-batch-size", type=int, default=32, help="largest batch that the server forms (default: 32)")
-    add("--torch", metavar="FILE.pt2", help="write a torch.export program, which torch alone loads")
-    add("--inspect", metavar="FILE", help="print what an exported ONNX file says about itself")
+    add("--torch", metavar="FILE.pt2", help="write a torch.export program, which loads with torch alone")
+    add("--inspect", metavar="FILE", help="print the inputs, outputs and metadata of an exported ONNX file")
     add("--json", action="store_true", help="print the report as JSON")
     add("--quiet", action="store_true", help="show no progress")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the parsed ``options`` say and print the report; returns 0.
+    """Run the export that the parsed ``options`` describe and print its report; return 0.
 
-    Raises ``InputError`` for options that do not go together, and what the exporters raise.
+    Raises ``InputError`` for options that cannot be combined, and the errors of the exporters.
     """
     report = _report(options)
     print(json.dumps(as_data(report), ensure_ascii=False, indent=1) if options.json else report)
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_data(report: Any) -> dict[str, Any]:
-    """A report as JSON has it: paths become strings."""
+    """Return a report as data for JSON; paths become strings."""
     data = report.as_dict() if hasattr(report, "as_dict") else _plain(report)
     return dict(data)
 
@@ -95,8 +95,8 @@ def _report(options: argparse.Namespace) -> Any:
     given = [name for name, value in targets.items() if value is not None]
     if len(given) != 1:
         raise InputError(
-            f"{'Nothing' if not given else ' and '.join(given)} was given to write or inspect; give one of a path, "
-            "--server-repository DIR, --torch FILE and --inspect FILE. For example: "
+            f"{' and '.join(given) + ' were' if given else 'Nothing was'} given to write or inspect; give exactly one "
+            "of a path, --server-repository DIR, --torch FILE and --inspect FILE. For example: "
             "fastres export resnet50 resnet50.onnx"
         )
     if options.inspect is not None:
@@ -104,13 +104,13 @@ def _report(options: argparse.Namespace) -> Any:
 
         return inspect(options.inspect)
     if options.model is None:
-        raise InputError("No model was named; for example: fastres export resnet50 resnet50.onnx")
+        raise InputError("No model was given; give its name, for example: fastres export resnet50 resnet50.onnx")
     return _export(options)
 
 
 def _export(options: argparse.Namespace) -> Any:
     if options.calibration is not None and not options.int8:
-        raise InputError("--calibration is for int8 models; add --int8, or leave it out")
+        raise InputError("--calibration is for int8 models; add --int8, or leave --calibration out")
     model, weights = _model(options)
     size, batch, progress = _image_size(options.image_size), _batch(options.batch), not options.quiet
     shared: dict[str, Any] = {"weights": weights, "image_size": size, "progress": progress}
@@ -139,7 +139,7 @@ def _export_int8(options: argparse.Namespace, model: Any, batch: int | str, shar
     from .quantisation import LEAST_AGREEMENT, export_int8
 
     if options.calibration is None:
-        raise InputError("--int8 needs images to calibrate on; add --calibration DIR, a folder of a few hundred")
+        raise InputError("--int8 needs images to calibrate on; add --calibration DIR, a folder of a few hundred images")
     if options.path is None:
         raise InputError("--int8 writes one ONNX file; give its path")
     refused = (("dtype", "float32"), ("preprocessing", False), ("outputs", ["logits"]), ("no_verify", False))
@@ -150,7 +150,7 @@ def _export_int8(options: argparse.Namespace, model: Any, batch: int | str, shar
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The model and weights that the exporters take: loaded here only where the class count is given."""
+    """Return the model and weights for the exporters; load the model here only if the class count is given."""
     weights = None if options.weights.lower() == "none" else options.weights
     if options.num_classes is None:
         return options.model, weights
@@ -167,7 +167,7 @@ def _refuse(options: argparse.Namespace, target: str, *defaults: tuple[str, Any]
 
 
 def _image_size(words: Sequence[str] | None) -> Any:
-    """As the exporters take it; what is no number is left to them to refuse."""
+    """Return the size as the exporters take it; they reject words that are not numbers."""
     if words is None:
         return None
     sizes = [int(word) if word.isdecimal() else word for word in words]

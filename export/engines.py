@@ -1,6 +1,6 @@
-"""Exported files as engines, for benchmarks: a model and an example batch in, a function from batch to logits out.
+"""Exported files as engines for benchmarks: from a model and an example batch to a function from batch to logits.
 
-Both exports are fixed to the example's shape, and run with as many CPU threads as torch does.
+Each export is fixed to the example's shape, and runs with as many CPU threads as torch does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Engine = Callable[[Tensor], Tensor]
 
 
 def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
-    """ONNX Runtime on ``x``'s device, which takes batches ``[N, 3, H, W]`` of ``x``'s shape, dtype and device.
+    """Return ONNX Runtime on ``x``'s device, for batches ``[N, 3, H, W]`` of ``x``'s shape, dtype and device.
 
-    On CUDA the batch is bound where it is and the logits stay there. Raises ``DeviceError`` where the CUDA provider
-    does not start, and what :func:`fastres.export.onnx.export` raises.
+    On CUDA the batch is bound in place and the logits stay on the GPU. Raises ``DeviceError`` if the CUDA provider does
+    not start, and the errors of :func:`fastres.export.onnx.export`.
     """
     from .runtime import Session
 
@@ -34,7 +34,7 @@ def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
 
 
 def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`onnxruntime_engine` cannot be had; ``None`` where it can."""
+    """Return why :func:`onnxruntime_engine` is not available; ``None`` if it is."""
     if reason := _export_absent(dtype):
         return reason
     if importlib.util.find_spec("onnxruntime") is None:
@@ -42,14 +42,14 @@ def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     import onnxruntime
 
     if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return "this onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
+        return "this onnxruntime has no CUDA provider; install onnxruntime-gpu instead"
     return None
 
 
 def onnxruntime_tensorrt_engine(model: Model, x: Tensor) -> Engine:
-    """As :func:`onnxruntime_engine` with TensorRT, and CUDA for what TensorRT does not take.
+    """Return ONNX Runtime with TensorRT, and with CUDA for operators that TensorRT does not support.
 
-    Raises ``DeviceError`` where the TensorRT provider does not start.
+    Otherwise it is as :func:`onnxruntime_engine`. Raises ``DeviceError`` if the TensorRT provider does not start.
     """
     from .runtime import Session
 
@@ -61,7 +61,7 @@ def onnxruntime_tensorrt_engine(model: Model, x: Tensor) -> Engine:
 
 
 def onnxruntime_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`onnxruntime_tensorrt_engine` cannot be had; ``None`` where it can."""
+    """Return why :func:`onnxruntime_tensorrt_engine` is not available; ``None`` if it is."""
     if device.type != "cuda":
         return "TensorRT needs an NVIDIA GPU"
     if reason := onnxruntime_absent(device, dtype):
@@ -74,7 +74,7 @@ def onnxruntime_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str
 
 
 def openvino_engine(model: Model, x: Tensor) -> Engine:
-    """OpenVINO on the CPU in float32, tuned for latency, for float32 batches ``[N, 3, H, W]`` of ``x``'s shape."""
+    """Return OpenVINO on the CPU, tuned for latency, for float32 batches ``[N, 3, H, W]`` of ``x``'s shape."""
     import openvino
 
     options = {
@@ -95,16 +95,16 @@ def openvino_engine(model: Model, x: Tensor) -> Engine:
 
 
 def openvino_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`openvino_engine` cannot be had; ``None`` where it can."""
+    """Return why :func:`openvino_engine` is not available; ``None`` if it is."""
     if device.type != "cpu" or dtype != torch.float32:
-        return "OpenVINO is compared on the CPU in float32"
+        return "OpenVINO is compared only on the CPU in float32"
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install openvino"
     return _export_absent(dtype)
 
 
 def _provider(name: str, device: torch.device, **options: str) -> tuple[str, dict[str, str]]:
-    """A provider of ONNX Runtime's that runs on ``device``."""
+    """Return an ONNX Runtime provider with the options that run it on ``device``."""
     return name, {**({"device_id": str(device.index)} if device.type == "cuda" else {}), **options}
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in an export, beyond the errors of :mod:`fastres.errors`."""
+"""Errors of an export, in addition to those of :mod:`fastres.errors`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from fastres.errors import FastresError, MissingDependencyError
 
 
 class ExportError(FastresError):
-    """A model that cannot be exported as asked."""
+    """The model cannot be exported as requested."""
 
 
 class ExportFileError(ExportError, OSError):
-    """A file or folder that cannot be written or read."""
+    """A file or folder cannot be written or read."""
 
 
 class VerificationError(ExportError):
-    """The exported file does not compute what the model computes. Nothing was put in place."""
+    """The exported file and the model give different results. Nothing was written."""
 
 
 class CalibrationError(ExportError, ValueError):
-    """Calibration images that cannot be used, or a quantised model that disagrees with the original."""
+    """The calibration images cannot be used, or the quantised model disagrees with the original."""
 
 
 def missing(package: str, extra: str = "onnx") -> MissingDependencyError:
-    """The error for an optional ``package`` that is not installed; ``extra`` is the fastres extra that has it."""
+    """Return the error for a ``package`` that is not installed; ``extra`` is the fastres extra that contains it."""
     return MissingDependencyError(f"{package} is needed here and is not installed: pip install 'fastres[{extra}]'")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, with errors that say why they cannot be written."""
+"""Write files and folders completely or not at all, with errors that say why they cannot be written."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .errors import ExportFileError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty temporary file beside ``path``, which takes its name when the block ends without an error.
+    """Yield an empty temporary file next to ``path``, which replaces ``path`` if the block ends without an error.
 
-    Otherwise it is removed, and a file that was at ``path`` stays as it was. A symbolic link is followed, and an
-    existing file's permissions are kept. Raises ``ExportFileError`` where the folder is missing or cannot be written
-    to, where ``path`` is a folder, and where the disk is full.
+    Otherwise the temporary file is removed, and an existing file at ``path`` stays as it was. A symbolic link is
+    followed, and an existing file's permissions are kept. Raises ``ExportFileError`` if the folder is missing or cannot
+    be written to, if ``path`` is a folder, or if the disk is full.
     """
     target = checked_target(path)
     with _naming(target), written_whole(target) as temporary:
@@ -33,10 +33,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty temporary folder beside ``path``, which takes its name when the block ends without an error.
+    """Yield an empty temporary folder next to ``path``, which replaces ``path`` if the block ends without an error.
 
-    A folder that was at ``path`` is moved aside first and removed last. Raises ``ExportFileError`` as
-    :func:`replacing` does, and where ``path`` is a file.
+    An existing folder at ``path`` is moved aside first and removed last. Raises ``ExportFileError`` as
+    :func:`replacing` does, and if ``path`` is a file.
     """
     target = _resolved(path)
     if target.exists() and not target.is_dir():
@@ -63,7 +63,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def checked_target(path: str | os.PathLike[str]) -> Path:
-    """``path`` with links followed, if a file can be put there; raises ``ExportFileError`` where it cannot."""
+    """Return ``path`` with links followed. Raise ``ExportFileError`` if a file cannot be written there."""
     target = _resolved(path)
     if target.is_dir():
         raise ExportFileError(f"{target} is a folder; give the path of the file to write, such as {target / 'model'}")
@@ -87,10 +87,10 @@ def _check_parent(target: Path) -> None:
 
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Turns the system's errors into ``ExportFileError`` that says which file was to be written."""
+    """Turn the system's errors into an ``ExportFileError`` that names the file to be written."""
     try:
         yield
-    except FastresError:  # some are OSErrors too, and say what they are about
+    except FastresError:  # some are also OSErrors, and already say what is wrong
         raise
     except OSError as error:
         raise ExportFileError(

@@ -1,11 +1,11 @@
-"""Plan → ONNX: one node for each thing a step does, its folded weights as initialisers, nothing traced.
+"""Write a plan as an ONNX graph: one node per operation of a step, folded weights as initialisers, no tracing.
 
-Activations are NCHW, as ONNX's operators take them, and weights KCRS. A convolution is ``Conv``, then ``Add`` where it
-has a residual, then ``Relu``: runtimes fuse these three themselves. The head is ``ReduceMean`` and ``Gemm``: ONNX
-Runtime's ``GlobalAveragePool`` adds one pixel after the other on the CPU and has twice the rounding error.
+Activations are NCHW, as ONNX's operators take them, and weights KCRS. A convolution is ``Conv``, then ``Add`` if it has
+a residual, then ``Relu``: runtimes fuse these three themselves. The head is ``ReduceMean`` and ``Gemm``: on the CPU,
+ONNX Runtime's ``GlobalAveragePool`` adds one pixel after another and has twice the rounding error.
 
-In float16 everything is float16, from the input (or the preprocessing) to the classifier; the embedding, the logits and
-what is made of them are cast to float32, as the model returns them.
+In float16, everything from the input (or the preprocessing) to the classifier is float16. The embedding, the logits and
+the outputs computed from them are cast to float32, as the model returns them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ TOP_K_SCORES, TOP_K_INDICES = "top_k_scores", "top_k_indices"
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into the graph and what comes out.
+    """The inputs and outputs of a graph.
 
-    ``image_size`` (height, width) and ``batch`` are ``None`` where they are left symbolic. With ``preprocessing`` the
-    input is uint8 ``[batch, height, width, 3]``, any height and width; without, it is normalised images
+    ``image_size`` (height, width) and ``batch`` are ``None`` if they are symbolic. With ``preprocessing``, the input is
+    uint8 ``[batch, height, width, 3]`` of any height and width. Without it, the input is normalised images
     ``[batch, 3, height, width]`` in ``dtype``. ``outputs`` are ``"logits"``, ``"embedding"``, ``"softmax"``,
     ``"top_k"`` (two outputs: scores and indices) and the plan's features.
     """
@@ -55,7 +55,7 @@ class Signature:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The graph's outputs, in order: ``"top_k"`` is two of them."""
+        """The names of the graph's outputs, in order; ``"top_k"`` stands for two of them."""
         return tuple(
             name
             for output in self.outputs
@@ -64,29 +64,29 @@ class Signature:
 
 
 def plan_value(plan: Plan, output: str) -> str:
-    """The value of ``plan`` that ``output`` is, or is made of."""
+    """Return the name of the plan's value that ``output`` is, or is computed from."""
     if output in (LOGITS, SOFTMAX, TOP_K, TOP_K_SCORES, TOP_K_INDICES):
         return LOGITS
     return POOLED if output == EMBEDDING else plan.features[output]
 
 
 def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
-    """Raise ``InputError`` for a name that is no output, one given twice, and for none at all."""
+    """Raise ``InputError`` for an unknown output, for one given twice, and if there is none."""
     classes = (LOGITS, SOFTMAX, TOP_K) if plan.architecture.num_classes else ()
     known = (*classes, EMBEDDING, *plan.features)
     accepted = f"{plan.architecture.name} has {', '.join(known)}"
     if not outputs:
-        raise InputError(f"No outputs were asked for; {accepted}")
+        raise InputError(f"No outputs were given; {accepted}")
     for output in outputs:
         if output not in known:
             hint = near_matches(str(output), known)
             raise InputError(f"There is no output called {output!r}.{hint} {accepted}")
     if len(set(outputs)) < len(outputs):
-        raise InputError(f"Outputs are asked for twice: {', '.join(outputs)}; name each once")
+        raise InputError(f"Some outputs are given twice: {', '.join(outputs)}; give each once")
 
 
 def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The ONNX model of ``plan`` (weights in ``signature.dtype``, on the CPU), with ``metadata`` written in."""
+    """Return the ONNX model of ``plan`` (weights in ``signature.dtype``, on the CPU), with ``metadata``."""
     model = onnx.ModelProto()
     opset = onnx.helper.make_opsetid("", signature.opset)
     model.opset_import.append(opset)
@@ -99,7 +99,7 @@ def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str]) -
 
 
 class _Writer:
-    """Adds the input, the steps and the outputs of one plan to one graph."""
+    """Add the input, the steps and the outputs of one plan to one graph."""
 
     def __init__(self, builder: GraphBuilder, plan: Plan, signature: Signature) -> None:
         self.builder = builder
@@ -128,7 +128,7 @@ class _Writer:
         return "batch" if self.signature.batch is None else self.signature.batch
 
     def _input(self) -> str:
-        """Declare the graph's input; returns the value that the stem reads."""
+        """Declare the graph's input; return the value that the stem reads."""
         height, width = self.signature.image_size or ("height", "width")
         batch, dtype, transforms = self._batch(), self.signature.dtype, self.signature.preprocessing
         if transforms is None:
@@ -144,7 +144,7 @@ class _Writer:
 
     def _weights(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> list[str]:
         constant = self.builder.constant
-        bias = bias.to(self.signature.dtype)  # ONNX wants one dtype throughout an operator
+        bias = bias.to(self.signature.dtype)  # an ONNX operator takes one dtype throughout
         return [constant(f"{name}.weight", weight), constant(f"{name}.bias", bias)]
 
     def _conv(self, step: Stem | Conv) -> None:
@@ -155,7 +155,7 @@ class _Writer:
         pool = isinstance(step, Stem) and step.pool
         parts = ["conv"] + ["add"] * (residual is not None) + ["relu"] * relu + ["pool"] * pool
         output = self._value(step.output)
-        # The last of a step's nodes writes the step's value, those before it write to names of their own.
+        # The last node of a step writes the step's value; the nodes before it write to names of their own.
         written = {part: output if part == parts[-1] else f"{step.name}.{part}" for part in parts}
         value = node(
             "Conv",
@@ -181,7 +181,7 @@ class _Writer:
         if step.mode == "max":
             self._max_pool(value, output)
             return
-        # A row and a column of padding, not counted, are what runtimes agree on; on ceil_mode they do not.
+        # Runtimes agree on one row and one column of uncounted padding. They do not agree on ceil_mode.
         sizes = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}
         self.builder.node("AveragePool", [value], output, count_include_pad=0, **sizes)
 
@@ -219,13 +219,13 @@ class _Writer:
                 node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
 
     def _axes(self, name: str, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
-        """A mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
+        """Return a mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
         if self.signature.opset >= 18:
             return [self.builder.constant(f"{name}.axes", torch.tensor(axes))], {}
         return [], {"axes": axes}
 
     def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:
-        """A node whose value is also an output, in float32 there; returns the value in the graph's own dtype."""
+        """Add a node whose value is also a float32 output, if wanted; return the value in the graph's own dtype."""
         if self.signature.dtype == torch.float32:
             return self.builder.node(op, inputs, output if wanted else value, **attributes)
         self.builder.node(op, inputs, value, **attributes)

@@ -1,4 +1,4 @@
-"""What an exported file says about itself, as the strings of ONNX's ``metadata_props``.
+"""The metadata of an exported file, as the strings of ONNX's ``metadata_props``.
 
 Every value is text, so that any language can read it: ``mean``, ``std``, ``class_names`` and ``outputs`` are JSON
 lists, ``preprocessing`` is ``true`` or ``false``, ``resize`` and ``crop`` are whole numbers of pixels.
@@ -48,10 +48,11 @@ KEYS = (
 class Metadata:
     """The metadata of one file.
 
-    ``weights`` is the published entry's name (``"IMAGENET1K_V2"``), or says in words where the weights are from;
-    ``weights_sha256`` is the hash of the checkpoint file, empty where there was none, and only as long as published
-    where the file is no longer at hand. ``state_sha256`` is the hash of the tensors (see :func:`state_sha256`).
-    ``class_names`` is ``None`` where they are unknown. ``preprocessing`` tells whether ``transforms`` run in the graph.
+    ``weights`` is the published entry's name (``"IMAGENET1K_V2"``), or a description of where the weights are from.
+    ``weights_sha256`` is the hash of the checkpoint file. It is empty if there was no file, and only the published
+    beginning of the hash if the file is no longer there. ``state_sha256`` is the hash of the tensors (see
+    :func:`state_sha256`). ``class_names`` is ``None`` if they are unknown. ``preprocessing`` says whether the graph
+    runs ``transforms``.
     """
 
     model: str
@@ -67,7 +68,7 @@ class Metadata:
     fastres_version: str = __version__
 
     def as_strings(self) -> dict[str, str]:
-        """As written into a file."""
+        """Return the strings that are written into a file."""
         transforms = self.transforms
         values: dict[str, Any] = {
             **{key: getattr(self, key) for key in KEYS if hasattr(self, key)},
@@ -85,8 +86,8 @@ class Metadata:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
-        """Parse what :meth:`as_strings` gives. Raises ``ExportFileError`` naming ``source`` where it does not fit."""
-        strings = {"crop_rounding": "nearest", **strings}  # files of fastres 0.1 do not say
+        """Parse the result of :meth:`as_strings`. Raise ``ExportFileError`` that names ``source`` if it cannot."""
+        strings = {"crop_rounding": "nearest", **strings}  # files of fastres 0.1 lack this key
         absent = [key for key in KEYS if key not in strings]
         if absent:
             raise ExportFileError(
@@ -127,7 +128,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file holds, without running it."""
+    """The contents of a file, read without running it."""
 
     path: Path
     bytes: int
@@ -153,9 +154,9 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Read what the file at ``path`` says about itself.
+    """Read the inputs, outputs, operators and metadata of the file at ``path``.
 
-    Raises ``ExportFileError`` where it is missing, is no ONNX file, or was not written by fastres.
+    Raises ``ExportFileError`` if it is missing, is not an ONNX file, or was not written by fastres.
     """
     try:
         import onnx
@@ -201,7 +202,7 @@ def _shortened(key: str, text: str) -> str:
 
 
 def describe_weights(model: Model) -> tuple[str, str]:
-    """``weights`` and ``weights_sha256`` of a loaded model: see :class:`Metadata`."""
+    """Return ``weights`` and ``weights_sha256`` of a loaded model: see :class:`Metadata`."""
     for entry in entries(model.architecture.name).values() if _is_published(model) else ():
         if model.weights == f"{entry.model} {entry.name} ({entry.file})":
             return entry.name, _entry_sha256(entry)
@@ -217,7 +218,7 @@ def _is_published(model: Model) -> bool:
 
 
 def _entry_sha256(entry: WeightsEntry) -> str:
-    """The whole hash: the table has only the beginning of a downloaded file's."""
+    """Return the whole hash if the file is there; the table has only the beginning of a downloaded file's."""
     path = cache_folder() / entry.file
     if entry.bundled or not path.is_file():
         return entry.sha256
@@ -226,7 +227,7 @@ def _entry_sha256(entry: WeightsEntry) -> str:
 
 
 def state_sha256(model: Model) -> str:
-    """SHA-256 over the names, shapes and float32 values of the model's parameters and buffers, in name order."""
+    """Return the SHA-256 of names, shapes and float32 values of the model's parameters and buffers, in name order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():

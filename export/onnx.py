@@ -1,4 +1,4 @@
-"""``fastres.export.onnx.export``: a model as one ONNX file, proved equal to the model before it takes its name."""
+"""Export a model as one ONNX file with ``fastres.export.onnx.export``, which compares the two before it finishes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ except ImportError as error:
 __all__ = ["Check", "ExportReport", "Inspection", "Metadata", "export", "inspect"]
 
 DEFAULT_OPSET = 18
-# Opset 13 gave ReduceSum its axes as an input and quantisation its axis: older ones would need other graphs.
+# Opset 13 made the axes of ReduceSum an input and gave quantisation an axis: older opsets would need other graphs.
 OLDEST_OPSET = 13
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 DYNAMIC = "dynamic"
@@ -42,7 +42,7 @@ DYNAMIC = "dynamic"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from the model: ``checks`` is empty where verification was declined."""
+    """The file written, and how far it is from the model; ``checks`` is empty if verification was turned off."""
 
     path: Path
     bytes: int
@@ -81,21 +81,21 @@ def export(
 
     ``model`` is a name (loaded with ``weights``, as :func:`fastres.load` takes them), a fastres model or a torchvision
     ResNet. The graph's ``input`` is normalised images ``[batch, 3, height, width]`` in ``dtype`` (``"float32"`` or
-    ``"float16"``), its ``logits`` are float32 ``[batch, classes]``. ``batch`` is ``"dynamic"`` or a number;
-    ``image_size`` a number, (height, width), ``"dynamic"``, or ``None`` for the size that the weights' transforms crop
-    to (224 for ImageNet's).
+    ``"float16"``); its ``logits`` are float32 ``[batch, classes]``. ``batch`` is ``"dynamic"`` or a number.
+    ``image_size`` is a number, (height, width), ``"dynamic"``, or ``None`` for the size that the weights' transforms
+    crop to (224 for ImageNet's).
 
     ``preprocessing=True`` puts the weights' resize, crop and normalisation into the graph: ``input`` is then uint8 RGB
     ``[batch, height, width, 3]``, of any height and width. ``outputs`` may also name ``"embedding"`` ``[batch, C]``,
     ``"softmax"``, ``"top_k"`` (``top_k_scores`` and ``top_k_indices``, ``[batch, top_k]``), ``"stem"`` and
     ``"layer1"`` …, ``[batch, C, h, w]`` in ``dtype``.
 
-    The file is checked by ``onnx.checker`` and, with ``verify``, run by ONNX Runtime at batch 1, 2 and 5 against
-    fastres before it takes its name; an existing file stays as it was until then.
+    ``onnx.checker`` checks the file. With ``verify``, ONNX Runtime also runs it at batch 1, 2 and 5, and the results
+    are compared with fastres. Only then does the file replace an existing one.
 
-    Raises ``InputError`` for an impossible opset, size, batch or output, ``DtypeError``, what :func:`fastres.load`
-    raises, ``ExportFileError`` where the file cannot be written, ``VerificationError`` where it does not compute what
-    the model computes, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
+    Raises ``InputError`` for an impossible opset, size, batch or output, ``DtypeError`` for another dtype, the errors
+    of :func:`fastres.load`, ``ExportFileError`` if the file cannot be written, ``VerificationError`` if it does not
+    compute what the model computes, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
     """
     check_opset(opset)
     target = checked_target(path)
@@ -120,18 +120,18 @@ def export(
 
 
 def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progress: bool = True) -> Model:
-    """``model`` as a fastres model. Raises ``InputError`` where ``weights`` are given for one that has its own."""
+    """Return ``model`` as a fastres model. Raise ``InputError`` if ``weights`` are given for one that has its own."""
     if isinstance(model, str):
         return load(model, weights, progress=progress)
     if not (isinstance(weights, str) and weights == "DEFAULT"):
-        raise InputError(f"weights were given for a {type(model).__name__} that has its own; pass the model's name")
+        raise InputError(f"weights were given for a {type(model).__name__}, which has its own; pass the model's name")
     if not isinstance(model, nn.Module):
-        raise InputError(f"A model is given by name or as a module, not as {type(model).__name__}")
+        raise InputError(f"model is of type {type(model).__name__}; give it by name or as a module")
     return from_module(model)
 
 
 def fold(model: Model, dtype: torch.dtype) -> Plan:
-    """The model's plan in ``dtype``, on the CPU. Raises ``ExportError`` where a folded weight is not finite there."""
+    """Return the model's plan in ``dtype``, on the CPU. Raise ``ExportError`` if a folded weight is not finite."""
     transforms = model.transforms
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     plan = build_plan(state, model.architecture, dtype=dtype, mean=transforms.mean, std=transforms.std)
@@ -155,13 +155,13 @@ def make_signature(
     outputs: Sequence[str],
     top_k: int,
 ) -> Signature:
-    """The arguments of :func:`export`, checked."""
+    """Check the arguments of :func:`export` and return them as a signature."""
     crop = model.transforms.crop
     size = parse_image_size(crop if image_size is None else image_size)
     if preprocessing:
         if size not in (None, (crop, crop)):
             raise InputError(
-                f"image_size is {image_size}, and preprocessing takes pictures of any size and crops them to "
+                f"image_size is {image_size}, but preprocessing takes pictures of any size and crops them to "
                 f"{crop}×{crop}, as the weights were trained; leave image_size out"
             )
         size = (crop, crop)
@@ -178,7 +178,7 @@ def make_signature(
 
 
 def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
-    """(height, width), or ``None`` for ``"dynamic"``. Raises ``InputError``."""
+    """Return (height, width), or ``None`` for ``"dynamic"``. Raise ``InputError`` for anything else."""
     if isinstance(size, str) and size == DYNAMIC:
         return None
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
@@ -189,7 +189,7 @@ def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Raises ``DtypeError`` for what is neither float32 nor float16."""
+    """Return the torch dtype. Raise ``DtypeError`` if it is neither float32 nor float16."""
     known = DTYPES.get(dtype_name(dtype))
     if known is None:
         raise DtypeError(f"dtype is {dtype}; ONNX files are written in {' or '.join(DTYPES)}")
@@ -215,7 +215,7 @@ def check_runtime() -> None:
 
 
 def describe(model: Model, signature: Signature) -> Metadata:
-    """What the file will say about itself."""
+    """Return the metadata of the file to write."""
     weights, sha256 = describe_weights(model)
     return Metadata(
         model=model.architecture.name,
@@ -232,7 +232,7 @@ def describe(model: Model, signature: Signature) -> Metadata:
 
 
 def write(plan: Plan, signature: Signature, metadata: Metadata, path: Path) -> tuple[int | str, ...]:
-    """Write the model of ``plan`` to ``path``; returns the shape of its input."""
+    """Write the model of ``plan`` to ``path``; return the shape of its input."""
     model = build_model(plan, signature, metadata.as_strings())
     dims = model.graph.input[0].type.tensor_type.shape.dim
     path.write_bytes(model.SerializeToString())
@@ -240,16 +240,16 @@ def write(plan: Plan, signature: Signature, metadata: Metadata, path: Path) -> t
 
 
 def check_file(path: Path, signature: Signature) -> None:
-    """The file on disk passes onnx's full check (shape inference included) and is in the opset asked for."""
+    """Raise ``ExportError`` if the file fails onnx's full check (with shape inference) or has another opset."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ExportError(
-            f"onnx {onnx.__version__} refuses the exported file ({error}); nothing was written"
+            f"onnx {onnx.__version__} rejects the exported file ({error}); nothing was written"
         ) from error
     written = _read_opsets(path)
     if written != {"": signature.opset}:
-        raise ExportError(f"The file has opsets {written} where {signature.opset} was asked for; nothing was written")
+        raise ExportError(f"The file has opsets {written}, not {signature.opset} as requested; nothing was written")
 
 
 def _read_opsets(path: Path) -> dict[str, int]:
@@ -259,7 +259,7 @@ def _read_opsets(path: Path) -> dict[str, int]:
 
 @contextmanager
 def _bar(progress: bool, steps: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr with the name of what is being done; yields the function that begins the next step."""
+    """Show a bar on stderr with the name of the current step; yield the function that begins the next step."""
     from tqdm import tqdm
 
     with tqdm(total=steps, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:

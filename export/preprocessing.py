@@ -1,17 +1,16 @@
-"""Resize, centre crop and normalisation as ONNX nodes, for pictures of any size.
+"""Write resize, centre crop and normalisation as ONNX nodes, for pictures of any size.
 
-:class:`fastres.images.Transforms` has Pillow resize: a triangle filter as wide as the scale (antialiased), along the
-rows first and along the columns then, rounded to whole grey levels after each. Both passes are linear, so here each is
-one matrix product with a filter that the graph computes from the picture's size:
+:class:`fastres.images.Transforms` resizes with Pillow: a triangle filter as wide as the scale (antialiased), first
+along the rows and then along the columns, with rounding to whole grey levels after each pass. Both passes are linear,
+so each is one matrix product here, with a filter that the graph computes from the picture's size:
 
     filter[i, j] = max(0, 1 − |(2j + 1)·new − (2i + 1)·size| / (2·max(size, new))),   rows normalised to sum 1
 
 for output pixel i of ``new`` and input pixel j of ``size``. For bicubic transforms, Keys's cubic (a = −1/2) of the same
-distance stands in the triangle's place, and grey levels beyond black and white are cut off after each pass. Only the
-rows i that the crop keeps are computed, and rows outside the resized picture are zero: black, as the transforms pad.
-Centres are compared as integers, so that the weights have float32's full precision whatever the size. ONNX's own
-``Resize`` is not used: its antialiasing needs opset 18 and TensorRT refuses it, whereas these are operators that every
-runtime has.
+distance replaces the triangle, and grey levels beyond black and white are clipped after each pass. Only the rows i that
+the crop keeps are computed. Rows outside the resized picture are zero: black, as the transforms pad. Centres are
+compared as integers, so the weights have float32's full precision at any size. ONNX's own ``Resize`` is not used: its
+antialiasing needs opset 18 and TensorRT rejects it. Every runtime has the operators used here.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _Node = Callable[..., str]
 
 
 def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms) -> str:
-    """Nodes from ``source``, uint8 RGB ``[batch, height, width, 3]``, to float32 ``[batch, 3, crop, crop]``."""
+    """Add nodes from ``source``, uint8 RGB ``[batch, height, width, 3]``, to float32 ``[batch, 3, crop, crop]``."""
     node = builder.node
-    # uint8 is cast at once: TensorRT takes it at the network's edge only.
+    # Cast uint8 at once: TensorRT takes it only at the network's edge.
     pixels = node("Cast", [source], f"{PREFIX}.float", to=_FLOAT)
     pixels = node("Transpose", [pixels], f"{PREFIX}.planes", perm=[0, 3, 1, 2])
     filters = _Filters(builder, node("Shape", [source], f"{PREFIX}.shape"), transforms)
@@ -57,7 +56,7 @@ def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms
 
 
 class _Filters:
-    """The nodes that make one axis's filter, and the constants that both axes share."""
+    """The nodes that compute one axis's filter, and the constants that both axes share."""
 
     def __init__(self, builder: GraphBuilder, shape: str, transforms: Transforms) -> None:
         self.builder = builder
@@ -83,7 +82,7 @@ class _Filters:
         return self.builder.node("Gather", [self.shape, index], f"{PREFIX}.{name}", axis=0)
 
     def of(self, name: str, axis: int) -> str:
-        """The filter of ``axis``, float32 ``[crop, size]``."""
+        """Return the filter of ``axis``, float32 ``[crop, size]``."""
 
         def node(op: str, inputs: list[str], output: str, **attributes: int) -> str:
             return self.builder.node(op, inputs, f"{PREFIX}.{name}.{output}", **attributes)
@@ -106,16 +105,16 @@ class _Filters:
         kept = cast(node("And", [node("Not", [below], "above"), node("Less", [index, new], "before")], "kept"), "mask")
         weights = node("Mul", [heights, kept], "weights")  # [crop, size]
         total = node("ReduceSum", [weights, self.sum_axis], "total", keepdims=1)
-        # A row outside the picture sums to zero, and stays zero when divided by one.
+        # A row outside the picture sums to zero; dividing it by one keeps it zero.
         divisor = node("Add", [total, node("Sub", [self.unit, kept], "outside")], "divisor")
         return node("Div", [weights, divisor], "filter")
 
     def _hat(self, node: _Node, width: str, distance: str, name: str) -> str:
-        """max(0, width − distance)."""
+        """Compute max(0, width − distance)."""
         return node("Relu", [node("Sub", [width, distance], f"{name}.signed")], name)
 
     def _cubic(self, node: _Node, distance: str) -> str:
-        """Keys's cubic: max(0, 1 − d)²·(2d − 1) + max(0, 2 − d)²·(1 − d) / 2."""
+        """Compute Keys's cubic: max(0, 1 − d)²·(2d − 1) + max(0, 2 − d)²·(1 − d) / 2."""
         near, far = self._hat(node, self.unit, distance, "near"), self._hat(node, self.pair, distance, "far")
         rising = node("Sub", [node("Mul", [distance, self.pair], "rising.doubled"), self.unit], "rising")
         falling = node("Div", [node("Sub", [self.unit, distance], "falling.doubled"), self.pair], "falling")
@@ -127,13 +126,13 @@ class _Filters:
         return node("Add", parts, "cubic")
 
     def _odd(self, node: _Node, value: str, name: str) -> str:
-        """2·value + 1: twice a pixel's centre."""
+        """Compute 2·value + 1: twice a pixel's centre."""
         return node("Add", [node("Mul", [value, self.two], f"{name}.doubled"), self.one], f"{name}.centre")
 
     def _crop_start(self, name: str, new: str) -> str:
-        """First row or column kept: half the surplus, rounded down or to even; a lack is halved towards zero.
+        """Compute the first row or column kept: half the surplus, rounded down or to even; negative halves go to zero.
 
-        ``half + half % 2 · max(surplus, 0) % 2`` with ``half`` the surplus over two, rounded towards zero.
+        It is ``half + half % 2 · max(surplus, 0) % 2``, where ``half`` is the surplus over two, rounded towards zero.
         """
 
         def node(op: str, inputs: list[str], output: str) -> str:

@@ -1,4 +1,4 @@
-"""``torch.export``: a folded model as one ``.pt2`` file, which loads with torch alone."""
+"""Export a folded model with ``torch.export`` as one ``.pt2`` file, which loads with torch alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .verification import TOLERANCE, Check, cases, relative_error, widened
 
 @dataclass(frozen=True)
 class TorchReport:
-    """What was written, and how far it is from the model: ``checks`` is empty where verification was declined."""
+    """The file written, and how far it is from the model; ``checks`` is empty if verification was turned off."""
 
     path: Path
     bytes: int
@@ -85,7 +85,10 @@ def _run(step: Step, values: dict[str, Tensor], parameters: list[tuple[Tensor, T
 
 
 def _average_pool(x: Tensor) -> Tensor:
-    """2×2 averages of the pixels inside the image; ``ceil_mode`` would make torch.export tell odd sizes from even."""
+    """Return 2×2 averages of the pixels inside the image.
+
+    ``ceil_mode`` is not used: with it, torch.export would treat odd and even sizes as different programs.
+    """
     ones = torch.ones_like(x[:1, :1])
     total, share = (functional.avg_pool2d(functional.pad(values, (0, 1, 0, 1)), 2) for values in (x, ones))
     return total / share
@@ -109,12 +112,12 @@ def export_torch(
     """Write ``model`` to ``path`` for ``torch.export.load(path).module()``, which needs no fastres.
 
     The arguments are those of :func:`fastres.export.onnx.export`. The program takes normalised images
-    ``[batch, 3, height, width]`` in ``dtype`` and returns float32 logits. With ``image_size="dynamic"`` images must be
-    a little larger than the network's least size: one pixel after the last stage is a special case for
-    ``torch.export``. The metadata is the file's extra file ``metadata.json``. The file is loaded and compared with
-    fastres before it takes its name.
+    ``[batch, 3, height, width]`` in ``dtype`` and returns float32 logits. With ``image_size="dynamic"``, images must be
+    a little larger than the network's minimum size: one pixel after the last stage is a special case for
+    ``torch.export``. The metadata is in the file's extra file ``metadata.json``. With ``verify``, the file is loaded
+    and compared with fastres before it replaces an existing one.
 
-    Raises as :func:`fastres.export.onnx.export` does.
+    Raises the errors of :func:`fastres.export.onnx.export`.
     """
     from tqdm import tqdm
 
@@ -145,9 +148,9 @@ def export_torch(
 
 
 def trace(plan: Plan, signature: Signature) -> torch.export.ExportedProgram:
-    """The program of ``plan``, with the dimensions that ``signature`` leaves open symbolic."""
+    """Return the program of ``plan``; dimensions that ``signature`` leaves open are symbolic."""
     least = least_size(plan)
-    # Examples of 1 would be taken for constants, and equal sizes for one size.
+    # torch.export would treat an example size of 1 as a constant, and equal sizes as one size.
     height, width = signature.image_size or (2 * least + 1, 3 * least + 3)
     example = torch.zeros(signature.batch or 2, 3, height, width, dtype=signature.dtype)
     dims: dict[int, Any] = {} if signature.batch else {0: torch.export.Dim("batch", min=1)}
@@ -158,7 +161,7 @@ def trace(plan: Plan, signature: Signature) -> torch.export.ExportedProgram:
 
 
 def least_size(plan: Plan) -> int:
-    """The smallest height and width that leave more than one pixel after the last stage."""
+    """Return the smallest height and width that leave more than one pixel after the last stage."""
     size = plan.architecture.minimum_size
     while plan.shapes(1, size, size)[plan.head.input][1] == 1:
         size += 1
@@ -166,7 +169,7 @@ def least_size(plan: Plan) -> int:
 
 
 def _verify(path: Path, plan: Plan, signature: Signature) -> tuple[Check, ...]:
-    """Load the file and run it beside the plan on fresh random inputs. Raises ``VerificationError``."""
+    """Load the file and compare it with the plan on new random inputs. Raise ``VerificationError`` if they differ."""
     with path.open("rb") as file:
         program = torch.export.load(file).module()
     executor = CpuExecutor(widened(plan))
@@ -180,7 +183,7 @@ def _verify(path: Path, plan: Plan, signature: Signature) -> tuple[Check, ...]:
         if not error <= TOLERANCE[signature.dtype]:
             raise VerificationError(
                 f"The exported {plan.architecture.name} does not compute what the model computes: on {batch} random "
-                f"images of {height}×{width} (seed {seed}) its logits differ by {error:.2g} (relative; "
+                f"images of {height}×{width} (seed {seed}), its logits differ by {error:.2g} (relative; "
                 f"{TOLERANCE[signature.dtype]:g} is accepted). Nothing was written"
             )
         checks.append(Check(batch, height, width, {"logits": error}))

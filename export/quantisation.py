@@ -1,10 +1,11 @@
-"""INT8: a float32 export quantised on the user's images, and judged against the original before it is written.
+"""Export to int8: quantise a float32 export on the user's images and compare it with the original before writing it.
 
-Static quantisation with QuantizeLinear/DequantizeLinear pairs (QDQ), which TensorRT, OpenVINO and ONNX Runtime read.
-Weights are int8, symmetric, one scale for each output channel; activations int8, symmetric, one scale for each tensor:
-what TensorRT takes. Pairs stand before every convolution and the classifier, and on both inputs of every residual
-addition. None stands between a convolution or an addition and its ReLU, where half of the levels would go to values
-that ReLU removes: on resnet20_digits the logits' error is 6.5 % so, and 25 % with pairs there too.
+This is static quantisation with QuantizeLinear/DequantizeLinear pairs (QDQ), which TensorRT, OpenVINO and ONNX Runtime
+read. Weights are int8, symmetric, with one scale per output channel. Activations are int8, symmetric, with one scale
+per tensor, as TensorRT requires. There are pairs before every convolution and the classifier, and on both inputs of
+every residual addition. There is none between a convolution or an addition and its ReLU, because half of the levels
+would go to values that ReLU removes. On resnet20_digits the logits' error is 6.5 % this way, and 25 % with pairs there
+as well.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ try:
 except ImportError as error:
     raise missing("onnx") from error
 
-# Below this share of images with the same best class, a file is refused.
+# An export fails below this share of images with the same best class.
 LEAST_AGREEMENT = 0.95
-# With at least this many images a quarter is kept from calibration, for the report.
+# With at least this many images, a quarter is kept from calibration, for the report.
 ENOUGH_TO_SPLIT = 8
 OPERATORS = ["Conv", "Gemm", "Add", "MaxPool"]
 WITHOUT_OUTPUT_PAIRS = ["Conv", "Gemm", "Add"]
@@ -47,10 +48,10 @@ WITHOUT_OUTPUT_PAIRS = ["Conv", "Gemm", "Add"]
 
 @dataclass(frozen=True)
 class QuantisationReport:
-    """What was written, and how far it is from float32 on the images that judged it.
+    """The file written, and how far it is from float32 on the images that judged it.
 
-    ``agreement`` is the share of ``judged`` images whose best class is the same, ``logit_error`` the relative L2 error
-    of their logits. ``held_out`` tells whether these images were kept from calibration.
+    ``agreement`` is the share of ``judged`` images with the same best class, ``logit_error`` the relative L2 error of
+    their logits. ``held_out`` says whether these images were kept from calibration.
     """
 
     path: Path
@@ -62,7 +63,7 @@ class QuantisationReport:
     logit_error: float
 
     def __str__(self) -> str:
-        which = "kept from calibration" if self.held_out else "that calibrated it (too few to keep some back)"
+        which = "kept from calibration" if self.held_out else "also used for calibration (too few to keep some apart)"
         return (
             f"{self.path}: {self.bytes / 1e6:,.1f} MB, int8, calibrated on {self.calibrated} images\n"
             f"against float32, on {self.judged} images {which}: same best class {self.agreement:.1%}, "
@@ -84,12 +85,12 @@ def export_int8(
 ) -> QuantisationReport:
     """Write ``model`` to ``path`` as one ONNX file quantised to int8.
 
-    ``calibration`` is a folder of images (searched with its subfolders) or a list of them, of the kind that the model
-    will see: a few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`, as is the
-    file's signature: normalised float32 images in, float32 logits out.
+    ``calibration`` is a folder of images (with its subfolders) or a list of images of the kind that the model will see.
+    A few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`. So is the file's
+    signature: normalised float32 images in, float32 logits out.
 
-    Raises what :func:`fastres.export.onnx.export` raises, ``ImageError`` for a damaged image, and
-    ``CalibrationError`` for a folder without images and where the best class is the same as in float32 for less than
+    Raises the errors of :func:`fastres.export.onnx.export`, ``ImageError`` for a damaged image, and
+    ``CalibrationError`` if a folder has no images or if the best class is the same as in float32 for less than
     ``least_agreement`` of the images.
     """
     check_opset(opset)
@@ -102,8 +103,8 @@ def export_int8(
     signature = make_signature(loaded, opset, "float32", image_size, batch, False, (LOGITS,), 5)
     if signature.image_size not in (None, (loaded.transforms.crop,) * 2):
         raise InputError(
-            f"image_size is {image_size}, and calibration images are cropped to {loaded.transforms.crop} pixels, as "
-            "the weights' transforms say; leave image_size out or make it 'dynamic'"
+            f"image_size is {image_size}, but calibration images are cropped to {loaded.transforms.crop} pixels by "
+            "the weights' transforms; leave image_size out or give 'dynamic'"
         )
     held_out = len(images) >= ENOUGH_TO_SPLIT
     fitted = [image for i, image in enumerate(images) if i % 4 != 3] if held_out else images
@@ -126,15 +127,15 @@ def export_int8(
             if not agreement >= least_agreement:
                 raise CalibrationError(
                     f"The int8 {loaded.architecture.name} names the same best class as float32 for {agreement:.1%} of "
-                    f"{len(judges)} images, and {least_agreement:.1%} is asked for: nothing was written. Calibrate on "
-                    "more images, and on such as the model will see, or lower least_agreement"
+                    f"{len(judges)} images; at least {least_agreement:.1%} is required. Nothing was written. Calibrate "
+                    "on more images of the kind that the model will see, or lower least_agreement"
                 )
             size = temporary.stat().st_size
     return QuantisationReport(target, size, len(fitted), len(judges), held_out, agreement, error)
 
 
 def find_images(calibration: str | os.PathLike[str] | Sequence[Any]) -> list[Any]:
-    """The images in a folder, by path in order of name, or the list itself. Raises ``CalibrationError`` for none."""
+    """Return the paths of a folder's images in order, or the list itself. Raise ``CalibrationError`` if empty."""
     if not isinstance(calibration, (str, os.PathLike)):
         images = list(calibration)
         if not images:
@@ -153,13 +154,13 @@ def find_images(calibration: str | os.PathLike[str] | Sequence[Any]) -> list[Any
     if not images:
         found = f"{len(files)} files, none of them an image" if files else "no files"
         raise CalibrationError(
-            f"The calibration folder {folder} has {found}; give a folder of images, such as .jpg or .png"
+            f"The calibration folder {folder} has {found}; give a folder with images, such as .jpg or .png"
         )
     return images
 
 
 class _Inputs:
-    """Images as the file takes them, one batch at a time."""
+    """Images in the form that the file takes, one batch at a time."""
 
     def __init__(self, model: Model, signature: Signature, bar: Any) -> None:
         self.transforms = model.transforms
@@ -167,7 +168,7 @@ class _Inputs:
         self.bar = bar
 
     def batches(self, images: Sequence[Any]) -> Iterator[tuple[int, np.ndarray]]:
-        """Normalised ``[batch, 3, crop, crop]``, and how many of them are images: the last batch is filled up."""
+        """Yield the number of images in a batch and the batch, normalised; the last one repeats images to fill up."""
         for start in range(0, len(images), self.step):
             chunk = images[start : start + self.step]
             values = torch.stack([self.transforms(image) for image in chunk]).numpy()
@@ -176,7 +177,7 @@ class _Inputs:
             self.bar.update(len(chunk))
 
     def reader(self, images: Sequence[Any]) -> Any:
-        """The batches as onnxruntime's calibration reads them."""
+        """Return the batches in the form that onnxruntime's calibration reads."""
         batches = self.batches(images)
 
         class Reader(_quantiser().CalibrationDataReader):  # type: ignore[misc]
@@ -217,19 +218,19 @@ def _quantise(source: Path, target: Path, reader: Any) -> None:
         )
     except (FastresError, OSError):
         raise
-    except Exception as error:  # whatever onnxruntime's quantiser stumbles over
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise CalibrationError(f"ONNX Runtime cannot quantise the model ({error}); nothing was written") from error
     finally:
         root.removeFilter(_is_no_advice)
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """The quantiser advises on every call to fold batch norm first, which is done."""
+    """Drop the quantiser's advice to fold batch norm first: this is done, and it repeats the advice on every call."""
     return "pre-processing before quantization" not in record.getMessage()
 
 
 def _finish(path: Path, metadata: dict[str, str], signature: Signature) -> None:
-    """Write the metadata again, which the quantiser drops, and check the file."""
+    """Restore the metadata, which the quantiser drops, and check the file."""
     model = onnx.load(str(path))
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {**metadata, "quantisation": "int8"})

@@ -1,6 +1,6 @@
-"""Running an exported file: ``fastres.export.runtime.Session``, ONNX Runtime with the file's own preprocessing.
+"""Run an exported file: ``fastres.export.runtime.Session``, ONNX Runtime with the file's own preprocessing.
 
-ONNX Runtime goes on with the CPU, silently, where the provider asked for does not start. Here that is an error.
+If the requested provider does not start, ONNX Runtime silently continues on the CPU. Here that is an error.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ Provider = str | tuple[str, Mapping[str, Any]]
 class Session:
     """An exported file, ready to run.
 
-    ``providers`` are tried by ONNX Runtime in order, each a short name (``"cpu"``, ``"cuda"``, ``"tensorrt"``,
-    ``"openvino"``), ONNX Runtime's own (``"CUDAExecutionProvider"``), or a pair of either and its options. ``None`` is
-    ``"cuda"`` where torch sees a GPU and ONNX Runtime has the provider, else ``"cpu"``. ``conv_search`` is CUDA's
-    ``cudnn_conv_algo_search``: ``"EXHAUSTIVE"`` times cuDNN's algorithms at each new shape's first call,
-    ``"HEURISTIC"`` asks cuDNN, ``"DEFAULT"`` takes one algorithm for all. CUDA uses TF32 in float32 where
-    ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``, as it is unless ``torch.backends.cudnn.allow_tf32`` or
-    one of torch's other settings says no, and runs on torch's current GPU unless its option ``device_id`` is another.
-    ``threads`` is the number of CPU threads, unless ONNX Runtime chooses.
+    ONNX Runtime tries ``providers`` in order. Each is a short name (``"cpu"``, ``"cuda"``, ``"tensorrt"``,
+    ``"openvino"``), ONNX Runtime's own name (``"CUDAExecutionProvider"``), or a pair of either and its options.
+    ``None`` is ``"cuda"`` if torch sees a GPU and ONNX Runtime has the provider, else ``"cpu"``. ``threads`` is the
+    number of CPU threads; by default ONNX Runtime chooses.
+
+    ``conv_search`` is CUDA's ``cudnn_conv_algo_search``: ``"EXHAUSTIVE"`` times cuDNN's algorithms at each new shape's
+    first call, ``"HEURISTIC"`` asks cuDNN, ``"DEFAULT"`` takes one algorithm for all. In float32, CUDA uses TF32 if
+    ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``. It is by default, unless
+    ``torch.backends.cudnn.allow_tf32`` or another of torch's settings turns it off. CUDA runs on torch's current GPU
+    unless its option ``device_id`` names another.
 
     Raises ``ExportFileError`` for a file that is missing or was not exported by fastres, ``InputError`` for an unknown
-    provider and ``DeviceError`` where the first provider asked for is not the one in use.
+    provider, and ``DeviceError`` if the first provider is not the one in use.
     """
 
     def __init__(
@@ -101,11 +103,11 @@ class Session:
         return f"Session({self.path.name}, {self.metadata.model} {self.metadata.weights}, {self.provider})"
 
     def __call__(self, x: np.ndarray | Tensor) -> dict[str, Any]:
-        """Run the file on ``x``, of its input's shape and dtype; returns its outputs by name.
+        """Run the file on ``x``, which has its input's shape and dtype; return its outputs by name.
 
-        An array gives arrays, a tensor gives tensors. A CUDA tensor under the CUDA or TensorRT provider is bound where
-        it is, and the results stay on the GPU. Raises ``InputError`` for another shape or dtype and ``DeviceError`` for
-        a tensor on another GPU than the session's.
+        An array gives arrays, a tensor gives tensors. With the CUDA or TensorRT provider, a CUDA tensor is bound in
+        place and the results stay on the GPU. Raises ``InputError`` for another shape or dtype, and ``DeviceError`` for
+        a tensor that is not on the session's GPU.
         """
         self._check(x)
         if isinstance(x, Tensor) and x.is_cuda and self.provider in ON_CUDA:
@@ -117,14 +119,15 @@ class Session:
         return dict(zip(self.output_names, results, strict=True))
 
     def predict(self, images: Any, top_k: int = 5, *, batch_size: int = 32) -> list[list[Prediction]]:
-        """As :meth:`fastres.Model.predict`, with the transforms and class names that the file names.
+        """Predict classes as :meth:`fastres.Model.predict` does, with the file's transforms and class names.
 
-        Raises ``ImageError`` for what is not an image and ``InputError`` where the file has no ``logits`` or takes
-        images of another size than its transforms give.
+        Raises ``ImageError`` for anything that is not an image, and ``InputError`` if the file has no ``logits`` or
+        takes images of another size than its transforms give.
         """
         if LOGITS not in self.output_names:
             raise InputError(
-                f"{self.path.name} has the outputs {', '.join(self.output_names)}, and predict needs logits"
+                f"{self.path.name} has the outputs {', '.join(self.output_names)}, but predict needs logits; "
+                "export the model with logits among its outputs"
             )
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -136,10 +139,10 @@ class Session:
         return predictions
 
     def _batches(self, sources: list[Any], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Inputs for the file, each with the number of images in it: a fixed batch is filled up with black."""
+        """Yield inputs for the file, each with its number of images; a fixed batch is padded with zeros."""
         fixed = self.input_shape[0] if isinstance(self.input_shape[0], int) else None
         in_graph = self.metadata.preprocessing
-        # Pictures keep their own sizes where the graph resizes them, so that each is a batch.
+        # If the graph resizes pictures, they keep their own sizes, so each is a batch of its own.
         step = 1 if in_graph else (fixed or batch_size)
         for start in range(0, len(sources), step):
             chunk = sources[start : start + step]
@@ -148,7 +151,7 @@ class Session:
             yield len(chunk), np.pad(batch, [(0, lacking), (0, 0), (0, 0), (0, 0)])
 
     def _preprocessed(self, chunk: list[Any], start: int) -> np.ndarray:
-        """Normalised ``[N, 3, crop, crop]`` in the file's dtype."""
+        """Return normalised images ``[N, 3, crop, crop]`` in the file's dtype."""
         transforms = self.metadata.transforms
         pixels = transforms.batch(chunk, first_index=start).to("cpu", torch.float32)
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
@@ -167,7 +170,7 @@ class Session:
             )
 
     def _run_bound(self, x: Tensor) -> dict[str, Tensor]:
-        """Inputs and outputs stay on the GPU."""
+        """Run the file on a CUDA tensor; inputs and outputs stay on the GPU."""
         index = x.device.index
         if index != self._device_index:
             raise DeviceError(
@@ -192,7 +195,7 @@ class Session:
 
 
 class _CudaArray:
-    """ONNX Runtime's GPU memory as other libraries read it: the CUDA array interface, version 3."""
+    """ONNX Runtime's GPU memory in a form that other libraries read: the CUDA array interface, version 3."""
 
     def __init__(self, value: Any) -> None:
         kind = {"tensor(float)": "<f4", "tensor(float16)": "<f2", "tensor(int64)": "<i8"}[value.data_type()]
@@ -208,10 +211,10 @@ class _CudaArray:
 def _provider_list(
     providers: Provider | Sequence[Provider] | None, conv_search: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """ONNX Runtime's names and options. Raises ``InputError`` for unknown ones, ``DeviceError`` for absent ones."""
+    """Return ONNX Runtime's names and options. Raise ``InputError`` if unknown, ``DeviceError`` if not installed."""
     available = onnxruntime.get_available_providers()
     if conv_search not in CONV_SEARCHES:
-        raise InputError(f"conv_search is {conv_search!r}; it is one of {', '.join(CONV_SEARCHES)}")
+        raise InputError(f"conv_search is {conv_search!r}; give one of {', '.join(CONV_SEARCHES)}")
     if providers is None:
         providers = "cuda" if torch.cuda.is_available() and PROVIDERS["cuda"] in available else "cpu"
     single = isinstance(providers, str) or (len(providers) == 2 and isinstance(providers[1], Mapping))
@@ -247,6 +250,6 @@ def _default_options(provider: str, conv_search: str) -> dict[str, Any]:
 
 
 def _load_cuda_libraries() -> None:
-    """Have ONNX Runtime find the CUDA and cuDNN libraries that came with torch."""
+    """Make ONNX Runtime find the CUDA and cuDNN libraries that came with torch."""
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()

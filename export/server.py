@@ -1,4 +1,4 @@
-"""A model repository for NVIDIA Triton Inference Server: ``config.pbtxt``, ``labels.txt`` and ``1/model.onnx``."""
+"""Write a model repository for NVIDIA Triton Inference Server: ``config.pbtxt``, ``labels.txt``, ``1/model.onnx``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .metadata import Inspection, Value
 from .onnx import DYNAMIC, ExportReport, check_opset, check_runtime, export, inspect, load_model
 
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
-# How long a request waits for others to join its batch: well under the time that a batch takes.
+# How long a request waits for others to join its batch: much less than the time of a batch.
 QUEUE_DELAY_US = 500
-# What warm-up pictures measure where the input's height and width are free.
+# Height and width of warm-up pictures if the input's are free.
 WARM_UP_SIZE = 256
 
 
 @dataclass(frozen=True)
 class ServerReport:
-    """What was written: the model's folder and the report of the file in it."""
+    """The folder written, and the report of the model file in it."""
 
     folder: Path
     name: str
@@ -52,18 +52,18 @@ def export_server_repository(
 ) -> ServerReport:
     """Write ``folder/<name>`` for Triton Inference Server's ONNX Runtime backend; ``folder`` is its model repository.
 
-    ``name`` is the architecture's unless given. The server joins requests to batches of at most ``max_batch_size`` and
+    ``name`` is the architecture's by default. The server joins requests into batches of at most ``max_batch_size`` and
     warms the model up with one image and with a full batch. ``options`` are those of
-    :func:`fastres.export.onnx.export`, but for ``batch``. The folder is made if needed, and a model of the same name in
-    it is replaced once the new one is whole.
+    :func:`fastres.export.onnx.export`, except ``batch``. The folder is created if needed. A model of the same name in
+    it is replaced once the new one is complete.
 
-    Raises what :func:`fastres.export.onnx.export` raises, ``InputError`` for a name that is no folder's name or a
-    ``max_batch_size`` below 1, and ``ExportFileError`` where the folder cannot be written.
+    Raises the errors of :func:`fastres.export.onnx.export`, ``InputError`` for a name that cannot be a folder's or a
+    ``max_batch_size`` below 1, and ``ExportFileError`` if the folder cannot be written.
     """
     if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
         raise InputError(f"max_batch_size is {max_batch_size!r}; give a whole number of at least 1")
     if options.get("batch", DYNAMIC) != DYNAMIC:
-        raise InputError(f"batch is {options['batch']!r}, and the server forms batches itself; give max_batch_size")
+        raise InputError(f"batch is {options['batch']!r}, but the server forms batches itself; give max_batch_size")
     check_opset(options.get("opset", 18))
     if options.get("verify", True):
         check_runtime()
@@ -71,13 +71,13 @@ def export_server_repository(
     name = loaded.architecture.name if name is None else name
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(
-            f"name is {name!r}; give letters, digits, '_', '-' and '.', for it is a folder and part of URLs"
+            f"name is {name!r}, which names a folder and is part of URLs; use letters, digits, '_', '-' and '.'"
         )
     root = Path(folder).expanduser()
     try:
         root.mkdir(exist_ok=True)
     except OSError as error:
-        raise ExportFileError(f"{root} cannot be made ({error.strerror or error}); give another folder") from error
+        raise ExportFileError(f"{root} cannot be created ({error.strerror or error}); give another folder") from error
     with replacing_folder(root / name) as temporary:
         (temporary / "1").mkdir()
         report = export(loaded, temporary / "1" / "model.onnx", progress=progress, **options)
@@ -94,7 +94,7 @@ def export_server_repository(
 
 
 def server_config(name: str, inspection: Inspection, max_batch_size: int, labels: bool) -> str:
-    """``config.pbtxt`` for a file: protobuf text of the server's ``ModelConfig``. ``dims`` leave the batch out."""
+    """Return a file's ``config.pbtxt``: the server's ``ModelConfig`` as protobuf text. ``dims`` exclude the batch."""
     (given,) = inspection.inputs
     inputs = f"input [\n{_tensor(given)}\n]"
     outputs = ",\n".join(_tensor(v, labels and v.name in (LOGITS, SOFTMAX)) for v in inspection.outputs)

@@ -1,7 +1,7 @@
-"""Is the file the model? ONNX Runtime, on the CPU, against fastres on fresh random inputs.
+"""Verify an exported file: compare ONNX Runtime, on the CPU, with fastres on new random inputs.
 
 The reference is fastres' own CPU executor in float32. For a float16 file it gets the same half-precision weights and
-inputs, widened, so that what is compared is the graph and not the rounding of its weights.
+inputs, widened, so that the comparison is of the graph and not of the rounding of its weights.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BATCHES = (1, 2, 5)
 # Largest accepted relative L2 error of an output. Measured with ONNX Runtime 1.32 on noise images, twelve calibrated
 # networks (CPU, November 2026): float32 4e-7 (resnet20_digits) to 6e-5 (resnet152), float16 4e-4 to 1.8e-2.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2}
-# With the resize in the graph a pixel may round to the next grey level.
+# If the graph resizes, a pixel may round to the next grey level.
 PREPROCESSING_TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: input size, and the relative L2 error of each output."""
+    """One comparison: the input size and the relative L2 error of each output."""
 
     batch: int
     height: int
@@ -46,7 +46,7 @@ class Check:
 
 
 def cases(signature: Signature, minimum: int) -> list[tuple[int, int, int]]:
-    """(batch, height, width) of each comparison: odd sizes, never square, where the size is free."""
+    """Return (batch, height, width) of each comparison. If the size is free, the images are never square."""
     batches = BATCHES if signature.batch is None else (signature.batch,)
     if signature.preprocessing is not None:
         sizes = [(97, 131), (411, 303), (64, 181)]
@@ -64,10 +64,10 @@ def verify(
     signature: Signature,
     progress: Callable[[str], object] = lambda what: None,
 ) -> tuple[Check, ...]:
-    """Run the file at ``path`` beside ``plan`` (its weights in the file's dtype).
+    """Compare the file at ``path`` with ``plan`` (its weights in the file's dtype).
 
-    ``progress`` is called with a few words before each comparison. Raises ``VerificationError`` where ONNX Runtime
-    refuses the file or an output differs, and ``MissingDependencyError`` without onnxruntime.
+    ``progress`` is called with a short description before each comparison. Raises ``VerificationError`` if ONNX Runtime
+    rejects the file or an output differs, and ``MissingDependencyError`` without onnxruntime.
     """
     session = open_session(path)
     executor = CpuExecutor(widened(plan))
@@ -92,7 +92,7 @@ def verify(
 
 
 def open_session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU. Raises ``VerificationError`` where the file is refused."""
+    """Return an ONNX Runtime session on the CPU. Raise ``VerificationError`` if it rejects the file."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -103,25 +103,25 @@ def open_session(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise VerificationError(
-            f"ONNX Runtime {onnxruntime.__version__} refuses the exported file ({error}); nothing was written. "
+            f"ONNX Runtime {onnxruntime.__version__} rejects the exported file ({error}); nothing was written. "
             "Another opset may help"
         ) from error
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """‖found − expected‖ / ‖expected‖ in float64; NaN or infinity where ``found`` has any."""
+    """Return ‖found − expected‖ / ‖expected‖ in float64; NaN or infinity if ``found`` contains any."""
     expected = expected.double()
     return float((found.double() - expected).norm() / expected.norm())
 
 
 def tolerance(signature: Signature) -> float:
-    """Largest accepted relative error of a file with this signature."""
+    """Return the largest accepted relative error of a file with this signature."""
     own = TOLERANCE[signature.dtype]
     return own if signature.preprocessing is None else max(own, PREPROCESSING_TOLERANCE)
 
 
 def widened(plan: Plan) -> Plan:
-    """The plan with its weights in float32."""
+    """Return the plan with its weights in float32."""
     steps = (
         step.with_parameters([(weight.to(torch.float32), bias) for weight, bias in step.parameters]) for step in plan
     )
@@ -131,7 +131,7 @@ def widened(plan: Plan) -> Plan:
 def _inputs(
     generator: np.random.Generator, signature: Signature, batch: int, height: int, width: int
 ) -> tuple[np.ndarray, Tensor]:
-    """What the file is given, and the same as the executor takes it."""
+    """Return the inputs of the file, and the same inputs for the executor."""
     if signature.preprocessing is not None:
         pictures = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
         return pictures, _preprocessed(signature.preprocessing, pictures)
@@ -157,7 +157,7 @@ def _reference(executor: CpuExecutor, plan: Plan, x: Tensor, signature: Signatur
 
 
 def _errors(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> dict[str, float]:
-    """The error of each output. The best classes are judged by the scores that the reference gives them."""
+    """Return the error of each output. The reference's scores judge the best classes."""
     errors = {}
     for name, value in found.items():
         result, truth = torch.from_numpy(value), expected[name]
@@ -177,6 +177,6 @@ def _judge(check: Check, plan: Plan, signature: Signature, seed: int) -> None:
         advice = "float16 may be too coarse for these weights: try float32" if half else "Please report this"
         raise VerificationError(
             f"The exported {plan.architecture.name} does not compute what the model computes: on {check.batch} random "
-            f"images of {check.height}×{check.width} (seed {seed}), ONNX Runtime's result differs in "
+            f"images of {check.height}×{check.width} (seed {seed}), ONNX Runtime's results differ in "
             f"{', '.join(wrong)} (relative; {limit:g} is accepted). Nothing was written. {advice}"
         )

@@ -106,8 +106,8 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             export_server_repository(digits_model(), tmp_path / "new", progress=False, **options)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportFileError, match="cannot be made"):
+    with pytest.raises(ExportFileError, match="cannot be created"):
         export_server_repository(digits_model(), tmp_path / "file", progress=False)
-    with pytest.raises(ExportFileError, match="cannot be made"):
+    with pytest.raises(ExportFileError, match="cannot be created"):
         export_server_repository(digits_model(), tmp_path / "no" / "where", progress=False)
     assert os.listdir(tmp_path) == ["file"]
