@@ -1,6 +1,6 @@
-"""Correctness first, then time: fastres against what else a user could pick.
+"""Benchmarks that check correctness first and then compare the speed of fastres with the alternatives.
 
-``python -m bench.run`` in the checkout, ``fastres bench`` anywhere.
+Run ``python -m bench.run`` in a checkout, or ``fastres bench`` anywhere.
 """
 
 if __name__ == "bench":

@@ -1,7 +1,8 @@
-"""``python -m bench.run`` in a checkout, ``fastres bench`` once installed: correctness, then time.
+"""Compare fastres with other engines: ``python -m bench.run`` in a checkout, ``fastres bench`` once installed.
 
-Each engine's logits are compared with the same network's in float64 before it is timed; an engine that is wrong is not
-timed. Those that are right are timed in turn, beside eager PyTorch and under the ceilings measured in the same run.
+Each engine's logits are first compared with the logits of the same network in float64. An engine with wrong logits is
+not timed. The correct engines are timed alternately in one process and compared with eager PyTorch and with the rates
+of arithmetic and memory that the same run measures.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. ``device`` has an index where it is a GPU; ``weights`` is ``"random"`` or what ``load`` takes."""
+    """The settings of a run. A GPU ``device`` has an index; ``weights`` is ``"random"`` or an argument of ``load``."""
 
     models: tuple[str, ...]
     batches: tuple[int, ...]
@@ -52,15 +53,15 @@ class Options:
     weights: str = RANDOM
     tf32: bool = False
     cold: bool = False
-    float32: bool = True  # eager in float32 too, the yardstick of ``ratio_to_eager_float32``
+    float32: bool = True  # also time eager in float32, for ``ratio_to_eager_float32``
 
 
 def run(options: Options, command: str = "", keep: Callable[[Results], object] | None = None) -> Results:
-    """Benchmark every setting of ``options``; returns environment and rows.
+    """Benchmark every setting of ``options`` and return the environment and the rows.
 
-    ``command`` is noted as what was run. ``keep`` is called after each engine with the results so far
-    (``environment["complete"]`` is false until the last). Raises ``FastresError`` for a model, size or weights that do
-    not exist and where a check could not tell right from wrong; an engine that cannot be run is a row.
+    ``command`` is recorded in the results. ``keep`` is called after each engine with the results so far;
+    ``environment["complete"]`` is false until the last call. Raise ``FastresError`` if a model, size or weights entry
+    does not exist, or if a check cannot tell correct logits from wrong ones. An engine that cannot run becomes a row.
     """
     for name in options.models:
         check_image_size(get_architecture(name), options.size, options.size)
@@ -111,7 +112,7 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
 
 
 def _settings(options: Options) -> Iterator[Setting]:
-    """Every setting; float32 first, with eager alone where only the yardstick is wanted of it."""
+    """Yield every setting, float32 first. If float32 was not asked for, only eager runs in it, as the baseline."""
     supported = any(FASTRES.reason_absent(options.device, dtype) is None for dtype in options.dtypes)
     yardstick = [torch.float32] if supported and options.float32 else []
     dtypes = list(dict.fromkeys([*yardstick, *options.dtypes]))
@@ -123,7 +124,7 @@ def _settings(options: Options) -> Iterator[Setting]:
 
 
 def load_network(model: str, weights: str) -> EagerResNet:
-    """The network of ``model`` as plain PyTorch, float32 on the CPU: calibrated random, or with loaded weights."""
+    """Return ``model`` as a float32 PyTorch module on the CPU, with calibrated random weights or with ``weights``."""
     if weights == RANDOM:
         return calibrated(get_architecture(model))
     loaded = fastres.load(model, weights)
@@ -135,7 +136,7 @@ def load_network(model: str, weights: str) -> EagerResNet:
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise DeviceError("--device cuda was given and no CUDA GPU is available; give --device cpu or auto")
+        raise DeviceError("--device cuda was given, but no CUDA GPU is available; use --device cpu or auto")
     return torch.device("cuda", torch.cuda.current_device()) if available and name != "cpu" else torch.device("cpu")
 
 
@@ -147,39 +148,47 @@ def _dtypes(names: str, device: torch.device) -> tuple[torch.dtype, ...]:
 def _batches(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} was given; give whole numbers from 1 by commas, such as 1,8")
+        raise argparse.ArgumentTypeError(f"{text!r} was given; give positive integers separated by commas, such as 1,8")
     return tuple(int(part) for part in parts)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").split("\n\n", 1)[1])
     engines = "; ".join(f"{peer.name} ({peer.what})" for peer in PEERS)
-    parser.add_argument("--model", nargs="+", default=["resnet50"], help="one or several (default resnet50)")
-    parser.add_argument("--batch", type=_batches, default=(1, 8), help="batch sizes, such as 1,8 (default)")
+    parser.add_argument("--model", nargs="+", default=["resnet50"], help="one or more models (default resnet50)")
+    parser.add_argument("--batch", type=_batches, default=(1, 8), help="batch sizes, separated by commas (default 1,8)")
     parser.add_argument("--size", type=int, default=224, help="image height and width in pixels (default 224)")
     parser.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16, float16, several by commas, or auto (default)"
+        "--dtype", default="auto", help="float32, bfloat16, float16 or auto (default), separated by commas"
     )
-    parser.add_argument("--only-dtype", action="store_true", help="do not measure eager in float32 as well")
+    parser.add_argument("--only-dtype", action="store_true", help="do not also measure eager in float32")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto: a GPU if there is one"
     )
-    parser.add_argument("--peers", help=f"what to compare with, by commas; eager always runs (default all): {engines}")
-    parser.add_argument("--without", help="engines not to compare with, by commas, such as compile_max_autotune")
-    parser.add_argument("--out", type=Path, help="folder for results, charts and show.html (default: none)")
-    parser.add_argument("--only-data", action="store_true", help="write no charts and no show.html into --out")
+    parser.add_argument(
+        "--peers", help=f"engines to compare with, separated by commas; eager always runs (default all): {engines}"
+    )
+    parser.add_argument("--without", help="engines to leave out, separated by commas, such as compile_max_autotune")
+    parser.add_argument("--out", type=Path, help="folder for results, charts and report.html (default: none)")
+    parser.add_argument(
+        "--only-data", action="store_true", help="write only results into --out, no charts and no report.html"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--weights", default=RANDOM, help="random (default, no download), DEFAULT, an entry or a path")
-    parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 (GPU)")
+    parser.add_argument(
+        "--weights",
+        default=RANDOM,
+        help="random (default, no download), DEFAULT, the name of a weights entry, or a path",
+    )
+    parser.add_argument("--tf32", action="store_true", help="let every engine use TF32 for float32 on a GPU")
     parser.add_argument("--cold", action="store_true", help="measure first calls with empty compilation caches")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m bench.run") -> int:
-    """The command line, as ``program``.
+    """Run the command line; ``program`` is its name in messages.
 
-    Returns 0, or 1 where fastres is wrong, fails or ran nowhere, or 2 for what cannot be run.
+    Return 0 on success, 1 if fastres is wrong, fails or runs nowhere, and 2 if the benchmark cannot run.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = _parser(program).parse_args(arguments)
@@ -189,7 +198,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         missing = [name for name, used in needed.items() if used and importlib.util.find_spec(name) is None]
         if missing:
             raise MissingDependencyError(
-                f"The benchmark needs {' and '.join(missing)}, not installed here: pip install 'fastres[bench]'"
+                f"The benchmark needs packages that are not installed: {' and '.join(missing)}. "
+                "Install them with pip install 'fastres[bench]'"
             )
         from .report import show
 

@@ -1,4 +1,4 @@
-"""Results: their file format, and the tables, charts and page that are made from it and from nothing else.
+"""Benchmark results: the file format, and the tables, charts and HTML page made from result files alone.
 
-Measures nothing. ``python -m bench.report`` shows the results in folders.
+Nothing here measures. ``python -m bench.report`` shows the results in folders.
 """

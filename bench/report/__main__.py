@@ -1,4 +1,4 @@
-"""``python -m bench.report``."""
+"""Run ``python -m bench.report``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Charts of a run as PNG, made from :class:`fastres.bench.report.results.Results` and nothing else."""
+"""PNG charts of a run, made only from :class:`fastres.bench.report.results.Results`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 3  # panels side by side
 DPI = 130
-FAR = 2.5  # a roofline so many times the fastest engine's speed is named and not drawn
-MANY_STEPS = 70  # from here on steps are too many to be named below their bars
+FAR = 2.5  # a roofline above this many times the fastest speed gets a label but no line
+MANY_STEPS = 70  # with this many steps or more, the axis shows stages instead of step names
 FASTRES_COLOUR, PEER_COLOUR, ROOFLINE_COLOUR = "#d1495b", "#8fa3b5", "#222222"
 BOUND_COLOURS = {"memory": "#3b7ea1", "compute": "#e0a030"}
 ENGINE_COLOURS = {
@@ -42,10 +42,10 @@ Setting = tuple[str, int, str, int]  # model, size, dtype, batch
 
 
 def throughput(results: Results) -> bytes | None:
-    """Images a second of each engine as bars, with the roofline as a line, a panel for each setting.
+    """Draw the images per second of each engine as bars and the roofline as a line, with a panel for each setting.
 
-    Of more than three batches of a model the smallest, the middle and the largest are drawn. Whiskers go from the 20th
-    to the 80th percentile. ``None`` where there is nothing to compare.
+    If a model has more than three batches, draw the smallest, the middle and the largest. Whiskers show the 20th to
+    80th percentiles. Return ``None`` if there is nothing to compare.
     """
     panels = [
         (f"{model}, {dtype}, {size}×{size}, batch {rows[0].batch}", [row for row in rows if row.status == OK])
@@ -57,7 +57,7 @@ def throughput(results: Results) -> bytes | None:
     lines = -(-len(panels) // COLUMNS)
     columns = min(COLUMNS, len(panels))
     bars = max(len(rows) for _, rows in panels)
-    figure = _figure(results, "Images a second", 5.2 * columns + 0.6, (0.42 * bars + 1.3) * lines + 0.6)
+    figure = _figure(results, "Images per second", 5.2 * columns + 0.6, (0.42 * bars + 1.3) * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis, panel in itertools.zip_longest(axes, panels):
         if panel is None:
@@ -68,9 +68,9 @@ def throughput(results: Results) -> bytes | None:
 
 
 def by_batch(results: Results) -> bytes | None:
-    """Images a second and share of the roofline over the batch size, a line for each engine, a column for each model.
+    """Draw images per second and the share of the roofline over the batch size.
 
-    ``None`` where no model was compared at two batch sizes or more.
+    Each engine has a line and each model a column. Return ``None`` if no model was compared at two or more batches.
     """
     panels: list[tuple[Key, list[list[Row]]]] = []
     for key, batches in groups(results.rows):
@@ -81,7 +81,7 @@ def by_batch(results: Results) -> bytes | None:
         return None
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    title = "Images a second and share of the roofline"
+    title = "Images per second and share of the roofline"
     figure = _figure(results, title, 5.4 * columns + 0.6, 6.4 * lines + 1)
     rows_of_axes = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[1.25, 1] * lines)
     handles: dict[str, Any] = {}
@@ -106,9 +106,9 @@ def by_batch(results: Results) -> bytes | None:
 
 
 def layers(results: Results) -> bytes | None:
-    """Time of each step of fastres beside its roofline: each model at its smallest and largest batch.
+    """Draw the time and the roofline of each step of fastres, for each model's smallest and largest batch.
 
-    ``None`` where no step was timed.
+    Return ``None`` if no step was timed.
     """
     panels = []
     for batches in _layers_by_model(results.layers).values():
@@ -117,7 +117,7 @@ def layers(results: Results) -> bytes | None:
     if not panels:
         return None
     height = sum(_panel_height(rows) for rows in panels)
-    figure = _figure(results, "Time of each step beside its roofline", 14, height + 0.9)
+    figure = _figure(results, "Time and roofline of each step", 14, height + 0.9)
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[_panel_height(rows) for rows in panels])
     for axis, rows in zip(axes.ravel(), panels, strict=True):
         _draw_steps(axis, rows)
@@ -125,7 +125,7 @@ def layers(results: Results) -> bytes | None:
 
 
 def layer_settings(rows: Sequence[LayerRow]) -> dict[Setting, list[LayerRow]]:
-    """The steps of each setting, in order."""
+    """Group the steps by setting, in order."""
     found: dict[Setting, list[LayerRow]] = {}
     for row in rows:
         found.setdefault((row.model, row.size, row.dtype, row.batch), []).append(row)
@@ -152,7 +152,7 @@ def _figure(results: Results, title: str, width: float, height: float) -> Figure
     figure = Figure(figsize=(width, height), layout="constrained")
     where = results.environment
     versions = f"{device_name(where)}, fastres {where['fastres']}, torch {where['torch']}"
-    size = min(14.0, 1.7 * width)  # of type: a narrow figure has small panels
+    size = min(14.0, 1.7 * width)  # font size: a narrow figure has small panels
     figure.suptitle(f"{title}\n{textwrap.fill(versions, int(120 * width / size))}", fontsize=size)
     return figure
 
@@ -164,7 +164,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
-    """Horizontal bars, the fastest on top, each with its figure and its ratio to eager."""
+    """Draw horizontal bars, the fastest on top, each labelled with its speed and its ratio to eager."""
     from matplotlib.ticker import MaxNLocator
 
     rows = sorted(rows, key=lambda row: row.images_per_s or 0.0)
@@ -181,7 +181,7 @@ def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
     axis.barh([row.engine for row in rows], speeds, height=0.7, color=colours)
     axis.errorbar(speeds, range(len(rows)), xerr=whiskers, fmt="none", ecolor="#444444", elinewidth=1, capsize=2)
     bound = roofline_speed(rows) or 0.0
-    drawn = bound <= FAR * max(fast)  # beyond that it would squeeze the bars
+    drawn = bound <= FAR * max(fast)  # a line farther out would squeeze the bars
     right = max([bound if drawn else 0.0, *fast])
     for place, (row, value, high) in enumerate(zip(rows, speeds, fast, strict=True)):
         ratio = "" if row.ratio_to_eager is None else f"  {row.ratio_to_eager:.2f}×"
@@ -214,9 +214,9 @@ def _draw_bars(axis: Axes, title: str, rows: list[Row]) -> None:
 
 
 def _draw_lines(upper: Axes, lower: Axes, key: Key, batches: list[list[Row]]) -> dict[str, Any]:
-    """Speed above, share of the roofline below; returns a line of each engine for the legend."""
+    """Draw the speed above and the share of the roofline below. Return one line per engine for the legend."""
     model, size, dtype = key
-    places = {rows[0].batch: place for place, rows in enumerate(batches)}  # evenly spaced, whatever the batches
+    places = {rows[0].batch: place for place, rows in enumerate(batches)}  # evenly spaced for any batch sizes
     by_engine: dict[str, list[Row]] = {}
     for row in itertools.chain.from_iterable(batches):
         if row.status == OK:
@@ -261,7 +261,7 @@ def _plain(value: float, position: Any = None) -> str:
 
 
 def _plain_minor(value: float, position: Any = None) -> str:
-    """Of the marks between powers of ten, 2 and 5 have their number."""
+    """Label the minor ticks at 2 and 5 only."""
     return _plain(value) if f"{value:e}"[0] in "25" else ""
 
 
@@ -270,7 +270,7 @@ def _panel_height(rows: list[LayerRow]) -> float:
 
 
 def _draw_steps(axis: Axes, rows: list[LayerRow]) -> None:
-    """A bar a step in the order in which they run; its dark foot is the roofline, its colour what binds it."""
+    """Draw a bar per step in execution order. The dark base is the roofline; the colour shows the limiting ceiling."""
     from matplotlib.patches import Patch
 
     times = [row.us or 0.0 for row in rows]
@@ -302,7 +302,7 @@ def _draw_steps(axis: Axes, rows: list[LayerRow]) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     key: list[Any] = [Patch(color=colour, label=f"bound by {name}") for name, colour in BOUND_COLOURS.items()]
-    key.append(Patch(color="#555555", label="roofline: the least time"))
+    key.append(Patch(color="#555555", label="roofline: the shortest possible time"))
     axis.legend(handles=key, fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
 
 

@@ -1,7 +1,7 @@
-"""A run as one self-contained HTML file: no script, no font, no picture from elsewhere.
+"""A run as one self-contained HTML file without scripts, external fonts or external images.
 
-The template, ``report.html.jinja``, has the words; this module has the figures, made from
-:class:`fastres.bench.report.results.Results` and nothing else.
+The template ``report.html.jinja`` holds the text. This module computes the values only from
+:class:`fastres.bench.report.results.Results`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .words import device_name, milliseconds, speed
 TEMPLATE = "report.html.jinja"
 FACTS = {
     "gpu": "GPU", "gpu_memory_gb": "GPU memory, GB", "cpu": "CPU",
-    "cpu_instruction_sets": "its instruction sets", "cpu_limits": "limited by",
-    "cpu_count": "CPU cores", "threads": "threads",
-    "load_average": "load average before", "system": "system", "python": "Python", "torch": "torch", "cuda": "CUDA",
+    "cpu_instruction_sets": "CPU instruction sets", "cpu_limits": "CPU limited by",
+    "cpu_count": "CPU cores", "threads": "threads", "load_average": "load average before the run",
+    "system": "system", "python": "Python", "torch": "torch", "cuda": "CUDA",
     "hip": "HIP", "cudnn": "cuDNN", "triton": "Triton", "fastres": "fastres", "commit": "commit",
-    "without": "without", "date": "date", "command": "command",
+    "without": "FASTRES_WITHOUT", "date": "date", "command": "command",
     "weights": "weights", "tf32": "TF32 for float32", "first_call": "first call", "timing": "clock",
     "peak_memory": "peak memory",
 }  # fmt: skip
@@ -32,7 +32,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one setting with what their bars are drawn from: ``longest`` is the longest step's time."""
+    """The steps of one setting and the values for their bars; ``longest`` is the longest step's time."""
 
     title: str
     rows: Sequence[LayerRow]
@@ -42,7 +42,7 @@ class Steps:
 
 
 def render(results: Results, charts: Mapping[str, bytes | None]) -> str:
-    """The report as HTML text; ``charts`` are PNG files by name, ``None`` where the run does not give one."""
+    """Return the report as HTML text. ``charts`` are PNG files by name, or ``None`` if the run has no such chart."""
     import jinja2
 
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -74,7 +74,7 @@ def render(results: Results, charts: Mapping[str, bytes | None]) -> str:
 
 
 def older(results: Results) -> list[str]:
-    """A sentence for each earlier commit that rows were measured at."""
+    """Return a sentence for each earlier commit at which rows were measured."""
     last = results.environment.get("commit", "")
     commits = dict.fromkeys(row.commit for row in results.rows if row.commit and row.commit != last)
     return [
@@ -87,7 +87,7 @@ def older(results: Results) -> list[str]:
 
 
 def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What there is to say of the machine, in words."""
+    """Return the names and values of the machine and its software for the report."""
     shown = {True: "yes", False: "no"}
     return [
         (words, shown[value] if isinstance(value, bool) else str(value))
@@ -97,7 +97,7 @@ def _facts(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _headline(key: tuple[str, int, str], batches: list[list[Row]]) -> dict[str, Any]:
-    """Images a second by batch and engine; engines that were timed nowhere have no column."""
+    """Return images per second by batch and engine, without engines that were never timed."""
     timed = [row for rows in batches for row in rows if row.status == OK]
     engines = list(dict.fromkeys(row.engine for row in timed if row.engine != FASTRES))
     lines = []
@@ -109,7 +109,7 @@ def _headline(key: tuple[str, int, str], batches: list[list[Row]]) -> dict[str, 
 
 
 def _absences(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
-    """Engine, dtypes, status and reason of what was not timed, each said once."""
+    """Return engine, dtypes, status and reason of each engine that was not timed, without duplicates."""
     said: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
         if row.status != OK:
@@ -133,7 +133,7 @@ def _percent(value: float | None, digits: int = 0) -> str:
 
 
 def _significant(value: float | None, digits: int = 3) -> str:
-    """``value`` with so many significant digits, and no exponent for figures that people read as they are."""
+    """Return ``value`` with ``digits`` significant digits, without an exponent if it is at least 1."""
     if value is None:
         return ""
     text = f"{value:.{digits}g}"

@@ -1,16 +1,16 @@
-"""What a benchmark run found, as data: ``results.json`` and ``results.csv``. Tables and charts are made of these alone.
+"""The results of a benchmark run as data: ``results.json`` and ``results.csv``, the source of all tables and charts.
 
-A row is one engine on one setting (model, image size, batch, dtype). ``status`` says what became of it:
+A row is one engine on one setting (model, image size, batch, dtype). Its ``status`` is one of:
 
-- ``ok``: its logits are right and it was timed
-- ``wrong``: its logits are not, so it was not timed
-- ``absent``: this machine does not have it, or it could not be built here
-- ``unsupported``: fastres does not compute in this dtype on this device
+- ``ok``: the logits are correct and the engine was timed
+- ``wrong``: the logits are wrong, so the engine was not timed
+- ``absent``: the engine is not installed or could not be built on this machine
+- ``unsupported``: fastres does not support this dtype on this device
 - ``failed``: fastres itself raised an error
 
-``note`` says why, for every status but ``ok``. Figures that were not measured are null.
+For every status except ``ok``, ``note`` gives the reason. Values that were not measured are null.
 
-A layer is one step of fastres on one setting. Results written before there were any are read as having none.
+A layer is one step of fastres on one setting. Older result files without layers are read as having none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastres.errors import FastresError
 from fastres.files import written_whole
 
 OK, WRONG, ABSENT, UNSUPPORTED, FAILED = STATUSES = ("ok", "wrong", "absent", "unsupported", "failed")
-ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always there; see environment.py
+ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always present
 JSON_NAME, CSV_NAME, REPORT_NAME = "results.json", "results.csv", "report.html"
 
 
@@ -36,15 +36,17 @@ JSON_NAME, CSV_NAME, REPORT_NAME = "results.json", "results.csv", "report.html"
 class Row:
     """One engine on one setting.
 
-    ``p20_ms``, ``p50_ms`` and ``p80_ms`` are quantiles of one batch's time over ``samples`` calls, and ``images_per_s``
-    is ``batch`` over the median. ``ratio_to_eager`` is the median of engine ``eager`` (PyTorch, contiguous NCHW) in the
-    same dtype over this engine's; ``ratio_to_eager_float32`` the same with ``eager`` in float32. ``max_rel_error`` is
-    the largest relative L2 error of an image's logits against float64, ``error_limit`` the largest accepted.
-    ``peak_memory_mb`` (10⁶ bytes) is the growth of memory while the engine is built and called once,
-    ``first_call_s`` how long that takes, with the compilation caches that the environment's ``first_call`` says.
-    ``commit`` is the code's, where rows of several runs stand beside each other.
-    ``tflops`` and ``gb_per_s`` are the plan's arithmetic and unavoidable traffic over the median, ``roofline_ms`` is
-    the least time that the ceilings allow, ``roofline_share`` that over the median.
+    - ``p20_ms``, ``p50_ms``, ``p80_ms``: quantiles of the time of one batch over ``samples`` calls.
+    - ``images_per_s``: ``batch`` divided by the median time.
+    - ``ratio_to_eager``: the median of the engine ``eager`` (PyTorch, contiguous NCHW) in the same dtype, divided by
+      this engine's median. ``ratio_to_eager_float32`` is the same with ``eager`` in float32.
+    - ``max_rel_error``: the largest relative L2 error of an image's logits compared with float64. ``error_limit`` is
+      the largest error accepted.
+    - ``peak_memory_mb``: the growth of memory (10⁶ bytes) while the engine is built and called once. ``first_call_s``
+      is the time that this takes. The environment's ``first_call`` says how the compilation caches were set.
+    - ``tflops``, ``gb_per_s``: the arithmetic and the minimum memory traffic of the plan, divided by the median time.
+    - ``roofline_ms``: the shortest time that the ceilings allow. ``roofline_share`` is this time over the median.
+    - ``commit``: the commit of the code, if rows of several runs are merged.
     """
 
     model: str
@@ -74,10 +76,10 @@ class Row:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One step of fastres: its median time ``us``, its arithmetic and unavoidable traffic, and its least time.
+    """One step of fastres: its median time ``us``, its FLOPs and minimum memory traffic, and its shortest time.
 
-    ``bound`` is ``"compute"`` or ``"memory"``, the ceiling that binds the step; ``roofline_us`` the time at it,
-    ``roofline_share`` that over ``us``. Steps are in the order in which they run.
+    ``bound`` is the ceiling that limits the step, ``"compute"`` or ``"memory"``. ``roofline_us`` is the time at that
+    ceiling, and ``roofline_share`` is this time over ``us``. Steps are in execution order.
     """
 
     model: str
@@ -104,7 +106,7 @@ _WHOLES = ("size", "batch", "samples", "flops", "bytes")
 
 @dataclass(frozen=True)
 class Results:
-    """A run: where and with what (``environment``), its rows in the order in which they were measured, its layers."""
+    """A run: its ``environment`` (machine and versions), its rows in the order of measurement, and its layers."""
 
     environment: dict[str, Any]
     rows: tuple[Row, ...]
@@ -115,11 +117,11 @@ class Results:
         return {"environment": self.environment, "rows": rows, "layers": layers}
 
     def as_json(self) -> str:
-        """JSON text; ``ValueError`` for a figure that is not finite, which JSON does not have."""
+        """Return JSON text. Raise ``ValueError`` for a number that is not finite, because JSON has none."""
         return json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def as_csv(self) -> str:
-        """The rows with a header; figures that were not measured are empty."""
+        """Return the rows as CSV with a header. Values that were not measured are empty."""
         text = io.StringIO()
         writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
         writer.writeheader()
@@ -128,15 +130,15 @@ class Results:
 
 
 def from_dict(data: Any, source: str = "the results") -> Results:
-    """Parse what :meth:`Results.as_dict` gives. Raises ``FastresError`` naming the first thing that does not fit."""
+    """Parse the output of :meth:`Results.as_dict`. Raise ``FastresError`` that names the first invalid entry."""
     if not isinstance(data, dict) or set(data) - {"layers"} != {"environment", "rows"}:
-        raise FastresError(f"{source} must be an object with 'environment' and 'rows', as bench.run --out writes it")
+        raise FastresError(f"{source} must be an object with 'environment' and 'rows', as bench.run --out writes")
     layers = data.get("layers", [])
     if not isinstance(data["environment"], dict) or not isinstance(data["rows"], list) or not isinstance(layers, list):
-        raise FastresError(f"{source}: 'environment' must be an object, 'rows' and 'layers' lists")
+        raise FastresError(f"{source}: 'environment' must be an object, and 'rows' and 'layers' must be lists")
     absent = [name for name in ENVIRONMENT if name not in data["environment"]]
     if absent:
-        raise FastresError(f"{source}: the environment does not say {', '.join(absent)}")
+        raise FastresError(f"{source}: the environment lacks {', '.join(absent)}")
     return Results(
         data["environment"],
         tuple(_row(entry, f"{source}, row {i}") for i, entry in enumerate(data["rows"])),
@@ -146,18 +148,18 @@ def from_dict(data: Any, source: str = "the results") -> Results:
 
 def _row(entry: Any, where: str) -> Row:
     if isinstance(entry, dict):
-        entry = {"commit": "", **entry}  # results written before rows had one are read as having none
+        entry = {"commit": "", **entry}  # older results have no commit in their rows
     row = Row(**_checked(entry, FIELDS, where))
     if row.status not in STATUSES:
-        raise FastresError(f"{where}: status is {row.status!r}; it is one of {', '.join(STATUSES)}")
+        raise FastresError(f"{where}: status is {row.status!r}; it must be one of {', '.join(STATUSES)}")
     return row
 
 
 def _checked(entry: Any, names: Sequence[str], where: str) -> dict[str, Any]:
-    """``entry``, if it has exactly the fields ``names``, each of its type."""
+    """Return ``entry`` if it has exactly the fields ``names`` with the right types; otherwise raise."""
     if not isinstance(entry, dict) or set(entry) != set(names):
         odd = sorted(set(names).symmetric_difference(entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise FastresError(f"{where} does not have exactly the fields that it must have: {odd}")
+        raise FastresError(f"{where} does not have exactly the required fields; missing or unknown: {odd}")
     for name, value in entry.items():
         if name in _TEXTS:
             fits = isinstance(value, str)
@@ -166,12 +168,12 @@ def _checked(entry: Any, names: Sequence[str], where: str) -> dict[str, Any]:
         else:
             fits = value is None or (type(value) in (int, float) and math.isfinite(value))
         if not fits:
-            raise FastresError(f"{where}: {name} is {value!r}")
+            raise FastresError(f"{where}: {name} is {value!r}, which is not a valid value")
     return entry
 
 
 def read(path: Path) -> Results:
-    """Read a ``results.json``. Raises ``FastresError`` where the file is missing or not what a run writes."""
+    """Read a ``results.json``. Raise ``FastresError`` if the file is missing or not a result file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,7 +182,7 @@ def read(path: Path) -> Results:
 
 
 def write(results: Results, folder: Path) -> tuple[Path, Path]:
-    """Write ``results.json`` and ``results.csv`` into ``folder`` (made if needed); returns both paths."""
+    """Write ``results.json`` and ``results.csv`` into ``folder``, creating it if needed. Return both paths."""
     paths = folder / JSON_NAME, folder / CSV_NAME
     write_whole(paths[0], results.as_json().encode())
     write_whole(paths[1], results.as_csv().encode())
@@ -188,22 +190,22 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises ``FastresError`` where it cannot be written."""
+    """Write a file atomically. Raise ``FastresError`` if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise FastresError(f"{path} cannot be written ({error.strerror}); give another folder with --out") from error
+        raise FastresError(f"{path} cannot be written ({error.strerror}); choose another folder with --out") from error
 
 
 def significant(value: float | None, digits: int = 5) -> float | None:
-    """``value`` rounded to ``digits`` significant digits; ``None`` for what is not finite."""
+    """Return ``value`` rounded to ``digits`` significant digits, or ``None`` if it is not finite."""
     return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None
 
 
 def with_float32_ratios(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """The rows with ``ratio_to_eager_float32`` filled in wherever the run has that eager float32 row."""
+    """Return the rows with ``ratio_to_eager_float32`` filled in if the run has the matching eager float32 row."""
     rows = tuple(rows)
     eager = {
         (row.model, row.size, row.batch): row.p50_ms for row in rows if (row.engine, row.dtype) == ("eager", "float32")
@@ -219,6 +221,6 @@ def with_float32_ratios(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def exit_code(rows: Sequence[Row], engine: str = "fastres") -> int:
-    """0 where ``engine`` was right and was timed at least once; 1 where it was wrong, failed or ran nowhere."""
+    """Return 0 if ``engine`` was timed at least once and was never wrong and never failed; otherwise return 1."""
     statuses = {row.status for row in rows if row.engine == engine}
     return 0 if OK in statuses and not statuses & {WRONG, FAILED} else 1

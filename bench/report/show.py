@@ -1,6 +1,6 @@
-"""A run on screen, as charts and as one HTML file: made from :class:`fastres.bench.report.results.Results` and nothing else.
+"""Show the benchmark runs in folders, and write their charts and HTML report.
 
-``python -m bench.report FOLDER …`` shows the runs that lie in folders and writes their charts and their report.
+Run ``python -m bench.report FOLDER …``. Everything is made from the result files alone.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .words import device_name, milliseconds, speed
 if TYPE_CHECKING:
     from rich.table import Table
 
-# What runs in one report have in common: the machine and the versions.
+# Runs in one report must have these in common: the machine and the versions.
 SAME = ("gpu", "cpu", "cpu_instruction_sets", "cpu_limits", "torch", "triton", "fastres")
 PLAIN_WIDTH = 120  # columns of a table that goes to a file or pipe
 STAR = "★"
-BUSY = 0.5  # load average a core, before the run, above which times are called disturbed
+BUSY = 0.5  # above this load average per core before the run, the output warns of disturbed times
 
 
 def show(results: Results, file: Any = None) -> None:
-    """Print the tables, what was not timed and why, and the ceilings, to ``file`` (default: the screen)."""
+    """Print ceilings, tables, and the reasons why engines were not timed, to ``file`` (default: standard output)."""
     from rich.console import Console
 
     console = Console(file=file, highlight=False)
@@ -46,7 +46,8 @@ def show(results: Results, file: Any = None) -> None:
         )
     load = where.get("load_average")
     if not where["gpu"] and load is not None and load > BUSY * where.get("cpu_count", 1):
-        console.print(f"Other programs were running (load average {load:.1f}): these times are disturbed", style="red")
+        warning = f"Other programs were running (load average {load:.1f}), so these times are unreliable"
+        console.print(warning, style="red")
     for key, batches in groups(results.rows):
         console.print()
         console.print(table(key, batches, console.width))
@@ -64,7 +65,7 @@ def show(results: Results, file: Any = None) -> None:
 
 
 def table(key: Key, batches: list[list[Row]], width: int = PLAIN_WIDTH) -> Table:
-    """One model in one dtype: a row for each engine, a section for each batch, a star at the fastest of each.
+    """Return the table of one model in one dtype: a row per engine, a section per batch, and a star at the fastest.
 
     A small ``width`` leaves columns out.
     """
@@ -93,7 +94,7 @@ def table(key: Key, batches: list[list[Row]], width: int = PLAIN_WIDTH) -> Table
 
 
 def _number(field: str, form: str) -> Callable[[Row], str]:
-    """A cell with ``field`` in the format ``form``; empty where it was not measured."""
+    """Return a function that formats ``field`` with ``form``, or gives an empty cell if it was not measured."""
 
     def cell(row: Row) -> str:
         value = getattr(row, field)
@@ -103,7 +104,7 @@ def _number(field: str, form: str) -> Callable[[Row], str]:
 
 
 def _time(row: Row) -> str:
-    """The median, or what became of an engine that was not timed."""
+    """Return the median, or the status of an engine that was not timed."""
     return row.status if row.p50_ms is None else milliseconds(row.p50_ms)
 
 
@@ -113,7 +114,7 @@ def _quantiles(row: Row) -> str:
 
 _OF_FLOAT32 = "× eager\nfloat32"
 
-# Heading, least width of the screen at which the column is shown, cell.
+# Heading, minimum terminal width for the column, cell.
 _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
     ("ms", 0, _time),
     ("p20–p80", 86, _quantiles),
@@ -129,7 +130,7 @@ _COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each engine that was not timed, said once where it is the same for several batches."""
+    """Return a sentence for each engine that was not timed; batches with the same reason share one sentence."""
     said: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
         if row.status != OK:
@@ -142,9 +143,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Write the charts that the run gives and ``report.html`` into ``folder``; returns their paths.
+    """Write the run's charts and ``report.html`` into ``folder`` and return their paths.
 
-    A chart of an earlier run that this one does not give is removed.
+    Charts of an earlier run that this run does not have are deleted.
     """
     from .html_report import render
 
@@ -159,10 +160,10 @@ def write(results: Results, folder: Path) -> list[Path]:
 
 
 def collect(folders: Sequence[Path], but: Path | None = None) -> Results:
-    """The runs in ``folders``, or one level below, as one; not the one in ``but``.
+    """Merge the runs in ``folders``, or one level below, except the run in ``but``.
 
-    Of several rows of one engine on one setting the last stays. Raises ``FastresError`` where there is no run, and for
-    runs of other machines or versions, which are not to be compared.
+    If several rows have the same engine and setting, the last one is kept. Raise ``FastresError`` if there is no run,
+    or if the runs come from different machines or versions and so cannot be compared.
     """
     paths = [path for folder in folders for path in _result_files(folder, but)]
     runs = [read(path) for path in paths]
@@ -172,8 +173,8 @@ def collect(folders: Sequence[Path], but: Path | None = None) -> Results:
             here, there = run.environment.get(name), first.get(name)
             if here != there:
                 raise FastresError(
-                    f"{path} is of {name} {here!r} and {paths[0]} of {there!r}; "
-                    "runs of different machines or versions do not go into one report"
+                    f"{path} has {name} {here!r}, but {paths[0]} has {there!r}; one report cannot contain runs "
+                    "of different machines or versions. Make a report for each"
                 )
     if len(runs) == 1:
         return runs[0]
@@ -191,21 +192,23 @@ def _result_files(folder: Path, but: Path | None) -> list[Path]:
         return [folder / JSON_NAME]
     merged = None if but is None else but.resolve()
     found = sorted(path for path in folder.glob(f"*/{JSON_NAME}") if path.parent.resolve() != merged)
-    return found or [folder / JSON_NAME]  # reading it says what is wrong
+    return found or [folder / JSON_NAME]  # reading it raises the error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: show the runs in folders as one; write charts and report."""
+    """Run the command line: show the runs in folders as one, and write the charts and the report."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="+", help=f"a folder with a {JSON_NAME}, or of such folders")
-    parser.add_argument("--out", type=Path, help="where to write (default: the folder, if it holds the one run)")
+    parser.add_argument(
+        "folder", type=Path, nargs="+", help=f"a folder with a {JSON_NAME}, or a folder of such folders"
+    )
+    parser.add_argument("--out", type=Path, help="output folder (default: the folder of the only run)")
     given = parser.parse_args(arguments)
     try:
         results = collect(given.folder, given.out)
         own = given.folder[0] if len(given.folder) == 1 and (given.folder[0] / JSON_NAME).is_file() else None
         out: Path | None = given.out or own
         if out is None:
-            raise FastresError("Several runs make one report; say with --out where to write it")
+            raise FastresError("Several runs were given; use --out to say where to write their common report")
         show(results)
         if out != own:
             write_results(results, out)

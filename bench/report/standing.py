@@ -1,4 +1,4 @@
-"""Who is fastest: for each setting of a run the engine with the least median, and how far fastres is behind it."""
+"""The ranking of a run: the engine with the shortest median for each setting, and how far fastres is behind it."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Point:
 
     @property
     def behind(self) -> float:
-        """By how much fastres's median is longer than the fastest's: 0.1 is a tenth longer."""
+        """How much longer fastres's median is than the fastest engine's, as a fraction: 0.1 is 10 % longer."""
         return median(self.fastres) / median(self.fastest) - 1
 
     @property
     def ahead(self) -> float:
-        """The fastest peer's median over fastres's."""
+        """The fastest other engine's median divided by fastres's."""
         return median(self.fastest_peer) / median(self.fastres)
 
     @property
     def overlaps(self) -> bool:
-        """Whether the spreads, from the 20th to the 80th percentile, of fastres and the fastest engine overlap."""
+        """Whether the p20–p80 ranges of fastres and the fastest engine overlap."""
         low, high = self.fastres.p20_ms, self.fastest.p80_ms
         return low is not None and high is not None and low <= high
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[Key, list[list[Row]]]]:
-    """The rows by (model, size, dtype), each a list of lists by batch."""
+    """Group the rows by (model, size, dtype), then by batch."""
     by_key: dict[Key, dict[int, list[Row]]] = {}
     for row in rows:
         by_key.setdefault((row.model, row.size, row.dtype), {}).setdefault(row.batch, []).append(row)
@@ -50,7 +50,7 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[Key, list[list[Row]]]]:
 
 
 def compared(rows: Sequence[Row]) -> bool:
-    """Whether more than eager PyTorch was timed among the rows of one setting."""
+    """Return True if an engine other than eager PyTorch was timed among the rows of one setting."""
     return any(row.engine != EAGER and row.status == OK for row in rows)
 
 
@@ -64,19 +64,19 @@ def timed(rows: Sequence[Row]) -> list[Row]:
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:
-    """The row of one setting with the least median; ``None`` where fewer than two were timed."""
+    """Return the row of one setting with the shortest median, or ``None`` if fewer than two engines were timed."""
     ranked = sorted(timed(rows), key=median)
     return ranked[0] if len(ranked) > 1 else None
 
 
 def roofline_speed(rows: Sequence[Row]) -> float | None:
-    """Images a second at the roofline of one setting."""
+    """Return the images per second at the roofline of one setting."""
     known = [1e3 * row.batch / row.roofline_ms for row in rows if row.roofline_ms]
     return known[0] if known else None
 
 
 def points(rows: Sequence[Row]) -> list[Point]:
-    """Every setting in which fastres was timed beside another engine."""
+    """Return every setting in which fastres and another engine were timed."""
     found = []
     for _, batches in groups(rows):
         for members in batches:
@@ -89,11 +89,11 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 
 def verdict(rows: Sequence[Row]) -> tuple[str, list[Point]]:
-    """One sentence on where fastres stands, and the points at which it is not the fastest, the worst first."""
+    """Return a sentence on fastres's rank, and the points at which it is not the fastest, worst first."""
     found = points(rows)
     lost = sorted((point for point in found if not point.is_fastest), key=lambda point: -point.behind)
     if not found:
-        return "fastres was not timed beside another engine.", []
+        return "fastres was not timed together with another engine.", []
     if not lost:
         everywhere = "the one point" if len(found) == 1 else f"all {len(found)} points"
         return f"fastres is the fastest engine at {everywhere}.", []
@@ -101,10 +101,10 @@ def verdict(rows: Sequence[Row]) -> tuple[str, list[Point]]:
 
 
 def sentence(point: Point) -> str:
-    """Where fastres is behind, and by how much."""
+    """Return a sentence that says where fastres is slower, and by how much."""
     row, best = point.fastres, point.fastest
-    noise = "; their spreads overlap" if point.overlaps else ""
+    noise = "; their p20–p80 ranges overlap" if point.overlaps else ""
     return (
         f"{row.model}, {row.dtype}, {row.size}×{row.size}, batch {row.batch}: fastres takes {point.behind:.1%} longer "
-        f"than {best.engine} ({median(row):.4g} against {median(best):.4g} ms{noise})"
+        f"than {best.engine} ({median(row):.4g} ms compared with {median(best):.4g} ms{noise})"
     )

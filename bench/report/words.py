@@ -1,4 +1,4 @@
-"""Figures of a run in words, the same on screen, in charts and in the report."""
+"""Text for the values of a run, shared by the terminal output, the charts and the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def device_name(environment: dict[str, Any]) -> str:
-    """The GPU, or the CPU and its threads."""
+    """Return the name of the GPU, or of the CPU with its number of threads."""
     if environment["gpu"]:
         return str(environment["gpu"])
     threads = environment.get("threads")
@@ -14,14 +14,14 @@ def device_name(environment: dict[str, Any]) -> str:
 
 
 def cpu_words(environment: dict[str, Any]) -> str:
-    """The processor with its instruction sets, and what kept programs from some; older records have the name alone."""
+    """Return the CPU's name with its instruction sets and the settings that limit them; older records have only names."""
     known = (environment.get("cpu_instruction_sets"), environment.get("cpu_limits"))
     said = "; ".join(filter(None, known))
     return f"{environment['cpu']} ({said})" if said else str(environment["cpu"])
 
 
 def todays_command(recorded: str) -> str:
-    """A recorded command by its module's name of today: records of before have ``fastres.bench.run``."""
+    """Return a recorded command with current module names: older records say ``fastres.bench.run``."""
     return recorded.replace("-m fastres.bench.", "-m bench.")
 
 
@@ -32,7 +32,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def speed(value: float | None) -> str:
-    """Images a second."""
+    """Return a speed in images per second as text."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""Benchmark runs that measure little."""
+"""A fixture that makes benchmark runs small."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastres.bench.measure import ceilings, checking, timing
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure little: two rounds, small ceilings, few images to judge engines by."""
+    """Reduce a run to two rounds, small ceiling measurements and few images in the check of each engine."""
     monkeypatch.setattr(checking, "IMAGES_OF_SMALL_NETWORKS", checking.IMAGES)
     monkeypatch.setattr(timing, "QUICK", timing.Budget(0.0, 2, 2, 1))
     monkeypatch.setattr(ceilings, "_COPY_BYTES", {"cpu": 1 << 20})

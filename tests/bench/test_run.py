@@ -1,4 +1,4 @@
-"""``python -m bench.run``: what is wrong is not timed, what is absent is named, and the files say what happened."""
+"""Test ``bench.run``: wrong engines are not timed, absent engines have rows, and the results record what happened."""
 
 from __future__ import annotations
 

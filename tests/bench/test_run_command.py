@@ -1,4 +1,4 @@
-"""``python -m bench.run`` as a command: what it writes and prints, and what it says where it cannot run."""
+"""Test the command ``python -m bench.run``: the files that it writes, its output and its error messages."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_missing_packages_are_named_before_any_work(
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == module else find(name))
     monkeypatch.setattr(run, "run", lambda *_: pytest.fail("worked before looking for the package"))
     assert run.main(arguments) == 2
-    assert f"needs {module}, not installed here: pip install 'fastres[bench]'" in capsys.readouterr().err
+    assert f"not installed: {module}. Install them with pip install 'fastres[bench]'" in capsys.readouterr().err
 
 
 def test_batches_are_whole_numbers_from_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +128,4 @@ def test_batches_are_whole_numbers_from_one(capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit) as stopped:
             run.main(["--batch", text])
         assert stopped.value.code == 2
-        assert f"--batch: {text!r} was given; give whole numbers" in capsys.readouterr().err
+        assert f"--batch: {text!r} was given; give positive integers" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The HTML report: one file that needs nothing else, with every figure, and text that cannot become markup."""
+"""Test the HTML report: it is self-contained, has every value, and escapes text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOID = {"meta", "img", "br", "link"}
 
 
 class Page(HTMLParser):
-    """Cells of all tables as rows of text, links and pictures; an unbalanced tag is an error."""
+    """Parse table rows as text, links and images. Raise an error if a tag is unbalanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

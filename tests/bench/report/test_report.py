@@ -1,4 +1,4 @@
-"""The table and the chart show what is in the results, and nothing else."""
+"""Test that the tables and charts show the results and nothing else."""
 
 from __future__ import annotations
 
@@ -134,16 +134,16 @@ def test_who_is_fastest_is_said() -> None:
     text = re.sub(r"\s+", " ", shown(*ROWS[:4], slow))
     assert "fastres is the fastest engine at 1 of 2 points." in text
     assert (
-        "Not the fastest: resnet50, float32, 224×224, batch 8: fastres takes 25.0% longer than eager (125 against 100 "
-        "ms; their spreads overlap)"
+        "Not the fastest: resnet50, float32, 224×224, batch 8: fastres takes 25.0% longer than eager (125 ms compared "
+        "with 100 ms; their p20–p80 ranges overlap)"
     ) in text
     assert "overlap" not in shown(*ROWS[:4], replace(slow, p20_ms=121.0))
     assert line_of(shown(*ROWS[:4], slow), 8, "eager")[-1] == "★"
-    assert "not timed beside another" in shown(ROWS[0])
+    assert "not timed together with another" in shown(ROWS[0])
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, *rows: Row) -> Figure:
-    """The figure that is saved."""
+    """Draw ``rows`` and return the figure."""
     figures: list[Figure] = []
     save = Figure.savefig
 
@@ -284,7 +284,7 @@ def test_runs_of_one_machine_become_one_report(tmp_path: Path, capsys: pytest.Ca
     assert show.main([str(tmp_path / "runs")]) == 2
     assert "--out" in capsys.readouterr().err
     merged = tmp_path / "runs" / "report"
-    for _ in range(2):  # the second time beside the first time's own result
+    for _ in range(2):  # the second time, the first result is already in the folder
         assert show.main([str(tmp_path / "runs"), "--out", str(merged)]) == 0
     found = results.read(merged / "results.json")
     rows = {(row.batch, row.engine): row for row in found.rows}

@@ -1,4 +1,4 @@
-"""Benchmark results as data: what is written is what is read, and what does not fit is refused by name."""
+"""Test the benchmark result files: they read back as written, and errors name invalid entries."""
 
 from __future__ import annotations
 
