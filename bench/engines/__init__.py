@@ -1,4 +1,4 @@
-"""The engines that fastres is compared with: eager PyTorch, compilers, ONNX Runtime, OpenVINO, TensorRT, JAX.
+"""Engines that fastres is compared with: eager PyTorch, compilers, ONNX Runtime, OpenVINO, TensorRT and JAX.
 
-Builds each as a function of a batch. Measures and judges nothing.
+Each engine is built as a function of a batch. Nothing here measures or checks.
 """

@@ -1,7 +1,7 @@
-"""Compilers of PyTorch modules as engines: ``torch.compile`` in two modes, Torch-TensorRT.
+"""PyTorch compilers as engines: ``torch.compile`` in two modes, and Torch-TensorRT.
 
-Each takes a module and an example batch ``[N, 3, H, W]``, both on the device and in the dtype and memory format of
-every call, and returns a function from such batches to logits ``[N, classes]``.
+Each takes a module and an example batch ``[N, 3, H, W]``, which have the device, dtype and memory format of every call.
+Each returns a function from such batches to logits ``[N, classes]``.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ DEFAULT, MAX_AUTOTUNE = "default", "max-autotune"
 
 
 def torch_compile(module: nn.Module, x: Tensor, mode: str = DEFAULT) -> Engine:
-    """``torch.compile`` with weights frozen, so that Inductor folds batch norm; compiled here.
+    """Compile ``module`` with ``torch.compile`` and frozen weights, so that Inductor folds batch norm.
 
-    ``mode`` is ``"default"`` or ``"max-autotune"``, which times kernels of its own against libraries' and, on a GPU,
-    replays CUDA graphs. Inductor's settings hold for this compilation alone. ``fullgraph`` because Dynamo would
-    otherwise fall back to eager without a word after some recompilations.
+    ``mode`` is ``"default"`` or ``"max-autotune"``. The latter times Inductor's kernels against those of libraries and,
+    on a GPU, replays CUDA graphs. The Inductor settings apply to this compilation only. ``fullgraph`` is set because
+    Dynamo would otherwise silently fall back to eager after some recompilations.
     """
     import torch._inductor.config as inductor
 
     compiled: Engine = torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
-    # Autotuning reports on every layer, at length, on standard error, in the midst of the progress bar.
+    # Autotuning prints long reports on every layer to standard error, which would break the progress bar.
     with inductor.patch(freezing=True), contextlib.redirect_stderr(io.StringIO()):
         compiled(x)
     return compiled
 
 
 def torch_compile_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`torch_compile` cannot be had; ``None`` where it can."""
+    """Return why :func:`torch_compile` is not available, or ``None`` if it is."""
     if device.type == "cuda":
         return None
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -45,18 +45,18 @@ def torch_compile_absent(device: torch.device, dtype: torch.dtype) -> str | None
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return "torch.compile needs a C++ compiler on the CPU, and there is none; install g++ or clang"
+        return "torch.compile needs a C++ compiler on the CPU, but none was found; install g++ or clang"
     return None
 
 
 def torch_tensorrt(module: nn.Module, x: Tensor) -> Engine:
-    """The module as one TensorRT engine in ``x``'s dtype, replayed as a CUDA graph.
+    """Compile ``module`` to one TensorRT engine in ``x``'s dtype, which is replayed as a CUDA graph.
 
-    ``require_full_compilation`` because unsupported layers would otherwise run in eager PyTorch without a word.
+    ``require_full_compilation`` is set because unsupported layers would otherwise silently run in eager PyTorch.
     """
     import torch_tensorrt
 
-    with torch.inference_mode(False), torch.no_grad():  # torch.export takes no inference tensors
+    with torch.inference_mode(False), torch.no_grad():  # torch.export rejects inference tensors
         example = x.clone()
         compiled: Engine = torch_tensorrt.compile(
             module,
@@ -72,7 +72,7 @@ def torch_tensorrt(module: nn.Module, x: Tensor) -> Engine:
 
 
 def torch_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`torch_tensorrt` cannot be had; ``None`` where it can."""
+    """Return why :func:`torch_tensorrt` is not available, or ``None`` if it is."""
     if device.type != "cuda" or torch.version.hip:
         return "TensorRT needs an NVIDIA GPU"
     if importlib.util.find_spec("torch_tensorrt") is None:

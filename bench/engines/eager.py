@@ -1,7 +1,7 @@
-"""The plain PyTorch module of an architecture: what a user would write without fastres.
+"""The plain PyTorch module of an architecture, as a user would write it without fastres.
 
-It is the eager peer of the benchmark, the float64 reference of the tests and what gets trained; its state dict has
-torchvision's names. For the ten torchvision models it computes what ``torchvision.models`` computes (tested).
+It is the eager engine of the benchmark, the float64 reference of the tests and the module that training uses. Its state
+dict has torchvision's names. For the ten torchvision models its results match ``torchvision.models`` (tested).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _conv(spec: ConvSpec) -> nn.Conv2d:
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al.: every second pixel, and zero channels around the input's."""
+    """Option A of He et al.: take every ``stride``-th pixel and pad the channels with zeros on both sides."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class PadShortcut(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """``x`` with each channel scaled by a gate that sees the means of all of them; names are timm's."""
+    """Squeeze-and-excitation: scale each channel by a gate computed from all channel means. Names are timm's."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Two or three convolutions with batch norm and ReLU, and the shortcut around them."""
+    """Two or three convolutions with batch norm and ReLU, and a shortcut around them."""
 
     def __init__(self, spec: BlockSpec, skip: bool) -> None:
         super().__init__()
@@ -80,7 +80,11 @@ class Block(nn.Module):
 
 
 class EagerResNet(nn.Module):
-    """``forward`` maps normalised images ``[N, 3, H, W]`` to logits ``[N, num_classes]``, or pooled features."""
+    """A ResNet in plain PyTorch.
+
+    ``forward`` maps normalised images ``[N, 3, H, W]`` to logits ``[N, num_classes]``, or to pooled features if there
+    is no classifier.
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -100,7 +104,7 @@ class EagerResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(arch.features, arch.num_classes) if arch.num_classes else nn.Identity()
         for module in self.modules():
-            # Without memory there is nothing to initialise, and the call would import torch's compiler.
+            # Meta tensors have no values to initialise, and the call would import torch's compiler.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

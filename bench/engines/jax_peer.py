@@ -1,7 +1,7 @@
-"""The network in JAX, compiled by XLA: one more reader of the Plan.
+"""The network in JAX, built from the Plan and compiled by XLA.
 
-Folded convolutions in NHWC, residual add, ReLU, max-pool and head, in plain ``jax.lax``. Batches and logits are JAX
-arrays, so that no conversion is timed; a call returns when its result is there.
+It uses plain ``jax.lax`` for folded convolutions in NHWC, residual add, ReLU, max-pool and head. Batches and logits are
+JAX arrays, so that conversions are not timed. A call returns when its result is ready.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .eager import EagerResNet
 if TYPE_CHECKING:
     from jax import Array
 
-# Beside other engines on one GPU JAX must not take three quarters of the memory when it starts.
+# By default JAX takes three quarters of the GPU memory when it starts, which would leave too little for other engines.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-LAYOUTS = ("NHWC", "HWIO", "NHWC")  # of input, weight [R, S, C / groups, K] and output: JAX's own, and XLA's fastest
+LAYOUTS = ("NHWC", "HWIO", "NHWC")  # input, weight [R, S, C / groups, K], output: JAX's own layouts, fastest in XLA
 
 
 def to_jax(x: Tensor) -> Array:
-    """``x`` ``[N, 3, H, W]`` in channels-last memory as a JAX array ``[N, H, W, 3]``; on a GPU it stays in place."""
+    """Return ``x`` ``[N, 3, H, W]``, channels last, as a JAX array ``[N, H, W, 3]``, without a copy on a GPU."""
     import jax
 
     array: Array = jax.dlpack.from_dlpack(x.permute(0, 2, 3, 1))
@@ -38,13 +38,13 @@ def to_jax(x: Tensor) -> Array:
 
 
 def to_torch(logits: Array) -> Tensor:
-    """A JAX array as a tensor, without a copy."""
+    """Return a JAX array as a tensor, without a copy."""
     tensor: Tensor = torch.from_dlpack(logits)
     return tensor
 
 
 def jax_engine(module: EagerResNet, x: Array) -> Callable[[Array], Array]:
-    """``module``'s network compiled for batches like ``x`` ``[N, H, W, 3]``; logits are float32 ``[N, classes]``."""
+    """Compile ``module``'s network for batches like ``x`` ``[N, H, W, 3]``. Logits are float32 ``[N, classes]``."""
     import jax
 
     plan = build_plan(module.state_dict(), module.architecture, dtype=getattr(torch, x.dtype.name))
@@ -71,12 +71,15 @@ def jax_engine(module: EagerResNet, x: Array) -> Callable[[Array], Array]:
 
 
 def _tensors(step: Step) -> list[tuple[Tensor, Tensor]]:
-    """Weight ``[R, S, C / groups, K]``, or ``[C, K]`` of a linear layer, and bias of each layer in the step."""
+    """Return weight and bias of each layer in the step.
+
+    A convolution's weight is ``[R, S, C / groups, K]``; a linear layer's is ``[C, K]``.
+    """
     return [((w.permute(1, 2, 3, 0) if w.ndim == 4 else w.T).contiguous(), bias) for w, bias in step.parameters]
 
 
 def _forward(plan: Plan, parameters: list[Any], x: Array, precision: Any) -> Array:
-    """What is traced: every step of ``plan`` on ``x`` ``[N, H, W, 3]``, with (weight, bias) of each layer."""
+    """Run every step of ``plan`` on ``x`` ``[N, H, W, 3]``, traced by JAX; ``parameters`` are (weight, bias) pairs."""
     from jax import lax
     from jax import numpy as jnp
 
@@ -116,7 +119,7 @@ def _forward(plan: Plan, parameters: list[Any], x: Array, precision: Any) -> Arr
 
 
 def _max_pool(y: Array) -> Array:
-    """3×3 with stride 2 and padding 1, NHWC."""
+    """Max-pool 3×3 with stride 2 and padding 1, NHWC."""
     from jax import lax
 
     window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -124,7 +127,7 @@ def _max_pool(y: Array) -> Array:
 
 
 def _average_pool(y: Array) -> Array:
-    """2×2 with stride 2 over the pixels inside the image, NHWC."""
+    """Average-pool 2×2 with stride 2 over the pixels inside the image, NHWC."""
     from jax import lax
     from jax import numpy as jnp
 
@@ -149,7 +152,7 @@ def _squeeze_excite(y: Array, layers: list[Any], precision: Any) -> Array:
 
 
 def jax_absent(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why :func:`jax_engine` cannot be had; ``None`` where it can."""
+    """Return why :func:`jax_engine` is not available, or ``None`` if it is."""
     if importlib.util.find_spec("jax") is None:
         return "jax is not installed: pip install jax, or 'jax[cuda12]' for a GPU"
     if device.type == "cuda":

@@ -1,10 +1,10 @@
-"""The engines that a benchmark compares, each a row of data: fastres and what else a user could pick.
+"""The engines that the benchmark compares, fastres and its alternatives, as rows of data.
 
-To add one, write a ``build`` function (import the library inside it) and a function that says why it is absent, and add
-a row to ``PEERS``. ``build`` is given the network (float32, on the CPU, eval mode; not to be changed) and an example
-batch ``[N, 3, H, W]`` with the device, dtype, memory format and batch size of every call; it returns a function from
-such batches to logits ``[N, classes]`` in any floating-point dtype. Batches and logits are tensors, or what the
-engine's library has in their place (``Peer.native``). Everything runs under ``torch.inference_mode``.
+To add an engine, write a ``build`` function (import the library inside it) and a function that returns why the engine
+is absent, and add a row to ``PEERS``. ``build`` receives the network (float32, on the CPU, in eval mode) and must not
+change it. It also receives an example batch ``[N, 3, H, W]`` with the device, dtype, memory format and batch size of
+every call. It returns a function from such batches to logits ``[N, classes]`` in any floating-point dtype. Batches and
+logits are tensors, or arrays of the engine's library (``Peer.native``). Everything runs under ``torch.inference_mode``.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def _itself(x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine: how to build it and, by ``reason_absent(device, dtype)``, why it cannot be run (``None``: it can).
+    """An engine and how to build it.
 
-    ``native`` makes a batch, in ``memory_format``, what the engine's library calls an array, and ``as_tensor`` its
-    logits a tensor; neither is timed. ``own_memory`` says that the engine's memory is not from torch's allocator, so
-    that its peak on a GPU is not known; ``slow`` that building it can take minutes.
+    ``reason_absent(device, dtype)`` returns why the engine cannot run, or ``None`` if it can. ``native`` converts a
+    batch in ``memory_format`` to an array of the engine's library, and ``as_tensor`` converts its logits to a tensor;
+    neither is timed. ``own_memory`` means that the engine does not use torch's allocator, so its peak memory on a GPU
+    is unknown. ``slow`` means that building it can take minutes.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Peer:
     slow: bool = False
 
     def example(self, x: Tensor) -> Any:
-        """``x`` as the engine is given its batches."""
+        """Return ``x`` in the form in which the engine takes batches."""
         return self.native(x.contiguous(memory_format=self.memory_format))
 
 
@@ -71,7 +72,7 @@ def _channels_last(module: EagerResNet, x: Tensor) -> EagerResNet:
 
 
 def _folded(module: EagerResNet, x: Tensor) -> EagerResNet:
-    """Each batch norm folded into its convolution by PyTorch's own function, in float32."""
+    """Fold each batch norm into its convolution with PyTorch's own function, in float32."""
     folded = copy.deepcopy(module)
     for spec in conv_specs(module.architecture):
         conv, norm = folded.get_submodule(spec.conv), folded.get_submodule(spec.norm)
@@ -89,13 +90,13 @@ def _torch_tensorrt(module: EagerResNet, x: Tensor) -> Engine:
 
 
 def _graphed(build: Callable[[EagerResNet, Tensor], Engine]) -> Callable[[EagerResNet, Tensor], Engine]:
-    """``build``'s engine captured in a CUDA graph; a call copies the batch in and replays it."""
+    """Return a ``build`` function that captures the engine in a CUDA graph. A call copies the batch in and replays."""
 
     def build_graphed(module: EagerResNet, x: Tensor) -> Engine:
         engine, batch = build(module, x), x.clone()
         stream = torch.cuda.Stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):  # warm up aside: capture must find libraries loaded and workspaces there
+        with torch.cuda.stream(stream):  # warm up: capture needs libraries loaded and workspaces allocated
             for _ in range(3):
                 engine(batch)
         torch.cuda.current_stream(x.device).wait_stream(stream)
@@ -145,7 +146,7 @@ def _fastres_unsupported(device: torch.device, dtype: torch.dtype) -> str | None
     return None
 
 
-EAGER = Peer("eager", "PyTorch, contiguous NCHW: what torchvision's model does", _eager)
+EAGER = Peer("eager", "PyTorch, contiguous NCHW, like torchvision's model", _eager)
 FASTRES = Peer("fastres", "fastres.load(name)", _fastres, _fastres_unsupported)
 
 _LAST = torch.channels_last
@@ -161,7 +162,7 @@ PEERS: tuple[Peer, ...] = (
          _compile(compilers.MAX_AUTOTUNE), compilers.torch_compile_absent, _LAST, slow=True),
     Peer("torch_tensorrt", "Torch-TensorRT, CUDA graphs",
          _torch_tensorrt, compilers.torch_tensorrt_absent, own_memory=True, slow=True),
-    Peer("onnxruntime", "fastres export, ONNX Runtime, its CUDA provider on a GPU",
+    Peer("onnxruntime", "fastres export, ONNX Runtime (its CUDA provider on a GPU)",
          _onnxruntime, engines.onnxruntime_absent, own_memory=True),
     Peer("onnxruntime_tensorrt", "fastres export, ONNX Runtime's TensorRT provider",
          _onnxruntime_tensorrt, engines.onnxruntime_tensorrt_absent, own_memory=True, slow=True),
@@ -173,9 +174,9 @@ PEERS: tuple[Peer, ...] = (
 
 
 def select(names: str | None, without: str | None = None) -> tuple[Peer, ...]:
-    """The engines that ``names`` (by commas; all for ``None``) lists, less those of ``without``.
+    """Return the engines that ``names`` lists (comma-separated; ``None`` for all), without those in ``without``.
 
-    Eager and fastres are always among them. Raises ``FastresError`` for a name that no engine has.
+    Eager and fastres are always included. Raise ``FastresError`` for an unknown name.
     """
     unwanted = set() if without is None else _known(without)
     wanted = {peer.name for peer in PEERS} if names is None else _known(names)
@@ -186,5 +187,5 @@ def _known(names: str) -> set[str]:
     known = {peer.name: peer for peer in PEERS}
     given = {name.strip() for name in names.split(",") if name.strip()}
     for name in sorted(given - set(known)):
-        raise FastresError(f"No engine is called {name!r}.{near_matches(name, known)} There are {', '.join(known)}")
+        raise FastresError(f"No engine is called {name!r}.{near_matches(name, known)} Available: {', '.join(known)}")
     return given

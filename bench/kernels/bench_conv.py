@@ -1,4 +1,4 @@
-"""Times the convolution kernel on each distinct layer of ResNet-50: ``pytest bench/kernels/bench_conv.py`` on a GPU."""
+"""Time the convolution kernel on each distinct layer of ResNet-50: ``pytest bench/kernels/bench_conv.py`` on a GPU."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fastres.kernels import conv, launch, reference
 from fastres.kernels.routing import cards, grouping, rules
 from fastres.network.plan import Conv
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels, which needs a CUDA GPU")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32) for layer in layers("conv", batch, DTYPE)]
 
 
 def prepare(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor]:
-    """The launch, the tensor that it writes, and what it should write (float64)."""
+    """Return the launch, the tensor that it writes, and the expected values (float64)."""
     step = layer.step
     assert isinstance(step, Conv)
     x = draw(layer.shape, dtype, device)

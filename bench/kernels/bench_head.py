@@ -1,4 +1,4 @@
-"""Times average pool and classifier of ResNet-50: ``pytest bench/kernels/bench_head.py`` on a GPU."""
+"""Time the average pool and the classifier of ResNet-50: ``pytest bench/kernels/bench_head.py`` on a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastres.bench.measure.kernel_timing import Layer, assert_right, draw, draw_
 from fastres.kernels import dispatch, head, launch, reference
 from fastres.kernels.routing import cards, rules
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels, which needs a CUDA GPU")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32) for layer in layers("head", batch, DTYPE)]
 
 
 def prepare_pool(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor]:
-    """The launch of the average pool, the tensor that it writes, and what it should write (float64)."""
+    """Return the launch of the average pool, the tensor that it writes, and the expected values (float64)."""
     n, _, _, c = layer.shape
     x = draw(layer.shape, dtype, device).relu()
     y = torch.full((n, c), float("nan"), dtype=dtype, device=device)
@@ -28,7 +28,7 @@ def prepare_pool(layer: Layer, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def prepare_linear(layer: Layer, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor]:
-    """The launch of the classifier, the logits (float32) that it writes, and what they should be (float64)."""
+    """Return the launch of the classifier, the logits (float32) that it writes, and the expected logits (float64)."""
     n, _, _, c = layer.shape
     x = draw((n, c), dtype, device)
     weight, bias = draw_parameters(layer.step, dtype, device)
@@ -38,7 +38,7 @@ def prepare_linear(layer: Layer, dtype: torch.dtype, device: torch.device) -> tu
 
 
 def parts(layer: Layer) -> tuple[Layer, Layer]:
-    """The head's cost as that of its two kernels: additions and the map once, then the classifier."""
+    """Split the head's cost into its two kernels: the average pool, which reads the feature map, and the classifier."""
     n, h, w, c = layer.shape
     size = DTYPE.itemsize
     pool = replace(layer, flops=n * h * w * c, bytes=(n * h * w * c + n * c) * size)

@@ -1,4 +1,4 @@
-"""Times the stem kernel of ResNet-50, on pixels and on floats: ``pytest bench/kernels/bench_stem.py`` on a GPU."""
+"""Time the stem kernel of ResNet-50 on uint8 pixels and on floats: ``pytest bench/kernels/bench_stem.py`` on a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastres.kernels.routing import cards, rules
 from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
 from fastres.network.plan import Stem
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels on a CUDA GPU, and there is none")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels, which needs a CUDA GPU")
 
 DTYPE = torch.float16
 LAYERS = [layer for batch in (1, 32, 256) for layer in layers("stem", batch, DTYPE)]
@@ -31,7 +31,7 @@ LAYERS = [layer for batch in (1, 32, 256) for layer in layers("stem", batch, DTY
 def prepare(
     layer: Layer, raw: bool, dtype: torch.dtype, device: torch.device, config: rules.StemConfig | None = None
 ) -> tuple[Any, Tensor, Tensor]:
-    """The launch, the tensor that it writes, and what it should write (float64); ``raw`` for uint8 pixels."""
+    """Return the launch, the tensor that it writes, and the expected values (float64); ``raw`` means uint8 pixels."""
     step = layer.step
     assert isinstance(step, Stem)
     n, h, w, _ = layer.shape
@@ -41,7 +41,7 @@ def prepare(
     values = x.double()
     if raw:
         mean, std = (torch.tensor(list(v), device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-        # The kernel rounds normalised pixels to the dtype that it multiplies in.
+        # The kernel rounds normalised pixels to the dtype of its multiplication.
         values = ((values / 255 - mean) / std).to(dtype).double()
     expected = reference.stem(
         values,
@@ -74,7 +74,7 @@ def test_stem(benchmark: Any, layer: Layer, raw: bool, prepared: bool) -> None:
     step = layer.step
     assert isinstance(step, Stem)
     gpu, size = cards.gpu_of(device), step.conv_shape(layer.shape)[:3]
-    # Both ways at every batch, so that the rule between them (rules.PREPARED_PIXELS) can be judged.
+    # Time both variants at every batch, to check the rule that chooses between them (rules.PREPARED_PIXELS).
     sizes = (rules.PREPARED_PIXELS if prepared else 1, 1, size[2])
     config = rules.route_stem(step.weight.shape[0], sizes, DTYPE, gpu, step.pool)
     assert config.prepared == prepared

@@ -1,4 +1,4 @@
-"""The engines that a benchmark compares: each computes the network's logits, and says why where it cannot."""
+"""Test that each engine of the benchmark computes the network's logits or says why it is absent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def network(name: str = "resnet20") -> EagerResNet:
 
 @functools.cache
 def known(module: EagerResNet, size: int, dtype: torch.dtype) -> tuple[Checks, Error]:
-    """What judges an engine of ``module``, and eager's own error."""
+    """Return the checks for an engine of ``module``, and eager's own error."""
     checks = make_checks(module, 2, size, CPU, dtype)
     with torch.inference_mode():
         reference = EAGER.build(module, checks.batches[0])
@@ -54,7 +54,7 @@ def assert_right(peer: Peer, module: EagerResNet, size: int = 32, dtype: torch.d
 
 @pytest.mark.parametrize(
     ("name", "peer"),
-    # fastres is loaded by name, which the small grouped network has not.
+    # fastres loads by name, and the small grouped network has no name.
     [(name, peer) for name in NAMES for peer in ON_CPU if (name, peer) != ("grouped", FASTRES)],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
@@ -80,7 +80,7 @@ def test_two_ways_to_compile_are_right_side_by_side() -> None:
     with torch.inference_mode():
         expected = small(x)
         built = [BY_NAME[name].build(small, x) for name in COMPILE]
-        for engine in built:  # the second has not undone the first
+        for engine in built:  # building the second does not break the first
             torch.testing.assert_close(engine(x), expected, rtol=1e-4, atol=1e-4)
     assert not inductor.freezing
     assert not inductor.max_autotune
