@@ -1,4 +1,4 @@
-"""Measuring: clocks, ceilings, checks that come before a clock starts, and the comparison of engines.
+"""Measurement: timing, ceilings, the correctness checks before timing, and the comparison of engines.
 
-Returns rows and numbers; how they are shown is in ``report/``.
+The functions return rows and numbers. ``report/`` shows them.
 """

@@ -1,9 +1,9 @@
 """Random networks whose logits depend on the image, for tests and benchmarks that need no download.
 
-A freshly initialised ResNet hardly looks at its input: logits of different images differ by a few per cent of their
-norm, so a wrong input layout hides inside a low-precision tolerance, and a zero-initialised last batch-norm scale hides
-a whole residual branch. Calibration draws every scale and offset at random and sets the running statistics with
-training-mode passes over smooth random pictures; logits of different images then differ by about 30 %.
+The logits of a freshly initialised ResNet hardly depend on its input: they differ between images by a few per cent of
+their norm. So a wrong input layout stays within a low-precision tolerance, and a zero-initialised last batch-norm scale
+hides a whole residual branch. Calibration draws every scale and offset at random and sets the running statistics with
+training-mode passes over smooth random pictures. The logits of different images then differ by about 30 %.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ RESIDUAL_SCALE = 0.5
 
 
 def smooth_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth random pictures, float32 ``[count, 3, height, width]``, about zero mean and unit variance.
+    """Return smooth random pictures, float32 ``[count, 3, height, width]``, with about zero mean and unit variance.
 
-    Each is a sum of noise at four scales (like the spectrum of photographs), with its own colour and contrast.
+    Each is a sum of noise at four scales, like the spectrum of photographs, with its own colour and contrast.
     """
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(count, 3, height, width)
@@ -34,14 +34,16 @@ def smooth_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """The same pictures as uint8 RGB pixels, ``[N, 3, H, W]``."""
+    """Convert pictures of :func:`smooth_images` to uint8 RGB pixels, ``[N, 3, H, W]``."""
     return (images * 55 + 120).clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
 def randomise_(module: nn.Module, seed: int = 0) -> None:
-    """Draw every parameter, in place: scales in [0.5, 1.5] (half that at the end of a residual branch), offsets and
-    weights normal with mean zero.
+    """Draw every parameter at random, in place.
+
+    Batch-norm scales are uniform in [0.5, 1.5], or half that at the end of a residual branch. Offsets and weights are
+    normal with mean zero.
     """
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
@@ -51,7 +53,7 @@ def randomise_(module: nn.Module, seed: int = 0) -> None:
         elif isinstance(layer, nn.Conv2d):
             fan = layer.weight[0].numel()
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / fan) ** 0.5)
-            if layer.bias is not None:  # squeeze-and-excitation's
+            if layer.bias is not None:  # only in squeeze-and-excitation
                 layer.bias.copy_(0.5 * torch.randn(layer.bias.shape, generator=generator))
         elif isinstance(layer, nn.Linear):
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / layer.in_features**0.5)
@@ -63,7 +65,7 @@ def randomise_(module: nn.Module, seed: int = 0) -> None:
 
 @torch.no_grad()
 def calibrate_(module: nn.Module, size: int = 64, count: int = 16, seed: int = 0) -> nn.Module:
-    """Randomise ``module`` and set its batch-norm statistics from smooth pictures; returns it in eval mode."""
+    """Randomise ``module``, set its batch-norm statistics from smooth pictures, and return it in eval mode."""
     randomise_(module, seed)
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -74,23 +76,23 @@ def calibrate_(module: nn.Module, size: int = 64, count: int = 16, seed: int = 0
     logits = module(smooth_images(count, size, size, seed + 1))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    # Half of what all images have in common goes, so that what tells them apart weighs more.
+    # Subtract half of the mean logits, so that the differences between images have more weight.
     classifier = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
     classifier.bias.sub_(0.5 * logits.mean(0))
     return module.eval()
 
 
 def calibrated(arch: Architecture, seed: int = 0) -> EagerResNet:
-    """A calibrated network of ``arch``, float32, in eval mode; the same for the same seed."""
+    """Return a calibrated float32 network of ``arch`` in eval mode. The same seed gives the same network."""
     size = 32 if arch.stem == "cifar" else 64
-    with torch.device("meta"):  # whatever a new module draws is drawn again
+    with torch.device("meta"):  # avoids the module's own initialisation, which would be overwritten
         module = EagerResNet(arch)
     calibrate_(module.to_empty(device="cpu"), size=size, seed=seed)
     return module
 
 
 def spread(logits: Tensor) -> float:
-    """Mean relative L2 distance of each image's logits from the batch's mean logits."""
+    """Return the mean relative L2 distance between each image's logits and the batch's mean logits."""
     logits = logits.double()
     centre = logits.mean(0, keepdim=True)
     return float(((logits - centre).norm(dim=1) / logits.norm(dim=1)).mean())

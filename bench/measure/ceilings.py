@@ -1,4 +1,4 @@
-"""What this machine can do, measured in the run that it judges: rate of a matrix product and of a copy."""
+"""The ceilings of this machine, measured in the run that uses them: the rates of a matrix product and of a copy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fastres.roofline.ceilings import Ceilings
 
 from .timing import elapsed_ms
 
-# Elements of the copied tensor. A GPU's 512 MiB and a CPU's 256 MiB are several times its last cache.
+# Bytes of the copied tensor. 512 MiB on a GPU and 256 MiB on a CPU are several times the size of the last-level cache.
 _COPY_BYTES = {"cuda": 512 << 20, "cpu": 256 << 20}
 _MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
 _REPEATS = {"cuda": 20, "cpu": 5}
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure both ceilings on ``device``, the matmul in ``dtype``, under the float32 precision that is set."""
+    """Measure both ceilings on ``device``: the matmul in ``dtype``, with the current float32 precision setting."""
     kind = device.type
     size, repeats = _MATMUL_SIZE[kind], _REPEATS[kind]
     with torch.inference_mode():
@@ -31,6 +31,6 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def _best_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """A ceiling is the best of several tries: disturbances only ever slow a call down. The first one warms up."""
+    """Return the shortest of several times, because disturbances only slow calls down. The first call is a warm-up."""
     call()
     return min(elapsed_ms(call, device) for _ in range(repeats)) / 1e3

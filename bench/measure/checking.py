@@ -1,8 +1,9 @@
-"""Correctness before time: an engine's logits against the same network in float64, on images that differ.
+"""The correctness check before timing: an engine's logits compared with the same network in float64.
 
-The yardstick is eager PyTorch's own error in the same dtype on the same images: an engine rounds at other places, so it
-may be off by about as much, and not by more. In float32 that error depends on which kernels eager's processor gets, so
-there an engine may always be off by as much as plain sums are (``rounding.py``).
+The check uses different images. The accepted error follows from eager PyTorch's own error in the same dtype on the same
+images: an engine rounds at other places, so its error may be about as large, but not larger. In float32, eager's error
+depends on the kernels that PyTorch chooses for the processor. There an engine's error may always be as large as that of
+plain sums (``rounding.py``).
 """
 
 from __future__ import annotations
@@ -22,32 +23,36 @@ from fastres.errors import FastresError
 from .calibration import smooth_images, spread
 from .rounding import float32_sums
 
-# Images compared at least: the error of a few images varies too much to be a yardstick. Small networks have few logits,
-# whose errors vary more: on 8 images one of resnet20 in float16 is up to 1.3 times as far off as eager by luck alone.
+# The minimum number of images to compare: the error of fewer images varies too much. Small networks have few logits,
+# whose errors vary more: on 8 images in float16, a correct resnet20 may have 1.3 times eager's error by chance.
 IMAGES, IMAGES_OF_SMALL_NETWORKS = 8, 64
-CHUNK = 32  # images at a time through the float64 network: bounds its memory
-SEED = 20_000  # of the images; calibration uses small seeds
+CHUNK = 32  # images per pass through the float64 network, which bounds its memory
+SEED = 20_000  # for the images; calibration uses small seeds
 
-# Error accepted, in multiples of eager's. float32 errors are sums of many small roundings whose order an engine is free
-# to choose; in half precision each activation's rounding dominates, and every engine rounds those. Other engines are
-# not ours to judge to the same limit (Winograd convolutions, say), but a wrong layout or a wrong weight is seen at 4.
+# The accepted error in multiples of eager's. A float32 error is a sum of many small roundings, and an engine may choose
+# their order. In half precision the rounding of activations dominates, and every engine rounds those. Other engines get
+# a wider limit, because they may use Winograd convolutions, for example. A factor of 4 still reveals a wrong layout or
+# weight.
 FLOAT32_FACTOR, HALF_FACTOR, PEER_FACTOR = 2.0, 1.25, 4.0
-WORST_FACTOR = 2.0  # more for the worst image: the largest of a few errors varies more than their mean
+WORST_FACTOR = 2.0  # extra factor for the worst image: the largest error varies more than the mean
 
-# Images whose logits are all alike hide mistakes; see calibration.py.
+# If the logits of all images are nearly equal, they hide mistakes; see calibration.py.
 LEAST_SPREAD = 0.1
 
 
 @dataclass(frozen=True)
 class Error:
-    """Of the relative L2 errors of images' logits the root mean square, ``typical``, and the largest, ``worst``."""
+    """Relative L2 errors of the logits over images: ``typical`` is the root mean square and ``worst`` the largest."""
 
     typical: float
     worst: float
 
     @staticmethod
     def of(found: Tensor, expected: Tensor) -> Error:
-        """Of ``found`` against ``expected`` ``[N, classes]``; infinite for another shape, NaN where one is NaN."""
+        """Return the error of ``found`` compared with ``expected`` ``[N, classes]``.
+
+        It is infinite if the shapes differ, and NaN if a logit is NaN.
+        """
         if found.shape != expected.shape:
             return Error(math.inf, math.inf)
         found, expected = found.double().cpu(), expected.double().cpu()
@@ -55,15 +60,15 @@ class Error:
         return Error(float(errors.square().mean().sqrt()), float(errors.max()))  # max() propagates NaN
 
     def within(self, limit: Error) -> bool:
-        """Whether neither exceeds the limit's; never for NaN."""
+        """Return True if neither error exceeds the limit. NaN is never within it."""
         return self.typical <= limit.typical and self.worst <= limit.worst
 
 
 @dataclass(frozen=True)
 class Checks:
-    """Batches ``[N, 3, H, W]`` in the device and dtype under test, their float64 logits, and the logits' spread.
+    """Batches ``[N, 3, H, W]`` on the device and in the dtype under test, their float64 logits, and their spread.
 
-    ``sums`` is the error that float32 sums make, zero in other dtypes.
+    ``sums`` is the error of plain float32 sums, or zero in other dtypes.
     """
 
     batches: tuple[Tensor, ...]
@@ -74,11 +79,11 @@ class Checks:
 
 @torch.inference_mode()
 def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device, dtype: torch.dtype) -> Checks:
-    """At least two batches, of at least ``IMAGES`` images (more of small networks), and ``module``'s float64 logits.
+    """Return at least two batches with at least ``IMAGES`` images (more for small networks), and their float64 logits.
 
-    The reference sees the images rounded to ``dtype``, so what is compared is computation alone. Where one batch is
-    enough, the second is the first in another order. Raises ``FastresError`` where the logits hardly depend on the
-    image: such a check would pass on wrong engines.
+    The reference gets the images rounded to ``dtype``, so that only the computation is compared. If one batch is
+    enough, the second holds the same images in another order. Raise ``FastresError`` if the logits hardly depend on the
+    image, because wrong engines would pass such a check.
     """
     reference = copy.deepcopy(module).to(device, torch.float64)
     least = IMAGES_OF_SMALL_NETWORKS if module.architecture.stem == "cifar" else IMAGES
@@ -89,7 +94,7 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     if not found >= LEAST_SPREAD:
         raise FastresError(
             f"Logits of {module.architecture.name} at {size}×{size} differ between images by {found:.3f} of their "
-            f"norm; at least {LEAST_SPREAD} is needed to tell a right engine from a wrong one. Use other weights"
+            f"norm; a correctness check needs at least {LEAST_SPREAD}. Use other weights"
         )
     sums = Error(0.0, 0.0)
     if dtype == torch.float32:
@@ -100,15 +105,15 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     return Checks(images.split(batch), logits.split(batch), found, sums)
 
 
-@functools.lru_cache(maxsize=1)  # the dtypes of a setting follow one another
+@functools.lru_cache(maxsize=1)  # settings that differ only in dtype follow one another
 def _images(count: int, size: int) -> Tensor:
     return smooth_images(count, size, size, SEED)
 
 
 @torch.inference_mode()
 def relative_error(engine: Engine, peer: Peer, checks: Checks) -> Error:
-    """How far ``engine``'s logits of all batches are off."""
-    # Copied at once: an engine may give the same memory each time, as a replayed graph does.
+    """Return the error of ``engine``'s logits over all batches."""
+    # Copy at once: an engine may return the same memory each time, as a replayed graph does.
     found = [peer.as_tensor(engine(peer.example(x))).to("cpu", torch.float64, copy=True) for x in checks.batches]
     if any(part.shape != expected.shape for part, expected in zip(found, checks.logits, strict=True)):
         return Error(math.inf, math.inf)
@@ -116,9 +121,10 @@ def relative_error(engine: Engine, peer: Peer, checks: Checks) -> Error:
 
 
 def error_limit(peer: Peer, dtype: torch.dtype, eager: Error, checks: Checks) -> Error:
-    """The largest errors accepted of ``peer``, given ``eager``'s own.
+    """Return the largest accepted errors for ``peer``, given ``eager``'s error.
 
-    Eager's own limit is a quarter of the spread: beyond it rounding blurs the differences between images.
+    Eager's own limit is a quarter of the spread. With a larger error, rounding would hide the differences between
+    images.
     """
     if peer.name == EAGER.name:
         return Error(checks.spread / 4, checks.spread / 4)

@@ -1,8 +1,8 @@
-"""All engines on one setting: built, checked against float64, timed in turn.
+"""Build all engines of one setting, check them against float64, and time them.
 
-Nothing that was measured is lost by what comes later. Engines that build quickly come first, and are timed; then those
-that compile for minutes, one by one. Each change is handed to ``keep`` at once. At the end all are timed in turn, so
-that the final figures are of one and the same minutes.
+A later failure never loses earlier measurements. Engines that build quickly come first and are timed. Then come those
+that compile for minutes, one by one. Each change is passed to ``keep`` at once. At the end, all engines are timed
+alternately, so that the final values all come from the same few minutes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fastres.text import dtype_name
 from . import ceilings, environment, layers, timing
 from .checking import Checks, Error, error_limit, make_checks, relative_error
 
-TICKS = 100  # of the progress bar, for each engine: half to build and check it, half to time it
+TICKS = 100  # progress bar units per engine: half to build and check it, half to time it
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all engines are compared on."""
+    """The model, input and device on which engines are compared."""
 
     model: str
     size: int
@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def unsupported(self) -> str | None:
-        """Why fastres does not compute in this dtype here; then there is nothing to compare."""
+        """The reason why fastres does not support this dtype here, if so; then there is nothing to compare."""
         reasons = [peer.reason_absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
         return reasons[0] if reasons else None
 
@@ -59,7 +59,7 @@ Keep = Callable[[Sequence[Row], tuple[LayerRow, ...]], object]
 
 @dataclass
 class Comparison:
-    """What is known so far: a row for each engine that was tried, and the engines that may be timed."""
+    """The state of a comparison: a row for each engine tried so far, and the engines that may be timed."""
 
     setting: Setting
     network: EagerResNet
@@ -71,12 +71,12 @@ class Comparison:
     eager_error: Error = dataclasses.field(default_factory=lambda: Error(math.inf, math.inf))
 
     def admit(self, peer: Peer, checks: Checks) -> None:
-        """Build and check an engine. Raises ``FastresError`` where it is the yardstick and not right."""
+        """Build and check an engine. Raise ``FastresError`` if it is eager PyTorch, the baseline, and not correct."""
         self.progress.set_postfix_str(peer.name)
         row, error, engine = _admit(self.setting, peer, self.network, checks, self.eager_error)
         if peer.name == EAGER.name:
             if row.status != OK or error is None:
-                raise FastresError(f"Eager PyTorch, which all are judged by, is {row.status} here: {row.note}")
+                raise FastresError(f"Eager PyTorch, the baseline of all comparisons, is {row.status} here: {row.note}")
             self.eager_error = error
         self.rows[peer.name] = row
         if engine is not None:
@@ -86,7 +86,7 @@ class Comparison:
         self.progress.update(TICKS // 2)
 
     def time(self, budget: timing.Budget, share: Callable[[float], object] = lambda share: None) -> None:
-        """Time all engines in turn; their rows then have the figures."""
+        """Time all engines alternately and add the results to their rows."""
         samples = timing.interleaved(self.engines, self.setting.device, budget, share)
         if samples:
             timed = _timed(self.setting, self.network, list(self.rows.values()), samples, self.limits)
@@ -94,16 +94,17 @@ class Comparison:
 
     @property
     def ordered(self) -> list[Row]:
-        """The rows in the order of the setting's engines."""
+        """The rows, in the order of the setting's engines."""
         return [self.rows[peer.name] for peer in self.setting.peers if peer.name in self.rows]
 
 
 def benchmark(
     setting: Setting, network: EagerResNet, limits: ceilings.Ceilings, budget: timing.Budget, progress: tqdm, keep: Keep
 ) -> tuple[list[Row], tuple[LayerRow, ...]]:
-    """One row for each engine of ``setting``, which begins with eager; ``keep`` is given what is known after each.
+    """Return one row for each engine of ``setting``, whose first engine is eager, and the steps of fastres.
 
-    Also the time of each step of fastres, where fastres is among them and right.
+    ``keep`` receives the current rows and steps after each engine. The steps are timed only if fastres is included and
+    correct.
     """
     progress.set_description(f"{setting.model} {dtype_name(setting.dtype)}, batch {setting.batch}")
     steps: tuple[LayerRow, ...] = ()
@@ -114,7 +115,7 @@ def benchmark(
         for peer in (peer for peer in setting.peers if not peer.slow):
             found.admit(peer, checks)
             keep(found.ordered, steps)
-        for peer in slow:  # each may be stopped or take the process with it: what is there is timed before
+        for peer in slow:  # a slow build may be stopped or kill the process, so time the others first
             if found.engines and any(row.status == OK and row.p50_ms is None for row in found.rows.values()):
                 found.time(timing.QUICK)
                 keep(found.ordered, steps)
@@ -129,7 +130,7 @@ def benchmark(
             try:
                 steps = layers.measure(found.model, checks.batches[0], limits)
             except FastresError as error:
-                progress.write(f"fastres bench: not measured layer by layer: {error}", file=sys.stderr)
+                progress.write(f"fastres bench: could not time each layer: {error}", file=sys.stderr)
     return found.ordered, steps
 
 
@@ -141,7 +142,7 @@ def _call(engine: Engine, peer: Peer, checks: Checks) -> Callable[[], object]:
 def _admit(
     setting: Setting, peer: Peer, network: EagerResNet, checks: Checks, eager_error: Error
 ) -> tuple[Row, Error | None, Engine | None]:
-    """Build ``peer``, measuring its first call, and check its logits; the engine only if it may be timed."""
+    """Build ``peer``, measure its first call and check its logits. Return the engine only if it may be timed."""
     reason = peer.reason_absent(setting.device, setting.dtype)
     if reason is not None:
         return setting.row(peer, ABSENT, reason), None, None
@@ -151,14 +152,14 @@ def _admit(
         engine = peer.build(network, x)
         engine(x)
         if setting.device.type == "cuda":
-            engine(x)  # captures a graph, in engines that do: part of what a first call costs
+            engine(x)  # some engines capture a graph in this call, which is part of the first call's cost
         return engine
 
     try:
         with environment.compilation_caches(empty=setting.cold):
             engine, seconds, growth = timing.measured(build, setting.device)
         error = relative_error(engine, peer, checks)
-    # Whatever another library raises while it is built or run is the reason why it is absent.
+    # Any error that another library raises while it is built or run becomes the reason for its absence.
     except Exception as problem:
         reason = f"{type(problem).__name__}: {str(problem).strip()}".splitlines()[0][:300]
         return setting.row(peer, FAILED if peer.name == FASTRES.name else ABSENT, reason), None, None
@@ -174,7 +175,7 @@ def _admit(
     if error.within(limit):
         return row, error, engine
     off = [
-        f"{of} by {found:.2e}, where at most {most:.2e} is accepted (eager: {own:.2e})"
+        f"{of} by {found:.2e}, but at most {most:.2e} is accepted (eager: {own:.2e})"
         for of, found, most, own in (
             ("on average", error.typical, limit.typical, eager_error.typical),
             ("on the worst image", error.worst, limit.worst, eager_error.worst),
@@ -192,7 +193,7 @@ def _timed(
     samples: dict[str, list[float]],
     limits: ceilings.Ceilings,
 ) -> list[Row]:
-    """The rows with what follows from the samples."""
+    """Return the rows with the values computed from the samples."""
     plan = outline(network.architecture, setting.dtype)
     bound = roofline(plan.costs(setting.batch, setting.size, setting.size, setting.dtype), limits)
     eager = timing.Quantiles.of(samples[EAGER.name]).p50
@@ -219,7 +220,7 @@ def _timed(
 
 
 def release(device: torch.device) -> None:
-    """Forget what was compiled: Dynamo refuses to compile one module's code for ever more settings."""
+    """Discard compiled code, because Dynamo limits how often it compiles the same module code for new settings."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Where a run took place and with what: everything needed to read its figures later."""
+"""The machine, versions and settings of a run, which are needed to interpret its values later."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe(
     cold: bool,
     ceilings: Mapping[str, Ceilings],
 ) -> dict[str, Any]:
-    """The ``environment`` of a run's results; ``ceilings`` by dtype."""
+    """Return the ``environment`` of a run's results. ``ceilings`` are by dtype."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "gpu": gpu.name if gpu else None,
@@ -66,7 +66,7 @@ def describe(
 
 
 def commit() -> str:
-    """The commit that runs: what FASTRES_COMMIT says or git; for code without its history a digest of it."""
+    """Return the commit of the code, from FASTRES_COMMIT or from git. Without either, return a digest of the code."""
     if given := os.environ.get("FASTRES_COMMIT"):
         return given
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
@@ -81,7 +81,7 @@ def commit() -> str:
 
 
 def _load_average() -> float | None:
-    """Processes that ran during the last minute, on average; more than a few are company that disturbs timings."""
+    """Return the average number of running processes over the last minute. Other processes disturb timings."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -90,7 +90,7 @@ def _load_average() -> float | None:
 
 @contextmanager
 def compilation_caches(empty: bool) -> Iterator[None]:
-    """With ``empty``, Triton and Inductor find nothing that they compiled before, on disk or (Inductor) in memory."""
+    """With ``empty``, hide earlier compilation results from Triton and Inductor, on disk and (Inductor) in memory."""
     if not empty:
         yield
         return
@@ -102,9 +102,9 @@ def compilation_caches(empty: bool) -> Iterator[None]:
 
 @contextmanager
 def settings(tf32: bool) -> Iterator[None]:
-    """The same rules for every engine: IEEE float32 unless ``tf32``, and cuDNN free to choose its fastest algorithm.
+    """Set the same rules for every engine: IEEE float32 unless ``tf32``, and cuDNN chooses its fastest algorithm.
 
-    PyTorch by default lets cuDNN's float32 convolutions use TF32, which is another, coarser computation.
+    By default PyTorch lets cuDNN's float32 convolutions use TF32, which is less precise.
     """
     cudnn = torch.backends.cudnn
     before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark

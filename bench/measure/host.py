@@ -1,8 +1,8 @@
-"""``python -m bench.host``: how long one warm call keeps the Python thread busy.
+"""Measure how long one warm call keeps the Python thread busy: ``python -m bench.host``.
 
-On a GPU a call of a few images is a graph replay that returns before the GPU is done; what Python takes for it bounds
-how many calls a second one thread can make. Without a GPU the graph is replaced by one that does nothing, which leaves
-fastres's own share: checks, lookup, locks.
+On a GPU, a call with a few images replays a graph and returns before the GPU is done. The time that Python takes for it
+limits how many calls per second one thread can make. Without a GPU, the graph is replaced by one that does nothing, so
+that only fastres's own share remains: checks, lookup and locks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NoPool:
 
 
 def microseconds(call: Callable[[], object], settle: Callable[[], object], calls: int = CALLS) -> float:
-    """Median time of a call, over rounds of ``calls``; ``settle`` waits for what the calls have queued."""
+    """Return the median time of a call over rounds of ``calls``. ``settle`` waits for the work that calls queued."""
     rounds = []
     for _ in range(ROUNDS):
         settle()
@@ -66,7 +66,7 @@ def microseconds(call: Callable[[], object], settle: Callable[[], object], calls
 
 
 def measure(model: str = "resnet50", batch: int = 1) -> dict[str, object]:
-    """Host time of a warm call of ``model``, in microseconds, and what it was measured with."""
+    """Return the host time of a warm call of ``model`` in microseconds, and the environment of the measurement."""
     on_gpu = torch.cuda.is_available()
     network = fastres.load(model, None, device="cuda" if on_gpu else "cpu")
     x = torch.rand(batch, 3, 224, 224, device=network.device).to(network.dtype)
@@ -82,16 +82,16 @@ def measure(model: str = "resnet50", batch: int = 1) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the host time; write it as JSON on request."""
-    parser = argparse.ArgumentParser(prog="python -m bench.host", description="Host time of one warm call.")
+    """Print the host time, and write it as JSON if ``--out`` is given."""
+    parser = argparse.ArgumentParser(prog="python -m bench.host", description="Measure the host time of one warm call.")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write JSON here")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON to this file")
     options = parser.parse_args(arguments)
     found = measure(options.model, options.batch)
     if options.out:
         write_whole(options.out, json.dumps(found, indent=1).encode())
-    print(f"{found['model']}, batch {found['batch']}: {found['host_us']} µs a call ({found['graph']})")
+    print(f"{found['model']}, batch {found['batch']}: {found['host_us']} µs per call ({found['graph']})")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""What the kernel benchmarks in ``bench/kernels`` share: layers, the correctness limit, timing on the GPU.
+"""Shared parts of the kernel benchmarks in ``bench/kernels``: layers, the correctness limit and timing on the GPU.
 
-A launch costs the host more than many a kernel costs the GPU, so many launches are captured in a CUDA graph, and the
-graph is timed. All launches use the same tensors: what fits the L2 cache stays there.
+A launch can take longer on the host than the kernel takes on the GPU. So many launches are captured in a CUDA graph,
+and the graph is timed. All launches use the same tensors, so data that fits in the L2 cache stays there.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fastres.network.plan import Conv, Shape, Step, describe
 from . import ceilings
 from .timing import captured
 
-LAUNCHES = 20  # in one graph: 10 µs to start the graph then weigh half a microsecond on each
+LAUNCHES = 20  # in one graph: the 10 µs to start the graph then add only 0.5 µs per launch
 ROUNDS, WARMUPS = 30, 5
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A step of a plan with the shape of its input (NHWC), its FLOPs and its unavoidable bytes."""
+    """A step of a plan with the shape of its input (NHWC), its FLOPs and its minimum memory traffic in bytes."""
 
     step: Step
     shape: Shape
@@ -37,14 +37,14 @@ class Layer:
     bytes: int
 
     def __str__(self) -> str:
-        """An identifier such as ``56×56×64→256-1×1/1-residual-relu-N32``."""
+        """Return an identifier such as ``56×56×64→256-1×1/1-residual-relu-N32``."""
         n, h, w, c = self.shape
         words = describe(self.step).replace("+ ", "").replace(" ", "-")
         return f"{h}×{w}×{c}→{self.step.weight.shape[0]}-{words}-N{n}"
 
 
 def layers(kind: str, batch: int, dtype: torch.dtype, model: str = "resnet50", size: int = 224) -> list[Layer]:
-    """The steps of ``kind`` (``"stem"``, ``"conv"``, ``"head"``), each distinct one once. Weights hold no data."""
+    """Return the distinct steps of ``kind`` (``"stem"``, ``"conv"``, ``"head"``). Their weights hold no data."""
     plan = outline(get_architecture(model), dtype)
     found: dict[str, Layer] = {}
     for step, cost in zip(plan, plan.costs(batch, size, size, dtype), strict=True):
@@ -55,29 +55,30 @@ def layers(kind: str, batch: int, dtype: torch.dtype, model: str = "resnet50", s
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
-    """Normal numbers times ``scale``, the same for the same shape."""
+    """Return normal random numbers times ``scale``. The same shape gives the same numbers."""
     generator = torch.Generator(device).manual_seed(SEED + math.prod(shape))
     return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
 
 
 def draw_parameters(step: Step, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A weight that keeps activations at unit variance, and a bias, for ``step``."""
+    """Return a random weight that keeps activations at unit variance, and a random bias, for ``step``."""
     fan = step.weight[0].numel()
     weight = draw(tuple(step.weight.shape), dtype, device, (2 / fan) ** 0.5)
     return weight, draw(tuple(step.bias.shape), torch.float32, device, 0.5)
 
 
 def error_limit(dtype: torch.dtype, reduction: int) -> float:
-    """Largest accepted relative L2 error of a sum of ``reduction`` products, accumulated in float32, kept in ``dtype``.
+    """Return the largest accepted relative L2 error of a sum of ``reduction`` products.
 
-    Rounding the result costs at most half an epsilon. Rounding errors of the sum add up like a random walk, but tensor
-    cores truncate where they add up a step of 16 products or more, always towards zero.
+    The sum is accumulated in float32 and stored in ``dtype``. Rounding the result costs at most half an epsilon.
+    Rounding errors of the sum grow like a random walk. However, tensor cores truncate towards zero each time they add a
+    step of 16 or more products.
     """
     return torch.finfo(dtype).eps / 2 + torch.finfo(torch.float32).eps * (2 * reduction**0.5 + reduction / 16)
 
 
 def assert_right(found: Tensor, expected: Tensor, dtype: torch.dtype, reduction: int) -> None:
-    """Compare with the float64 ``expected``; a kernel that is wrong is not timed. NaN fails."""
+    """Assert that ``found`` matches the float64 ``expected``, so that wrong kernels are not timed. NaN fails."""
     assert found.shape == expected.shape
     assert expected.dtype == torch.float64
     error = float((found.double() - expected).norm() / expected.norm())
@@ -85,14 +86,14 @@ def assert_right(found: Tensor, expected: Tensor, dtype: torch.dtype, reduction:
 
 
 def conv_reduction(step: Step) -> int:
-    """Products summed for one output, the residual and the bias among them."""
+    """Return the number of terms summed for one output, including the bias and the residual."""
     return step.weight[0].numel() + 1 + (isinstance(step, Conv) and step.residual is not None)
 
 
 def time_kernel(benchmark: Any, launch: Callable[[], object], layer: Layer, dtype: torch.dtype, config: object) -> None:
-    """Time ``launch`` under pytest-benchmark; notes microseconds, TFLOP/s, GB/s and the share of the roofline.
+    """Time ``launch`` with pytest-benchmark, and record microseconds, TFLOP/s, GB/s and the share of the roofline.
 
-    pytest-benchmark's own table is of graphs of ``LAUNCHES`` launches; ``extra_info`` is of one.
+    pytest-benchmark's own table shows graphs of ``LAUNCHES`` launches; ``extra_info`` holds the values of one launch.
     """
     graph = captured(launch, LAUNCHES)
 
@@ -108,7 +109,7 @@ def time_kernel(benchmark: Any, launch: Callable[[], object], layer: Layer, dtyp
 
 
 def facts(layer: Layer, seconds: float, limits: ceilings.Ceilings) -> dict[str, float]:
-    """What a launch of ``layer`` in ``seconds`` amounts to."""
+    """Return the rates and the roofline share of a launch of ``layer`` that takes ``seconds``."""
     bound = max(layer.flops / (limits.tflops * 1e12), layer.bytes / (limits.gb_per_s * 1e9))
     return {
         "us": seconds * 1e6,

@@ -1,9 +1,9 @@
-"""Where the time goes: fastres step by step, each beside the least time that its ceilings allow.
+"""The time of each step of fastres, and the shortest time that the ceilings allow.
 
-A step's time is the median over runs of the whole network, so that its input is in the caches as it is in use. On a GPU
-CUDA events stand around each step; a spin kernel first holds the GPU until all launches are queued, so that no launch
-is waited for. An event takes about a microsecond itself, which weighs on steps of a few. Steps that run several times
-in a call, on a few images each, are summed.
+A step's time is the median over runs of the whole network, so that the caches hold its input as in real use. On a GPU,
+CUDA events enclose each step. A spin kernel first holds the GPU until all launches are queued, so that the GPU never
+waits for a launch. An event itself takes about a microsecond, which matters for steps of a few microseconds. If a step
+runs several times in a call, on a few images each, its times are summed.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
 
 WARMUPS, ROUNDS = 2, 15
-SECONDS = 4.0  # rounds stop here, though not before FEWEST
+SECONDS = 4.0  # time limit for the rounds, after at least FEWEST of them
 FEWEST = 3
 SPIN_CYCLES = 100_000_000  # 50 ms at 2 GHz: longer than Python needs to launch a network's kernels
 
-Stamp = tuple[str, int, Any, Any]  # step, images of this call, begin, end
-# Per step, in the order in which they ran: images of each call, and microseconds of all calls together.
+Stamp = tuple[str, int, Any, Any]  # step, images in this call, begin, end
+# For each step, in execution order: the images of each call, and the total microseconds of all calls.
 Times = dict[str, tuple[list[int], float]]
 
 
 def measure(model: Model, x: Tensor, ceilings: Ceilings) -> tuple[LayerRow, ...]:
-    """A row for each step that ``model(x)`` runs, in order.
+    """Return a row for each step that ``model(x)`` runs, in order.
 
-    Raises ``FastresError`` for a step that ``model.explain()`` does not have.
+    Raise ``FastresError`` for a step that ``model.explain()`` does not have.
     """
     rounds = step_times(model, x)
     calls = {name: images for name, (images, _) in rounds[0].items()}
@@ -52,13 +52,13 @@ def measure(model: Model, x: Tensor, ceilings: Ceilings) -> tuple[LayerRow, ...]
     for name, counts in calls.items():
         missing = [images for images in counts if name not in explained[images]]
         if missing:
-            raise FastresError(f"{name} ran on {missing[0]} images and model.explain() does not have it")
+            raise FastresError(f"{name} ran on {missing[0]} images, but model.explain() does not list it")
         rows.append(_row(model, (n, h), [explained[images][name] for images in counts], times[name]))
     return tuple(rows)
 
 
 def _row(model: Model, setting: tuple[int, int], parts: list[ExplainedStep], us: float) -> LayerRow:
-    """One step from what its calls explain; they differ in the number of images alone."""
+    """Return the row of one step. ``parts`` are its calls, which differ only in the number of images."""
     first = parts[0]
     least = sum(part.roofline_us or 0.0 for part in parts)
     batch, size = setting
@@ -82,9 +82,9 @@ def _row(model: Model, setting: tuple[int, int], parts: list[ExplainedStep], us:
 
 @torch.inference_mode()
 def step_times(model: Model, x: Tensor) -> list[Times]:
-    """Times of every step, for each of several runs of ``model`` on ``x``."""
+    """Return the times of every step, for each of several runs of ``model`` on ``x``."""
     executor: Any = make_executor(model)
-    executor = getattr(executor, "runner", executor)  # without CUDA graphs, which replay all steps at once
+    executor = getattr(executor, "runner", executor)  # bypasses CUDA graphs, which replay all steps at once
     stamps: list[Stamp] = []
     mark = _event if x.is_cuda else time.perf_counter
     rounds: list[Times] = []
@@ -107,7 +107,7 @@ def step_times(model: Model, x: Tensor) -> list[Times]:
 
 @contextmanager
 def stamped(executor: Any, stamps: list[Stamp], mark: Callable[[], Any]) -> Iterator[None]:
-    """While it lasts, each step that ``executor`` runs appends its name, its images and a mark before and after."""
+    """Within the context, record each step that ``executor`` runs: its name, images, and a mark before and after."""
     run_step = executor.run_step
 
     def timed(step: Step, values: dict[str, Tensor], *rest: Any) -> None:

@@ -1,10 +1,10 @@
-"""How far float32 sums alone put a network's logits off: a bound that is the same on every machine.
+"""The error that float32 sums alone cause in a network's logits: a bound that is the same on every machine.
 
-Eager PyTorch's own error depends on the kernels that its processor gets. One with more partial sums is nearer to
-float64, so a limit in multiples of that error alone refuses right results on some machines. What follows from the
-network alone does not change: add the products of a convolution one after another, and the k-th partial sum, of
-variance k σ², is rounded with a relative error of variance u²/3, where u is half a unit in the last place. For n
-products that makes a relative error of u √(n/6) on average, and one more u stands for the weights' own rounding.
+Eager PyTorch's own error depends on the kernels that it uses on the processor. One with more partial sums is closer to
+float64, so a limit in multiples of that error alone would reject correct results on some machines. The bound here
+depends only on the network. If the products of a convolution are added one after another, the k-th partial sum has
+variance k σ² and is rounded with a relative error of variance u²/3, where u is half a unit in the last place. For n
+products, this gives an average relative error of u √(n/6). One more u accounts for the rounding of the weights.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ SEED = 40_000
 
 
 def sum_error(products: int) -> float:
-    """Expected relative error of ``products`` float32 products that are added one after another."""
+    """Return the expected relative error of adding ``products`` float32 products one after another."""
     return float(UNIT * (1 + products / 6) ** 0.5)
 
 
 @contextmanager
 def float32_sums(network: nn.Module) -> Iterator[None]:
-    """Within, every convolution and linear layer of the float64 ``network`` is off by its :func:`sum_error`.
+    """Within the context, give every convolution and linear layer of the float64 ``network`` its :func:`sum_error`.
 
-    Normal noise of that size, the same for the same calls, is added to what each layer gives.
+    Normal noise of that size is added to each layer's output. The same calls get the same noise.
     """
     generators: dict[torch.device, torch.Generator] = {}
 

@@ -1,7 +1,7 @@
-"""Time and memory of engines: first calls, then calls in turn.
+"""Measure the time and memory of engines: first calls, then interleaved calls.
 
-Engines of one setting are timed interleaved in one process, in a new random order each round, so that a clock that
-drifts or a neighbour that wakes up hits all of them alike.
+Engines of one setting are timed in turn in one process, in a new random order each round. Clock drift and other
+programs then affect all of them equally.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Call = Callable[[], object]
 T = TypeVar("T")
 
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MOST_LAUNCHES, REPLAYS = 20, 15  # of one kernel in a graph, and of that graph
+MOST_LAUNCHES, REPLAYS = 20, 15  # launches of a kernel in a graph, replays of the graph
 
 _RESET_PEAK = "5"  # proc(5): writing 5 resets the peak resident set size to the current one
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to time one setting: about ``seconds``, within ``fewest`` to ``most`` rounds, after ``warmups``."""
+    """How long to time one setting: about ``seconds``, in ``fewest`` to ``most`` rounds, after ``warmups``."""
 
     seconds: float
     fewest: int
@@ -48,7 +48,7 @@ QUICK = Budget(seconds=4, fewest=5, most=30, warmups=2)
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Milliseconds of one call."""
+    """Quantiles of the time of one call, in milliseconds."""
 
     p20: float
     p50: float
@@ -61,9 +61,10 @@ class Quantiles:
 
 
 def elapsed_ms(call: Call, device: torch.device) -> float:
-    """Milliseconds of one call that starts on an idle device: by CUDA events on a GPU, else by the wall clock.
+    """Return the milliseconds of one call that starts on an idle device.
 
-    The events enclose the launches too: the GPU waits, idle, for what the host is slow to submit.
+    CUDA events measure it on a GPU, and the wall clock elsewhere. The events include the launches: if the host submits
+    work slowly, the GPU's idle time counts.
     """
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -79,21 +80,22 @@ def elapsed_ms(call: Call, device: torch.device) -> float:
 
 
 def launch_microseconds(launch: Call) -> float:
-    """Median time of one launch on the current GPU, replayed in a graph: a launch from Python outlasts many a kernel.
+    """Return the median time of one launch on the current GPU, in microseconds.
 
-    What a launch reads and writes stays in the L2 cache where it fits, as the activations of a small batch do in use.
+    The launch is replayed in a graph, because a launch from Python takes longer than many kernels. Data that fits in
+    the L2 cache stays there, as the activations of a small batch do in real use.
     """
     device = torch.device("cuda", torch.cuda.current_device())
     launch()
     once = min(elapsed_ms(launch, device) for _ in range(2))
-    launches = max(1, min(MOST_LAUNCHES, int(1 / max(once, 1e-3))))  # a millisecond a replay, or one launch
+    launches = max(1, min(MOST_LAUNCHES, int(1 / max(once, 1e-3))))  # about 1 ms per replay, or one launch
     graph = captured(launch, launches)
     graph.replay()
     return round(1e3 * statistics.median(elapsed_ms(graph.replay, device) for _ in range(REPLAYS)) / launches, 2)
 
 
 def captured(launch: Call, launches: int) -> torch.cuda.CUDAGraph:
-    """A graph of so many launches; the first, outside it, compiles the kernel."""
+    """Return a graph of ``launches`` launches. One launch before the capture compiles the kernel."""
     launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -109,9 +111,9 @@ def interleaved(
     budget: Budget,
     progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, by name: warm-ups first, then rounds in which each is called once.
+    """Return the milliseconds of each call by name, after warm-ups. Each round calls everything once.
 
-    ``progress`` is called after each round with the share of all rounds that are done.
+    ``progress`` is called after each round with the share of rounds that are done.
     """
     if not calls:
         return {}
@@ -129,7 +131,7 @@ def interleaved(
 
 
 def measured(work: Callable[[], T], device: torch.device) -> tuple[T, float, float]:
-    """What ``work`` returns, the seconds that it took and by how many bytes memory grew at its peak."""
+    """Run ``work`` and return its result, its seconds, and the peak growth of memory in bytes."""
     gc.collect()
     memory = _GpuPeak(device) if device.type == "cuda" else _HostPeak()
     start = time.perf_counter()
@@ -140,7 +142,7 @@ def measured(work: Callable[[], T], device: torch.device) -> tuple[T, float, flo
 
 
 class _GpuPeak:
-    """Bytes that torch's allocator holds on ``device``, at their highest, above the start."""
+    """The peak growth of the bytes that torch's allocator holds on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
@@ -153,7 +155,7 @@ class _GpuPeak:
 
 
 class _HostPeak:
-    """Bytes of the process that are resident, at their highest, above the start."""
+    """The peak growth of the process's resident bytes."""
 
     def __init__(self) -> None:
         _return_free_memory()
@@ -166,19 +168,19 @@ class _HostPeak:
 
 
 def memory_method(device: torch.device) -> str:
-    """How ``peak_memory_mb`` is measured on ``device``, in words."""
+    """Return a description of how ``peak_memory_mb`` is measured on ``device``."""
     if device.type == "cuda":
-        return "torch.cuda.max_memory_allocated during build and first call, above what was allocated before"
+        return "torch.cuda.max_memory_allocated during build and first call, minus the memory allocated before"
     if can_reset_peak():
-        return "VmHWM (reset through /proc/self/clear_refs) during build and first call, above VmRSS before"
+        return "VmHWM (reset through /proc/self/clear_refs) during build and first call, minus VmRSS before"
     return (
-        "growth of the process's ru_maxrss during build and first call; the peak cannot be reset here, so an engine "
-        "that stays below an earlier one's peak reads 0"
+        "growth of the process's ru_maxrss during build and first call; this system cannot reset the peak, so an "
+        "engine that stays below an earlier engine's peak shows 0"
     )
 
 
 def can_reset_peak() -> bool:
-    """Whether this system lets a process reset its own peak; does reset it."""
+    """Reset the process's peak memory, and return True if the system allows it."""
     try:
         _CLEAR_REFS.write_text(_RESET_PEAK)
         return "VmHWM" in _STATUS.read_text()
@@ -187,7 +189,7 @@ def can_reset_peak() -> bool:
 
 
 def _status_bytes(key: str) -> int:
-    """A size from ``/proc/self/status``."""
+    """Return a size from ``/proc/self/status`` in bytes."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -200,7 +202,7 @@ def _rusage_bytes() -> int:
 
 
 def _return_free_memory() -> None:
-    """Have glibc give freed memory back, so that what the next engine takes shows as growth."""
+    """Make glibc return freed memory, so that memory used by the next engine shows as growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -153,7 +153,7 @@ def test_a_fastres_that_raises_fails_the_run() -> None:
 @pytest.mark.usefixtures("small")
 def test_without_a_yardstick_there_is_no_run() -> None:
     with pytest.raises(
-        FastresError, match="Eager PyTorch, which all are judged by, is absent here: RuntimeError: no comp"
+        FastresError, match="Eager PyTorch, the baseline of all comparisons, is absent here: RuntimeError: no comp"
     ):
         run.run(options(dataclasses.replace(EAGER, build=_broken), FASTRES))
 
@@ -171,7 +171,7 @@ def test_a_dtype_that_the_device_lacks_is_said_and_the_others_go_on(monkeypatch:
         ("float32", "fastres", "ok"),
         ("bfloat16", "fastres", "unsupported"),
     ]
-    assert set(found.environment["ceilings"]) == {"float32"}  # a matmul may take minutes where a dtype is emulated
+    assert set(found.environment["ceilings"]) == {"float32"}  # a matmul may take minutes if the CPU emulates the dtype
     assert found.rows[-1].note == "This CPU does not compute in bfloat16; it supports float32"
     assert results.exit_code(found.rows) == 0
 
@@ -228,7 +228,7 @@ def test_half_precision_has_the_float32_yardstick_beside_it(monkeypatch: pytest.
 def test_results_are_kept_after_each_engine() -> None:
     kept: list[Results] = []
     found = run.run(options(EAGER, FASTRES, batches=(1, 2)), keep=kept.append)
-    # Of each setting: eager built, fastres built, both timed, the whole of it.
+    # For each setting: eager built, fastres built, both timed, setting complete.
     assert [len(each.rows) for each in kept] == [1, 2, 2, 2, 3, 4, 4, 4]
     assert [each.environment["complete"] for each in kept] == [False] * 7 + [True]
     assert kept[-1] == found
@@ -239,7 +239,7 @@ def test_what_is_timed_outlives_an_engine_that_takes_the_process_with_it() -> No
     kept: list[Results] = []
 
     def build(module: EagerResNet, x: Tensor) -> Engine:
-        raise KeyboardInterrupt  # as a process that is stopped: nothing after this line runs
+        raise KeyboardInterrupt  # like a process that is stopped: nothing after this line runs
 
     compiler = Peer("compiler", "takes minutes", build, slow=True)
     later = Peer("later", "takes minutes too", EAGER.build, slow=True)
@@ -308,7 +308,7 @@ def test_layers_that_cannot_be_measured_are_said_and_the_run_goes_on(
     found = run.run(options(EAGER, FASTRES))
     assert by_engine(found)["fastres"].status == "ok"
     assert found.layers == ()
-    assert "not measured layer by layer: no such step" in capsys.readouterr().err
+    assert "could not time each layer: no such step" in capsys.readouterr().err
 
 
 def test_auto_is_the_devices_own_dtype() -> None:

@@ -203,7 +203,7 @@ def test_host_time_is_that_of_a_replay(
     assert (found["graph"], found["batch"]) == ("CUDA graph", 1)
     assert found["host_us"] > 0
     assert pretence.timeline.log.count("replay") > 3
-    assert "µs a call" in capsys.readouterr().out
+    assert "µs per call" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("measured", [True, False])

@@ -1,4 +1,4 @@
-"""The check before the timing: it must see every kind of wrong engine."""
+"""Test that the check before timing detects every kind of wrong engine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def one_image_wrong(x: Tensor) -> Tensor:
 
 
 def last_batch_kept() -> Callable[[Tensor], Tensor]:
-    """An engine that, like a graph whose input is never copied in, returns the same logits for ever."""
+    """An engine that always returns the same logits, like a graph whose input is never copied in."""
     kept: list[Tensor] = []
 
     def engine(x: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def test_wrong_engines_are_seen(kind: str, peer: checking.Peer) -> None:
 
 
 def test_an_engine_may_give_the_same_memory_each_time() -> None:
-    """As a CUDA graph does, whose output is where it was captured."""
+    """The engine returns the same memory each time, as a CUDA graph does."""
     output = torch.empty(2, 10)
     error = relative_error(lambda x: output.copy_(network()(x)), FASTRES, checks(2))
     assert error == eager_error(2)
@@ -120,7 +120,7 @@ def test_a_stale_engine_is_seen_at_every_batch_size() -> None:
 
 
 def test_one_wrong_image_of_many_is_seen_in_half_precision() -> None:
-    """Its error hardly moves the mean: the largest has a limit of its own."""
+    """One wrong image hardly changes the mean error, so the largest error has its own limit."""
     found = make_checks(network(), 64, 32, CPU, torch.float16)
     eager = Error(typical=2e-3, worst=5e-3)
     errors = torch.full((128,), 1e-3).index_fill(0, torch.tensor([77]), 0.02)
@@ -147,7 +147,7 @@ def test_limits_are_multiples_of_eagers_error() -> None:
 
 
 def test_where_eager_is_exact_float32_engines_may_sum_as_they_like() -> None:
-    """The bound is the network's own: larger than any kernel's error, and far below a wrong result's."""
+    """The bound depends on the network only: it exceeds every kernel's error and is far below that of wrong results."""
     exact, found = Error(0.0, 0.0), checks(2)
     assert error_limit(FASTRES, FLOAT, exact, found) == Error(found.sums.typical, 2 * found.sums.worst)
     assert 0.5 * eager_error(2).typical < found.sums.typical < 1e-5

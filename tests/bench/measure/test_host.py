@@ -1,4 +1,4 @@
-"""The host-time benchmark runs, and counts what Python does and not what it waits for."""
+"""Test that the host-time benchmark runs, and counts Python's work without waiting times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernel benchmarks check and count; their own right answers, in Triton's interpreter."""
+"""Test what the kernel benchmarks check and count, and their expected results in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_distinct_layer_of_resnet50_is_there_once() -> None:
         if isinstance(layer.step, Conv)
     }
     assert len(sizes) == len(found)
-    # By stage: first conv1; other conv1; conv2 (with a stride and without); conv3; the projection.
+    # Per stage: the first conv1, the other conv1, conv2 (with and without stride), conv3, the projection.
     assert len(found) == 5 + 3 * 6
     assert "56×56×64→256-1×1/1-residual-relu-N4" in names
     assert "14×14×256→256-3×3/1-relu-N4" in names

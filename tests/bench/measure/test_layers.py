@@ -1,4 +1,4 @@
-"""Time by step: every step of the plan, in order, on as many images as it ran on, without touching the executor."""
+"""Test the times by step: every step of the plan, in order, with its number of images. The executor stays unchanged."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def test_a_step_that_is_not_explained_is_named(model: Model, monkeypatch: pytest
 def test_steps_are_timed_by_events() -> None:
     on_gpu = fastres.load("resnet18", None, device="cuda")
     rows = layers.measure(on_gpu, torch.randn(4, 3, 64, 64, device="cuda", dtype=on_gpu.dtype), Ceilings(500, 2000))
-    assert sum(row.us or 0.0 for row in rows) < 30_000  # the spin of 50 ms is in none of them
+    assert sum(row.us or 0.0 for row in rows) < 30_000  # none includes the spin of 50 ms
     assert all(row.us for row in rows)

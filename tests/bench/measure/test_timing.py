@@ -1,4 +1,4 @@
-"""How engines are timed and their memory measured; no test here depends on how fast anything is."""
+"""Test the timing and memory measurement of engines. No test depends on actual speed."""
 
 from __future__ import annotations
 
