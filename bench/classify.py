@@ -1,9 +1,13 @@
-"""``python -m bench.classify``: how near ``fastres classify`` comes to its decoders' and its model's own speed.
+"""Compare the speed of ``fastres classify`` with its decoders and its model alone: ``python -m bench.classify``.
 
-Makes a folder of JPEGs from the pictures that scikit-learn, scikit-image and matplotlib ship and from scikit-learn's
-digits, one in a hundred of them cut in half. Then, in turns in one process: decoding alone, the model alone, the whole
-run; the memory of a whole run with its worker processes, sampled over time; the decoders beside Pillow, with how far
-their pixels and predictions are apart. Writes ``classify.json`` to ``--out``.
+It makes a folder of JPEGs from pictures that come with scikit-learn, scikit-image and matplotlib, and from
+scikit-learn's digits. One in a hundred files is cut in half. Then it measures:
+
+- the speed of decoding alone, of the model alone and of the whole run, in turn in one process
+- the memory of a whole run with its worker processes, sampled over time
+- the decoders compared with Pillow: their speed, and the differences of their pixels and predictions
+
+It writes ``classify.json`` to ``--out``.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from fastres.network.architectures import get_architecture
 from fastres.text import text_table
 
 JSON_NAME = "classify.json"
-# Width × height and how many in a hundred: photographs of the size that ImageNet has, some larger, digits.
+# Width × height and share in per cent: photographs of ImageNet's size, some larger ones, and digits.
 SIZES = (((500, 375), 60), ((375, 500), 20), ((1024, 768), 10), ((1600, 1200), 2), ((96, 96), 8))
 BROKEN_EVERY = 100
 COMPARED = ((500, 375), (640, 480), (1024, 768), (1600, 1200), (4000, 3000))
@@ -55,7 +59,7 @@ MEMORY_EVERY_S = 0.25
 
 
 def photographs() -> list[Image.Image]:
-    """The colour photographs among the pictures that three libraries ship, at least 300 pixels wide and high."""
+    """Return the colour photographs that come with three libraries and are at least 300 pixels wide and high."""
     import matplotlib
     import skimage
     import sklearn
@@ -78,7 +82,7 @@ def digits() -> list[Image.Image]:
 
 
 def varied(image: Image.Image, size: tuple[int, int], generator: random.Random) -> Image.Image:
-    """A random part of ``image``, at least half of it each way, at ``size``."""
+    """Return a random crop of ``image``, at least half as wide and half as high, resized to ``size``."""
     width, height = (round(length * generator.uniform(0.5, 1)) for length in image.size)
     left, top = generator.randint(0, image.width - width), generator.randint(0, image.height - height)
     return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
@@ -91,7 +95,7 @@ def jpeg(image: Image.Image) -> bytes:
 
 
 def make_folder(folder: Path, count: int) -> int:
-    """Write ``count`` JPEGs, always the same ones; returns how many of them are cut in half."""
+    """Write ``count`` JPEGs, the same ones every time, and return how many of them are cut in half."""
     generator = random.Random(0)
     photos, scans = photographs(), digits()
     sizes = generator.choices([size for size, _ in SIZES], [share for _, share in SIZES], k=count)
@@ -113,13 +117,13 @@ def make_folder(folder: Path, count: int) -> int:
 
 
 def calibrated(name: str, device: torch.device) -> fastres.Model:
-    """``name`` with random weights whose logits depend on the image."""
+    """Return the model ``name`` with random weights whose logits depend on the image."""
     module = calibrate_(EagerResNet(get_architecture(name)), size=128)
     return fastres.load(name, module.state_dict(), device=device)
 
 
 class Runs:
-    """The three things timed: reading alone, the model alone, both as ``fastres classify`` has them."""
+    """The three timed tasks: decoding alone, the model alone, and a whole run of ``fastres classify``."""
 
     def __init__(self, folder: Path, scratch: Path, model: fastres.Model, reading: Reading) -> None:
         self.folder, self.scratch, self.model, self.reading = folder, scratch, model, reading
@@ -133,7 +137,7 @@ class Runs:
             model(self.pixels)
 
     def decode(self) -> float:
-        """Images a second."""
+        """Decode all images and return images per second."""
         start = time.perf_counter()
         for _ in self.reading.batches(self.images, 0, self.model.device):
             pass
@@ -161,7 +165,10 @@ class Runs:
 
 
 def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
-    """Medians of images a second over ``rounds`` rounds, each in a new order; the whole run's share of the slower."""
+    """Return the median images per second over ``rounds`` rounds, each in a new order.
+
+    ``share_of_slower`` is the whole run's speed over the speed of its slower part.
+    """
     calls: dict[str, Callable[[], float]] = {"decode": runs.decode, "model": runs.infer, "whole": runs.whole}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
@@ -187,7 +194,7 @@ def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
 
 @contextmanager
 def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
-    """Append seconds and MB of this process and its children to ``samples``: first, at intervals and last."""
+    """Append seconds and MB of this process and its children to ``samples``, from start to end at intervals."""
     done = threading.Event()
     start = time.perf_counter()
 
@@ -215,8 +222,11 @@ def _children() -> list[int]:
 
 
 def used_mb(process: int) -> float:
-    """Memory in 10⁶ bytes: the proportional set size, which counts shared pages in parts, or the resident set size
-    where the kernel does not say the first; 0 for a process that has ended."""
+    """Return the memory of a process in 10⁶ bytes, or 0 if it has ended.
+
+    This is the proportional set size, which divides shared pages among processes, or the resident set size if the
+    kernel does not report the former.
+    """
     for name, field in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
         try:
             lines = Path(f"/proc/{process}/{name}").read_text().splitlines()
@@ -229,7 +239,7 @@ def used_mb(process: int) -> float:
 
 
 def memory(runs: Runs) -> dict[str, Any]:
-    """Peaks of each quarter of a whole run: flat where the last is no higher than the second."""
+    """Return the peak memory of each quarter of a whole run. It is flat if the last is no higher than the second."""
     samples: list[dict[str, float]] = []
     with sampled_memory(samples):
         runs.whole()
@@ -243,7 +253,7 @@ def memory(runs: Runs) -> dict[str, Any]:
 
 
 def pillow_draft(data: bytes, transforms: Any) -> torch.Tensor:
-    """Pillow's own scaled decoding, then what the exact decoder does."""
+    """Decode with Pillow's own scaling, then proceed like the exact decoder."""
     image = Image.open(io.BytesIO(data))
     image.draft("RGB", (transforms.resize, transforms.resize))
     pixels: torch.Tensor = transforms.pixels(image)
@@ -251,7 +261,7 @@ def pillow_draft(data: bytes, transforms: Any) -> torch.Tensor:
 
 
 def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[str, Any]]:
-    """Milliseconds an image on one thread, and how far pixels and predictions are from the exact ones."""
+    """Return milliseconds per image on one thread, and how pixels and predictions differ from the exact ones."""
     generator, photos = random.Random(1), photographs()
     functions = {EXACT: exact_pixels, "Pillow draft": pillow_draft, FAST: fast_pixels}
     rows = []
@@ -288,7 +298,7 @@ def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and write what was found."""
+    """Measure, print the results, and write them if ``--out`` is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -320,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """The tables that a reader wants first."""
-    speed = [("model", "decoder", "decode/s", "model/s", "whole/s", "of the slower")]
+    """Return the main tables as text."""
+    speed = [("model", "decoder", "decode/s", "model/s", "whole/s", "share of slower")]
     for run in found["runs"]:
         rates = run["images_per_s"]
         numbers = [f"{rates[name]:g}" for name in ("decode", "model", "whole")]
@@ -362,14 +372,18 @@ def _environment(device: torch.device, arguments: Sequence[str]) -> dict[str, An
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.classify", description="Speed of fastres classify.")
-    parser.add_argument("--images", type=int, default=2000, help="how many (default: %(default)s)")
-    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"], help="default: resnet18 resnet50")
-    parser.add_argument("--rounds", type=int, default=3, help="of decode, model, whole (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, help=f"default: {CPU_BATCH}, {GPU_BATCH} on a GPU")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
-    parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--out", type=Path, help=f"folder for {JSON_NAME}")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.classify", description="Measure the speed of fastres classify."
+    )
+    parser.add_argument("--images", type=int, default=2000, help="number of images (default: %(default)s)")
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet18", "resnet50"], help="models to run (default: resnet18 resnet50)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of decode, model, whole (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help=f"default: {CPU_BATCH}, or {GPU_BATCH} on a GPU")
+    parser.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
+    parser.add_argument("--device", help="default: a GPU if there is one")
+    parser.add_argument("--out", type=Path, help=f"output folder for {JSON_NAME}")
     return parser
 
 

@@ -1,10 +1,10 @@
-"""``make gpu VISIT=first``: a visit to this machine's GPU, that comes back with figures whatever fails on the way.
+"""Run tests, tuning and benchmarks on this machine's GPU, and keep every result: ``make gpu VISIT=first``.
 
-A visit is a list of pieces (``visit/pieces.py``), the most valuable first. Each runs in a process of its own and is
-stopped when its time is over. A family of kernels whose trial crashes, hangs or is wrong is left out of all that
-follows, by itself and by name. After each piece everything found so far is written into one archive, which
-``make gpu-home`` unpacks. What a piece found stays: it is run again only when a file that it depends on has changed,
-and its rows are kept even then. Each card has a folder of its own. Touches no network.
+A visit is a list of pieces (``visit/pieces.py``), most valuable first. Each piece runs in its own process and is
+stopped when its time is over, so that one failure does not stop the visit. If a kernel family's trial crashes, hangs or
+gives wrong results, only that family is left out of the later pieces. After each piece, all results so far go into
+one archive, which ``make gpu-home`` unpacks. A piece runs again only when a file that it depends on has changed, and
+even then its earlier rows are kept. Each card has its own folder. A visit does not use the network.
 """
 
 from __future__ import annotations
@@ -26,23 +26,33 @@ from .visit.visit import Visit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a visit; exit status 1 where a piece is not known to be good, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Visit this machine's GPU.")
+    """Make a visit. Return 1 if a piece is not known to be good, and 2 without a GPU or after a ``FastresError``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description="Run tests, tuning and benchmarks on this machine's GPU."
+    )
     parser.add_argument("visit", nargs="?", choices=(*VISITS, "all"), default="first", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where the archive goes (%(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("out/gpu"), help="a folder for each card (%(default)s)")
-    parser.add_argument("--budget", type=float, metavar="S", help=f"seconds (default {BUDGET}; all: no limit)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="PIECE", help="run these, also if they are known")
-    parser.add_argument("--again", action="store_true", help="run also what is known already")
-    parser.add_argument("--dry", action="store_true", help="say what would be run and for how long; needs no GPU")
-    parser.add_argument("--rehearse", action="store_true", help="all of it on a pretended GPU, with injected faults")
+    parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="folder for the archive (%(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("out/gpu"), help="folder with a subfolder for each card (%(default)s)"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="S", help=f"time limit in seconds (default {BUDGET}; no limit for 'all')"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="PIECE", help="run only these pieces, even if their results are known"
+    )
+    parser.add_argument("--again", action="store_true", help="also run pieces whose results are known")
+    parser.add_argument("--dry", action="store_true", help="print the pieces to run and their times; needs no GPU")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="run the whole visit on a simulated GPU, with injected faults"
+    )
     options = parser.parse_args(arguments)
     if options.rehearse:
         from fastres.bench.visit.rehearsal import rehearse
 
         return rehearse(options.out)
     if not torch.cuda.is_available() and not options.dry:
-        print("fastres: make gpu needs a CUDA GPU, and torch finds none here", file=sys.stderr)
+        print("fastres: make gpu needs a CUDA GPU, but torch finds none on this machine", file=sys.stderr)
         return 2
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     budget = options.budget or (float("inf") if options.visit == "all" else BUDGET)

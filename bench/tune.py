@@ -1,10 +1,16 @@
-"""``python -m bench.tune``: find the fastest way to run models on this machine's GPU.
+"""Find the fastest way to run models on this machine's GPU: ``python -m bench.tune``.
 
-For every distinct convolution of the given models and batches: list what could run it, drop what the roofline says
-cannot be good, compile the rest in parallel with no launch and drop what spills or does not fit, check each result
-against float32, and time those that are right. Then the same for runs of convolutions that one kernel can compute
-(``block_tuning.py``), and last the ways to run whole networks (``network_tuning.py``). The table is written after every
-entry, so that an interrupted run continues where it stopped; it belongs into ``kernels/configs/<gpu>/``.
+For every distinct convolution of the given models and batches, the tuner
+
+1. lists the configurations that could run it,
+2. drops those that the roofline predicts to be slow,
+3. compiles the rest in parallel without launching them, and drops those that spill registers or do not fit,
+4. checks each result against float32, and
+5. times the correct ones.
+
+It then does the same for joined runs of convolutions that one kernel can compute (``tuning/blocks.py``), and finally
+times the ways to run whole networks (``tuning/networks.py``). It writes the table after every entry, so an interrupted
+run continues where it stopped. The table belongs in ``kernels/configs/<gpu>/``.
 """
 
 from __future__ import annotations
@@ -48,16 +54,17 @@ from fastres.roofline.ceilings import Ceilings
 
 from .tuning import blocks, networks, vetting
 
-# With --seconds: joined runs and networks get what is left after these shares of the time.
+# With --seconds, layers end after the first share of the time and joined runs after the second; networks get the rest.
 LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85
 
 
 def tune(
     todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress, vetted: Vetted | None = None
 ) -> None:
-    """Tune the layers that are not in the table yet: the vetted candidates, where there are any, or all promising ones.
+    """Tune the layers that are not in the table yet.
 
-    A layer whose rules are wrong is a problem of the progress and not the end of it.
+    Try the vetted candidates of a layer if there are any, and otherwise all promising ones. If the rules' own choice
+    fails for a layer, record the problem and continue.
     """
 
     def chosen(layer: Layer) -> list[ConvConfig]:
@@ -67,7 +74,7 @@ def tune(
         return [own, *(c for c in configs if c != own and is_allowed(layer, c))]
 
     def is_allowed(layer: Layer, config: ConvConfig) -> bool:
-        """Vetted candidates know nothing of this GPU, nor of what is left out on it."""
+        """Vetted candidates were chosen without this GPU and without the kernel families left out on it."""
         if (config.split > 1 and "split" in left_out()) or progress.ended_a_process(layer, config):
             return False
         return not dispatch.why_not(config.kernel, layer.shape, getattr(torch, layer.dtype), gpu)
@@ -110,18 +117,20 @@ def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], pr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tune and print a short table, slowest layers first; exit status 2 without a GPU, 75 where time ran out."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Tune the layers of models.")
+    """Tune, and print tables of the results. Return 2 without a GPU, and 75 if the time ran out."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Tune the layers of models for this GPU.")
     parser.add_argument("--model", nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--out", type=Path, default=Path("out/configs"), help="folder of tables (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="few candidates of each layer and run")
-    parser.add_argument("--seconds", type=int, metavar="S", help="begin nothing after so many; run again to go on")
+    parser.add_argument("--quick", action="store_true", help="try only a few candidates per layer and run")
+    parser.add_argument(
+        "--seconds", type=int, metavar="S", help="begin no entry after S seconds; run again to continue"
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("fastres: tuning needs a CUDA GPU, and torch finds none here", file=sys.stderr)
+        print("fastres: tuning needs a CUDA GPU, but torch finds none on this machine", file=sys.stderr)
         return 2
     start = time.monotonic()
     device = torch.device("cuda", torch.cuda.current_device())
@@ -154,15 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join((table(parts.layers), blocks_table(parts.blocks), networks_table(parts.networks))))
     for problem in dict.fromkeys(progress.problems):
         print(f"Left out: {problem}")
-    print(f"{progress.path}: FASTRES_CONFIGS={options.out} uses it")
+    print(f"Wrote {progress.path}; set FASTRES_CONFIGS={options.out} to use it")
     if progress.unfinished:
-        print(f"{progress.unfinished} entries were not begun in {options.seconds} s; run again to go on")
+        print(f"{progress.unfinished} entries were not begun within {options.seconds} s; run again to continue")
         return os.EX_TEMPFAIL
     return 0
 
 
 def _use(folder: Path) -> None:
-    """Route by the tables in ``folder`` from here on."""
+    """Use the tables in ``folder`` for routing from now on."""
     os.environ[VARIABLE] = str(folder)
     tables.table.cache_clear()
     dispatch.route.cache_clear()

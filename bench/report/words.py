@@ -14,7 +14,7 @@ def device_name(environment: dict[str, Any]) -> str:
 
 
 def cpu_words(environment: dict[str, Any]) -> str:
-    """Return the CPU's name with its instruction sets and the settings that limit them; older records have only names."""
+    """Return the CPU's name, its instruction sets and the limits on them. Older records have only the name."""
     known = (environment.get("cpu_instruction_sets"), environment.get("cpu_limits"))
     said = "; ".join(filter(None, known))
     return f"{environment['cpu']} ({said})" if said else str(environment["cpu"])

@@ -1,4 +1,4 @@
-"""The parts of the tuner (``bench/tune.py``): candidates, their trials, and the table as it grows.
+"""The parts of the tuner (``bench/tune.py``): candidates, their trials, and the table that the tuner fills.
 
-What a tuned table means is in ``kernels/routing/``.
+``kernels/routing/`` defines the meaning of a tuned table.
 """

@@ -1,7 +1,7 @@
-"""Tuning of joined convolutions: where one kernel for a run of them beats one kernel each.
+"""Tune joined convolutions: find out when one kernel for a run of convolutions beats separate kernels.
 
-Each candidate's result is compared with the convolutions one by one in float32 before it is timed; what the run saves
-is measured against the same convolutions one after the other, each with its tuned kernel.
+Before a candidate is timed, its result is compared with the separate convolutions in float32. The time saved is
+measured against the same convolutions one after another, each with its tuned kernel.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from .progress import Progress, runs_right
 
 @dataclass(frozen=True)
 class Case:
-    """A run of convolutions, on an input of ``shape`` (NHWC); without weight data."""
+    """A run of convolutions with the shapes of its values (NHWC), without weight data."""
 
     block: Block
     run: Joined
-    shapes: dict[str, Shape]  # of what the run reads and writes
+    shapes: dict[str, Shape]  # of the values that the run reads and writes
 
 
 @dataclass(frozen=True)
 class BlockTools:
-    """What the search does on a GPU, so that its logic can be tested without one."""
+    """The search's operations that need a GPU, separate so that its logic can be tested without one."""
 
     compiles_well: Callable[[Block, Sequence[ConvConfig]], list[ConvConfig]]
     is_right: Callable[[Case, ConvConfig], bool]
@@ -50,7 +50,7 @@ class BlockTools:
 
 
 def cases(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch.dtype, gpu: Gpu) -> list[Case]:
-    """The distinct runs of the models that some kernel takes."""
+    """Return the distinct runs of the models that at least one kernel supports."""
     found: dict[Block, Case] = {}
     for name, batch in itertools.product(models, batches):
         for case in cases_of(get_architecture(name), batch, size, dtype, gpu):
@@ -59,7 +59,7 @@ def cases(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch
 
 
 def cases_of(arch: Architecture, batch: int, size: int, dtype: torch.dtype, gpu: Gpu) -> list[Case]:
-    """The distinct runs of one network that some kernel takes."""
+    """Return the distinct runs of one network that at least one kernel supports."""
     plan = outline(arch, dtype)
     shapes = plan.shapes(batch, size, size)
     found: dict[Block, Case] = {}
@@ -72,7 +72,7 @@ def cases_of(arch: Architecture, batch: int, size: int, dtype: torch.dtype, gpu:
 
 
 def candidates(block: Block, gpu: Gpu) -> list[ConvConfig]:
-    """Every configuration of every kernel that takes the run and fits the GPU."""
+    """Return every configuration, of every kernel that supports the run, that fits the GPU."""
     dtype = getattr(torch, block.dtype)
     sizes = {"shortcut_channels": block.shortcut_channels, "next_channels": block.next_channels}
     widest = max(64, triton.next_power_of_2(block.channels))
@@ -90,9 +90,9 @@ def candidates(block: Block, gpu: Gpu) -> list[ConvConfig]:
 
 
 def tune_block(case: Case, configs: Sequence[ConvConfig], tools: BlockTools) -> TunedBlock | None:
-    """The fastest of ``configs`` among those that compile well and are right, whether or not it beats the run apart.
+    """Return the fastest of ``configs`` that compiles well and is correct, or ``None`` if there is none.
 
-    None where there is no such configuration.
+    It is returned even if the separate convolutions are faster.
     """
     good = [config for config in tools.compiles_well(case.block, configs) if tools.is_right(case, config)]
     if not good:
@@ -103,7 +103,7 @@ def tune_block(case: Case, configs: Sequence[ConvConfig], tools: BlockTools) -> 
 
 
 def block_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> BlockTools:
-    """Compile in ``pool``; check and time on the current GPU."""
+    """Return tools that compile in ``pool``, and check and time on the current GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
 
     def compiles_well(block: Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
@@ -130,7 +130,7 @@ def block_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Bloc
 
 @torch.no_grad()
 def with_data(case: Case, device: torch.device) -> tuple[Joined, dict[str, Tensor]]:
-    """The run with random weights, and its values: random where it reads, NaN where it or its parts write."""
+    """Return the run with random weights, and its values: random inputs, and NaN for everything that is written."""
     dtype = getattr(torch, case.block.dtype)
 
     def drawn(part: Conv | None) -> Conv | None:
@@ -152,7 +152,7 @@ def with_data(case: Case, device: torch.device) -> tuple[Joined, dict[str, Tenso
 
 
 def run_apart(run: Joined, values: dict[str, Tensor]) -> None:
-    """The run's convolutions one by one, each with the kernel that is routed for it."""
+    """Run the convolutions one by one, each with its routed kernel."""
     for part in run.parts:
         dispatch.convolve_into(
             values[part.output], values[part.input], part.weight, part.bias,
@@ -163,7 +163,7 @@ def run_apart(run: Joined, values: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def errors(case: Case, config: ConvConfig, device: torch.device) -> float:
-    """The largest relative error of what the kernel writes, against float32 convolutions of the same rounding."""
+    """Return the largest relative error of the kernel's outputs against float32 convolutions with the same rounding."""
     run, values = with_data(case, device)
     run_joined(run, values, config)
     exact = in_float32(run, values)
@@ -171,7 +171,7 @@ def errors(case: Case, config: ConvConfig, device: torch.device) -> float:
 
 
 def in_float32(run: Joined, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every value of the run, computed in float32 from what it reads, and rounded where the kernel rounds."""
+    """Compute every value of the run in float32 from its inputs, rounded where the kernel rounds."""
     exact = {value: values[value].float() for value in run.reads}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for part in run.parts:
@@ -180,6 +180,6 @@ def in_float32(run: Joined, values: dict[str, Tensor]) -> dict[str, Tensor]:
                 None if part.residual is None else exact[part.residual],
                 stride=part.stride, padding=part.padding, groups=part.groups, relu=part.relu,
             )  # fmt: skip
-            # The kernel rounds what it multiplies next, too; a shortcut it adds before it rounds.
+            # The kernel also rounds values that it multiplies next. It adds a shortcut before it rounds.
             exact[part.output] = y if part is run.shortcut else y.to(values[part.output].dtype).float()
     return exact

@@ -1,4 +1,4 @@
-"""One layer at a time: the configurations worth trying for it, whether each is right, and how long it takes."""
+"""Tune one layer: choose the configurations to try, check whether each is correct, and time it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from fastres.roofline.gpu_shapes import conv_shape, linear_shape
 
 from .progress import Progress, runs_right
 
-# A candidate is not tried where its estimated time is more than this many times the best estimate. The model knows
-# waves, arithmetic and tile traffic, not latency or pipelining, so it only rules out what is far off.
+# A candidate is not tried if its estimate is more than this many times the best estimate. The model covers waves,
+# arithmetic and tile traffic, but not latency or pipelining, so it only excludes candidates that are much slower.
 FAR_OFF = 1.6
 
-# Of each kind of kernel so many tiles are tried, and of each tile so many choices of depth, warps and stages.
+# The number of tiles tried per kind of kernel, and of choices of depth, warps and stages per tile.
 TILES_TRIED, VARIANTS_TRIED = 4, 3
 
 GENERAL = [
@@ -43,23 +43,23 @@ GENERAL = [
 
 TMA = [*gemm.CANDIDATES, *conv_tma.CANDIDATES, *conv_specialized.CANDIDATES]
 
-# For layers of fewer tiles than multiprocessors: so many programs a tile, where the rules allow it (routing.splits).
+# Programs per tile for layers with fewer tiles than multiprocessors, if the rules allow it (rules.splits).
 SPLITS = (2, 3, 4, 6, 8, 12, 16)
 SPLIT_TILES = [config for config in GENERAL if config.block_m == 64 and config.num_warps == 4]
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What the search does on a GPU, so that its logic can be tested without one."""
+    """The search's operations that need a GPU, separate so that its logic can be tested without one."""
 
     compiles_well: Callable[[Layer, Sequence[ConvConfig]], list[ConvConfig]]
     is_right: Callable[[Layer, ConvConfig], bool]
     microseconds: Callable[[Layer, ConvConfig], float]
-    announce: Callable[[Mapping[Layer, Sequence[ConvConfig]]], object] = lambda plans: None  # what will be asked for
+    announce: Callable[[Mapping[Layer, Sequence[ConvConfig]]], object] = lambda plans: None  # what to compile
 
 
 def layers_of(models: Iterable[str], batches: Iterable[int], size: int, dtype: torch.dtype) -> list[Layer]:
-    """The distinct convolutions that the models run at these batches, the classifier among them."""
+    """Return the distinct convolutions that the models run at these batches, including the classifier."""
     found: dict[Layer, None] = {}
     for name, batch in itertools.product(models, batches):
         plan = outline(get_architecture(name), dtype)
@@ -73,12 +73,12 @@ def layers_of(models: Iterable[str], batches: Iterable[int], size: int, dtype: t
 
 
 def by_rules(layer: Layer, gpu: Gpu) -> ConvConfig:
-    """What the rules choose for a layer."""
+    """Return the configuration that the rules choose for a layer."""
     return route_conv(layer.shape, getattr(torch, layer.dtype), gpu, residual=layer.residual)
 
 
 def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
-    """Configurations of every kernel that takes the layer; the rules' own choice first."""
+    """Return configurations of every kernel that supports the layer, the rules' own choice first."""
     shape, dtype = layer.shape, getattr(torch, layer.dtype)
     found = [by_rules(layer, gpu)]
     for config in [*GENERAL, *split_candidates(layer, gpu), *TMA]:
@@ -90,7 +90,7 @@ def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
 
 
 def split_candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
-    """Configurations whose programs share tiles, where tiles alone leave more than half of the GPU idle."""
+    """Return configurations in which programs share tiles, if tiles alone leave more than half of the GPU idle."""
     shape = layer.shape
     found = []
     for config in SPLIT_TILES:
@@ -101,11 +101,11 @@ def split_candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
 
 
 def promising(layer: Layer, configs: Sequence[ConvConfig], gpu: Gpu, limits: Ceilings) -> list[ConvConfig]:
-    """The rules' own choice, and of each kind of kernel a few variants of the tiles estimated to be best."""
+    """Return the rules' choice and, for each kind of kernel, a few variants of the tiles with the best estimates."""
     times = {config: conv_seconds(layer, config, gpu, limits) for config in configs}
     bar = FAR_OFF * min(times.values())
     kinds: dict[tuple[str, bool], dict[tuple[int, int], list[ConvConfig]]] = {}
-    # Of equal estimates the larger tile first: it reads less.
+    # If estimates are equal, the larger tile comes first, because it reads less.
     for config in sorted(configs, key=lambda config: (times[config], -config.block_m * config.block_n)):
         if times[config] <= bar:
             tiles = kinds.setdefault((config.kernel, config.split > 1), {})
@@ -116,25 +116,25 @@ def promising(layer: Layer, configs: Sequence[ConvConfig], gpu: Gpu, limits: Cei
 
 
 def _spread(configs: Sequence[ConvConfig], count: int) -> list[ConvConfig]:
-    """``count`` of the configurations, evenly spread, the first among them."""
+    """Return ``count`` configurations at even distances, including the first."""
     step = max(1, len(configs) / count)
     return [configs[int(index * step)] for index in range(min(count, len(configs)))]
 
 
 def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tuned:
-    """The fastest of ``configs`` (the rules' own choice first) among those that compile well and are right."""
+    """Return the fastest of ``configs`` that compiles well and is correct. The rules' own choice must come first."""
     rules = configs[0]
     good = tools.compiles_well(layer, configs)
     times = {config: tools.microseconds(layer, config) for config in good if tools.is_right(layer, config)}
     if rules not in times:
-        found = f"; of {len(configs)} others {len(times)} are right" if times else ""
+        found = f"; {len(times)} of {len(configs)} configurations are correct" if times else ""
         raise DeviceError(f"The rules' own configuration {rules} is wrong or does not compile for {layer}{found}")
     best = min(times, key=lambda config: times[config])
     return Tuned(layer, best, times[best], times[rules])
 
 
 def by_weight(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings) -> list[Layer]:
-    """Layers, those first that the rules are estimated to spend most time on."""
+    """Sort layers by their estimated time with the rules' choice, longest first."""
 
     def seconds(layer: Layer) -> float:
         return conv_seconds(layer, by_rules(layer, gpu), gpu, limits)
@@ -143,7 +143,10 @@ def by_weight(todo: Sequence[Layer], gpu: Gpu, limits: Ceilings) -> list[Layer]:
 
 
 def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
-    """Compile in ``pool``, all that is announced at once; check and time on the current GPU."""
+    """Return tools that compile in ``pool``, and check and time on the current GPU.
+
+    ``announce`` starts all compilations at once.
+    """
     device = torch.device("cuda", torch.cuda.current_device())
     compiling: dict[tuple[Layer, ConvConfig], Future[bool]] = {}
 
@@ -162,7 +165,7 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
         x, weight, bias, residual = make_tensors(layer, device)
         shape = layer.shape
         y = torch.empty((shape.N, shape.P, shape.Q, weight.shape[0]), dtype=layer.out_dtype, device=device)
-        # As in a network, whose layers share them: making them is not part of the layer's time.
+        # Created outside the timed call, because the layers of a network share these counters.
         arrived = torch.zeros(conv.arrivals(shape, config), dtype=torch.int32, device=device)
 
         def once() -> None:
@@ -176,7 +179,7 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
 
 @torch.no_grad()
 def error(layer: Layer, config: ConvConfig, device: torch.device) -> float:
-    """Relative L2 error of the layer's result against float32; not a number where some of it is not written."""
+    """Return the relative L2 error of the layer's result against float32, or NaN if part of it was not written."""
     x, weight, bias, residual = make_tensors(layer, device)
     shape = layer.shape
     y = torch.full((shape.N, shape.P, shape.Q, weight.shape[0]), float("nan"), dtype=layer.out_dtype, device=device)
@@ -192,7 +195,7 @@ def error(layer: Layer, config: ConvConfig, device: torch.device) -> float:
 def make_tensors(
     layer: Layer, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Random input, weight, bias and residual of a layer."""
+    """Return random input, weight, bias and residual tensors for a layer."""
     shape, dtype = layer.shape, getattr(torch, layer.dtype)
     x = torch.randn(shape.N, shape.H, shape.W, shape.C * shape.groups, device=device, dtype=dtype)
     weight = torch.randn(shape.K * shape.groups, shape.R, shape.S, shape.C, device=device)
@@ -206,7 +209,7 @@ def launch(
     layer: Layer, config: ConvConfig, y: torch.Tensor, *tensors: torch.Tensor | None,
     arrived: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Run the layer on input, weight, bias and residual (:func:`make_tensors`) into ``y``."""
+    """Run the layer on the tensors of :func:`make_tensors` and write the result into ``y``."""
     shape = layer.shape
     x, weight, bias, residual = tensors
     assert x is not None

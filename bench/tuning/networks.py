@@ -1,8 +1,8 @@
-"""Tuning of whole networks: joined or one by one, the first stages in micro-batches or not, kernels early or not.
+"""Tune whole networks: whether to join convolutions, split the first stages into micro-batches or start kernels early.
 
-What layers and runs measured alone do not show, such as what one kernel leaves in the L2 cache for the next, or how
-long the next takes to start, decides here: each way of running is timed on the whole network, as a CUDA graph like in
-use, interleaved with the plain one.
+Timing layers and runs alone misses some effects, such as data that one kernel leaves in the L2 cache for the next, or
+the time that the next kernel takes to start. So each way of running is timed on the whole network, as a CUDA graph as
+in real use, interleaved with the plain way.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from fastres.kernels.routing.tables import Network
 from fastres.kernels.routing.without import left_out
 from fastres.text import dtype_name
 
-# Batches under this fit the L2 cache as they are, and micro-batches would cost more launches than they save. From here
-# on kernels take so long that nothing is gained by starting them early.
+# Smaller batches fit in the L2 cache, and micro-batches would cost more in launches than they save. From this size on,
+# kernels take so long that an early start saves nothing.
 LARGE_BATCH = 64
 MICRO_BATCHES: tuple[int, ...] = (16, 32, 64, 128)
 QUICK_MICRO_BATCHES: tuple[int, ...] = (32, 64)
 ROUNDS = 15
-REPLAYS = 4  # a sample
-CHECKS = 8  # replays whose results are compared: what is wrong about timing shows now and then only
+REPLAYS = 4  # per sample
+CHECKS = 8  # replays whose results are compared, because race conditions do not show in every replay
 
 
 def ways(
     plain: Network, *, has_blocks: bool, starts_early: bool, sizes: Sequence[int] = MICRO_BATCHES
 ) -> Iterator[Network]:
-    """Ways to run a network, besides the plain one (one by one, the batch whole)."""
+    """Yield ways to run a network other than the plain one, which runs kernels one by one on the whole batch."""
     for joined in (False, True) if has_blocks else (False,):
         if joined:
             yield replace(plain, joined=True)
@@ -48,7 +48,7 @@ def ways(
 def tune_network(
     plain: Network, others: Iterable[Network], is_right: Callable[[Network], bool], time_ms: Callable[[Network], float]
 ) -> Network:
-    """The fastest way that is right. ``time_ms`` runs the network once in a way."""
+    """Return the fastest correct way. ``time_ms`` runs the network in a given way and returns milliseconds."""
     tried = [plain, *(way for way in others if is_right(way))]
     for way in tried:
         time_ms(way)  # compiles and allocates
@@ -62,7 +62,7 @@ def tune_network(
 
 
 def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: bool, quick: bool = False) -> Network:
-    """Tune ``name`` on the current GPU, with random calibrated weights; ``quick`` tries fewer micro-batches."""
+    """Tune ``name`` on the current GPU with calibrated random weights. ``quick`` tries fewer micro-batches."""
     from fastres.bench.measure.calibration import calibrated
     from fastres.executors.gpu import GpuExecutor
     from fastres.network.architectures import get_architecture
@@ -75,7 +75,7 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
     x = torch.randn(batch, 3, size, size, device=device).to(dtype)
     plain = Network(name, batch, size, size, dtype_name(dtype), joined=False)
 
-    pool = torch.cuda.graph_pool_handle()  # graphs that run one after the other may share their memory
+    pool = torch.cuda.graph_pool_handle()  # graphs that run one after another may share memory
 
     def run(way: Network) -> torch.Tensor:
         return executor.run_as(x, ("logits",), way)[0]
@@ -119,5 +119,5 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
 
 
 def todo(models: Sequence[str], batches: Sequence[int], size: int, dtype: torch.dtype) -> list[Network]:
-    """The cases to tune."""
+    """Return the networks to tune."""
     return [Network(model, batch, size, size, dtype_name(dtype)) for model in models for batch in batches]

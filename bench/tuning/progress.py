@@ -1,7 +1,7 @@
-"""A tuned table on its way: written after every entry, gone on with later, and never again where a kernel killed it.
+"""The progress of a tuning run: the table is written after every entry, so that a later run can continue it.
 
-Before a configuration is launched its name is written down, and struck out when it is done. A process that dies or is
-killed in between leaves the name behind; whoever goes on with the table then leaves that configuration out.
+Before a configuration is launched, its name is written to a file, and it is removed when the launch is done. If the
+process dies or is killed in between, the name stays, and the next run leaves that configuration out.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ DROPPED = "dropped.json"
 
 @dataclass
 class Progress:
-    """A table, where it is written, and what was left out of it on the way.
+    """A table, its path, and the configurations and problems that were left out of it.
 
-    ``deadline`` is a time of ``time.monotonic``: no entry is begun after it. ``unfinished`` counts those.
+    ``deadline`` is a time of ``time.monotonic`` after which no entry is begun. ``unfinished`` counts the entries that
+    were not begun.
     """
 
     path: Path
     facts: dict[str, object]
     table: Table
     deadline: float | None = None
-    dropped: list[dict[str, Any]] = field(default_factory=list)  # configurations that ended their process
+    dropped: list[dict[str, Any]] = field(default_factory=list)  # configurations that killed their process
     problems: list[str] = field(default_factory=list)
     unfinished: int = 0
 
     @classmethod
     def resume(cls, path: Path, facts: dict[str, object], seed: Path | None = None) -> Progress:
-        """Go on with what ``path`` holds or, if it is not there, with the table ``seed``."""
+        """Continue the table at ``path`` or, if there is none, the table at ``seed``."""
         found = next((place for place in (path, seed) if place is not None and place.is_file()), None)
         table = from_json(found.read_text(), str(found)) if found else Table()
         noted = path.with_name(DROPPED)
@@ -49,7 +50,7 @@ class Progress:
         return cls(path, facts, table, dropped=dropped)
 
     def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
-        """Add to a part of the table, and write it."""
+        """Add an entry to a part of the table, and write the table."""
         self.table = replace(self.table, **{part: (*getattr(self.table, part), entry)})
         write_whole(self.path, to_json(self.table, self.facts).encode())
 
@@ -62,7 +63,7 @@ class Progress:
         self, part: str, todo: Mapping[Any, Any], known: Iterable[Any],
         run: Callable[[Any], Tuned | TunedBlock | Network | None],
     ) -> None:  # fmt: skip
-        """Add what ``run`` makes of each item of ``todo`` (by what it is tuned for) that is not ``known``."""
+        """Add the result of ``run`` for each item of ``todo`` whose key is not in ``known``."""
         from tqdm import tqdm
 
         done = set(known)
@@ -76,17 +77,17 @@ class Progress:
 
     @contextmanager
     def trying(self, layer: Layer | Block, config: ConvConfig) -> Iterator[None]:
-        """While it lasts, the configuration stands in a file beside the table as one that ended its process."""
+        """Within the context, list the configuration in a file next to the table as one that killed its process."""
         self._note([*self.dropped, _named(layer, config)])
         try:
             yield
-        except KeyboardInterrupt:  # whoever stops the tuner blames no configuration
+        except KeyboardInterrupt:  # the user stopped the tuner, so the configuration is not at fault
             self._note(self.dropped)
             raise
         self._note(self.dropped)
 
     def ended_a_process(self, layer: Layer | Block, config: ConvConfig) -> bool:
-        """Whether a process died, or was stopped, while it tried this."""
+        """Return True if a process died or was stopped while it tried this configuration."""
         return _named(layer, config) in self.dropped
 
     def _note(self, dropped: list[dict[str, Any]]) -> None:
@@ -98,14 +99,17 @@ def _named(layer: Layer | Block, config: ConvConfig) -> dict[str, Any]:
 
 
 def runs_right(error: Callable[[], float], dtype: str, what: str, progress: Progress) -> bool:
-    """Whether a kernel's ``error`` is small. One that raises is a problem; one that breaks the GPU ends the process."""
+    """Return True if a kernel's ``error`` is small, and record a problem if not or if the kernel raises.
+
+    If the kernel leaves the GPU unusable, the exception ends the process.
+    """
     try:
         found = error()
     except (RuntimeError, triton.runtime.errors.TritonError) as problem:
-        torch.cuda.synchronize()  # raises where the GPU can no longer be used: then this process is done
+        torch.cuda.synchronize()  # raises if the GPU is no longer usable, which ends this process
         progress.problems.append(f"{what} raises {type(problem).__name__}: {problem}".splitlines()[0])
         return False
     if not found < 2 * torch.finfo(getattr(torch, dtype)).eps:
-        progress.problems.append(f"{what} is wrong: off by {found:.2e}")
+        progress.problems.append(f"{what} is wrong: its relative error is {found:.2e}")
         return False
     return True

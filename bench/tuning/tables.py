@@ -1,4 +1,4 @@
-"""What the tuner found, as text."""
+"""The tuner's results as text tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fastres.text import text_table
 
 
 def blocks_table(entries: Sequence[TunedBlock]) -> str:
-    """What joining saves or costs, most saved first."""
-    lines = [("joined run", "kernel", "configuration", "µs", "one by one µs")]
+    """Return a table of the time that joining saves or costs, largest saving first."""
+    lines = [("joined run", "kernel", "configuration", "µs", "separate µs")]
     for entry in sorted(entries, key=lambda entry: entry.microseconds - entry.apart_microseconds):
         block, shape = entry.layer, entry.layer.shape
         chain = [str(shape.C), *([str(shape.K)] if block.fused else []), str(block.channels)]
@@ -23,8 +23,8 @@ def blocks_table(entries: Sequence[TunedBlock]) -> str:
 
 
 def networks_table(entries: Sequence[Network]) -> str:
-    """How whole networks run fastest."""
-    lines = [("network", "batch", "joined", "besides", "µs", "plain µs")]
+    """Return a table of the fastest way to run each network."""
+    lines = [("network", "batch", "joined", "other settings", "µs", "plain µs")]
     for entry in entries:
         times = (f"{entry.microseconds:.0f}", f"{entry.plain_microseconds:.0f}")
         lines.append((entry.model, str(entry.batch), "yes" if entry.joined else "no", entry.manner or "-", *times))
@@ -32,7 +32,7 @@ def networks_table(entries: Sequence[Network]) -> str:
 
 
 def table(entries: Sequence[Tuned], rows: int = 20) -> str:
-    """The slowest layers: what was chosen and what the rules' own choice took."""
+    """Return a table of the slowest layers with the chosen configuration and the time of the rules' own choice."""
     lines = [("layer", "kernel", "configuration", "µs", "rules µs")]
     for entry in sorted(entries, key=lambda entry: -entry.microseconds)[:rows]:
         shape = entry.layer.shape

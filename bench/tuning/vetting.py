@@ -1,8 +1,9 @@
-"""``python -m bench.vetting``: the candidates of a quick tuning, chosen and compiled on a machine without the GPU.
+"""Choose and compile the candidates of a quick tuning, on a machine without the GPU: ``python -m bench.vetting``.
 
-For every layer and joined run of a model: the configurations estimated to be fastest, of each kind of kernel some, that
-the compiler neither spills nor makes too large. What is left is small enough to be timed while a GPU is lent for
-minutes. Writes ``bench/tuning/candidates/<architecture>.json``, which ``python -m bench.tune --quick`` reads.
+For every layer and joined run of a model, it keeps some configurations of each kind of kernel: those with the best
+estimates whose compiled code neither spills registers nor is too large. The remaining candidates are few enough to be
+timed in minutes on a GPU. It writes ``bench/tuning/candidates/<architecture>.json``, which
+``python -m bench.tune --quick`` reads.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ FIELDS = ("kernel", "block_m", "block_n", "block_k", "num_warps", "num_stages", 
 
 @dataclass(frozen=True)
 class Vetted:
-    """Configurations to time, the most promising first."""
+    """Configurations to time, most promising first."""
 
     layers: Mapping[Layer, list[ConvConfig]] = field(default_factory=dict)
     blocks: Mapping[Block, list[ConvConfig]] = field(default_factory=dict)
 
 
 def few(configs: Sequence[ConvConfig], count: int) -> list[ConvConfig]:
-    """``count`` of the configurations, in turn from each kernel, split reductions being a kind of their own."""
+    """Return ``count`` configurations, taken in turn from each kernel. Split reductions count as a separate kernel."""
     kinds: dict[tuple[str, bool], list[ConvConfig]] = {}
     for config in configs:
         kinds.setdefault((config.kernel, config.split > 1), []).append(config)
@@ -58,7 +59,7 @@ def vet(
     blocks: Mapping[Block, Sequence[ConvConfig]],
     good: Callable[[list[tuple[Layer | Block, ConvConfig]]], list[bool]],
 ) -> Vetted:
-    """Of each list, best first, the few best that are ``good``; what is bad is replaced by the next best."""
+    """Return the few best ``good`` configurations of each list. The lists are sorted, best first."""
     waiting: dict[Layer | Block, list[ConvConfig]] = {}
     waiting.update((key, list(found)) for key, found in layers.items())
     waiting.update((key, list(found)) for key, found in blocks.items())
@@ -81,10 +82,11 @@ def vet(
 def for_card(
     gpu: Gpu, models: Sequence[str], batches: Sequence[int], size: int, dtype: torch.dtype, workers: int | None = None
 ) -> Vetted:
-    """Candidates for ``gpu``; compiles them for its architecture."""
+    """Choose candidates for ``gpu`` and compile them for its architecture."""
     limits = stated(gpu.name, dtype)
     if limits is None:
-        raise FastresError(f"The rates of {gpu.name} are not known; known: {', '.join(known.name for known in CARDS)}")
+        known_cards = ", ".join(known.name for known in CARDS)
+        raise FastresError(f"The rates of {gpu.name} are unknown; choose one of {known_cards}")
 
     def ranked(layer: Layer, limits: Ceilings = limits) -> list[ConvConfig]:
         configs = configurations.candidates(layer, gpu)
@@ -108,7 +110,7 @@ def for_card(
 
 
 def to_json(vetted: Vetted, facts: Mapping[str, Any]) -> str:
-    """The candidates as JSON, a line a layer."""
+    """Return the candidates as JSON, with one line per layer or run."""
     parts: dict[str, Mapping[Any, list[ConvConfig]]] = {"layers": vetted.layers, "blocks": vetted.blocks}
     lists = []
     for name, part in parts.items():
@@ -122,13 +124,15 @@ def _row(config: ConvConfig) -> list[Any]:
 
 
 def from_json(text: str, source: str) -> Vetted:
-    """Read candidates; raises ``FastresError`` naming ``source`` where they are none."""
+    """Read candidates from JSON. Raise ``FastresError`` that names ``source`` if the text is not valid."""
     try:
         document = json.loads(text)
         layers = {Layer(**{**row["of"], "shape": _shape(row)}): _configs(row) for row in document["layers"]}
         blocks = {Block(**{**row["of"], "shape": _shape(row)}): _configs(row) for row in document["blocks"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise FastresError(f"{source} does not hold candidates ({error}); write it anew with bench.vetting") from error
+        raise FastresError(
+            f"{source} does not hold candidates ({error}); write it again with python -m bench.vetting"
+        ) from error
     return Vetted(layers, blocks)
 
 
@@ -141,20 +145,20 @@ def _configs(row: Mapping[str, Any]) -> list[ConvConfig]:
 
 
 def read(arch: str, folder: Path = FOLDER) -> Vetted:
-    """The candidates of an architecture; none where it has no file."""
+    """Return the candidates of an architecture, or empty ones if it has no file."""
     path = folder / f"{arch}.json"
     return from_json(path.read_text(), str(path)) if path.is_file() else Vetted()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the candidates of a card's architecture."""
-    parser = argparse.ArgumentParser(prog="python -m bench.vetting", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--card", default="H100", help="a card's name, or an architecture (default: %(default)s)")
+    """Write the candidates for a card's architecture."""
+    parser = argparse.ArgumentParser(prog="python -m bench.vetting", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--card", default="H100", help="name of a card, or an architecture (default: %(default)s)")
     parser.add_argument("--model", nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, nargs="+", default=[256, 64, 8, 1])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="output folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
         gpu = card(options.card)

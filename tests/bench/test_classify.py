@@ -1,4 +1,4 @@
-"""The benchmark of ``fastres classify`` in its smallest form: real photographs, both decoders, memory over time."""
+"""Test a small run of the ``fastres classify`` benchmark: real photographs, both decoders, memory over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visits to a GPU: what they are made of, and how small commands in place of the real pieces come home."""
+"""Test GPU visits: their pieces, and how results are collected, with small commands in place of the real pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tuner's logic without a GPU: what it tries, what it drops, and that it goes on where it stopped."""
+"""Test the tuner's logic without a GPU: what it tries, what it drops, and that it continues where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GEMM = Layer(ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), "float16", True)
 
 
 def tools(**changes: object) -> configurations.Tools:
-    """Tools of a GPU on which smaller tiles are faster; everything compiles and is right."""
+    """Return tools for a GPU on which smaller tiles are faster, and everything compiles and is correct."""
 
     def microseconds(layer: Layer, config: ConvConfig) -> float:
         return float(config.block_m * config.block_n + config.block_k)
@@ -70,7 +70,7 @@ def test_small_layers_try_programs_that_share_tiles() -> None:
     assert {config.split for config in configurations.candidates(LARGE, H100)} == {1}
     tile = ConvConfig("conv", 64, 64, 64, 4, 4)
     times = [conv_seconds(one, replace(tile, split=split), H100, LIMITS) for split in (1, 2, 4, 8, 16)]
-    assert times[0] > 2 * times[2]  # less than four times: the last program reads the sums of all
+    assert times[0] > 2 * times[2]  # less than four times, because the last program reads all sums
     assert times[0] > times[1] > times[2] > times[3] < times[4], "partial sums are traffic too"
     best = min(configurations.candidates(one, H100), key=lambda config: conv_seconds(one, config, H100, LIMITS))
     assert best.split > 1
@@ -94,7 +94,7 @@ def test_estimates_follow_waves_and_bytes() -> None:
     assert one >= flops / 790e12
     huge = replace(LARGE, shape=replace(LARGE.shape, N=2560))
     assert 8 < conv_seconds(huge, tile, H100, LIMITS) / one < 12
-    # With one wave either way, a smaller tile has less to do.
+    # Both need one wave, so a smaller tile has less work.
     tiny = replace(LARGE, shape=replace(LARGE.shape, N=1))
     small = ConvConfig("conv", 64, 32, 64, 4, 4)
     assert conv_seconds(tiny, small, H100, LIMITS) < conv_seconds(tiny, tile, H100, LIMITS)
@@ -105,7 +105,7 @@ def test_far_off_candidates_are_dropped_and_the_rules_kept() -> None:
     kept = configurations.promising(LARGE, configs, H100, LIMITS)
     assert kept[0] == configs[0]
     assert 5 < len(kept) < len(configs)
-    # A few tiles of each kind of kernel, each with few variants: some seconds a layer, not minutes.
+    # A few tiles per kind of kernel, with a few variants each, take seconds per layer instead of minutes.
     for kernel in {config.kernel for config in kept}:
         tiles = [(config.block_m, config.block_n) for config in kept[1:] if config.kernel == kernel]
         assert 1 <= len(set(tiles)) <= configurations.TILES_TRIED
@@ -203,7 +203,7 @@ def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: py
         tried.clear()
         progress = Progress.resume(tmp_path / out / "conv.json", {})
         with contextlib.suppress(OSError), progress.trying(small, dead):
-            raise OSError  # as where the process ends
+            raise OSError  # as if the process ended
         progress = Progress.resume(tmp_path / out / "conv.json", {})
         tune.tune([small], H100, LIMITS, tools(compiles_well=noted), progress, vetted)
         return list(tried)

@@ -1,4 +1,4 @@
-"""Tuning joined runs and whole networks without a GPU: what is tried, what wins, and that wrong results are seen."""
+"""Test the tuning of joined runs and networks without a GPU: what is tried, what wins, and how errors are found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resnet50_cases(batch: int = 256) -> list[Case]:
 
 
 def tools(**changes: object) -> BlockTools:
-    """Tools of a GPU on which smaller tiles are faster and the run apart takes 100 µs."""
+    """Return tools for a GPU on which smaller tiles are faster and separate convolutions take 100 µs."""
 
     def microseconds(case: Case, config: ConvConfig | None) -> float:
         return 100.0 if config is None else config.block_m * config.block_n / 100
@@ -46,7 +46,7 @@ def test_the_runs_of_a_resnet50_that_kernels_take() -> None:
         (7, 1024, 2), (14, 512, 2), (28, 256, 2), (56, 64, 1),
     ]  # fmt: skip
     # The fused kernel holds at most 128 channels: layer1 and layer2 without the projection of 256 channels. Each run
-    # ends with the block or goes on into the next one, whose first convolution is wider where a stage ends.
+    # ends with the block or continues into the next one, whose first convolution is wider at the end of a stage.
     fused = sorted((b.shape.P, b.shortcut_channels, b.next_channels) for b in found if b.fused)
     assert fused == [(28, 0, 0), (28, 0, 128), (56, 0, 0), (56, 0, 64), (56, 0, 128), (56, 64, 0), (56, 64, 64)]
     for block, case in found.items():
