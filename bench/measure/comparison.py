@@ -101,7 +101,7 @@ class Comparison:
 def benchmark(
     setting: Setting, network: EagerResNet, limits: ceilings.Ceilings, budget: timing.Budget, progress: tqdm, keep: Keep
 ) -> tuple[list[Row], tuple[LayerRow, ...]]:
-    """Return one row for each engine of ``setting``, whose first engine is eager, and the steps of fastres.
+    """Return one row for each engine of ``setting`` and the steps of fastres. The first engine must be eager.
 
     ``keep`` receives the current rows and steps after each engine. The steps are timed only if fastres is included and
     correct.

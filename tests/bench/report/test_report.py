@@ -181,7 +181,7 @@ def test_the_chart_has_a_panel_a_setting_with_bars_and_roofline(monkeypatch: pyt
 
 
 def test_labels_lie_inside_the_panel(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Worst case: no room beyond the longest bar but what the limits give, and whiskers past it.
+    # Worst case: the axis limits leave the only room beyond the longest bar, and whiskers extend past it.
     figure = draw(monkeypatch, *(replace(row, roofline_ms=7.9) for row in ROWS[:2]))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
