@@ -1,4 +1,4 @@
-"""A pretend GPU: tensors of ``cuda:0``, streams, events and graphs on a CPU, for host code that needs CUDA.
+"""A pretend GPU: tensors on ``cuda:0``, streams, events and graphs, all on a CPU, to test host code that needs CUDA.
 
-It allows what CUDA allows and reports races. It says nothing about speed.
+It rejects what CUDA rejects and reports races. It does not tell anything about speed.
 """

@@ -1,4 +1,4 @@
-"""``python -m bench.pretend_gpu``."""
+"""``python -m bench.pretend_gpu``: run a module on a pretend GPU."""
 
 from .cuda import main
 

@@ -1,16 +1,17 @@
-"""A pretend GPU: every line of host code that needs a CUDA GPU runs without one, with kernels in Triton's interpreter.
+"""Run host code that needs a CUDA GPU on a machine without one, with the kernels in Triton's interpreter.
 
     with pretend_gpu(cards.H200) as pretence:
         model = fastres.load("resnet18", None).cuda()
 
-or, for a whole command, ``python -m fastres.bench.pretend_gpu --card H200 -m fastres.bench.measure.host --batch 1``.
+For a whole command: ``python -m fastres.bench.pretend_gpu --card H200 -m fastres.bench.measure.host --batch 1``.
 
-Tensors (``pretend_tensors.py``) are torch's own, of device ``cuda:0`` and CPU memory. Streams, events and graphs
-(``pretend_streams.py``) order nothing, as all work runs at once, but know what would not have been ordered. Captures
-record kernels and operations without running them and refuse what CUDA refuses, the first launch of a kernel among it.
+Tensors (``tensors.py``) are real torch tensors on device ``cuda:0``, with their data in CPU memory. All work runs
+immediately, so streams and events (``streams.py``) do not order it; they detect accesses that a GPU would not have
+ordered. A graph capture records kernels and operations without running them. It rejects what CUDA rejects, including
+the first launch of a kernel.
 
-Results are those of the CPU. Speed, and what a kernel's compiled code does, are not what this is for. It needs
-``TRITON_INTERPRET=1``, set before Triton is imported, and a build of torch without CUDA.
+Results are computed on the CPU. The pretend GPU tests neither speed nor compiled kernel code. It needs a build of torch
+without CUDA, and ``TRITON_INTERPRET=1`` set before Triton is imported.
 """
 
 from __future__ import annotations
@@ -46,16 +47,17 @@ from .tensors import Memory, install, on_cpu
 
 CARDS = {name: card for name, card in vars(cards).items() if isinstance(card, Gpu) and card is not cards.INTERPRETER}
 DEVICE = torch.device("cuda", 0)
-_MEMORY_BUS = 4000  # bits: any would do, but with this one rates in GB/s are whole rates in kHz
-_FLUSHED = 1 << 20  # bytes that stand for a cache between the launches that Triton's do_bench times
+_MEMORY_BUS = 4000  # bits: an arbitrary width, for which whole GB/s give whole clock rates in kHz
+_FLUSHED = 1 << 20  # bytes that Triton's do_bench overwrites between launches instead of a real cache's size
 
 
 @dataclass(eq=False)
 class Pretence:
-    """A pretend GPU at work.
+    """The state of a pretend GPU.
 
-    ``timeline`` has the log of calls and the races; ``memory`` what is allocated, and limits to set. ``launches`` are
-    names of kernels in the order in which they ran; ``loaded`` are the specialisations that a capture may launch.
+    ``timeline`` has the log of calls and the races. ``memory`` has the allocated bytes and limits that you can set.
+    ``launches`` lists the names of the kernels that ran, in order. ``loaded`` has the kernel specialisations that a
+    capture may launch.
     """
 
     card: Gpu
@@ -69,15 +71,15 @@ class Pretence:
 def pretend_gpu(
     card: Gpu = cards.H100, *, memory: int = 80 << 30, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Pretence]:
-    """Make this process take ``card``, with ``memory`` bytes, for its GPU; all is undone at the end.
+    """Make this process see ``card``, with ``memory`` bytes, as its GPU. Everything is restored at the end.
 
-    ``clock`` gives the seconds that events are stamped with. Raises ``DeviceError`` where Triton does not interpret, or
+    ``clock`` returns the seconds that events record. Raise ``DeviceError`` if Triton does not interpret kernels, or if
     torch has a GPU or was built for one.
     """
     if not cards.INTERPRETED:
         raise DeviceError("A pretend GPU needs Triton's interpreter: set TRITON_INTERPRET=1 before Triton is imported")
     if torch.backends.cuda.is_built() or torch.cuda.is_available():
-        raise DeviceError("A pretend GPU needs a torch without CUDA and this one has it: install torch's CPU build")
+        raise DeviceError("A pretend GPU needs torch without CUDA, but this build has CUDA: install torch's CPU build")
     timeline = Timeline(clock)
     pretence = Pretence(card, timeline, Memory(timeline, memory))
     with ExitStack() as within:
@@ -93,7 +95,7 @@ def pretend_gpu(
 
 @contextmanager
 def _compiling_children() -> Iterator[None]:
-    """Processes that this one starts compile kernels; it goes on to interpret those that it has yet to import."""
+    """Let child processes compile kernels, while this process continues to interpret those that it imports later."""
     own = knobs.runtime.__dict__
     with mock.patch.dict(own, interpret=True), mock.patch.dict(os.environ):
         os.environ.pop("TRITON_INTERPRET", None)
@@ -101,7 +103,7 @@ def _compiling_children() -> Iterator[None]:
 
 
 def properties(card: Gpu, memory: int) -> SimpleNamespace:
-    """What ``torch.cuda.get_device_properties`` says of ``card``."""
+    """Return what ``torch.cuda.get_device_properties`` returns for ``card``."""
     major, minor = divmod(int(card.arch.removeprefix("sm_")), 10) if not card.is_amd else (9, 4)
     return SimpleNamespace(
         name=card.name,
@@ -120,21 +122,21 @@ def properties(card: Gpu, memory: int) -> SimpleNamespace:
 
 
 def indexed(device: Any) -> Any:
-    """``device`` with the index that a CUDA device without one means; what is no device as it is."""
+    """Return ``device`` with an index if it is a CUDA device without one. Return anything else unchanged."""
     if isinstance(device, (str, torch.device)):
         found = torch.device(device)
         if found.type == "cuda":
             if found.index:
-                raise RuntimeError(f"CUDA error: invalid device ordinal: {found}; a pretend GPU is the only one")
+                raise RuntimeError(f"CUDA error: invalid device ordinal: {found}; there is only one pretend GPU")
             return DEVICE
     return device
 
 
 def _substitutes(pretence: Pretence) -> dict[Any, dict[str, Any]]:
-    """What takes the place of torch's and Triton's own, by module or class and name."""
+    """Return the replacements for attributes of torch and Triton, by module or class and name."""
     timeline, memory = pretence.timeline, pretence.memory
     facts = properties(pretence.card, memory.total)
-    interpreted = threading.RLock()  # the interpreter is not for several threads
+    interpreted = threading.RLock()  # the interpreter is not thread-safe
 
     def launch(kernel: InterpretedFunction, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
         with interpreted:
@@ -208,7 +210,7 @@ def _device_functions(facts: SimpleNamespace) -> dict[str, Any]:
 
 def _stream_functions(timeline: Timeline) -> dict[str, Any]:
     class StreamContext:
-        """``torch.cuda.stream``: a class, because ``torch.cuda.graph`` may enter it and never exit."""
+        """Replaces ``torch.cuda.stream``. A class, because ``torch.cuda.graph`` may enter it and never exit."""
 
         def __init__(self, which: Stream | None) -> None:
             self.which = which
@@ -263,7 +265,7 @@ def _record_stream(timeline: Timeline, tensor: Tensor, stream: Stream) -> None:
 
 
 class _Generator(torch.Generator):
-    """``torch.Generator``, of the CPU whatever the device: its kernels draw the numbers."""
+    """A ``torch.Generator`` that is always on the CPU, because CPU kernels draw the numbers."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
         return torch._C.Generator.__new__(cls, "cpu")  # type: ignore[call-arg]
@@ -320,7 +322,7 @@ def _launch(pretence: Pretence, run: Callable[..., None], kernel: Any, args: Any
     def again() -> None:
         pretence.launches.append(name)
         before = {id(tensor): _bytes(tensor).clone() for tensor in tensors}
-        # Early starts, which the interpreter does not know, change nothing here: every kernel ends before the next.
+        # The interpreter has no early starts. They make no difference: every kernel ends before the next one begins.
         run(**{key: False if key == "EARLY" else _host(value) for key, value in given.items()})
         writes = [tensor for tensor in tensors if not torch.equal(before[id(tensor)], _bytes(tensor))]
         written = {id(tensor) for tensor in writes}
@@ -348,20 +350,20 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _host(value: Any) -> Any:
-    """An argument as the interpreter takes it."""
+    """Return an argument in the form that the interpreter takes."""
     if isinstance(value, (tuple, list)):
         return type(value)(_host(item) for item in value)
     return replace(value, base=on_cpu(value.base)) if isinstance(value, TensorDescriptor) else on_cpu(value)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """What a launch may change: the memory from the tensor's first element to its storage's end, on the CPU."""
+    """Return the bytes that a launch may change: the tensor's whole storage, on the CPU."""
     storage = on_cpu(tensor).untyped_storage()
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _specialised(kernel: Any, parameter: inspect.Parameter, given: dict[str, Any]) -> Any:
-    """What Triton compiles for of an argument: constants whole, of others what its code depends on."""
+    """Return what Triton specialises a kernel on: the value of a constant, or the properties of another argument."""
     value = given.get(parameter.name, parameter.default)
     if "constexpr" in str(parameter.annotation):
         return value
@@ -377,10 +379,10 @@ def _specialised(kernel: Any, parameter: inspect.Parameter, given: dict[str, Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a module, as ``python -m`` does, on a pretend GPU."""
+    """Run a module on a pretend GPU, as ``python -m`` does."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretend_gpu", description="Run a module on a pretend GPU.")
     parser.add_argument("--card", choices=CARDS, default="H100", help="the GPU to pretend (default: %(default)s)")
-    parser.add_argument("-m", dest="module", required=True, nargs=argparse.REMAINDER, help="the module, its arguments")
+    parser.add_argument("-m", dest="module", required=True, nargs=argparse.REMAINDER, help="module and its arguments")
     given = parser.parse_args(arguments)
     module, *rest = given.module
     with pretend_gpu(CARDS[given.card]), mock.patch("sys.argv", [module, *rest]):

@@ -1,10 +1,10 @@
-"""Streams, events and graphs of a pretend GPU (``pretend_gpu.py``): what is ordered, and what a capture allows.
+"""Streams, events and graphs of a pretend GPU (``cuda.py``): they detect races and reject what a capture forbids.
 
-Work runs at once, on the CPU, so a missing wait never shows in a result. It shows here: every stream has a vector
-clock, every memory block remembers who wrote and read it last, and an access that nothing orders after them is noted as
-a race. So is memory that returns to the allocator while another stream than its own may still use it.
+Work runs immediately, on the CPU, so a missing wait never changes a result. It is detected here instead. Every stream
+has a vector clock, and every memory block remembers which streams wrote and read it last. An access that nothing orders
+after those is recorded as a race. So is memory that returns to the allocator while another stream may still use it.
 
-A captured graph holds work that was recorded and not run. Its replay runs it on the same memory.
+A captured graph holds recorded work that has not run. A replay runs it on the same memory.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Clock = dict[int, int]  # stream → how much of its work is done for certain
+Clock = dict[int, int]  # a vector clock: stream → how much of its work is known to be done
 
 
 def merge(clock: Clock, other: Clock) -> None:
+    """Advance ``clock`` to at least the times of ``other``."""
     for stream, time in other.items():
         clock[stream] = max(clock.get(stream, 0), time)
 
 
 @dataclass
 class Block:
-    """Who used a block of memory last: times of the streams that wrote it and have read it since.
+    """The last uses of a block of memory: times of the streams that wrote it, and of those that have read it since.
 
-    ``stream`` is the one that it goes back to when it is freed, None where a graph keeps it; ``noted`` are streams that
-    the allocator was told of.
+    ``stream`` is the stream that gets the memory when it is freed, or None if a graph keeps it. ``noted`` are the
+    streams passed to ``record_stream``.
     """
 
     stream: Stream | None = None
@@ -41,20 +42,20 @@ class Block:
 
 
 class CaptureError(RuntimeError):
-    """What CUDA answers to work that a capture does not allow."""
+    """The error that CUDA raises for work that is not allowed during a capture."""
 
 
 @dataclass(eq=False)
 class Timeline:
-    """The streams of one pretend GPU, and what runs on them."""
+    """The streams of one pretend GPU and the work on them."""
 
     clock: Callable[[], float]  # in seconds
     log: list[str] = field(default_factory=list)  # calls, in order
     races: list[str] = field(default_factory=list)
     host: Clock = field(default_factory=dict)  # what the CPU has waited for
     blocks: dict[int, Block] = field(default_factory=dict)  # by the address of a storage
-    captures: list[CUDAGraph] = field(default_factory=list)  # under way
-    pools_open: set[Any] = field(default_factory=set)  # memory pools that the allocator takes from
+    captures: list[CUDAGraph] = field(default_factory=list)  # in progress
+    pools_open: set[Any] = field(default_factory=set)  # memory pools that the allocator allocates from
 
     def __post_init__(self) -> None:
         self.numbers = itertools.count()
@@ -73,11 +74,11 @@ class Timeline:
 
     @property
     def capturing(self) -> CUDAGraph | None:
-        """The graph that the current stream's work goes into."""
+        """The graph that captures the current stream, or None."""
         return self.current.graph
 
     def use(self, reads: Iterable[Tensor], writes: Iterable[Tensor], what: str) -> None:
-        """The current stream does a piece of work on these tensors."""
+        """Record that the current stream reads and writes these tensors, and record races."""
         with self.lock:
             stream = self.current
             merge(stream.clock, self.host)
@@ -100,7 +101,7 @@ class Timeline:
                         block.read[stream.number] = now
 
     def freed(self, address: int) -> None:
-        """The block's memory may be given to whatever its stream does next."""
+        """Return the block's memory to its stream. Record a race if another stream may still use it."""
         with self.lock:
             block = self.blocks.pop(address, None)
             if block is None or block.stream is None:
@@ -113,7 +114,7 @@ class Timeline:
                         self.races.append(f"memory of stream {block.stream.number} is freed, in use on stream {other}")
 
     def host_waits(self, what: str, stream: Stream | None = None) -> None:
-        """The CPU waits for a stream (all of them for ``None``), which a capture does not allow."""
+        """Make the CPU wait for a stream, or for all if ``None``. Raise ``CaptureError`` during a capture."""
         self.forbid_in_capture(what)
         with self.lock:
             self.log.append(what)
@@ -124,11 +125,11 @@ class Timeline:
 
     @property
     def everything(self) -> Clock:
-        """All work that was ever given to any stream."""
+        """The clock of all work that any stream was ever given."""
         return self.__dict__.setdefault("_everything", {})
 
     def forbid_in_capture(self, what: str) -> None:
-        """Raise where a capture is under way that ``what`` breaks; the graph is then of no use."""
+        """Raise ``CaptureError`` if ``what`` breaks a capture in progress. The graph is then unusable."""
         for graph in self.captures:
             if graph.mode == "global" or (graph.mode == "thread_local" and graph.thread == threading.get_ident()):
                 graph.broken = True
@@ -136,7 +137,7 @@ class Timeline:
 
 
 class Stream:
-    """``torch.cuda.Stream``."""
+    """Replaces ``torch.cuda.Stream``."""
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline, self.number = timeline, next(timeline.numbers)
@@ -179,7 +180,7 @@ class Stream:
 
 
 class Event:
-    """``torch.cuda.Event``."""
+    """Replaces ``torch.cuda.Event``."""
 
     def __init__(self, timeline: Timeline, enable_timing: bool = False) -> None:
         self.timeline, self.timed = timeline, enable_timing
@@ -218,12 +219,12 @@ class Event:
 
 
 class CUDAGraph:
-    """``torch.cuda.CUDAGraph``, for ``torch.cuda.graph``, which is torch's own."""
+    """Replaces ``torch.cuda.CUDAGraph``. It works with torch's own ``torch.cuda.graph``."""
 
     def __init__(self, timeline: Timeline, keep_graph: bool = False) -> None:
         self.timeline = timeline
         self.work: list[Callable[[], None]] = []
-        self.memory: list[Tensor] = []  # stays the graph's
+        self.memory: list[Tensor] = []  # that the graph keeps alive
         self.broken = self.captured = False
         self.mode, self.thread = "global", 0
         self.handle: Any = None

@@ -1,10 +1,11 @@
-"""Tensors of a pretend GPU (``pretend_gpu.py``): genuine ones of ``cuda:0``, whose memory is the CPU's.
+"""Tensors of a pretend GPU (``cuda.py``): real torch tensors on ``cuda:0``, with their data in CPU memory.
 
-DLPack says on which device a tensor's memory lies; that word changed, torch makes a CUDA tensor of CPU memory. A build
-of torch without CUDA has no kernels for it, so every operation of ATen that the CPU has gets one here, which runs the
-CPU's on the same memory. Views, inference tensors, devices in errors, ``numpy()``: all of that is torch's own.
+DLPack states the device of a tensor's memory. With that field changed, torch makes a CUDA tensor from CPU memory. A
+build of torch without CUDA has no kernels for such a tensor. So every ATen operation that has a CPU kernel gets a CUDA
+kernel here, which runs the CPU kernel on the same memory. Views, inference tensors, devices in error messages and
+``numpy()`` are torch's own.
 
-Fresh memory is spoilt, as a GPU's is: NaN where the dtype has it.
+New memory is filled with garbage, as on a GPU: NaN if the dtype has it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .streams import Block, Timeline
 
 aten = torch.ops.aten
-_CPU, _CUDA = 1, 2  # DLPack's numbers of devices
+_CPU, _CUDA = 1, 2  # DLPack's device numbers
 _CPU_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-_ALIGNMENT = 512  # bytes, as torch's allocator on a GPU
-_SPOILT = 0x7F  # what fresh memory of integers is full of
+_ALIGNMENT = 512  # bytes, as in torch's allocator on a GPU
+_SPOILT = 0x7F  # fills new memory of integers
 
-# Operations whose result Python or the CPU waits for.
+# Operations that make Python or the CPU wait for their result.
 _WAITING = {"_local_scalar_dense", "equal", "nonzero", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
 # Operations that take tensors of both devices.
 _MIXED = {"index", "index_put_", "_index_put_impl_"}
@@ -40,28 +41,28 @@ _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.p
 
 
 def _relabelled(tensor: Tensor, device: int) -> Tensor:
-    """A tensor of the same memory, which it keeps alive, on another device."""
+    """Return a tensor on another device that shares the memory of ``tensor`` and keeps it alive."""
     capsule = torch._C._to_dlpack(tensor)
-    place = _capsule_pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)  # behind the pointer to the data
+    place = _capsule_pointer(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)  # the field after the data pointer
     ctypes.c_int32.from_address(place).value, ctypes.c_int32.from_address(place + 4).value = device, 0
     found = torch._C._from_dlpack(capsule)
-    if found.stride() != tensor.stride():  # DLPack may write the strides of single elements anew
+    if found.stride() != tensor.stride():  # DLPack may change the strides of single elements
         found = aten.as_strided.default.redispatch(_CPU_KERNELS, found, tensor.shape, tensor.stride(), 0)
     return found
 
 
 def on_cpu(value: Any) -> Any:
-    """A CUDA tensor as a CPU tensor of the same memory; anything else as it is."""
+    """Return a CUDA tensor as a CPU tensor on the same memory, and anything else unchanged."""
     return _relabelled(value, _CPU) if isinstance(value, Tensor) and value.is_cuda else value
 
 
 def on_gpu(value: Any) -> Any:
-    """A CPU tensor as a CUDA tensor of the same memory; anything else as it is."""
+    """Return a CPU tensor as a CUDA tensor on the same memory, and anything else unchanged."""
     return _relabelled(value, _CUDA) if isinstance(value, Tensor) and not value.is_cuda else value
 
 
 def spoil(tensor: Tensor) -> Tensor:
-    """``tensor`` (on the CPU), overwritten with what no result may depend on."""
+    """Overwrite ``tensor`` (on the CPU) with garbage that no result may depend on."""
     if tensor.is_floating_point() or tensor.is_complex():
         return tensor.fill_(torch.nan)
     return tensor.fill_(tensor.dtype == torch.bool or _SPOILT)
@@ -73,14 +74,14 @@ class Memory:
 
     timeline: Timeline
     total: int  # bytes
-    largest: int | None = None  # bytes; allocations of more fail
+    largest: int | None = None  # bytes; larger allocations fail
     for_captures: int | None = None  # bytes that all captures together may allocate
     allocated: int = 0
     peak: int = 0
     captured: int = 0
 
     def empty(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A new CUDA tensor. Raises ``torch.OutOfMemoryError``."""
+        """Return a new CUDA tensor. Raise ``torch.OutOfMemoryError`` if it exceeds a limit."""
         elements = 0 if 0 in size else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         nbytes = elements * dtype.itemsize
         graph = self.timeline.capturing
@@ -104,7 +105,7 @@ class Memory:
         return found
 
     def copied(self, value: Tensor) -> Tensor:
-        """What the CPU computed, in memory of the GPU's."""
+        """Copy a result of the CPU into memory of the pretend GPU."""
         found = self.empty(value.shape, value.stride(), value.dtype)
         on_cpu(found).copy_(value)
         return found
@@ -115,7 +116,7 @@ class Memory:
 
 
 def install(memory: Memory, within: ExitStack) -> None:
-    """Give torch kernels for CUDA tensors until ``within`` ends."""
+    """Register kernels for CUDA tensors with torch until ``within`` ends."""
     _install_device_guard(within)
     library = torch.library.Library("aten", "IMPL", "CUDA")
     within.callback(library._destroy)
@@ -126,7 +127,7 @@ def install(memory: Memory, within: ExitStack) -> None:
         "aten::resize_": _resize,
     }
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    # Structured operations and a few composite ones have kernels that want the C++ side of CUDA.
+    # Kernels of structured operations and of a few composite ones need the C++ side of CUDA, so they are replaced too.
     wanted = ("CPU", "CompositeExplicitAutogradNonFunctional")
     for name in torch._C._dispatch_get_all_op_names():
         if name in special:
@@ -142,7 +143,7 @@ def install(memory: Memory, within: ExitStack) -> None:
 
 
 def _install_device_guard(within: ExitStack) -> None:
-    """Have C++ code that makes a tensor's device current do for CUDA what it does for the CPU: nothing."""
+    """Make C++ code that sets the current device do nothing for CUDA, as it does for the CPU."""
     library = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so"))
     guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")  # CPU, CUDA
     guards[1] = guards[0]
@@ -150,12 +151,12 @@ def _install_device_guard(within: ExitStack) -> None:
 
 
 def _kernel(memory: Memory, op: Any) -> Callable[..., Any]:
-    """``op`` for CUDA tensors: the CPU's kernel on their memory."""
+    """Return ``op`` for CUDA tensors, which runs the CPU kernel on their memory."""
     timeline, schema = memory.timeline, op._schema
     name = schema.name.removeprefix("aten::")
     mutated = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
     is_view = any(value.alias_info and not value.alias_info.is_write for value in schema.returns)
-    if is_view or name == "set_":  # about sizes and storages alone: torch's own kernel takes CUDA tensors as they are
+    if is_view or name == "set_":  # these touch no data: torch's kernel takes CUDA tensors
         return lambda *args, **kwargs: op.redispatch(_CPU_KERNELS, *args, **kwargs)
     names = [argument.name for argument in schema.arguments]
 
@@ -196,7 +197,7 @@ def _kernel(memory: Memory, op: Any) -> Callable[..., Any]:
 
 
 class Identical:
-    """Tensors by identity: ``in`` on a list would compare their elements."""
+    """A set of tensors compared by identity. ``in`` on a list would compare their elements."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.known = {id(tensor) for tensor in tensors}
@@ -206,14 +207,14 @@ class Identical:
 
 
 def _run(op: Any, given: dict[str, Any], mutated: set[str], memory: Memory, discard: bool = False) -> Any:
-    """``op`` on the CPU's view of the memory; its results as CUDA tensors. ``discard``: arguments are not changed."""
+    """Run ``op`` on CPU views of the memory. Return CUDA tensors. With ``discard``, leave the arguments unchanged."""
     originals: dict[int, Tensor] = {}
-    held: list[Tensor] = []  # so that no two of them have the same identity
+    held: list[Tensor] = []  # keeps them alive, so that no two have the same id
 
     def alias(value: Any, changes: bool) -> Any:
         found = on_cpu(value)
         if isinstance(value, Tensor) and value.is_cuda and changes:
-            if value.shape == (0,):  # out=: resized to what the operation gives, as a CPU tensor of its own can be
+            if value.shape == (0,):  # out=: the operation resizes it, which needs a CPU tensor of its own
                 found = torch.empty(0, dtype=value.dtype)
             elif discard:
                 found = found.clone()

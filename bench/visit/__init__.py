@@ -1,1 +1,1 @@
-"""A visit to a GPU: a quarter of an hour on a machine that is lent, from which every figure must come home."""
+"""A visit to a GPU: a short benchmark run on a borrowed machine, whose results are brought back in one archive."""

@@ -1,9 +1,14 @@
-"""``make gpu-home ARCHIVE=…``: what a visit brought back, put where it belongs.
+"""``make gpu-home ARCHIVE=…``: unpack the archive of a visit and put its results into the repository.
 
-For each card in the archive: the runs into ``bench/results/<card>/runs``, all of them as one into ``results.json`` with
-its charts and its report, the tuned table into ``kernels/configs/<card>``, the record of the visit beside the results,
-and the measurements beside the estimates into ``docs/performance.md``. What is there already is kept: of two rows of
-one engine on one setting the later one counts, unless it was not measured. Can be repeated.
+For each card in the archive it writes:
+
+- the runs to ``bench/results/<card>/runs``;
+- all runs merged into one ``results.json``, with its charts and its report;
+- the record of the visit next to the results;
+- the tuned table to ``kernels/configs/<card>``.
+
+It also writes the measurements next to the estimates into ``docs/performance.md``. Existing results are kept. If one
+engine has two rows for one setting, the later row counts, unless it was not measured. It is safe to run this twice.
 """
 
 from __future__ import annotations
@@ -41,23 +46,25 @@ SHOWN = ("fastres", "eager", "eager_channels_last", "eager_cudagraph", "compile"
 
 
 def unpack(archive: Path, into: Path) -> list[Path]:
-    """The folders, one a card, that an archive holds; raises ``FastresError`` where it is not a visit's."""
+    """Unpack an archive and return its folders, one per card. Raise ``FastresError`` if no visit wrote the archive."""
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(into, filter="data")
     except (OSError, tarfile.TarError) as error:
-        raise FastresError(f"{archive} cannot be unpacked ({error}); make gpu writes {states.ARCHIVE}") from error
+        raise FastresError(
+            f"{archive} cannot be unpacked ({error}); give the {states.ARCHIVE} that make gpu writes"
+        ) from error
     cards = sorted(path.parent for path in into.glob(f"*/{states.STATE}"))
     if not cards:
-        raise FastresError(f"{archive} holds no visit; make gpu writes {states.ARCHIVE}")
+        raise FastresError(f"{archive} holds no visit; give the {states.ARCHIVE} that make gpu writes")
     return cards
 
 
 def merged(runs: Sequence[Results], left_out: Sequence[dict[str, str]] = ()) -> Results:
-    """Runs of one card, in the order in which they were made, as one.
+    """Merge the runs of one card, given in the order in which they were made.
 
-    Of each engine on each setting the latest row, unless it says that the engine was not there. Layers are those of the
-    latest run of a setting that has any. ``left_out`` are families of kernels that did not pass their trial.
+    For each engine and setting, keep the latest row that was measured. The layers of a setting come from its latest run
+    that has any. ``left_out`` lists the families of kernels that did not pass their trial.
     """
     rows: dict[tuple[Any, ...], Row] = {}
     layers: dict[tuple[Any, ...], tuple[LayerRow, ...]] = {}
@@ -88,14 +95,14 @@ def merged(runs: Sequence[Results], left_out: Sequence[dict[str, str]] = ()) -> 
 
 
 def stamped(run: Results, name: str) -> Results:
-    """The run with its commit in each row: rows of several runs stand beside each other later."""
+    """Return the run with its commit in each row, because rows of several runs are merged later."""
     commit = str(run.environment.get("commit", ""))
     rows = tuple(row if row.commit else replace(row, commit=commit) for row in run.rows)
     return Results({**run.environment, "run": name}, rows, run.layers)
 
 
 def merged_tables(old: Table, new: Table) -> Table:
-    """All that is in either; of what is in both, the new."""
+    """Return the entries of both tables. If both have an entry, the new one wins."""
     layers = {entry.layer: entry for table in (old, new) for entry in table.layers}
     blocks = {entry.layer: entry for table in (old, new) for entry in table.blocks}
     networks = {entry.case: entry for table in (old, new) for entry in table.networks}
@@ -103,7 +110,7 @@ def merged_tables(old: Table, new: Table) -> Table:
 
 
 def bring(card: Path, results_folder: Path = RESULTS, configs: Path = CONFIGS) -> list[Path]:
-    """Put one card's folder where it belongs; returns what was written."""
+    """Copy one card's folder into the repository. Return the files written."""
     home = results_folder / card.name
     written: list[Path] = []
     for path in sorted((card / "runs").glob("*")):
@@ -137,13 +144,13 @@ _PARTS = ("format", "layers", "blocks", "networks")
 
 
 def read_runs(home: Path) -> list[Results]:
-    """A card's benchmark runs, in the order in which they were made."""
+    """Return a card's benchmark runs, in the order in which they were made."""
     paths = sorted((home / "runs").glob("*.json"))
     return [results.read(path) for path in paths if "rows" in json.loads(path.read_text())]
 
 
 def exclusions(state: states.State) -> list[dict[str, str]]:
-    """Families of kernels that did not pass their trial: name, how it ended, the first lines of the error."""
+    """Return the families of kernels that did not pass: name, status, first lines of the error, and commit."""
     trials = {name.removeprefix("smoke "): outcome for name, outcome in state.items() if name.startswith("smoke ")}
     return [
         {"family": family, "status": outcome.status, "error": outcome.error, "commit": outcome.commit}
@@ -153,14 +160,14 @@ def exclusions(state: states.State) -> list[dict[str, str]]:
 
 
 def cards_at_home(results_folder: Path = RESULTS) -> Iterable[tuple[str, Results]]:
-    """What was measured on each card that was visited."""
+    """Yield the name and the results of each visited card."""
     for path in sorted(results_folder.glob(f"*/{states.STATE}")):
         if (path.parent / results.JSON_NAME).is_file():
             yield path.parent.name, results.read(path.parent / results.JSON_NAME)
 
 
 def measured_text(cards: Iterable[tuple[str, Results]], estimate: Any = None) -> str:
-    """Markdown: of each card a table with each setting's estimate, measurements, and families left out."""
+    """Return Markdown: for each card, a table of estimates and measurements, and the families that were left out."""
     parts = []
     for folder, found in cards:
         where = found.environment
@@ -191,7 +198,7 @@ def measured_text(cards: Iterable[tuple[str, Results]], estimate: Any = None) ->
 
 
 def estimated(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
-    """Seconds a batch that the rules are estimated to take on a card; None for one that is not known."""
+    """Return the estimated seconds per batch with the rules on a card, or None if the card is not known."""
     from fastres.bench.estimates.by_card import estimate_card
 
     exact = [card for card in CARDS if card.name == gpu_name]
@@ -208,7 +215,7 @@ def _cell(row: Row | None) -> str:
 
 
 def write_page(text: str, page: Path = PAGE) -> None:
-    """Put the measurements between the page's two marks."""
+    """Replace the text between the page's two marks with the measurements."""
     before = page.read_text()
     if before.count(BEGIN) != 1 or before.count(END) != 1:
         raise FastresError(f"{page} must have the marks {BEGIN} and {END} once each")
@@ -217,9 +224,11 @@ def write_page(text: str, page: Path = PAGE) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Unpack an archive; exit status 2 where it is not a visit's."""
-    parser = argparse.ArgumentParser(prog="python -m bench.visit.home", description="Bring a visit's archive home.")
-    parser.add_argument("archive", type=Path)
+    """Import an archive. Return exit status 2 if no visit wrote it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.visit.home", description="Put the results of a visit into the repository."
+    )
+    parser.add_argument("archive", type=Path, help=f"the {states.ARCHIVE} that make gpu wrote")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -228,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcomes = states.read(RESULTS / card.name / states.STATE)
                 lines = [("piece", "status", "commit"), *((n, o.status, o.commit) for n, o in outcomes.items())]
                 print(f"{text_table(lines)}\n{card.name}: {len(written)} files written")
-                if (card / "inductor").is_dir():  # for the next visit, which then need not compile it again
+                if (card / "inductor").is_dir():  # so that the next visit need not compile again
                     shutil.copytree(card / "inductor", WORK / card.name / "inductor", dirs_exist_ok=True)
         write_page(measured_text(cards_at_home(), estimated))
     except FastresError as error:

@@ -1,8 +1,8 @@
-"""What visits do, as data: each a list of pieces, the most valuable first, with what each takes and when it is stopped.
+"""The visits as data: each is a list of pieces, the most valuable first, with an expected time and a time limit.
 
-``first`` asks whether the kernels are right and how fast the rules make them, ``tune`` what a table gains, ``peers``
-what compilers make of the same network, ``suites`` runs the tests. Seconds are what a piece should take on an H100 with
-16 cores; their sum is printed before a visit starts.
+``first`` checks the kernels and times them with the configurations that the rules choose. ``tune`` tunes and measures
+the gain. ``peers`` times compilers on the same network. ``suites`` runs the tests. ``seconds`` is the expected time of
+a piece on an H100 with 16 cores. A visit prints the sum before it starts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from .trials import FAMILIES
 
 VISITS = ("first", "tune", "peers", "suites")
-BUDGET = 540  # seconds of a call, unless told otherwise
-RULES = "tables"  # what FASTRES_WITHOUT is given where rules alone are to choose
+BUDGET = 540  # default time limit of a visit, in seconds
+RULES = "tables"  # for FASTRES_WITHOUT: only the rules choose configurations
 
-# Places that a command names: where this run's rows go, the tuner's tables, the smoke's findings.
+# Placeholders in commands: the folder of this run's rows, of the tuner's tables, and of the smoke test's findings.
 RUN, CONFIGS, SMOKE = "{run}", "{configs}", "{smoke}"
 
-# Files that a piece's outcome depends on; a change of any other is no reason to run it again.
+# Files that a piece's outcome depends on. A piece runs again only if one of its files has changed.
 KERNELS = ("kernels/*.py", "kernels/routing/*.py", "fastres/executors/*.py", "fastres/network/*.py")
 MEASURING = (
     "bench/run.py",
@@ -33,7 +33,7 @@ TABLES = ("kernels/configs/*/conv.json",)
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured: a model, its image size and batches. A rehearsal has a smaller one."""
+    """What to measure: a model, its image size and batches. A rehearsal uses a smaller scale."""
 
     model: str = "resnet50"
     size: int = 224
@@ -43,8 +43,8 @@ class Scale:
         ("resnet18", "256"), ("resnet34", "256"), ("resnet101", "128"), ("resnet152", "64"),
         ("resnext50_32x4d", "128"), ("wide_resnet50_2", "128"),
     )  # fmt: skip
-    dtypes: tuple[str, ...] = ("bfloat16", "float32")  # besides
-    small: bool = False  # smoke on tensors that an interpreter can work through
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")  # in addition to ``dtype``
+    small: bool = False  # run the smoke test on tensors small enough for an interpreter
 
 
 FULL = Scale()
@@ -52,10 +52,10 @@ FULL = Scale()
 
 @dataclass(frozen=True)
 class Piece:
-    """One command: how long it should take, when it is stopped, and what its outcome depends on.
+    """One command, with its expected time, its time limit, and the files that its outcome depends on.
 
-    ``command`` is a module of fastres with its arguments, or a program. Pieces that follow each other with the same
-    ``together`` run side by side.
+    ``command`` is a Python module with its arguments, or a program. Consecutive pieces with the same ``together`` run
+    in parallel.
     """
 
     name: str
@@ -64,16 +64,16 @@ class Piece:
     limit: int
     inputs: tuple[str, ...]
     together: str = ""
-    family: str = ""  # of kernels that are left out of what follows unless this passes
+    family: str = ""  # the family of kernels under trial; later pieces leave it out unless this piece passes
     program: bool = False  # the command is a program and not a module
-    needs: str = ""  # a program on the PATH without which the piece is not run
-    without: str = ""  # for FASTRES_WITHOUT, besides the families that did not pass
-    after: str = ""  # another piece: what this one found is of no use when that one has run again
-    grace: int = 0  # seconds until it says its first word, which do not count towards the limit
-    tries: int = 1  # how often it is begun while it fails and time is left: for what goes on where it stopped
+    needs: str = ""  # a program that must be on the PATH, or else the piece is not run
+    without: str = ""  # for FASTRES_WITHOUT, in addition to the families that did not pass
+    after: str = ""  # another piece: if that one runs again, this one must too
+    grace: int = 0  # seconds allowed until its first output, which do not count towards the limit
+    tries: int = 1  # how often to start it while it fails and time is left; for commands that resume where they stopped
 
     def argv(self, places: dict[str, str]) -> list[str]:
-        """The command line, with ``places`` filled in."""
+        """Return the command line, with the placeholders replaced by ``places``."""
         words = [_filled(word, places) for word in self.command]
         return words if self.program else [sys.executable, "-m", *words]
 
@@ -85,7 +85,7 @@ def _filled(word: str, places: dict[str, str]) -> str:
 
 
 def pieces(visit: str, scale: Scale = FULL) -> list[Piece]:
-    """The pieces of a visit. ``"all"`` is all four and the longest tests, for those who have hours."""
+    """Return the pieces of a visit. ``"all"`` has the pieces of all four and the longest tests; it can take hours."""
     made = {"first": _first, "tune": _tune, "peers": _peers, "suites": _suites}
     if visit == "all":
         return list({piece.name: piece for name in VISITS for piece in made[name](scale)}.values()) + _longest()
@@ -93,12 +93,12 @@ def pieces(visit: str, scale: Scale = FULL) -> list[Piece]:
 
 
 def estimate(todo: Sequence[Piece]) -> int:
-    """Seconds that pieces should take: those side by side count once, as long as the longest."""
+    """Return the expected seconds of these pieces. Of pieces that run in parallel only the longest counts."""
     return sum(max(piece.seconds for piece in group) for group in groups(todo))
 
 
 def groups(todo: Sequence[Piece]) -> list[list[Piece]]:
-    """Pieces that run side by side, in order."""
+    """Return the pieces in order, grouped into those that run in parallel."""
     found: list[list[Piece]] = []
     for piece in todo:
         if piece.together and found and found[-1][0].together == piece.together:
@@ -109,7 +109,7 @@ def groups(todo: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _smoke(scale: Scale) -> list[Piece]:
-    """Every family of kernels, each in a process of its own: what one does to the GPU harms no other."""
+    """Return one piece per family of kernels. Each has its own process, so that a crash does not affect the others."""
     small = ("--small",) if scale.small else ()
     return [
         Piece(
@@ -144,7 +144,7 @@ def _first(scale: Scale) -> list[Piece]:
 
 
 def _scaled(batch: str, small: int, large: int) -> int:
-    """Seconds at a batch, from those at a small one and at 256."""
+    """Return the expected seconds at a batch, interpolated between a small batch and 256."""
     return small + round((large - small) * min(1.0, int(batch) / 256))
 
 
@@ -163,7 +163,7 @@ def _tune(scale: Scale) -> list[Piece]:
 
 
 def _by_interest(batches: Sequence[str]) -> list[str]:
-    """The largest batch, the smallest, and those between: what is quoted most comes first."""
+    """Return the most quoted batches first: the largest, the smallest, then those in between."""
     largest, *middle, smallest = batches
     return [largest, smallest, *middle]
 
@@ -206,7 +206,8 @@ def _suites(scale: Scale) -> list[Piece]:
         Piece("memory check", sanitizer, 60, 120, KERNELS, program=True, needs="compute-sanitizer"),
         _tests("executor tests", 75, 120, "tests/executors/test_gpu.py", side_by_side=4),
         _tests("tuner tests", 40, 90, *(f"tests/bench/{name}.py" for name in GPU_TESTS), side_by_side=4),
-        Piece("host time", host, 20, 60, ("fastres/executors/graphs.py", "fastres/model/*.py", "bench/measure/host.py")),
+        Piece("host time", host, 20, 60,
+              ("fastres/executors/graphs.py", "fastres/model/*.py", "bench/measure/host.py")),
         _tests("model tests", 120, 200, "tests/gpu/test_models.py", "-k", "resnet18 or resnet50", side_by_side=4),
     ]  # fmt: skip
 

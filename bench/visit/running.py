@@ -1,4 +1,4 @@
-"""Running pieces: in processes of their own, side by side, each stopped when its time is over."""
+"""Run pieces in parallel, each in its own process, and stop each at its time limit."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from typing import Any, Protocol
 from .pieces import Piece
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "bench" / "results"  # a folder for each card, when its visits have come home
+RESULTS = ROOT / "bench" / "results"  # has a folder for each card, written by ``make gpu-home``
 PASSED, FAILED, LATE, ABSENT, UNFINISHED = "passed", "failed", "out of time", "absent", "unfinished"
-GOES_ON = 75  # exit status of a command that stopped in time and has more to do: EX_TEMPFAIL
-FINAL = (PASSED, ABSENT)  # not run again while their inputs are the same
-LEAST_SECONDS = 8  # no piece is worth starting with less
+GOES_ON = 75  # exit status (EX_TEMPFAIL) of a command that stopped in time and has more to do
+FINAL = (PASSED, ABSENT)  # pieces with these are not run again while their inputs are the same
+LEAST_SECONDS = 8  # no piece is started with less time left
 ERROR_LINES = 3
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a piece ended, when, and on what: a digest of the piece's own inputs, and the commit.
+    """How and when a piece ended, with a digest of its inputs and the commit.
 
-    ``error`` has the first lines of what went wrong. ``run`` is the folder of its rows, where it wrote some.
+    ``error`` has the first lines of the error. ``run`` is the folder of its rows, or empty if it wrote none.
     """
 
     status: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Process(Protocol):
-    """A piece's process, the head of a process group of its own: ``subprocess.Popen``."""
+    """A piece's process, which leads its own process group, like ``subprocess.Popen``."""
 
     pid: int
     returncode: int | None
@@ -55,11 +55,11 @@ class Process(Protocol):
     def wait(self) -> int: ...
 
 
-Start = Callable[[Sequence[str], Mapping[str, str], Path], Any]  # which returns a Process
+Start = Callable[[Sequence[str], Mapping[str, str], Path], Any]  # returns a Process
 
 
 def start(command: Sequence[str], variables: Mapping[str, str], log: Path) -> Process:
-    """Start a command in the project's root; what it says goes to ``log``."""
+    """Start a command in the project's root. Its output goes to ``log``."""
     with log.open("ab") as file:
         return subprocess.Popen(
             command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
@@ -75,13 +75,13 @@ class _Running:
     begin: float
     run: Path
     again: Callable[[], Process]
-    tries: int  # that are left
+    tries: int  # left
     end: float | None = None
     late: bool = False
-    spoke: float | None = None  # when it said its first word
+    spoke: float | None = None  # when its first output came
 
     def is_late(self, now: float) -> bool:
-        """Whether its time is over: with grace, that begins with its first word, when torch and the GPU are there."""
+        """Return True if its time is over. With grace, time starts at its first output: torch and the GPU are ready."""
         with contextlib.suppress(OSError):  # there may be no log yet
             if self.spoke is None and self.log.stat().st_size:
                 self.spoke = now
@@ -100,10 +100,10 @@ def run_together(
     commit: str,
     start: Start = start,
 ) -> dict[str, Outcome]:
-    """Run pieces side by side, none for longer than its limit or until nothing is ``left``; what each came to.
+    """Run pieces in parallel and return the outcome of each. Stop a piece at its limit, or when no time is ``left``.
 
-    Logs go to ``logs`` in ``folder``, rows to a folder of each run's own in ``runs``, so that no run can harm the rows
-    of another.
+    Logs go to ``logs`` in ``folder``. Each run has its own folder for rows in ``runs``, so that no run can damage the
+    rows of another.
     """
     outcomes: dict[str, Outcome] = {}
     running: list[_Running] = []
@@ -133,14 +133,14 @@ def run_together(
 
 
 def _wait(running: Sequence[_Running], left: Callable[[], float]) -> None:
-    """Until each has ended or its time is over."""
+    """Wait until each piece has ended or its time is over."""
     while any(item.end is None for item in running):
         now = time.monotonic()
         for item in running:
             if item.end is not None:
                 continue
             if item.process.poll() is not None:
-                if item.process.returncode not in (0, GOES_ON) and item.tries:  # it goes on where it stopped
+                if item.process.returncode not in (0, GOES_ON) and item.tries:  # it resumes where it stopped
                     item.process, item.tries = item.again(), item.tries - 1
                 else:
                     item.end = now
@@ -158,7 +158,7 @@ def _ended(item: _Running, commit: str) -> Outcome:
     lines = [line for line in text if line]
     note = lines[-1][:160] if lines else ""
     if item.late:
-        status, error = LATE, f"stopped after {seconds:.0f} s; it last said: {note or 'nothing'}"
+        status, error = LATE, f"stopped after {seconds:.0f} s; its last output: {note or 'none'}"
     elif code in (0, GOES_ON):
         status, error = (PASSED, "") if code == 0 else (UNFINISHED, note)
     else:
@@ -179,12 +179,12 @@ def _now() -> datetime.datetime:
 
 
 def label(name: str) -> str:
-    """A piece's name as a file name."""
+    """Return a piece's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def digest(piece: Piece, root: Path = ROOT) -> str:
-    """A digest of what the piece's outcome depends on: its command and the files that it names."""
+    """Return a digest of the piece's command and of its input files, which its outcome depends on."""
     found = hashlib.sha256(repr((piece.command, piece.without)).encode())
     for path in sorted({path for pattern in piece.inputs for path in root.glob(pattern)}):
         found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
@@ -192,7 +192,7 @@ def digest(piece: Piece, root: Path = ROOT) -> str:
 
 
 def plain(log: Path) -> list[str]:
-    """The lines of a log without colours, progress bars and rules."""
+    """Return the lines of a log without colours, progress bars and rules."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
@@ -201,7 +201,7 @@ def plain(log: Path) -> list[str]:
 
 
 def first_error(lines: Sequence[str]) -> str:
-    """The last error that a log names and the lines that follow it, or else the log's last lines."""
+    """Return the last error in a log with the lines that follow it, or the log's last lines if it has no error."""
     named = [i for i, line in enumerate(lines) if re.match(r"(E +)?[\w.]*(Error|Exception|WrongResult)\b.*", line)]
     begin = named[-1] if named else max(0, len(lines) - ERROR_LINES)
     return "\n".join(line[:300] for line in lines[begin : begin + ERROR_LINES])

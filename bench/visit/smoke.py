@@ -1,8 +1,8 @@
-"""``python -m fastres.bench.visit.smoke FAMILY``: is a family of kernels right on this GPU, each time?
+"""``python -m fastres.bench.visit.smoke FAMILY``: check that a family of kernels gives correct, repeatable results.
 
-Each case runs one kernel on random tensors into memory full of NaN, compares the result with float32, and runs it again
-and again: a race shows as bits that differ. Writes what it found as JSON, and exits with 1 where something is wrong. It
-runs in a process of its own, since a kernel that reads where it must not takes its whole process with it.
+Each trial runs one kernel on random tensors, with an output full of NaN, and compares the result with float32. Then it
+repeats the run: a race shows up as different bits. The findings are written as JSON. The exit status is 1 if a result
+is wrong. Run it in a process of its own, because an illegal memory access of a kernel ends the whole process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPEATS = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a trial. ``problem`` is empty where it is right and the same each time."""
+    """The result of a trial. ``problem`` is empty if the result is correct and the same each time."""
 
     name: str
     error: float | None
@@ -38,27 +38,27 @@ class Finding:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.problem or f'right ({self.error:.1e}), the same {self.repeats} times'}"
+        return f"{self.name}: {self.problem or f'correct (error {self.error:.1e}), {self.repeats} repeats identical'}"
 
 
 @torch.no_grad()
 def judged(trial: Trial, repeats: int) -> Finding:
-    """Run a trial, and again ``repeats`` times."""
+    """Run a trial once, then ``repeats`` more times."""
     first = trial.run()
     error = float((first.double() - trial.truth.double()).norm() / trial.truth.double().norm())
     problem = ""
     if not error <= trial.limit:
-        problem = f"off by {error:.2e}, where at most {trial.limit:.2e} is accepted"
+        problem = f"off by {error:.2e} (accepted: at most {trial.limit:.2e})"
     else:
         for repeat in range(1, repeats + 1):
             if not torch.equal(trial.run(), first):
-                problem = f"run {repeat + 1} gave other bits than the first"
+                problem = f"not repeatable: run {repeat + 1} differs from the first"
                 break
     return Finding(trial.name, error if error == error else None, trial.limit, repeats, problem)
 
 
 def compilations(gpu: Gpu, small: bool = False) -> list[Compilation]:
-    """What the trials of convolutions compile."""
+    """Return the compilations that the trials of convolutions need."""
     from fastres.kernels.inspection.tuned_tables import Entry, compilation
 
     found = [
@@ -68,9 +68,9 @@ def compilations(gpu: Gpu, small: bool = False) -> list[Compilation]:
 
 
 def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, list[str]]:
-    """Compile in parallel, into Triton's cache, what a model's rules and the smoke will launch.
+    """Compile, in parallel and into Triton's cache, the kernels that a model and the smoke test will launch.
 
-    Returns how many kernels that is, and what is wrong with those that do not compile.
+    Return the number of kernels, and a message for each one that does not compile.
     """
     from fastres.executors.compilations import plan_compilations
     from fastres.kernels.inspection.parallel import in_processes
@@ -85,7 +85,7 @@ def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, li
 
 
 def _compile(gpu: Gpu, item: Compilation) -> str:
-    """Compile one kernel; what is wrong with it, where it does not compile."""
+    """Compile one kernel. Return the error if it does not compile, else an empty string."""
     from fastres.kernels.inspection import pointer_kernels, tma_kernels
     from fastres.kernels.inspection.ahead_of_time import compile_for
 
@@ -99,7 +99,7 @@ def _compile(gpu: Gpu, item: Compilation) -> str:
 
 
 def one_small_run() -> None:
-    """Run a small network on the GPU once in each dtype; for compute-sanitizer."""
+    """Run a small network on the GPU once per dtype, for compute-sanitizer."""
     import fastres
 
     for dtype in (torch.float16, torch.float32):
@@ -108,45 +108,44 @@ def one_small_run() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Try a family; exit status 0 where all is right, 1 where something is not, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m fastres.bench.visit.smoke", description="Is a family right?")
-    parser.add_argument("family", nargs="?", choices=list(FAMILIES))
-    parser.add_argument("--small", action="store_true", help="problems that an interpreter can work through")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
+    """Test a family of kernels. Return exit status 0 if all results are correct, 1 if not, 2 without a GPU."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.bench.visit.smoke", description="Check a family of kernels on this GPU."
+    )
+    parser.add_argument("family", nargs="?", choices=list(FAMILIES), help="the family to test")
+    parser.add_argument("--small", action="store_true", help="use problems small enough for Triton's interpreter")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="repeats of each trial (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for FAMILY.json")
-    parser.add_argument("--compile", nargs="+", metavar=("MODEL", "BATCH"), help="compile ahead of time instead")
+    parser.add_argument("--compile", nargs="+", metavar=("MODEL", "BATCH"), help="only compile a model's kernels")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("fastres: the smoke needs a CUDA GPU, and torch finds none here", file=sys.stderr)
+        print("fastres: the smoke test needs a CUDA GPU, and torch finds none here", file=sys.stderr)
         return 2
     gpu = gpu_of(device_of_trials())
     if options.compile:
         model, *batches = options.compile
         if INTERPRETED:
-            print("Kernels are interpreted: there is nothing to compile")
+            print("Kernels are interpreted, so there is nothing to compile")
             return 0
         count, problems = compile_ahead(model, [int(batch) for batch in batches], gpu)
         print("\n".join([*problems, f"{count - len(problems)} of {count} kernels compiled for {gpu.name}"]))
         return 1 if problems else 0
-    torch.zeros(1, device=device_of_trials())  # the GPU is there
+    torch.zeros(1, device=device_of_trials())  # initialises the GPU before the first output
     print(f"{options.family} on {gpu.name}", flush=True)
     findings: list[Finding] = []
     reason = why_not(options.family, gpu)
     for trial in [] if reason else FAMILIES[options.family].trials(gpu, options.small):
         findings.append(judged(trial, 2 if options.small else options.repeats))
-        found = findings[-1]
-        print(
-            f"{found.name}: {found.problem or f'right ({found.error:.1e}), the same {found.repeats} times'}", flush=True
-        )
+        print(findings[-1], flush=True)
         if options.out:
             _write(options.out, options.family, gpu, findings, "")
     if reason:
-        print(f"{options.family}: not tried: {reason}")
+        print(f"{options.family}: not tested: {reason}")
         if options.out:
             _write(options.out, options.family, gpu, findings, reason)
     wrong = [finding for finding in findings if finding.problem]
     if wrong:
-        print(f"WrongResult: {wrong[0].name} is {wrong[0].problem}", file=sys.stderr)
+        print(f"WrongResult: {wrong[0].name}: {wrong[0].problem}", file=sys.stderr)
     return 1 if wrong else 0
 
 

@@ -1,8 +1,8 @@
-"""A piece's process in a rehearsal: its command on a pretended GPU, with stand-ins for what takes minutes.
+"""The process of one piece in a rehearsal: run its command on a pretend GPU, with fast replacements for slow parts.
 
-The stand-ins are the least that lets a visit be played through: engines are timed a few times, on small tensors; what
-would be compiled is taken for good, since kernels are interpreted; ``torch.compile`` returns the module that it was
-given. Faults are put where a real one would be: into the kernels' host functions and into the process.
+Only what takes minutes is replaced. Engines are timed a few times, on small tensors. Kernels are interpreted, so checks
+of compiled kernels always pass. ``torch.compile`` returns the module unchanged. Faults are injected where real ones
+would happen: in the kernels' host functions and in the process.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ from fastres.kernels.routing.cards import H100
 
 from .running import label
 
-Faults = Sequence[tuple[str, str]]  # what happens, to which family of kernels or to which piece
+Faults = Sequence[tuple[str, str]]  # (what happens, the family of kernels or the piece that it happens to)
 
 HOSTS = {
     "conv": (conv, "conv2d_into"), "gemm": (gemm, "gemm_into"), "conv_tma": (conv_tma, "conv_tma_into"),
     "fused": (fused, "fused_into"),
 }  # fmt: skip
-PRELOADED = (cli, show, rich.table)  # for the processes that are forked from one that has imported this module
-FOR_EVER = 3600
-STALLED = "goes no further"
-# Rules fill multiprocessors; with one of them they choose few and large tiles, which an interpreter is quicker with.
+PRELOADED = (cli, show, rich.table)  # imported here so that processes forked from the fork server have them
+FOR_EVER = 3600  # seconds
+STALLED = "stalled on purpose"
+# The rules choose enough tiles to fill the multiprocessors. With one multiprocessor they choose a few large tiles,
+# which the interpreter runs faster.
 CARD = replace(H100, multiprocessors=1)
 
 
 class Inline(Executor):
-    """A pool without processes."""
+    """A process pool that runs everything in this process."""
 
     def __init__(self, *_given: Any, **_named: Any) -> None:
         pass
@@ -67,20 +68,20 @@ class Inline(Executor):
 
 
 def make_small() -> None:
-    """Have everything measured as briefly as it can be."""
-    tqdm.set_lock(threading.RLock())  # its own is made for several processes, and outlives one that is killed
+    """Reduce every measurement to the least work."""
+    tqdm.set_lock(threading.RLock())  # the default lock is shared by processes and stays locked if one is killed
     timing.QUICK = timing.Budget(0.0, 2, 2, 1)
     timing.REPLAYS, timing.MOST_LAUNCHES = 2, 1
     ceilings._COPY_BYTES = dict.fromkeys(("cpu", "cuda"), 1 << 20)
     ceilings._MATMUL_SIZE = dict.fromkeys(("cpu", "cuda"), 128)
     ceilings._REPEATS = dict.fromkeys(("cpu", "cuda"), 2)
     checking.IMAGES = checking.IMAGES_OF_SMALL_NETWORKS = 4
-    checking.HALF_FACTOR = checking.PEER_FACTOR  # so few images are more or less off by luck
+    checking.HALF_FACTOR = checking.PEER_FACTOR  # the error of so few images varies by chance
     layers.WARMUPS, layers.ROUNDS, layers.FEWEST = 0, 1, 1
     networks.ROUNDS, networks.CHECKS, networks.REPLAYS = 2, 1, 1
-    networks.LARGE_BATCH, networks.QUICK_MICRO_BATCHES = 1, (1,)  # no early launches: none are interpreted
+    networks.LARGE_BATCH, networks.QUICK_MICRO_BATCHES = 1, (1,)  # no early launches: the interpreter has none
     configurations.FAR_OFF, configurations.TILES_TRIED, configurations.VARIANTS_TRIED = 1.05, 1, 1
-    # Half of an interpreter's time goes into checks of integers that do nothing unless kernels are debugged.
+    # The interpreter spends half its time on checks for integer overflow, which only matter when debugging kernels.
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)
     tune.ProcessPoolExecutor = Inline  # type: ignore[misc, assignment]
@@ -89,7 +90,7 @@ def make_small() -> None:
 
 
 def spoil(faults: Faults, piece: str) -> None:
-    """Put faults into kernels, or into this process where it runs ``piece``."""
+    """Inject the faults of kernels, and those of this process if it runs the faulty piece."""
     for what, where in faults:
         if where in HOSTS:
             module, name = HOSTS[where]
@@ -112,7 +113,7 @@ def _spoiled(what: str, host: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _after_rows(what: str) -> None:
-    """Once some row has been written, the process is killed, or goes no further."""
+    """Kill or stall the process once it has written two rows."""
     write = results.write
 
     def ending(found: results.Results, folder: Any) -> Any:
@@ -130,7 +131,7 @@ def _after_rows(what: str) -> None:
 def play(
     command: Sequence[str], variables: Mapping[str, str], log: str, faults: Faults, piece: str, largest: int | None
 ) -> None:
-    """Run a command, which is a module with its arguments, to its end, in a process that has been forked for it."""
+    """Run a command (a module with its arguments) and exit with its status. Runs in a process forked for it."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
@@ -160,7 +161,7 @@ def play(
 
 
 def limit_files(largest: int) -> None:
-    """Let no file of this process grow beyond so many bytes: what a full disk does to it."""
+    """Limit every file of this process to ``largest`` bytes, to imitate a full disk."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -169,7 +170,7 @@ def limit_files(largest: int) -> None:
 
 @contextlib.contextmanager
 def full_disk(largest: int) -> Iterator[None]:
-    """While it lasts, no file of this process grows beyond so many bytes."""
+    """Limit every file of this process to ``largest`` bytes until the context ends."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""What visits have found on a card so far, and the one file in which everything comes home."""
+"""The record of a card's visits so far, and the archive with all their results."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .pieces import Piece
 from .running import FINAL, Outcome, digest
 
 STATE, ARCHIVE = "visit.json", "gpu.tgz"
-LARGEST_ARCHIVE = 16 * 10**6  # bytes: what a machine that is lent lets out as one file
-LONGEST_LOG = 100_000  # bytes of a log that come home: its end
+LARGEST_ARCHIVE = 16 * 10**6  # bytes: the largest file that a borrowed machine lets out
+LONGEST_LOG = 100_000  # bytes at the end of a log that go into the archive
 FIRST, LOGS, CACHES = range(3)
 
 State = dict[str, Outcome]
 
 
 def read(*paths: Path) -> State:
-    """Outcomes by piece; of several records of one piece the latest. Raises ``FastresError`` for a damaged record."""
+    """Return the latest outcome of each piece in these records. Raise ``FastresError`` if a record is damaged."""
     found: State = {}
     for path in paths:
         if not path.is_file():
@@ -34,7 +34,7 @@ def read(*paths: Path) -> State:
         try:
             entries = {name: Outcome(**entry) for name, entry in json.loads(path.read_text())["pieces"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise FastresError(f"{path} cannot be read as the record of a visit ({error}); move it away") from error
+            raise FastresError(f"{path} is not a readable record of a visit ({error}); move it away") from error
         for name, outcome in entries.items():
             if name not in found or found[name].date <= outcome.date:
                 found[name] = outcome
@@ -42,13 +42,13 @@ def read(*paths: Path) -> State:
 
 
 def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object]) -> None:
-    """Write the record whole or not at all."""
+    """Write the record completely or not at all."""
     document = {**facts, "pieces": {name: asdict(outcome) for name, outcome in state.items()}}
     write_whole(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:
-    """Whether the piece came to an end before, on the same inputs, and after what it builds on."""
+    """Return True if the piece passed or had nothing to run on, with the same inputs, after the piece it builds on."""
     outcome, before = state.get(piece.name), state.get(piece.after)
     if outcome is None or (before is not None and before.date > outcome.date):
         return False
@@ -56,21 +56,21 @@ def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:
 
 
 def left_out(todo: Iterable[Piece], state: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Families of kernels whose last trial did not pass, with how it ended."""
+    """Return the families of kernels that did not pass their last trial, with its outcome."""
     tried = {piece.family: state[piece.name] for piece in todo if piece.family and piece.name in state}
     return {family: outcome for family, outcome in tried.items() if outcome.status not in FINAL}
 
 
 def worst(state: Mapping[str, Outcome], todo: Iterable[Piece]) -> int:
-    """Exit status of a visit: 0 where every piece passed or has nothing to run on, else 1."""
+    """Return the exit status of a visit: 0 if every piece passed or has nothing to run on, else 1."""
     return 0 if all(piece.name in state and state[piece.name].status in FINAL for piece in todo) else 1
 
 
 def pack(folder: Path, archive: Path, largest: int = LARGEST_ARCHIVE) -> list[str]:
-    """Write everything in ``folder`` into one archive, whole or not at all; what there was no room for.
+    """Write the files in ``folder`` into one archive, completely or not at all. Return the names that did not fit.
 
-    Rows and tables first, logs next (of long ones the end), compilers' caches last. What is left out is named in the
-    archive as well, in ``left_out.txt``.
+    Rows and tables come first, then logs (only the end of long ones), then compilers' caches. The archive also lists
+    the missing names, in ``left_out.txt``.
     """
     missing: list[str] = []
     room = int(largest * 0.97)
@@ -79,12 +79,12 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST_ARCHIVE) -> list[st
         files = [path for path in folder.rglob("*") if path.is_file()]
         for kind, place in sorted((_rank(path, folder), path) for path in files):
             name = place.relative_to(folder.parent).as_posix()
-            if kind == CACHES and missing:  # compressing the rest of it would take longer than it is worth
+            if kind == CACHES and missing:  # compressing the rest is not worth the time
                 missing.append(name)
                 continue
             try:
                 content = place.read_bytes()
-            except OSError:  # a compiler's cache is being written: nobody misses what vanishes
+            except OSError:  # a compiler is still writing its cache; files that vanish are not needed
                 continue
             if place.suffix == ".log":
                 content = content[-LONGEST_LOG:]
@@ -100,7 +100,7 @@ def pack(folder: Path, archive: Path, largest: int = LARGEST_ARCHIVE) -> list[st
 
 
 def _rank(path: Path, folder: Path) -> int:
-    """The order in which things are packed."""
+    """Return a file's place in the order of packing."""
     parts = path.relative_to(folder).parts
     return {"logs": LOGS, "inductor": CACHES}.get(parts[0], FIRST) if len(parts) > 1 else FIRST
 

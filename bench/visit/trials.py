@@ -1,7 +1,7 @@
-"""Trials of the kernels: each runs one kernel on one problem, beside what it should give in float32 or better.
+"""Trials of the kernels: each compares one kernel, on one problem, with a result in float32 or better.
 
-They come in families, which stand or fall together: what a family's trials say decides whether the rest of a visit uses
-it. Every family that a network on a GPU may use is here.
+Trials are grouped into families. If one trial of a family fails, the rest of a visit does not use the family. This
+module has every family that a network on a GPU may use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastres.text import dtype_name
 
 @dataclass(frozen=True)
 class Trial:
-    """One kernel on one problem: ``run()`` gives its result anew, ``truth`` is in float32 or better."""
+    """One kernel on one problem: ``run()`` computes its result, ``truth`` is the result in float32 or better."""
 
     name: str
     run: Callable[[], Tensor]
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Family:
-    """Kernels that stand or fall together: their trials, and the files that they are made of."""
+    """Kernels that are used or left out together: their trials, and their source files."""
 
     what: str
     trials: Callable[[Gpu, bool], Iterator[Trial]]
@@ -53,7 +53,7 @@ def device_of_trials() -> torch.device:
 
 
 def _shape(small: bool, n: int, size: int, c: int, k: int, r: int, stride: int = 1, groups: int = 1) -> ConvShape:
-    """The convolution, or one of the same kind that an interpreter works through in a second."""
+    """Return a convolution's shape. If ``small``, shrink it to one that takes an interpreter about a second."""
     if small:
         n, size, c, k = (n if n == conv_tma.MIN_BATCH else min(n, 2)), min(size, 5), min(c, 32), min(k, 64)
     return ConvShape(n, size, size, c, k, r, r, stride, r // 2, groups)
@@ -81,7 +81,7 @@ def _layers_of_split(gpu: Gpu, small: bool) -> list[tuple[Layer, ConvConfig]]:
 
 
 def _layers_of_tma(kernels: Sequence[str], small: bool) -> list[tuple[Layer, ConvConfig]]:
-    """Two tiles of each kernel, on a layer without and with a residual; the second tile fits a narrow layer."""
+    """Return two tiles of each kernel: one on a layer without residual, and a narrow one on a layer with residual."""
     found = []
     for kernel in kernels:
         size = 1 if kernel in gemm.KERNELS else 3
@@ -127,7 +127,7 @@ NARROW = Architecture("a stage", "bottleneck", (2,), (64,))
 
 
 def _cases(gpu: Gpu, small: bool, kernels: Sequence[str]) -> list[tuple[Case, ConvConfig]]:
-    """Joined runs of a network's first stage: every kind of them, each with the first configuration of a kernel."""
+    """Return joined runs of a network's first stage: every kind, with the first configuration of these kernels."""
     batch, size = (conv_tma.MIN_BATCH, 32) if small else (conv_tma.MIN_BATCH, 112)
     found = []
     for case in blocks.cases_of(NARROW, batch, size, torch.float16, gpu):
@@ -150,7 +150,7 @@ def _block_trials(cases: Sequence[tuple[Case, ConvConfig]]) -> Iterator[Trial]:
             blocks.run_joined(joined, values, config)
             return torch.cat([values[value].flatten() for value in joined.writes])
 
-        # What is rounded between two products may be rounded to either side.
+        # A value between two products may be rounded up or down.
         limit = 2 * torch.finfo(values[written[0]].dtype).eps
         yield Trial(f"{config.kernel} {case.run.name}", run, truth, limit)
 
@@ -209,7 +209,7 @@ def _head_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
 
 
 def _network(small: bool) -> tuple[Any, Tensor]:
-    """An executor of a small network, and images for it."""
+    """Return an executor of a small network, and images for it."""
     from fastres.bench.measure.calibration import calibrated, smooth_images
     from fastres.executors.gpu import GpuExecutor
     from fastres.network.architectures import get_architecture
@@ -223,7 +223,7 @@ def _network(small: bool) -> tuple[Any, Tensor]:
 
 
 def _early_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
-    """Kernels that start before their predecessors end, inside a CUDA graph: the same bits as plain launches."""
+    """Launch kernels before their predecessors end, in a CUDA graph; the bits must equal those of plain launches."""
     executor, x = _network(small)
     n, _, h, w = x.shape
     way = Network("", n, h, w, "float16", joined=False, early=True)
@@ -231,7 +231,7 @@ def _early_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
 
 
 def _graph_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
-    """A captured network: the same bits as plain launches."""
+    """Replay a captured network; the bits must equal those of plain launches."""
     executor, x = _network(small)
     yield _graphed("a network in a graph", lambda: executor.run_as(x, ("logits",), None)[0], executor, x)
 
@@ -268,7 +268,7 @@ def _tma_family(what: str, kernels: tuple[str, ...], *inputs: str) -> Family:
 _CONV = ("kernels/conv.py", "kernels/routing/*.py")
 FAMILIES = {
     "conv": Family("the general convolution", _of_layers(_layers_of_conv), _CONV, _layers_of_conv),
-    "split": Family("reductions that programs share", _of_layers(_layers_of_split), _CONV, _layers_of_split),
+    "split": Family("reductions split between programs", _of_layers(_layers_of_split), _CONV, _layers_of_split),
     "stem": Family("the first convolution and its pool", _stem_trials, ("kernels/stem.py", "kernels/prepare.py")),
     "head": Family("average pool and classifier", _head_trials, ("kernels/head.py", *_CONV)),
     "graphs": Family("CUDA graphs", _graph_trials, (*_CONV, "fastres/executors/gpu.py", "fastres/executors/graphs.py")),
@@ -297,11 +297,11 @@ FAMILIES = {
 
 
 def why_not(name: str, gpu: Gpu) -> str:
-    """Why a family has nothing to run on ``gpu``; empty where it has."""
+    """Return why a family has nothing to run on ``gpu``, or an empty string if it has."""
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
-        return f"kernels start early from sm_90 on, {gpu.name} is {gpu.arch}"
+        return f"early launches need sm_90 or later, and {gpu.name} is {gpu.arch}"
     if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):
-        return "Triton's interpreter has neither Gluon kernels nor early launches"
+        return "Triton's interpreter supports neither Gluon kernels nor early launches"
     for layer, config in FAMILIES[name].layers(gpu, True)[:1]:
         if isinstance(layer, Layer):
             return dispatch.why_not(config.kernel, layer.shape, torch.float16, gpu)

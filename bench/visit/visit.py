@@ -1,10 +1,10 @@
-"""``make gpu VISIT=first``: a visit to this machine's GPU, that comes back with figures whatever fails on the way.
+"""``make gpu VISIT=first``: measure this machine's GPU, and keep every result even if some pieces fail.
 
-A visit is a list of pieces (``visit/pieces.py``), the most valuable first. Each runs in a process of its own and is
-stopped when its time is over. A family of kernels whose trial crashes, hangs or is wrong is left out of all that
-follows, by itself and by name. After each piece everything found so far is written into one archive, which
-``make gpu-home`` unpacks. What a piece found stays: it is run again only when a file that it depends on has changed,
-and its rows are kept even then. Each card has a folder of its own. Touches no network.
+A visit is a list of pieces (``pieces.py``), the most valuable first. Each piece runs in its own process and is stopped
+at its time limit. If the trial of a family of kernels crashes, hangs or gives a wrong result, the rest of the visit
+leaves that family out and reports its name. After each piece the visit writes all results so far into one archive,
+which ``make gpu-home`` unpacks. A piece that passed runs again only if a file that it depends on has changed; its
+earlier rows are kept even then. Each card has its own folder. A visit uses no network.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ RESERVE = 4  # seconds kept for the last archive
 
 @dataclass
 class Visit:
-    """A visit on its way: which pieces, on which card, where, and for how long.
+    """A visit: its pieces, the card, the folders and the time limit.
 
-    ``folder`` is the card's own; ``out`` gets the archive. ``before`` are records of earlier visits.
+    ``folder`` is the card's folder. The archive goes to ``out``. ``before`` lists the records of earlier visits.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Visit:
     def __post_init__(self) -> None:
         self.todo = pieces(self.name, self.scale)
         if unknown := [name for name in self.only if name not in {piece.name for piece in self.todo}]:
-            raise FastresError(f"No piece of {self.name} is called {unknown[0]!r}; --dry lists them")
+            raise FastresError(f"{self.name} has no piece called {unknown[0]!r}; --dry lists its pieces")
         self.state = states.read(*self.before, self.folder / states.STATE)
         self.began = time.monotonic()
         self.commit = commit()
@@ -63,25 +63,25 @@ class Visit:
 
     @property
     def left(self) -> float:
-        """Seconds of the budget that are left for pieces."""
+        """The seconds of the budget that are left for pieces."""
         return self.budget - RESERVE - (time.monotonic() - self.began)
 
     def is_due(self, piece: Piece) -> bool:
-        """Whether the piece is to be run in this visit."""
+        """Return True if this visit must run the piece."""
         if self.only:
             return piece.name in self.only
         builds_on = [other for other in self.todo if other.name == piece.after]
         return self.again or not states.is_done(piece, self.state) or any(map(self.is_due, builds_on))
 
     def run(self) -> int:
-        """Run what is due while there is time; exit status 0 where all that the visit has is known and good."""
+        """Run the due pieces while there is time. Return exit status 0 if every piece of the visit is done."""
         due = [piece for piece in self.todo if self.is_due(piece)]
         self._say(self.plan(due))
         todo = groups(due)
         for index, group in enumerate(todo, start=1):
             if self.left < LEAST_SECONDS:
                 rest = [piece for later in todo[index - 1 :] for piece in later]
-                self._say(f"{self.budget - RESERVE:.0f} s are over; not begun: {_names(rest)}")
+                self._say(f"The {self.budget - RESERVE:.0f} s are over; not started: {_names(rest)}")
                 break
             self._say(f"[{index}/{len(todo)}] {_names(group)} (about {estimate(group)} s) …")
             found = run_together(
@@ -95,20 +95,22 @@ class Visit:
         return 1 if self.troubles else states.worst(self.state, self.todo)
 
     def plan(self, due: Sequence[Piece]) -> str:
-        """What is about to be run, and how long it should take."""
-        rows: list[tuple[str, ...]] = [("piece", "about s", "at most s", "together s")]
+        """Return a table of the pieces to run and their expected times."""
+        rows: list[tuple[str, ...]] = [("piece", "about s", "at most s", "total s")]
         total = 0
         for group in groups(due):
             total += estimate(group)
             rows += [(piece.name, str(piece.seconds), str(piece.limit), str(total)) for piece in group]
         skipped = len(self.todo) - len(due)
-        known = f"; {skipped} of its pieces are known already" if skipped else ""
-        fits = "which fits" if total <= self.budget else "more than fits: the last pieces wait for another visit"
-        title = f"{self.name} on {self.card}: about {total} s of {self.budget:.0f} s, {fits}{known}"
+        known = f" {skipped} of its pieces are already done." if skipped else ""
+        fits = (
+            "All pieces fit." if total <= self.budget else "Not all pieces fit: the last ones wait for another visit."
+        )
+        title = f"{self.name} on {self.card}: about {total} s of {self.budget:.0f} s. {fits}{known}"
         return f"{text_table(rows, right=(1, 2, 3))}\n{title}"
 
     def environment(self, piece: Piece) -> dict[str, str]:
-        """The variables of a piece's process: what the tuner wrote, what is left out, where compilers keep theirs."""
+        """Return a piece's environment variables: tuned tables, families left out, folder of compilers' caches, …"""
         can_be = [family for family in self.left_out() if can_be_left_out(family)]
         without = [] if piece.family else [*can_be, *filter(None, [piece.without])]
         own = {
@@ -121,19 +123,19 @@ class Visit:
         return {**(os.environ if self.variables is None else self.variables), **own}
 
     def left_out(self) -> dict[str, Outcome]:
-        """Families of kernels that are left out, with how their trials ended."""
+        """Return the families of kernels that are left out, with the outcome of their trials."""
         return states.left_out(pieces("first", self.scale), self.state)
 
     def save(self) -> None:
-        """Write the record and the archive. What cannot be written is said, and tried again after the next piece."""
+        """Write the record and the archive. If that fails, say so and try again after the next piece."""
         facts = {"card": self.card, "torch": torch.__version__, "triton": installed_version("triton")}
         try:
             states.write(self.folder / states.STATE, self.state, facts)
             missing = states.pack(self.folder, self.out / states.ARCHIVE)
             lost = [name for name in missing if "/inductor/" not in name]
-            self.troubles = [f"there was no room for {name} in the archive" for name in lost]
+            self.troubles = [f"the archive had no room for {name}" for name in lost]
         except (OSError, FastresError) as error:
-            self.troubles = [f"the archive is of an earlier piece: {error}"]
+            self.troubles = [f"the archive dates from an earlier piece: {error}"]
             self._say(f"    not written: {error}")
 
     def _finish(self) -> None:
@@ -150,13 +152,13 @@ class Visit:
         for family, outcome in self.left_out().items():
             self._say(f"Left out: {family}: {outcome.status}{_reason(outcome)}")
         for trouble in self.troubles:
-            self._say(f"Trouble: {trouble}")
+            self._say(f"Problem: {trouble}")
         spent = time.monotonic() - self.began
-        self._say(f"{spent:.0f} s on {self.card}; everything is in {self.out / states.ARCHIVE}")
+        self._say(f"{spent:.0f} s on {self.card}; the results are in {self.out / states.ARCHIVE}")
 
     @staticmethod
     def _say(text: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not end a visit that can still bring something home
+        with contextlib.suppress(OSError):  # a full disk must not end a visit that can still save results
             print(text, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Test GPU visits: their pieces, and how results are collected, with small commands in place of the real pieces."""
+"""Visits to a GPU: their pieces, and whole visits with small commands instead of the real pieces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def visit(tmp_path: Path, *todo: Piece, budget: float = 500, **more: object) -> 
     return made
 
 
-# -- what visits are made of ---------------------------------------------------------------------------------
+# -- the pieces of visits ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", VISITS)
@@ -44,7 +44,7 @@ def test_a_visit_should_fit_a_call_and_says_so(name: str, tmp_path: Path) -> Non
     assert len({item.name for item in todo}) == len(todo)
     assert all(item.seconds <= item.grace + item.limit <= 600 for item in todo)
     said = Visit(name, "a GPU", tmp_path / "work", tmp_path, BUDGET).plan(todo)
-    assert f"about {estimate(todo)} s of {BUDGET} s, which fits" in said
+    assert f"about {estimate(todo)} s of {BUDGET} s. All pieces fit." in said
     assert all(item.name in said for item in todo)
 
 
@@ -120,7 +120,7 @@ def test_a_smaller_scale_measures_less() -> None:
     assert FULL.model == "resnet50"
 
 
-# -- running, stopping, going on -----------------------------------------------------------------------------
+# -- running, stopping, resuming -----------------------------------------------------------------------------
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,9 +138,9 @@ def test_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "ValueError: not yet" in table
     flag.touch()
     second = visit(tmp_path, *todo)
-    assert [item.name for item in todo if second.is_due(item)] == ["flaky"], "what passed is known"
+    assert [item.name for item in todo if second.is_due(item)] == ["flaky"], "pieces that passed are not run again"
     assert second.run() == 0
-    assert "2 of its pieces are known already" in capsys.readouterr().out
+    assert "2 of its pieces are already done" in capsys.readouterr().out
     assert {name: outcome.status for name, outcome in second.state.items()} == {
         "good": "passed", "flaky": "passed", "tool": "absent",
     }  # fmt: skip
@@ -171,16 +171,18 @@ def test_records_of_earlier_visits_count(tmp_path: Path) -> None:
     first = visit(tmp_path / "a", piece("good", ""))
     assert first.run() == 0
     record = first.folder / states.STATE
-    assert visit(tmp_path / "b", *first.todo).is_due(first.todo[0]), "another folder knows nothing"
+    assert visit(tmp_path / "b", *first.todo).is_due(first.todo[0]), "a new folder has no record"
     assert not visit(tmp_path / "b", *first.todo, before=(record,)).is_due(first.todo[0])
 
 
-def test_a_budget_ends_a_visit_and_names_what_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_budget_ends_a_visit_and_names_the_remaining_pieces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = visit(tmp_path, piece("good", ""), piece("later", ""), budget=RESERVE + 1)
     assert short.run() == 1
     assert short.state == {}
     said = capsys.readouterr().out
-    assert "not begun: good, later" in said
+    assert "not started: good, later" in said
     assert "not run" in said
 
 
@@ -229,7 +231,7 @@ def test_pieces_of_a_group_run_side_by_side(tmp_path: Path) -> None:
     assert visit(tmp_path, *todo).run() == 0
 
 
-def test_what_goes_on_where_it_stopped_is_begun_again(tmp_path: Path) -> None:
+def test_a_piece_that_can_resume_is_started_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
     code = f"open({str(count)!r}, 'a').write('x'); import os, sys; sys.exit(os.path.getsize({str(count)!r}) < 3)"
     assert visit(tmp_path, piece("tuner", code, tries=3)).run() == 0
@@ -237,19 +239,19 @@ def test_what_goes_on_where_it_stopped_is_begun_again(tmp_path: Path) -> None:
     assert visit(tmp_path, piece("other tuner", "import sys; sys.exit(1)", tries=2)).run() == 1
 
 
-def test_what_stopped_in_time_is_due_again(tmp_path: Path) -> None:
+def test_an_unfinished_piece_is_due_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
     code = f"open({str(count)!r}, 'a').write('x'); print('3 entries were not begun'); import sys; sys.exit(75)"
     todo = [piece("tuner", code, tries=3), piece("bench", "", after="tuner")]
     made = visit(tmp_path, *todo)
     assert made.run() == 1
-    assert count.read_text() == "x", "it is not begun again at once"
+    assert count.read_text() == "x", "it is not started again at once"
     assert (made.state["tuner"].status, made.state["tuner"].error) == ("unfinished", "3 entries were not begun")
     second = visit(tmp_path, *todo)
     assert [item.name for item in todo if second.is_due(item)] == ["tuner", "bench"]
 
 
-def test_what_builds_on_a_piece_is_due_when_that_has_run_again(tmp_path: Path) -> None:
+def test_a_piece_is_due_when_the_piece_it_builds_on_has_run_again(tmp_path: Path) -> None:
     todo = [piece("tuner", ""), piece("bench", "", after="tuner")]
     assert visit(tmp_path, *todo).run() == 0
     time.sleep(1.1)
@@ -277,7 +279,7 @@ def test_a_family_that_does_not_pass_is_left_out_of_what_follows(tmp_path: Path)
     made = visit(tmp_path, *todo)
     assert made.run() == 1
     logs = [(made.folder / "logs" / f"{name}.log").read_text().split() for name in ("smoke-gemm", "tuned", "rules")]
-    assert logs == [[], ["fused"], ["fused,tables"]], "the general convolution has no substitute"
+    assert logs == [[], ["fused"], ["fused,tables"]], "the general convolution cannot be left out"
     assert set(made.left_out()) == {"fused", "conv"}
     assert home.exclusions(made.state)[1]["error"] == "RuntimeError: CUDA error"
 
@@ -339,14 +341,14 @@ def test_rows_without_room_are_trouble(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "work" / "a-gpu").mkdir(parents=True)
     (tmp_path / "work" / "a-gpu" / states.STATE).write_text(text)
-    with pytest.raises(FastresError, match=r"visit\.json cannot be read as the record of a visit"):
+    with pytest.raises(FastresError, match=r"visit\.json is not a readable record of a visit"):
         visit(tmp_path, piece("good", ""))
 
 
 # -- the command ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert gpu.main(["--out", str(out), "--work", str(out)]) == 2
@@ -357,15 +359,15 @@ def test_says_when_there_is_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_dry_count_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in VISITS:
         assert gpu.main([name, "--dry", "--work", str(tmp_path)]) == 0
-        assert "which fits" in capsys.readouterr().out
+        assert "All pieces fit." in capsys.readouterr().out
     assert gpu.main(["first", "--dry", "--budget", "60", "--work", str(tmp_path)]) == 0
-    assert "more than fits" in capsys.readouterr().out
+    assert "Not all pieces fit" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_pieces_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--dry", "--only", "nothing", "--work", str(tmp_path)]) == 2
-    assert "No piece of first is called 'nothing'" in capsys.readouterr().err
+    assert "first has no piece called 'nothing'" in capsys.readouterr().err
 
 
 def test_outcomes_survive_the_record(tmp_path: Path) -> None:

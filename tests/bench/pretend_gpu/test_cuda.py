@@ -1,4 +1,4 @@
-"""The pretend GPU itself: it does what a GPU does, and refuses what a GPU refuses."""
+"""The pretend GPU itself: it does what a GPU does and rejects what a GPU rejects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_tensors_are_of_the_gpu(pretence: Pretence) -> None:
         made[0].numpy()
     with pytest.raises(RuntimeError, match="same device"):
         made[0] + torch.zeros(2)
-    assert (made[0] + torch.tensor(1.0)).is_cuda, "a scalar of the CPU is taken"
+    assert (made[0] + torch.tensor(1.0)).is_cuda, "a scalar may be on the CPU"
     with pytest.raises(RuntimeError, match="invalid device ordinal"):
         made[0].to("cuda:1")
 
@@ -127,7 +127,9 @@ def test_kernels_run_on_the_gpus_tensors_alone(pretence: Pretence) -> None:
     assert pretence.launches == ["double_kernel"]
     with pytest.raises(ValueError, match="cpu tensor"):
         double_kernel[(1,)](torch.empty(5), x, 5, BLOCK=16)
-    assert torch.equal(double(torch.arange(5.0)), 2 * torch.arange(5.0)), "the interpreter as without a GPU"
+    assert torch.equal(double(torch.arange(5.0)), 2 * torch.arange(5.0)), (
+        "CPU tensors run in the interpreter as without a GPU"
+    )
     boxes = torch.arange(64.0, device="cuda").view(4, 16), torch.empty(4, 16, device="cuda")
     source, target = (TensorDescriptor.from_tensor(box, [4, 16]) for box in boxes)
     copy_kernel[(1,)](target, source)
@@ -180,7 +182,7 @@ def test_what_breaks_a_capture(pretence: Pretence, forbidden) -> None:  # type: 
         forbidden(x)
     with pytest.raises(RuntimeError, match="without a preceding"):
         graph.replay()
-    # As in CUDA, torch's context manager then leaves the thread on the capture's stream, and the allocator in its pool.
+    # As with CUDA, torch's context manager leaves the thread on the capture's stream and the allocator in its pool.
     assert torch.cuda.current_stream() != torch.cuda.default_stream()
     assert pretence.timeline.pools_open
 
@@ -326,7 +328,7 @@ def test_it_needs_the_interpreter_and_no_other_gpu(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_module_runs_on_it(capsys: pytest.CaptureFixture[str]) -> None:
-    pretended().__class__  # skips where there can be none  # noqa: B018
+    pretended().__class__  # skips if there can be no pretend GPU  # noqa: B018
     with pytest.raises(SystemExit) as ended:
         pretend.main(["--card", "T4", "-m", "fastres", "env"])
     assert ended.value.code == 0

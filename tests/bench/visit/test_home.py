@@ -1,4 +1,4 @@
-"""What a visit to a GPU brought back, put where it belongs."""
+"""Importing the archive of a visit into the repository."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_later_row_counts_unless_it_was_not_measured() -> None:
     assert home.merged([run("old", old), run("new", new)]).rows[0].commit == "new"
     assert home.merged([run("old", old), run("newest", absent)]).rows[0].commit == "old"
     assert home.merged([run("old", old), run("killed", untimed)]).rows[0].commit == "old"
-    assert home.merged([run("old", old), run("newest", wrong)]).rows[0].status == results.WRONG, "what is wrong now is"
+    assert home.merged([run("old", old), run("newest", wrong)]).rows[0].status == results.WRONG, "a wrong result counts"
     found = home.merged([run("old", old), run("new", new)], [{"family": "fused", "status": "failed", "error": "e"}])
     assert found.environment["commits"] == ["new", "old"]
     assert found.environment["left_out"][0]["family"] == "fused"
