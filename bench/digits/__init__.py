@@ -1,6 +1,6 @@
-"""The bundled model: its images of digits, its training, and a study of what it finds similar.
+"""The bundled model ``resnet20_digits``: its images of digits, its training, and a similarity search with it.
 
-Nothing else in the benchmark depends on digits but the studies.
+In the benchmark, only the studies depend on this package.
 """
 
 from .data import as_image, load_digits, load_scans, split, validation_split

@@ -1,9 +1,9 @@
-"""Scikit-learn's handwritten digits, prepared exactly as ``fastres`` prepares an image, and split once and for all.
+"""Scikit-learn's handwritten digits, prepared exactly as ``fastres`` prepares an image, with a fixed split.
 
-1,797 real scans of 8×8 pixels with 17 grey levels: the test part of Alpaydin & Kaynak, *Optical recognition of
-handwritten digits* (UCI Machine Learning Repository, 1998), bundled with scikit-learn, so nothing is downloaded.
-No two scans are equal. The data set does not say which of its 13 writers wrote a digit, so that both parts of the split
-hold digits of the same people: held-out accuracy speaks for new digits, not for new writers.
+The data are 1,797 real scans of 8×8 pixels with 17 grey levels: the test part of Alpaydin & Kaynak, *Optical
+recognition of handwritten digits* (UCI Machine Learning Repository, 1998). They come with scikit-learn, so nothing is
+downloaded. No two scans are equal. The data set does not say which of its 13 writers wrote a digit, so both parts of
+the split contain digits of the same people. Held-out accuracy is therefore for new digits, not for new writers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GREY_LEVELS = 16
 
 
 def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The scans as greyscale pixels, uint8 ``[1797, 8, 8]`` (0 paper, 255 ink), and their digits, int64 ``[1797]``.
+    """Return the scans as greyscale pixels, uint8 ``[1797, 8, 8]`` (0 paper, 255 ink), and digits, int64 ``[1797]``.
 
-    Raises ``MissingDependencyError`` without scikit-learn.
+    Raise ``MissingDependencyError`` if scikit-learn is not installed.
     """
     try:
         from sklearn import datasets
@@ -42,16 +42,16 @@ def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def as_image(scan: NDArray[np.uint8]) -> Image.Image:
-    """One scan ``[8, 8]`` as the greyscale PIL image that ``model.predict`` takes."""
+    """Return one scan ``[8, 8]`` as a greyscale PIL image, which ``model.predict`` takes."""
     return Image.fromarray(scan)
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """RGB pixels, uint8 ``[1797, 3, 32, 32]``, and digits, int64 ``[1797]``, in the data set's order.
+    """Return RGB pixels, uint8 ``[1797, 3, 32, 32]``, and digits, int64 ``[1797]``, in the data set's order.
 
-    Each scan is enlarged as ``model.predict`` enlarges a PIL image with ``Transforms(resize=32, crop=32)``: made RGB,
-    then resized by PIL's bilinear filter (tested to be the same pixels). Raises ``MissingDependencyError`` without
-    scikit-learn.
+    Each scan is enlarged as ``model.predict`` enlarges a PIL image with ``Transforms(resize=32, crop=32)``: converted
+    to RGB, then resized with PIL's bilinear filter (a test checks that the pixels are the same). Raise
+    ``MissingDependencyError`` if scikit-learn is not installed.
     """
     scans, digits = load_scans()
     enlarged = [as_image(scan).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR) for scan in scans]
@@ -60,23 +60,23 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 
 def split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the training part and of the held-out part, int64 ``[1437]`` and ``[360]``, both ascending.
+    """Return the indices of the training part and of the held-out part, int64 ``[1437]`` and ``[360]``, both ascending.
 
-    36 scans of each digit are held out. Nothing that is trained or chosen looks at them.
+    36 scans of each digit are held out. They are not used for training or for choosing hyperparameters.
     """
     return _part(torch.arange(len(labels)), labels, HELD_OUT_PER_CLASS, "held out")
 
 
 def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The training part again in two, int64 ``[1157]`` and ``[280]``: hyperparameters are chosen on the second."""
+    """Split the training part in two, int64 ``[1157]`` and ``[280]``. Hyperparameters are chosen on the second part."""
     train, _ = split(labels)
     return _part(train, labels, VALIDATION_PER_CLASS, "validation")
 
 
 def _part(indices: Tensor, labels: Tensor, per_class: int, name: str) -> tuple[Tensor, Tensor]:
-    """Set aside ``per_class`` of ``indices`` for each class: those whose hashes with ``name`` are the smallest.
+    """Set aside ``per_class`` of ``indices`` for each class: those with the smallest hashes of ``name`` and index.
 
-    Hashes, and no random generator, because a generator's stream may change from one version to the next.
+    It uses hashes instead of a random generator, because a generator's stream may change between versions.
     """
 
     def rank(index: int) -> bytes:

@@ -1,9 +1,9 @@
-"""``python -m bench.similarity``: which training scans look most like a held-out digit, by embedding.
+"""``python -m bench.similarity``: find the training scans that look most like a held-out digit, by embedding.
 
-Every scan becomes the pooled features that ``resnet20_digits`` computes, ``[64]``. A held-out digit is read as the
-digit of its nearest neighbour among the training scans by cosine similarity, or as most of the nearest ones say. The
-same is done with raw pixels. The network was trained on the digits of the training scans: the accuracy speaks for new
-digits of the same ten classes, not for classes that it has not seen.
+Each scan is represented by the pooled features of ``resnet20_digits``, ``[64]``. A held-out digit is classified by its
+nearest neighbour among the training scans (cosine similarity), or by a vote of the nearest five. The same is done with
+raw pixels. The network was trained on the training scans, so the accuracy is for new digits of the same ten classes,
+not for unseen classes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUERIES_DRAWN = 12
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Held-out digits read right by their nearest neighbour, and by a vote of the nearest five."""
+    """Numbers of held-out digits classified correctly by the nearest neighbour, and by a vote of the nearest five."""
 
     nearest: int
     vote_of_5: int
@@ -44,7 +44,7 @@ class Accuracy:
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Each held-out digit's nearest training scans: positions among them and cosine similarities, ``[360, 5]``."""
+    """The nearest training scans of each held-out digit: their positions and cosine similarities, ``[360, 5]``."""
 
     neighbours: Tensor
     similarities: Tensor
@@ -59,25 +59,25 @@ class Similarity:
 
     @property
     def wrong(self) -> list[int]:
-        """Held-out digits whose nearest neighbour is another digit."""
+        """The held-out digits whose nearest neighbour is a different digit."""
         return torch.nonzero(self.candidates[self.neighbours[:, 0]] != self.queries).flatten().tolist()
 
 
 def embeddings(model: fastres.Model, images: Tensor) -> Tensor:
-    """Pooled features of pixels ``[N, 3, H, W]`` uint8, scaled to unit length, float32 ``[N, C]`` on the CPU."""
+    """Return pooled features of pixels ``[N, 3, H, W]`` uint8, scaled to unit length, float32 ``[N, C]`` on the CPU."""
     parts = tqdm(images.split(BATCH), desc="embed", unit="batch", delay=1.0)
     return torch.nn.functional.normalize(torch.cat([model.embed(part.to(model.device)).cpu() for part in parts]))
 
 
 def compare(vectors: Tensor, labels: Tensor) -> Similarity:
-    """Nearest training scans of each held-out digit; ``vectors`` ``[1797, C]`` have unit length."""
+    """Find the nearest training scans of each held-out digit. ``vectors`` ``[1797, C]`` must have unit length."""
     train, held_out = split(labels)
     similarities, neighbours = (vectors[held_out] @ vectors[train].T).topk(VOTERS, dim=1)
     return Similarity(neighbours, similarities, labels[held_out], labels[train])
 
 
 def draw(found: Similarity, images: Tensor, labels: Tensor, path: Path) -> None:
-    """Write held-out digits, one a column (all misread ones first), each above its nearest training scans."""
+    """Draw held-out digits, one per column (all misclassified ones first), each above its nearest training scans."""
     from matplotlib.figure import Figure
 
     train, held_out = split(labels)
@@ -105,7 +105,7 @@ def _tile(axis: Any, pixels: Tensor, words: str, colour: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, and write ``similarity.json`` and ``similarity.png`` where ``--out`` says."""
+    """Compare and print, and write ``similarity.json`` and ``similarity.png`` to the folder ``--out``."""
     parser = argparse.ArgumentParser(prog="python -m bench.similarity", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for similarity.json and similarity.png (default: print only)")
     options = parser.parse_args(arguments)
@@ -125,7 +125,7 @@ def _run(out: Path | None) -> None:
     found = compare(embeddings(model, images), labels)
     pixels = compare(torch.nn.functional.normalize(images[:, 0].flatten(1).float()), labels)
     count = len(found.queries)
-    print(f"{count} held-out digits, {len(found.candidates)} training scans, cosine similarity; read right:")
+    print(f"{count} held-out digits, {len(found.candidates)} training scans, cosine similarity. Correct:")
     for name, result in (("embeddings of resnet20_digits", found), ("raw pixels", pixels)):
         accuracy = result.accuracy
         print(
@@ -143,7 +143,7 @@ def _run(out: Path | None) -> None:
         }
         write_whole(out / "similarity.json", (json.dumps(record, indent=2) + "\n").encode())
         draw(found, images, labels, out / "similarity.png")
-        print(f"Written: {out / 'similarity.json'}, {out / 'similarity.png'}")
+        print(f"Wrote {out / 'similarity.json'} and {out / 'similarity.png'}.")
 
 
 if __name__ == "__main__":

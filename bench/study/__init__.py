@@ -1,1 +1,1 @@
-"""Why residual networks: studies that train and measure, run by ``python -m bench.study``."""
+"""Why residual networks: four studies that train and measure networks. ``python -m bench.study`` runs them."""

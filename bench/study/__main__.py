@@ -1,7 +1,7 @@
 """Why residual networks: ``python -m bench.study {degradation,vanishing,shattering,shortcuts,all} --out DIR``.
 
-Each study measures one of the observations that motivate residual networks and writes figures, CSV files and a page. A
-run that was stopped goes on where it stopped; a study that was measured with the same settings is not measured again.
+Each study measures one of the observations that motivate residual networks and writes figures, CSV files and a page. An
+interrupted run resumes where it stopped. A study that was measured with the same settings is not measured again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ OUT = Path("out/study")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.study", description=__doc__.replace("``", ""))
-    parser.add_argument("study", choices=[*STUDIES, "all"])
+    parser.add_argument("study", choices=[*STUDIES, "all"], help="the study to run")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder to write to (default {OUT})")
-    parser.add_argument("--quick", action="store_true", help="a small form: under two minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="run a small version: under two minutes on two cores")
     parser.add_argument("--data", type=Path, help="cifar-10-batches-py, to train on CIFAR-10 (default: the digits)")
     parser.add_argument(
-        "--deep", type=int, choices=DEEPER, default=Settings.deep, help="depth set against 20 (default %(default)s)"
+        "--deep", type=int, choices=DEEPER, default=Settings.deep, help="depth compared with 20 (default %(default)s)"
     )
     parser.add_argument("--seeds", type=_positive, help=f"networks of each kind (default {Settings.seeds}; quick 1)")
-    parser.add_argument("--epochs", type=_positive, help=f"of training (default {Settings.epochs}; quick 5)")
-    parser.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: the cores)")
-    parser.add_argument("--again", action="store_true", help="measure again what was measured with these settings")
+    parser.add_argument("--epochs", type=_positive, help=f"training epochs (default {Settings.epochs}; quick 5)")
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure again even if there are results for these settings"
+    )
     parser.add_argument("--docs", type=Path, help="also write the page as Markdown into this file")
     return parser
 
@@ -49,14 +53,14 @@ def _positive(text: str) -> int:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """The full or the quick size, with what the user chose."""
+    """Return the settings of the full or the quick size, with the user's choices."""
     chosen = {key: getattr(options, key) for key in ("seeds", "epochs") if getattr(options, key) is not None}
     size = {**(QUICK if options.quick else {}), **chosen}
     return Settings(options.out, data=options.data, deep=options.deep, workers=options.workers, **size)
 
 
 def command_of(study: str, options: argparse.Namespace) -> str:
-    """The command that repeats one study; paths are left out, for they differ from machine to machine."""
+    """Return the command that repeats one study. It has no paths, because they differ between machines."""
     words = ["python", "-m", "bench.study", study]
     if options.quick:
         words.append("--quick")
@@ -70,12 +74,12 @@ def command_of(study: str, options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line. Return the exit status."""
     options = _parser().parse_args(arguments)
     settings = settings_of(options)
     chosen = list(STUDIES.values()) if options.study == "all" else [STUDIES[options.study]]
     try:
-        with drawing():  # whether figures can be drawn is better known before an hour of training
+        with drawing():  # fails before an hour of training if figures cannot be drawn
             settings.dataset()
         for study in chosen:
             result = measured(study, settings, command_of(study.name, options), options.again)

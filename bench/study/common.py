@@ -1,4 +1,4 @@
-"""What the four studies share: how large they are, and what a study is."""
+"""Shared by the four studies: their settings, the parts of a study, and the formatting of numbers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 SHALLOW = 20
 DEEPER = (32, 44, 56, 110)
 
-Data = dict[str, Any]  # what a study measured: plain data, as it stands in its JSON file
+Data = dict[str, Any]  # the measurements of a study: plain data, as in its JSON file
 Record = dict[str, Any]  # one line of a CSV file
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How large the studies are, where they write, and what they train on; the defaults are the full size.
+    """The size of the studies, the output folder, and the training data. The defaults are the full size.
 
-    ``deep`` is the depth that is set against 20, ``draws`` the initialisations behind each curve of gradients by
-    layer, ``nets`` those behind each autocorrelation, ``lines`` the pairs of images between which gradients are taken
-    at ``line_points`` points, ``images`` the batch that untrained networks see, ``limit`` the most images of either
-    part.
+    ``deep`` is the depth compared with 20. ``draws`` is the number of initialisations behind each curve of gradients by
+    layer, and ``nets`` the number behind each autocorrelation. ``lines`` is the number of pairs of images; between each
+    pair, gradients are taken at ``line_points`` points. ``images`` is the batch size of untrained networks. ``limit``
+    is the largest number of training images and of test images.
     """
 
     folder: Path
@@ -52,12 +52,12 @@ class Settings:
 
     @property
     def depths(self) -> list[int]:
-        """Of the untrained CIFAR networks whose gradients are looked at."""
+        """The depths of the untrained CIFAR networks whose gradients are measured."""
         return sorted({SHALLOW, self.deep} | ({DEEPER[-1]} if self.size == "full" else set()))
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that changes a result."""
+        """A hash of all settings that affect a result."""
         settings = dataclasses.asdict(self) | {"data": bool(self.data), "torch": torch.__version__}
         kept = {key: value for key, value in settings.items() if key not in ("folder", "workers")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
@@ -66,11 +66,11 @@ class Settings:
         return load_dataset(self.data, self.limit)
 
     def models(self) -> list[str]:
-        """The four networks: plain and residual, shallow and deep."""
+        """Return the names of the four networks: plain and residual, shallow and deep."""
         return [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in (SHALLOW, self.deep)]
 
     def trained(self) -> list[Trained]:
-        """The four networks of every seed, trained or read from ``folder``."""
+        """Return the four networks of every seed, trained now or read from ``folder``."""
         recipe = Recipe(self.epochs)
         data = None if self.data is None else str(self.data)
         jobs = [Job(model, seed, recipe, data, self.limit) for seed in range(self.seeds) for model in self.models()]
@@ -92,7 +92,7 @@ QUICK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Number:
-    """One line of a study's table: what was measured, the value, and what theory or the paper says."""
+    """One row of a study's table: the quantity, its measured value, and the value in theory or in the paper."""
 
     what: str
     value: str
@@ -101,7 +101,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, the file that it goes to, and what it shows."""
+    """A figure, its file name, and its caption."""
 
     file: str
     figure: Figure
@@ -110,7 +110,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Study:
-    """One observation: ``measure`` makes plain data, everything else is made from that and nothing else."""
+    """One observation. ``measure`` returns plain data; tables, figures and text are made from that data only."""
 
     name: str
     title: str
@@ -123,7 +123,7 @@ class Study:
 
 
 def rounded(value: Any, digits: int = 5) -> Any:
-    """Plain data with every float at ``digits`` significant digits."""
+    """Return plain data with every float rounded to ``digits`` significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
@@ -138,38 +138,38 @@ def mean(values: Sequence[float]) -> float:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """``"12.3 %"``."""
+    """Format a fraction as ``"12.3 %"``."""
     return f"{100 * fraction:.{digits}f} %"
 
 
 def number(value: float) -> str:
-    """Three significant digits: ``"24,100"``, ``"0.0123"``, ``"7.5×10⁻¹⁴"``."""
+    """Format with three significant digits: ``"24,100"``, ``"0.0123"``, ``"7.5×10⁻¹⁴"``."""
     if value and not 1e-4 <= abs(value) < 1e6:
         return power(value)
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
 def signed(value: float, form: str = ".2f") -> str:
-    """``"−0.72"``: with a minus sign, not a hyphen, and none before zero."""
+    """Format as ``"−0.72"``, with a minus sign instead of a hyphen, and no sign before zero."""
     text = format(value, form)
     return text.replace("-", "−") if float(text) else text.replace("-", "")
 
 
 def power(value: float) -> str:
-    """``"1.7×10⁻³¹"``."""
+    """Format as ``"1.7×10⁻³¹"``."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def spread_of(values: Sequence[float]) -> str:
-    """Fractions as ``"12.3 % (11.9–12.8)"``, the mean and the range; the mean alone of a single value."""
+    """Format fractions as mean and range, ``"12.3 % (11.9–12.8)"``. A single value has no range."""
     if len(values) == 1:
         return percent(values[0])
     return f"{percent(mean(values))} ({100 * min(values):.1f}–{100 * max(values):.1f})"
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of the least-squares line through the points."""
+    """Return the slope of the least-squares line through the points."""
     x0, y0 = mean(x), mean(y)
     return math.fsum((a - x0) * (b - y0) for a, b in zip(x, y, strict=True)) / math.fsum((a - x0) ** 2 for a in x)
 
@@ -179,6 +179,6 @@ def seeds_text(count: int) -> str:
 
 
 def title(model: str) -> str:
-    """``"plain20"`` as it is written: ``"plain-20"``."""
+    """Return a model's name with a hyphen: ``"plain-20"`` for ``"plain20"``."""
     kind = model.rstrip("0123456789")
     return f"{kind}-{model[len(kind) :]}"

@@ -1,4 +1,4 @@
-"""The images that studies train on: scikit-learn's digits, or CIFAR-10 where the user has it on disk."""
+"""The images that the studies train on: scikit-learn's digits, or CIFAR-10 from a folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PIXELS = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Ten classes of RGB pixels, uint8 ``[N, 3, 32, 32]``, with labels, int64 ``[N]``, in a training and a test part.
+    """RGB images, uint8 ``[N, 3, 32, 32]``, with labels of ten classes, int64 ``[N]``, in a training and a test part.
 
-    ``mean`` and ``std`` are the training pixels' (scaled to [0, 1]), one a channel. ``mirror`` says whether a mirrored
-    image is one of the same class.
+    ``mean`` and ``std`` are those of the training pixels (scaled to [0, 1]), one per channel. ``mirror`` is True if a
+    mirrored image has the same class.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Dataset:
     mirror: bool
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels uint8 ``[N, 3, 32, 32]`` as float32 of zero mean and unit variance."""
+        """Normalise pixels, uint8 ``[N, 3, 32, 32]``, to float32 with zero mean and unit variance."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (images.float() / 255 - mean) / std
 
@@ -48,9 +48,10 @@ class Dataset:
 
 
 def load_dataset(folder: Path | None = None, limit: int | None = None) -> Dataset:
-    """CIFAR-10 from ``folder``, or the digits where it is ``None``; at most ``limit`` images of either part.
+    """Load CIFAR-10 from ``folder``, or the digits if it is ``None``, with at most ``limit`` images of each part.
 
-    Raises ``DatasetError``, and ``MissingDependencyError`` where the digits are wanted without scikit-learn.
+    Raise ``DatasetError`` if the folder is not CIFAR-10, and ``MissingDependencyError`` if the digits need scikit-learn
+    and it is not installed.
     """
     if folder is not None:
         return _dataset("CIFAR-10", *_read_cifar10(folder), mirror=True, limit=limit)
@@ -85,30 +86,32 @@ def _dataset(
 
 
 def _read_cifar10(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The five training batches and the test batch of the python version, as ``cs.toronto.edu/~kriz`` gives it."""
+    """Read the five training batches and the test batch of the Python version from ``cs.toronto.edu/~kriz``."""
     if folder.name != CIFAR_FOLDER and (folder / CIFAR_FOLDER).is_dir():
         folder = folder / CIFAR_FOLDER
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not a folder; give the unpacked {CIFAR_FOLDER}, or the folder it lies in")
+        raise DatasetError(
+            f"{folder} is not a folder; give the unpacked {CIFAR_FOLDER}, or the folder that contains it"
+        )
     batches = [_read_batch(folder / name) for name in CIFAR_TRAIN]
     train_images, train_labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return train_images, train_labels, *_read_batch(folder / CIFAR_TEST)
 
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """One batch: pixels uint8 ``[N, 3, 32, 32]`` and labels int64 ``[N]``."""
+    """Read one batch: pixels, uint8 ``[N, 3, 32, 32]``, and labels, int64 ``[N]``."""
     try:
         with path.open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} is missing; unpack the python version of CIFAR-10 again") from error
+        raise DatasetError(f"{path} is missing; unpack the Python version of CIFAR-10 again") from error
     except Exception as error:  # unpickling damaged bytes can raise anything
-        raise DatasetError(f"{path} is not a CIFAR-10 batch ({error}); unpack the python version again") from error
+        raise DatasetError(f"{path} is not a CIFAR-10 batch ({error}); unpack the Python version again") from error
     pixels, labels = (batch.get(key) for key in (b"data", b"labels")) if isinstance(batch, dict) else (None, None)
     size = int(np.prod(PIXELS))
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != size:
         found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise DatasetError(f"{path}: data is {found}; CIFAR-10 has uint8 [N, {size}]; CIFAR-100 is not read")
+        raise DatasetError(f"{path}: data is {found}; CIFAR-10 has uint8 [N, {size}]; CIFAR-100 is not supported")
     if not isinstance(labels, list) or len(labels) != len(pixels) or not all(_is_label(label) for label in labels):
         raise DatasetError(f"{path}: labels are not {len(pixels)} whole numbers from 0 to {CLASSES - 1}")
     return torch.from_numpy(pixels.reshape(-1, *PIXELS).copy()), torch.tensor(labels, dtype=torch.int64)
@@ -119,7 +122,7 @@ def _is_label(label: Any) -> bool:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Makes NumPy arrays and plain data, and refuses everything else: a pickle can run any code."""
+    """Unpickles NumPy arrays and plain data only, because a pickle can run any code."""
 
     _ALLOWED = frozenset(
         {
@@ -133,5 +136,5 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which an array does not need")
+            raise pickle.UnpicklingError(f"it uses {module}.{name}, which an array does not need")
         return super().find_class(module, name)

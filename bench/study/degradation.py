@@ -1,9 +1,9 @@
 """Study 1: the degradation problem. He et al., *Deep residual learning for image recognition*, CVPR 2016.
 
-A plain network of more layers ends with a higher training error than one of fewer (figures 1 and 6), although a
-solution exists that is as good: the shallow network with identity layers added. Residual networks of the same depths do
-not. The responses are the standard deviations of every 3×3 layer's output after batch norm, before ReLU and addition
-(figure 7).
+A deep plain network ends with a higher training error than a shallow one (figures 1 and 6), although an equally good
+solution exists: the shallow network with identity layers added. Residual networks of the same depths do not have this
+problem. A layer's response is the standard deviation of its output after batch norm, before ReLU and addition; it is
+measured for every 3×3 layer (figure 7).
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from .surgery import deepen
 from .training import Trained, error_of, logits
 
 KINDS = ("plain", "resnet")
-NEGLIGIBLE = 0.1  # of the plain networks' difference
-CLEARLY_LESS = 0.75  # of the plain network's response
+NEGLIGIBLE = 0.1  # as a fraction of the plain networks' difference
+CLEARLY_LESS = 0.75  # as a fraction of the plain network's response
 
 
 @torch.inference_mode()
 def layer_responses(module: nn.Module, images: Tensor) -> list[float]:
-    """Standard deviation of every 3×3 layer's output after batch norm, first layer first, on ``[N, 3, 32, 32]``."""
+    """Return the standard deviation of each 3×3 layer's output after batch norm, in order, on ``[N, 3, 32, 32]``."""
     found: list[float] = []
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     hooks = [norm.register_forward_hook(lambda _, __, output: found.append(float(output.std()))) for norm in norms]
@@ -57,7 +57,7 @@ def layer_responses(module: nn.Module, images: Tensor) -> list[float]:
 
 
 def constructed(trained: Trained, deep: str, images: Tensor, labels: Tensor) -> Data:
-    """A trained shallow network with identity layers up to ``deep``, both run by fastres."""
+    """Extend a trained shallow network to ``deep`` with identity layers, run both with fastres, and compare them."""
     state = deepen(trained.state, get_architecture(trained.job.model), get_architecture(deep))
     shallow, deepened = run(trained.job.model, trained.state, images), run(deep, state, images)
     return {
@@ -110,7 +110,7 @@ def measure(settings: Settings) -> Data:
 
 
 def by_model(data: Data) -> dict[str, list[Data]]:
-    """The networks of each model, one a seed."""
+    """Return the networks of each model, one per seed."""
     result: dict[str, list[Data]] = defaultdict(list)
     for network in data["networks"]:
         result[network["model"]].append(network)
@@ -118,7 +118,7 @@ def by_model(data: Data) -> dict[str, list[Data]]:
 
 
 def gaps(data: Data, kind: str, part: str) -> list[float]:
-    """Final ``part`` error of the deep network less the shallow one's, seed by seed."""
+    """Return the final ``part`` error of the deep network minus that of the shallow one, for each seed."""
     models = by_model(data)
     pairs = zip(models[f"{kind}{data['deep']}"], models[f"{kind}{SHALLOW}"], strict=True)
     return [deep[f"final_{part}_error"] - shallow[f"final_{part}_error"] for deep, shallow in pairs]
@@ -163,11 +163,11 @@ def numbers(data: Data) -> list[Number]:
         for part, told in (("train", "training"), ("test", "test")):
             errors = [network[f"final_{part}_error"] for network in networks]
             result.append(Number(f"{title(model)}: final {told} error", spread_of(errors)))
-    for kind, expected in (("plain", "> 0: degradation"), ("resnet", "about 0: none")):
+    for kind, expected in (("plain", "> 0: degradation"), ("resnet", "about 0: no degradation")):
         values = gaps(data, kind, "train")
         result.append(
             Number(
-                f"{kind}-{deep} less {kind}-{SHALLOW}: final training error, seed by seed",
+                f"{kind}-{deep} minus {kind}-{SHALLOW}: final training error, for each seed",
                 _points(values),
                 expected,
             )
@@ -177,12 +177,12 @@ def numbers(data: Data) -> list[Number]:
         Number(
             f"plain-{SHALLOW} with {added} identity layers: test error",
             spread_of([row["deepened_error"] for row in data["constructed"]]),
-            f"{spread_of([row['shallow_error'] for row in data['constructed']])}, as plain-{SHALLOW}",
+            f"{spread_of([row['shallow_error'] for row in data['constructed']])}, the same as plain-{SHALLOW}",
         )
     )
     result.append(
         Number(
-            "Largest change of a logit by those layers",
+            "Largest change of a logit due to those layers",
             number(max(row["largest_difference"] for row in data["constructed"])),
             "0",
         )
@@ -205,35 +205,35 @@ def paragraph(data: Data) -> str:
         return spread_of([network[f"final_{part}_error"] for network in models[f"{kind}{depth}"]])
 
     text = (
-        f"On {data['dataset']}, {data['steps']} steps of training in {data['epochs']} epochs, "
-        f"{seeds_text(data['seeds'])}: plain-{deep} ends with a training error of {final('plain', deep, 'train')} and "
-        f"a test error of {final('plain', deep, 'test')}, plain-{SHALLOW} with {final('plain', SHALLOW, 'train')} and "
-        f"{final('plain', SHALLOW, 'test')}. resnet-{deep} ends with {final('resnet', deep, 'train')} and "
-        f"{final('resnet', deep, 'test')}, resnet-{SHALLOW} with {final('resnet', SHALLOW, 'train')} and "
-        f"{final('resnet', SHALLOW, 'test')}. "
+        f"The networks were trained on {data['dataset']}, for {data['steps']} steps in {data['epochs']} epochs, with "
+        f"{seeds_text(data['seeds'])}. plain-{deep} ends with a training error of {final('plain', deep, 'train')} and "
+        f"a test error of {final('plain', deep, 'test')}; plain-{SHALLOW} ends with "
+        f"{final('plain', SHALLOW, 'train')} and {final('plain', SHALLOW, 'test')}. resnet-{deep} ends with "
+        f"{final('resnet', deep, 'train')} and {final('resnet', deep, 'test')}; resnet-{SHALLOW} ends with "
+        f"{final('resnet', SHALLOW, 'train')} and {final('resnet', SHALLOW, 'test')}. "
     )
     recipe = data["recipe"]
     text += (
-        f"(SGD with Nesterov momentum {recipe['momentum']}, batches of {recipe['batch_size']}, a learning rate that "
-        f"rises to {recipe['learning_rate']} and falls to zero along a cosine, weight decay "
-        f"{recipe['weight_decay']:g}, shifts by up to {recipe['shift']} pixels.) "
+        f"(The recipe is SGD with Nesterov momentum {recipe['momentum']}, batches of {recipe['batch_size']}, a "
+        f"learning rate that rises to {recipe['learning_rate']} and falls to zero along a cosine, weight decay "
+        f"{recipe['weight_decay']:g}, and shifts by up to {recipe['shift']} pixels.) "
     )
     return text + _verdict(data) + _about_construction(data) + _about_responses(data)
 
 
 def _points(values: list[float]) -> str:
-    """Differences of errors, seed by seed."""
+    """Format the differences of errors, one per seed."""
     return ", ".join(signed(100 * value, "+.1f") for value in values) + " points"
 
 
 def _verdict(data: Data) -> str:
-    """Whether depth harms each kind, by the training errors' difference."""
+    """Say whether depth harms each kind of network, judged by the difference of training errors."""
     plain, residual = (gaps(data, kind, "train") for kind in KINDS)
     if min(plain) > 0:
         text = (
-            f"The deeper plain network fits its own training images worse in every seed ({_points(plain)}): "
-            "degradation. (How much of that a longer training would make up for is not measured here; He et al. train "
-            "for 64,000 steps.) "
+            f"This is degradation: the deeper plain network fits its own training images worse in every seed "
+            f"({_points(plain)}). (How much longer training would help is not measured here; He et al. train for "
+            "64,000 steps.) "
         )
     else:
         text = (
@@ -241,8 +241,8 @@ def _verdict(data: Data) -> str:
             f"{sum(value > 0 for value in plain)} of {len(plain)} seeds ({_points(plain)}). "
         )
     if mean(residual) <= NEGLIGIBLE * abs(mean(plain)):
-        return text + f"With shortcuts depth does no such harm ({_points(residual)}). "
-    return text + f"With shortcuts the deeper network, too, is behind ({_points(residual)}). "
+        return text + f"With shortcuts, depth does no such harm ({_points(residual)}). "
+    return text + f"With shortcuts, the deeper network is worse too ({_points(residual)}). "
 
 
 def _about_construction(data: Data) -> str:
@@ -251,10 +251,10 @@ def _about_construction(data: Data) -> str:
     change = max(row["largest_difference"] for row in rows)
     built = mean([row["deepened_error"] for row in rows])
     learned = mean([network["final_test_error"] for network in by_model(data)[f"plain{deep}"]])
-    exact = "not one logit changes" if change == 0 else f"no logit changes by more than {number(change)}"
+    exact = "no logit changes" if change == 0 else f"no logit changes by more than {number(change)}"
     text = (
-        f"Yet a plain-{deep} as good as plain-{SHALLOW} exists: with {added} identity layers added to the trained "
-        f"plain-{SHALLOW}, {exact} and the test error stays at {100 * built:.1f} %. "
+        f"Yet a plain-{deep} that is as good as plain-{SHALLOW} exists: when {added} identity layers are added to the "
+        f"trained plain-{SHALLOW}, {exact} and the test error stays at {100 * built:.1f} %. "
     )
     if learned > built:
         return (
@@ -264,20 +264,21 @@ def _about_construction(data: Data) -> str:
 
 
 def _about_responses(data: Data) -> str:
-    """Figure 7: whether residual layers respond clearly less than plain ones, and the deeper the less."""
+    """Say whether residual layers respond clearly less than plain ones, and less in deeper networks (figure 7)."""
     deep = data["deep"]
     plain, residual, shallow = (
         mean_response(data, model) for model in (f"plain{deep}", f"resnet{deep}", f"resnet{SHALLOW}")
     )
     text = (
-        f"The layers of resnet-{deep} respond with a standard deviation of {residual:.2f} on average, those of "
-        f"plain-{deep} with {plain:.2f}, those of resnet-{SHALLOW} with {shallow:.2f}"
+        f"The mean response (standard deviation) of the layers is {residual:.2f} in resnet-{deep}, {plain:.2f} in "
+        f"plain-{deep} and {shallow:.2f} in resnet-{SHALLOW}. "
     )
     if residual < CLEARLY_LESS * plain and residual < shallow:
-        return text + ": residual layers respond less, and the deeper the network the less, as in figure 7."
+        return text + "As in figure 7, residual layers respond less than plain ones, and less in the deeper network."
     return text + (
-        ". Figure 7's effect, residual layers that respond clearly less, and less the deeper the network, hardly "
-        f"shows: a response is its batch norm's scale, which starts at 1 and moves little in {data['steps']} steps."
+        "In figure 7, residual layers respond clearly less than plain ones, and less in deeper networks. This effect "
+        "hardly shows here: a response is the scale of its batch norm, which starts at 1 and changes little in "
+        f"{data['steps']} steps."
     )
 
 
@@ -314,8 +315,8 @@ def _draw_curves(data: Data) -> Picture:
     for axis in axes[0]:
         axis.legend(loc="upper right")
     caption = (
-        f"Error on {data['dataset']}: mean of {seeds_text(data['seeds'])}, band from least to most (test). Training "
-        "error is that of the shifted images, while training."
+        f"Error on {data['dataset']}: mean of {seeds_text(data['seeds'])}. The band is the range of the test error. "
+        "The training error is measured on the shifted images, during training."
     )
     return Picture("degradation-curves.png", figure, caption)
 
@@ -335,7 +336,7 @@ def _draw_responses(data: Data) -> Picture:
     axes[0][0].set_ylabel("standard deviation of the response")
     axes[0][0].legend(ncols=2)
     caption = (
-        "Responses of the trained networks' 3×3 layers, after batch norm and before ReLU and addition, on test "
+        "Responses of the 3×3 layers of the trained networks, after batch norm and before ReLU and addition, on test "
         f"images; mean of {seeds_text(data['seeds'])}."
     )
     return Picture("degradation-responses.png", figure, caption)

@@ -1,4 +1,4 @@
-"""One look for all figures: palette, type, grid. Matplotlib is imported where a figure is drawn."""
+"""The style of all figures: colours, fonts, grid. Matplotlib is imported only when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _STYLE: Any = {
 def new_figure(
     rows: int, columns: int, *, width: float, height: float, **shared: Any
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of ``width`` × ``height`` inches and its axes, by row; inside ``drawing()``."""
+    """Return a figure of ``width`` × ``height`` inches and its axes by row. Call this inside ``drawing()``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -55,9 +55,9 @@ def new_figure(
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """Figures may be made and rendered inside the block; Matplotlib's settings are the caller's again afterwards.
+    """Set Matplotlib up for drawing figures inside the block, and restore its settings afterwards.
 
-    Raises ``MissingDependencyError``.
+    Raise ``MissingDependencyError`` if Matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -70,7 +70,7 @@ def drawing() -> Iterator[None]:
 
 
 def log_labels(axis: Axes) -> None:
-    """Few powers of ten, however many decades an axis spans."""
+    """Label only a few powers of ten, however many decades an axis spans."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.yaxis.set_major_locator(LogLocator(numticks=7))
@@ -78,12 +78,12 @@ def log_labels(axis: Axes) -> None:
 
 
 def note(axis: Axes, x: float, y: float, text: str, colour: str, **options: Any) -> None:
-    """A direct label in its curve's colour, at data coordinates."""
+    """Label a curve directly, in its colour, at data coordinates."""
     axis.annotate(text, (x, y), color=colour, fontsize=10, fontweight="bold", va=options.pop("va", "center"), **options)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
+    """Return the figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     return content.getvalue()

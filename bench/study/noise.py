@@ -1,7 +1,7 @@
-"""White and brown noise, and what tells a process from either: its autocorrelation and its spectrum.
+"""White and brown noise, and two measures that distinguish them: the autocorrelation and the spectrum.
 
-A process is given by its covariance at the points of a grid, float64 ``[P, P]``; what a finite sample of it shows is
-computed in expectation, so that no sampling error is added.
+A process is given by its covariance at the points of a grid, float64 ``[P, P]``. The measures are expected values over
+finite samples of the process, so there is no sampling error.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from .common import slope
 
 
 def expected_autocorrelation(covariance: Tensor) -> Tensor:
-    """The autocorrelation ``[P]`` by lag of a process with this covariance ``[P, P]``: expected autocovariance of the
-    sample, its mean removed, over the expected variance.
+    """Return the autocorrelation ``[P]`` by lag of a process with this covariance ``[P, P]``.
+
+    It is the expected autocovariance of a sample with its mean removed, divided by the expected variance.
     """
     centred = _centred(covariance)
     sums = torch.stack([centred.diagonal(lag).sum() for lag in range(len(centred))])
@@ -24,9 +25,10 @@ def expected_autocorrelation(covariance: Tensor) -> Tensor:
 
 
 def spectral_exponent(covariance: Tensor) -> float:
-    """The slope of log power against log frequency, expected of a process with this covariance: 0 white, −2 brown.
+    """Return the slope of expected log power against log frequency: 0 for white noise, −2 for brown noise.
 
-    The frequency k stands as 2 sin(πk/P), in which a random walk's spectrum is a straight line; k up to P/4.
+    The frequency k, up to P/4, is measured as 2 sin(πk/P), because the spectrum of a random walk is a straight line in
+    it.
     """
     count = len(covariance)
     frequencies = torch.arange(1, count // 4 + 1)
@@ -37,7 +39,7 @@ def spectral_exponent(covariance: Tensor) -> float:
 
 
 def _centred(covariance: Tensor) -> Tensor:
-    """The covariance of the process less its mean over the sample."""
+    """Return the covariance of the process after subtracting its mean over the sample."""
     rows = covariance - covariance.mean(0, keepdim=True)
     return rows - rows.mean(1, keepdim=True)
 
@@ -47,7 +49,7 @@ def white_noise(points: int) -> Tensor:
 
 
 def brown_noise(points: int) -> Tensor:
-    """A random walk's covariance: that of the shorter of two walks."""
+    """Return a random walk's covariance: for two points, the number of steps to the earlier one."""
     steps = torch.arange(1, points + 1, dtype=torch.float64)
     return torch.minimum(steps[:, None], steps)
 

@@ -1,4 +1,4 @@
-"""Results on disk: one JSON file a study, and made from it, its CSV files and figures, and the page of them all."""
+"""Results on disk: one JSON file per study, and the CSV files, figures and page that are made from it."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ from .training import threads
 PAGE_NAME = "index.html"
 TITLE = "Why residual networks"
 INTRODUCTION = (
-    "Four observations that motivate residual networks, reproduced on real images and on this project's own networks. "
-    "Each is one command. Every sentence below that holds a number is written by that command from what it measured."
+    "This page reproduces four observations that motivate residual networks, on real images and with this project's "
+    "own networks. Each observation is one command. That command also writes the sentences with numbers below, from "
+    "its measurements."
 )
 RUNNING = (
-    "Run them from a checkout: `python -m bench.study all --out DIR` takes under an hour on two cores, with `--quick` "
-    "about two minutes; `--data cifar-10-batches-py` trains on CIFAR-10, `--deep 110` sets 110 layers against 20, "
-    "`--docs FILE` writes this page."
+    "To run them from a checkout, use `python -m bench.study all --out DIR`. It takes under an hour on two cores, or "
+    "about two minutes with `--quick`. `--data cifar-10-batches-py` trains on CIFAR-10, `--deep 110` compares 110 "
+    "layers with 20, and `--docs FILE` writes this page."
 )
-UNTIMED = "How long a study took is not measured: the numbers do not depend on speed."
+UNTIMED = "The studies are not timed, because their results do not depend on speed."
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one study measured, with which settings (by fingerprint), where and by which command."""
+    """The measurements of one study, the fingerprint of its settings, and its environment with the command."""
 
     study: str
     fingerprint: str
@@ -70,7 +71,7 @@ def environment(settings: Settings, command: str) -> dict[str, Any]:
 
 
 def read(path: Path) -> Result | None:
-    """The result in a study's JSON file, or ``None`` where there is none. Raises ``FastresError`` on another file."""
+    """Read a study's JSON file. Return ``None`` if it does not exist. Raise ``FastresError`` if it is not a result."""
     if not path.exists():
         return None
     try:
@@ -80,19 +81,19 @@ def read(path: Path) -> Result | None:
 
 
 def measured(study: Study, settings: Settings, command: str, again: bool = False) -> Result:
-    """The study's result: from ``settings.folder`` where it was measured with these settings, else measured now."""
+    """Return the study's result: read it from ``settings.folder`` if the settings are the same, else measure it now."""
     path = settings.folder / f"{study.name}.json"
     found = None if again else read(path)
     if found is not None and found.fingerprint == settings.fingerprint:
         return found
-    with threads(1):  # so that the numbers do not depend on how many cores there are
+    with threads(1):  # so that the numbers do not depend on the number of cores
         result = Result(study.name, settings.fingerprint, environment(settings, command), study.measure(settings))
     write_whole(path, (json.dumps(vars(result), ensure_ascii=False) + "\n").encode())
     return result
 
 
 def write_study(study: Study, result: Result, folder: Path) -> None:
-    """Its CSV files and its figures."""
+    """Write a study's CSV files and figures."""
     for name, records in study.tables(result.data).items():
         write_whole(folder / f"{name}.csv", as_csv(records))
     with drawing():
@@ -114,14 +115,15 @@ def _captions(study: Study, data: Data) -> list[tuple[str, str]]:
 
 
 def _runs(data: Data) -> str:
-    """What fastres computed with the study's networks, in a sentence."""
+    """Say how fastres ran the study's networks, compared with PyTorch."""
     runs = data["runs"]
     same = sum(run["fastres_error"] == run["pytorch_error"] for run in runs)
+    equal = "all" if same == len(runs) else str(same)
     worst = max(runs, key=lambda run: run["fastres_distance"])
     return (
-        f"Run by fastres in the end: {len(runs)} networks, {same} of them with PyTorch's own error on the images; "
-        f"logits at most {worst['fastres_distance']:.1e} from float64 (relative; {worst['network']}), where PyTorch's "
-        f"float32 is {worst['pytorch_distance']:.1e} off."
+        f"fastres also ran {len(runs)} networks of this study. For {equal} of them its error rate on the images equals "
+        f"PyTorch's. Its logits differ from float64 by at most {worst['fastres_distance']:.1e} (relative; "
+        f"{worst['network']}). For that network, PyTorch's float32 logits differ by {worst['pytorch_distance']:.1e}."
     )
 
 
@@ -136,8 +138,9 @@ def _where(result: Result) -> str:
 
 
 def as_markdown(results: Sequence[tuple[Study, Result]], figures: str) -> str:
-    """The page as Markdown, its figures and data at the relative address ``figures``."""
-    parts = [f"# {TITLE}", INTRODUCTION, RUNNING, f"The same as one HTML file: [{PAGE_NAME}]({figures}/{PAGE_NAME})."]
+    """Return the page as Markdown, with its figures and data at the relative address ``figures``."""
+    html_page = f"This page is also available as one HTML file: [{PAGE_NAME}]({figures}/{PAGE_NAME})."
+    parts = [f"# {TITLE}", INTRODUCTION, RUNNING, html_page]
     for number, (study, result) in enumerate(results, start=1):
         data = result.data
         parts += [f"## {number}. {study.title}", f"`{result.environment['command']}`. Source: {study.source}."]
@@ -145,7 +148,7 @@ def as_markdown(results: Sequence[tuple[Study, Result]], figures: str) -> str:
         for file, caption in _captions(study, data):
             parts.append(f"![{study.title}]({figures}/{file})\n\n*{caption}*")
         rows = [f"| {line.what} | {line.value} | {line.expected} |" for line in study.numbers(data)]
-        parts.append("\n".join(["| what | measured | theory, or the paper |", "|---|---|---|", *rows]))
+        parts.append("\n".join(["| quantity | measured | theory or paper |", "|---|---|---|", *rows]))
         files = ", ".join(f"[{name}.csv]({figures}/{name}.csv)" for name in study.tables(data))
         parts += [_runs(data), f"{_where(result)} Tables: {files}."]
     parts.append(UNTIMED)
@@ -165,7 +168,7 @@ tr { border-bottom: 1px solid #e4e7eb; } td:nth-child(2) { font-variant-numeric:
 
 
 def as_html(results: Sequence[tuple[Study, Result]], folder: Path) -> str:
-    """The page as one HTML file that needs no other: the figures of ``folder`` are inside it."""
+    """Return the page as one self-contained HTML file, with the figures of ``folder`` embedded."""
     e = html.escape
     running = re.sub("`(.*?)`", r"<code>\1</code>", e(RUNNING))
     parts = [f"<h1>{TITLE}</h1>", f"<p>{e(INTRODUCTION)}</p>", f"<p>{running}</p>"]
@@ -183,7 +186,7 @@ def as_html(results: Sequence[tuple[Study, Result]], folder: Path) -> str:
             f"<tr><td>{e(line.what)}</td><td>{e(line.value)}</td><td>{e(line.expected)}</td></tr>"
             for line in study.numbers(data)
         )
-        parts.append(f"<table><tr><th>what</th><th>measured</th><th>theory, or the paper</th></tr>{rows}</table>")
+        parts.append(f"<table><tr><th>quantity</th><th>measured</th><th>theory or paper</th></tr>{rows}</table>")
         parts.append(f"<p>{e(_runs(data))}</p>")
         parts.append(f'<p class="where">Source: {e(study.source)}. {e(_where(result))}</p>')
     parts.append(f'<p class="where">{e(UNTIMED)}</p>')
@@ -195,7 +198,7 @@ def as_html(results: Sequence[tuple[Study, Result]], folder: Path) -> str:
 
 
 def write_page(studies: Sequence[Study], folder: Path, docs: Path | None = None) -> Path:
-    """``index.html`` of every study that ``folder`` has results of, and the same as Markdown in ``docs``."""
+    """Write ``index.html`` with all studies that have results in ``folder``; to ``docs``, the same page as Markdown."""
     results = [(study, found) for study in studies if (found := read(folder / f"{study.name}.json")) is not None]
     write_whole(folder / PAGE_NAME, as_html(results, folder).encode())
     if docs is not None:

@@ -1,4 +1,4 @@
-"""Every study ends here: its networks, run by fastres and compared with the PyTorch modules that were studied."""
+"""Run the networks of a study with fastres, and compare them with the PyTorch modules that were studied."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from fastres.errors import FastresError
 
 from .training import EVALUATION_BATCH, error_of, logits, module_of
 
-COMPARED = 60  # images that the float64 network sees too
-# fastres's distance from float64, in multiples of PyTorch's own in float32: both sum in orders of their own, and the
-# largest ratio over the networks studied here was 1.2.
+COMPARED = 60  # images that also go through the float64 network
+# The largest accepted distance of fastres from float64, in multiples of PyTorch's distance in float32. The two sum in
+# different orders. The largest ratio over the networks studied here was 1.2.
 FACTOR, FLOOR = 5.0, 1e-6
 
 
 @torch.inference_mode()
 def run(model: str, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Logits ``[N, 10]`` of normalised ``images``, computed by fastres in float32 on the CPU."""
+    """Compute logits ``[N, 10]`` of normalised ``images`` with fastres, in float32 on the CPU."""
     network = fastres.load(model, dict(state), dtype="float32", progress=False)
     return torch.cat([network(part) for part in images.split(EVALUATION_BATCH)])
 
 
 def compare(label: str, model: str, state: dict[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Run ``state`` with fastres and with PyTorch: both errors on all images, both distances from float64 on some.
+    """Run ``state`` with fastres and with PyTorch. Return both errors on all images, and both distances on some.
 
-    A distance is ‖logits − float64 logits‖ / ‖float64 logits‖. Raises ``FastresError`` where fastres's is much the
-    larger.
+    A distance is ‖logits − float64 logits‖ / ‖float64 logits‖. Raise ``FastresError`` if the distance of fastres is
+    much larger than that of PyTorch.
     """
     module = module_of(model, state)
     ours, theirs = run(model, state, images), logits(module, images)
     exact = logits(copy.deepcopy(module).double(), images[:COMPARED].double())
     off, eager_off = (float((found[:COMPARED] - exact).norm() / exact.norm()) for found in (ours, theirs))
     if not off <= FACTOR * eager_off + FLOOR:
-        raise FastresError(f"{label}: fastres is {off:.1e} from float64, PyTorch {eager_off:.1e}; please report this")
+        raise FastresError(
+            f"{label}: fastres is {off:.1e} from float64 but PyTorch only {eager_off:.1e}; please report this"
+        )
     return {
         "network": label,
         "images": len(images),

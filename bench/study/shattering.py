@@ -1,15 +1,17 @@
 """Study 3: gradients that shatter. Balduzzi et al., *The shattered gradients problem*, ICML 2017, figures 1 and 2.
 
-Functions of 200 units a layer at initialisation:
+Networks with 200 units per layer at initialisation:
 
     x₁ = W₁ relu(z),    xₗ₊₁ = α xₗ + β Wₗ₊₁ relu(BN(xₗ)),    f_L = v·x_L,    W ~ N(0, 2/200)
 
-with α = 0, β = 1 a plain network and with α = 1 a residual one, β its scale (0.1 in the paper). On the *line* the input
-x runs along a grid in [−2, 2] and z = w (x − t), the kinks t spread evenly over it, so that the first layer's gradient
-is a random walk: brown noise. The *independent* inputs are as many Gaussian vectors: a unit is active at both of two of
-them with probability 1/4, as the paper's theorems assume. BN takes the inputs as its batch, and its statistics are
-constants where f is differentiated. Gradients come from forward differentiation (along x; along a fixed direction), and
-averages over the readout v are exact: the covariance of two gradients is the product of the two derivatives of x_L.
+A plain network has α = 0, β = 1. A residual one has α = 1 and a branch scale β (0.1 in the paper). There are two kinds
+of inputs. On the *line*, x runs along a grid in [−2, 2] and z = w (x − t), with the kinks t spread evenly over it. Then
+the gradient of the first layer is a random walk: brown noise. *Independent* inputs are as many Gaussian vectors. A unit
+is active at both of two such inputs with probability 1/4, as the paper's theorems assume.
+
+The batch of BN is all inputs, and its statistics count as constants when f is differentiated. Gradients come from
+forward differentiation (along x, or along a fixed direction). Averages over the readout v are exact: the covariance of
+two gradients is the product of the two derivatives of x_L.
 """
 
 from __future__ import annotations
@@ -40,16 +42,16 @@ from .vanishing import initialised
 WIDTH, POINTS, REACH = 200, 256, 2.0
 EPSILON = 1e-5
 DEPTH = 50
-SHOWN = 64  # points of a covariance matrix that goes into the results: every fourth
+SHOWN = 64  # points of the covariance matrices in the results: every fourth point of the grid
 FIT = 6  # layers over which an exponential decay is fitted: 1/2^6 is well above the noise of the average
-CENTRED = 1 - 1 / math.pi  # of E[relu(z)²], what is left of the variance without the mean, z ~ N(0, 1)
+CENTRED = 1 - 1 / math.pi  # Var[relu(z)] as a fraction of E[relu(z)²], z ~ N(0, 1)
 ACF_LAYERS = (1, 2, 4, 10, 24, 50)
 LINE_SHIFTS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Net:
-    """A network of the laboratory: the scales of its shortcut (``alpha``) and of its branch, and whether it has BN."""
+    """A network: the scales of its shortcut (``alpha``) and of its branch (``beta``), and whether it has BN."""
 
     name: str
     alpha: float
@@ -64,7 +66,7 @@ NETS = (
     Net("plain, no BN", 0.0, 1.0, norm=False),
     Net("residual, β = 1, no BN", 1.0, 1.0, norm=False),
 )
-# What figure 1 of the paper shows: a network and the number of its layers.
+# The networks in figure 1 of the paper, with their numbers of layers.
 FIGURE = (("plain", 1), ("plain", 24), ("residual, β = 0.1", 50), ("residual, β = 1", 50))
 
 
@@ -73,7 +75,7 @@ def grid(points: int = POINTS) -> Tensor:
 
 
 def on_line(generator: torch.Generator, points: int = POINTS) -> tuple[Tensor, Tensor]:
-    """z ``[points, 200]`` along the grid and dz/dx; E[z²] = 1 over units and points."""
+    """Return z ``[points, 200]`` along the grid, and dz/dx. E[z²] = 1 over units and points."""
     w = torch.randn(WIDTH, generator=generator, dtype=torch.float64) * (2 * REACH**2 / 3) ** -0.5
     kinks = (torch.rand(WIDTH, generator=generator, dtype=torch.float64) * 2 - 1) * REACH
     z = w * (grid(points)[:, None] - kinks)
@@ -81,7 +83,7 @@ def on_line(generator: torch.Generator, points: int = POINTS) -> tuple[Tensor, T
 
 
 def independent(generator: torch.Generator, points: int = POINTS) -> tuple[Tensor, Tensor]:
-    """z ``[points, 200]`` of independent Gaussian inputs, and its derivative along one direction."""
+    """Return z ``[points, 200]`` of independent Gaussian inputs, and its derivative along one direction."""
     z = torch.randn(points, WIDTH, generator=generator, dtype=torch.float64)
     return z, torch.randn(WIDTH, generator=generator, dtype=torch.float64).expand_as(z)
 
@@ -89,8 +91,7 @@ def independent(generator: torch.Generator, points: int = POINTS) -> tuple[Tenso
 def derivatives(
     net: Net, z: Tensor, slope_of_z: Tensor, depth: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """After each of ``depth`` layers: the derivative of x_l, and which units the layer's ReLU passed, ``[points, "
-    "200]``."""
+    """Yield, for each of ``depth`` layers, the derivative of x_l and the units its ReLU passed, ``[points, 200]``."""
     stream, slope_of_stream = torch.zeros_like(z), torch.zeros_like(z)
     for layer in range(depth):
         weight = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64) * (2 / WIDTH) ** 0.5
@@ -105,12 +106,12 @@ def derivatives(
 
 
 def theory(net: Net, layers: int, centred: bool = False) -> list[float]:
-    """The correlation of two gradients by layer, for co-activation 1/4: the paper's theorems 1 to 3.
+    """Return the correlation of two gradients by layer, for co-activation 1/4, by the paper's theorems 1 to 3.
 
-    A plain layer halves it. A residual branch adds β² of BN's input gradient's variance to the variance, half as much
-    to the covariance; without BN both grow by the same factors in each layer, (3/4)^L at β = 1. With BN the branch's
-    share falls as the stream's variance grows: 1/√L at β = 1, where that variance is taken about zero; BN takes it
-    about the mean, 1 − 1/π as much (``centred``).
+    A plain layer halves the correlation. A residual branch adds β² times the variance of BN's input gradient to the
+    variance, and half of that to the covariance. Without BN both grow by the same factors in each layer: (3/4)^L at
+    β = 1. With BN the share of the branch falls as the variance of the stream grows: 1/√L at β = 1 if that variance is
+    taken about zero. BN takes it about the mean, which gives 1 − 1/π as much (``centred``).
     """
     values, correlation = 1.0, 0.5
     result = [correlation]
@@ -128,8 +129,8 @@ Inputs = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 def _average(net: Net, inputs: Inputs, count: int, depth: int, label: str) -> tuple[Tensor, Tensor]:
-    """Over ``count`` networks: the gradients' covariance by layer ``[depth, P, P]``, and by layer the fraction of units
-    that are active at both of two different inputs ``[depth]``.
+    """Return, over ``count`` networks, the covariance of the gradients by layer ``[depth, P, P]``, and the fraction of
+    units that are active at both of two different inputs, by layer ``[depth]``.
     """
     covariance = torch.zeros(depth, POINTS, POINTS, dtype=torch.float64)
     coactive = torch.zeros(depth, dtype=torch.float64)
@@ -144,7 +145,7 @@ def _average(net: Net, inputs: Inputs, count: int, depth: int, label: str) -> tu
 
 
 def _sample(net: Net, layers: int) -> list[float]:
-    """One network's gradient along the grid, scaled to unit variance, for the figure."""
+    """Return one network's gradient along the grid, scaled to unit variance, for the figure."""
     generator = torch.Generator().manual_seed(0)
     slopes = [slopes for slopes, _ in derivatives(net, *on_line(generator), layers, generator)][-1]
     gradient = slopes @ torch.randn(WIDTH, generator=generator, dtype=torch.float64)
@@ -195,8 +196,10 @@ def _noises() -> list[Data]:
 
 
 def line_similarity(module: torch.nn.Module, start: Tensor, end: Tensor, points: int, seed: int) -> list[float]:
-    """Mean cosine between the input gradients of one random projection of the logits at points of a straight line
-    from image to image ``[3, 32, 32]``, ``LINE_SHIFTS`` of ``4·32`` points' steps apart.
+    """Return the mean cosine between input gradients at points of a straight line between images ``[3, 32, 32]``.
+
+    The gradients are those of one random projection of the logits. There is a value for each of ``LINE_SHIFTS``, the
+    distance of the compared points in steps.
     """
     part = torch.linspace(0, 1, points)[:, None, None, None]
     images = (start + part * (end - start)).requires_grad_()
@@ -209,7 +212,7 @@ def line_similarity(module: torch.nn.Module, start: Tensor, end: Tensor, points:
 
 
 def _own(settings: Settings, dataset: Dataset) -> tuple[list[Data], list[Data]]:
-    """The same question asked of this project's networks, along lines from one image to another."""
+    """Measure the gradients of this project's networks, along lines from one image to another."""
     images, labels = dataset.normalise(dataset.train_images), dataset.train_labels
     rows, runs = [], []
     cases = list(itertools.product(settings.models(), range(settings.seeds)))
@@ -252,14 +255,13 @@ def measure(settings: Settings) -> Data:
 
 
 def decay(data: Data, name: str) -> float:
-    """The factor by which a layer multiplies the correlation of independent inputs' gradients, over the first "
-    "layers."""
+    """Return the factor on the correlation of independent inputs' gradients per layer, over the first layers."""
     values = net_of(data, name)["correlations"][:FIT]
     return math.exp(slope(list(range(FIT)), [math.log(max(value, 1e-6)) for value in values]))
 
 
 def power_law(values: list[float]) -> float:
-    """The exponent p of a correlation that falls as L^p, fitted from 10 layers to the last."""
+    """Return the exponent p of a correlation that falls as L^p, fitted from 10 layers to the last."""
     layers = range(10, len(values) + 1)
     logs = [math.log(max(values[layer - 1], 1e-6)) for layer in layers]
     return slope([math.log(layer) for layer in layers], logs)
@@ -307,17 +309,17 @@ def numbers(data: Data) -> list[Number]:
     bare = net_of(data, "plain, no BN")
     noises = {row["net"]: f"{signed(row['exponent'])} ({row['net']})" for row in data["noises"]}
     result = [
-        Number("Plain: factor on the correlation, a layer", f"{decay(data, 'plain'):.3f}", "1/2 (theorem 1)"),
+        Number("Plain: factor on the correlation per layer", f"{decay(data, 'plain'):.3f}", "1/2 (theorem 1)"),
         Number("Plain: units active at both inputs, layer 10", f"{plain['coactive'][9]:.3f}", "1/4 (assumed)"),
         Number(
-            "Residual, β = 1: the correlation falls as L to the power",
+            "Residual, β = 1: exponent p of the correlation, L^p",
             f"{signed(power_law(full['correlations']))}",
-            f"−1/2 (theorem 3); {signed(power_law(full['centred']))} where BN's variance is about the mean",
+            f"−1/2 (theorem 3); {signed(power_law(full['centred']))} with the variance about the mean",
         ),
     ]
     result += [
         Number(
-            f"Residual, β = {beta}: correlation after {DEPTH} layers over that after 1",
+            f"Residual, β = {beta}: correlation after {DEPTH} layers / after 1",
             f"{row['correlations'][-1] / row['correlations'][0]:.3f}",
             f"{row['paper'][-1] / row['paper'][0]:.3f}; {row['centred'][-1] / row['centred'][0]:.3f} about the mean",
         )
@@ -325,9 +327,11 @@ def numbers(data: Data) -> list[Number]:
     ]
     result += [
         Number(
-            "Residual, β = 1, no BN: factor a layer", f"{decay(data, 'residual, β = 1, no BN'):.3f}", "3/4 (theorem 2)"
+            "Residual, β = 1, no BN: factor per layer",
+            f"{decay(data, 'residual, β = 1, no BN'):.3f}",
+            "3/4 (theorem 2)",
         ),
-        Number("Plain, no BN: factor a layer", f"{decay(data, 'plain, no BN'):.3f}", "1/2 (theorem 1)"),
+        Number("Plain, no BN: factor per layer", f"{decay(data, 'plain, no BN'):.3f}", "1/2 (theorem 1)"),
         Number("Plain, no BN: units active at both inputs, layer 10", f"{bare['coactive'][9]:.3f}", "1/4 (assumed)"),
         Number("On the line, 1 layer: spectral exponent", f"{signed(plain['exponents'][0])}", noises["brown noise"]),
         Number(
@@ -340,7 +344,7 @@ def numbers(data: Data) -> list[Number]:
     ]
     step = f"1/{data['line_points'] - 1} of the way between two images"
     result += [
-        Number(f"{title(row['model'])}, untrained: cosine of input gradients {step} apart", f"{row['cosines'][0]:.3f}")
+        Number(f"{title(row['model'])}, untrained: cosine of input gradients, {step}", f"{row['cosines'][0]:.3f}")
         for row in data["own"]
     ]
     return result
@@ -353,29 +357,30 @@ def paragraph(data: Data) -> str:
     white, kept = plain["exponents"][23] > -0.5, scaled["exponents"][-1] < -1.0
     left = {beta: row["correlations"][-1] / row["correlations"][0] for beta, row in ((1, full), (0.1, scaled))}
     text = (
-        f"Averaged over {data['networks']} networks of 200 units, the gradient of a one-layer network along a line is "
-        f"brown noise (spectral exponent {signed(plain['exponents'][0])}; a random walk has −2). After 24 plain layers "
-        f"with batch norm the exponent is {signed(plain['exponents'][23])} (white noise has 0): gradients at "
-        f"neighbouring points {'no longer' if white else 'still'} resemble each other. After 50 residual layers it is "
-        f"{signed(scaled['exponents'][-1])} with β = 0.1, "
-        f"{'nearer to brown than to white' if kept else 'nearer to white'}, and {signed(full['exponents'][-1])} with β "
-        "= 1. Between independent inputs, as the theorems assume, a plain layer multiplies the correlation of two "
-        f"gradients by {decay(data, 'plain'):.2f} (the paper: 0.50), while 50 residual layers leave "
-        f"{percent(left[1], 0)} of it with β = 1 and {percent(left[0.1], 0)} with β = 0.1. At β = 1 it falls as "
-        f"L^{signed(power_law(full['correlations']))} and not L^−0.50: batch norm divides by the variance about the "
-        f"mean, the theorem by the one about zero; with the former it says {signed(power_law(full['centred']))}. "
-        "Without batch norm the theorems' assumption fails, because inputs grow alike with depth: at layer 10, "
+        f"Averaged over {data['networks']} networks with 200 units per layer, the gradient of a one-layer network "
+        f"along a line is brown noise (spectral exponent {signed(plain['exponents'][0])}; a random walk has −2). After "
+        f"24 plain layers with batch norm the exponent is {signed(plain['exponents'][23])} (white noise has 0), so "
+        f"gradients at neighbouring points {'no longer' if white else 'still'} resemble each other. After 50 residual "
+        f"layers it is {signed(scaled['exponents'][-1])} with β = 0.1, "
+        f"{'closer to brown than to white noise' if kept else 'closer to white noise'}, and "
+        f"{signed(full['exponents'][-1])} with β = 1. For independent inputs, as the theorems assume, a plain layer "
+        f"multiplies the correlation of two gradients by {decay(data, 'plain'):.2f} (the paper: 0.50). After 50 "
+        f"residual layers, {percent(left[1], 0)} of the correlation is left with β = 1 and {percent(left[0.1], 0)} "
+        f"with β = 0.1. At β = 1 it falls as L^{signed(power_law(full['correlations']))}, not as L^−0.50, because "
+        "batch norm divides by the variance about the mean, and the theorem by the variance about zero. With the "
+        f"variance about the mean, the theorem gives the exponent {signed(power_law(full['centred']))}. Without batch "
+        "norm the assumption of the theorems fails, because inputs become more alike with depth. At layer 10, "
         f"{percent(net_of(data, 'plain, no BN')['coactive'][9], 0)} of the units are active at both of two inputs, not "
-        f"25 %, a plain layer keeps {decay(data, 'plain, no BN'):.2f} of the correlation, not 0.50, and a residual one "
-        f"{decay(data, 'residual, β = 1, no BN'):.2f}, not 0.75. "
+        f"25 %. A plain layer then keeps {decay(data, 'plain, no BN'):.2f} of the correlation, not 0.50, and a "
+        f"residual one {decay(data, 'residual, β = 1, no BN'):.2f}, not 0.75. "
     )
     apart = cosines[models[1]] - cosines[models[0]]
     where = (
-        "In this project's own untrained networks, along lines from one image to another, two input gradients "
-        f"1/{data['line_points'] - 1} of the way apart have a cosine of {cosines[models[0]]:.2f} in {title(models[0])} "
-        f"and {cosines[models[1]]:.2f} in {title(models[1])}"
+        "In this project's own untrained networks, two input gradients on a line between two images, "
+        f"1/{data['line_points'] - 1} of the way apart, have a cosine of {cosines[models[0]]:.2f} in "
+        f"{title(models[0])} and {cosines[models[1]]:.2f} in {title(models[1])}"
     )
-    return text + where + (": the same effect." if apart > 0.1 else ": the effect does not show there.")
+    return text + where + (": the same effect." if apart > 0.1 else ": the effect does not show here.")
 
 
 STUDY = Study(

@@ -1,15 +1,15 @@
-"""The figures of ``shattering.py``, from its data."""
+"""The figures of ``shattering.py``, drawn from its data."""
 
 from __future__ import annotations
 
 from .common import Data, Picture, seeds_text, title
 from .figures import BROWN_NOISE, INK, MUTED, PLAIN, RESIDUAL, WHITE_NOISE, new_figure, note
 
-SEEN = 3e-3  # correlations below are not drawn: they are near the noise of the average
+SEEN = 3e-3  # smaller correlations are not drawn, because they are close to the noise of the average
 
 
 def net_of(data: Data, name: str) -> Data:
-    """What was measured of one of the laboratory's networks."""
+    """Return the measurements of one network."""
     return next(row for row in data["nets"] if row["net"] == name)
 
 
@@ -18,7 +18,7 @@ def draw(data: Data) -> list[Picture]:
 
 
 def _draw_gradients(data: Data) -> Picture:
-    """Figure 1 of the paper with its covariances below: samples, then matrices."""
+    """Draw figure 1 of the paper: sample gradients above, their correlation matrices below."""
     columns = len(data["shown"]) + 1
     figure, axes = new_figure(2, columns, width=15, height=6)
     x = data["grid"]
@@ -46,8 +46,8 @@ def _draw_gradients(data: Data) -> Picture:
     axes[0][0].set_ylabel("gradient df/dx,\nunit variance")
     axes[1][0].set_ylabel("input x′")
     caption = (
-        "Above, the gradient of one network as a function of its input; below, the correlation of gradients at x and "
-        f"x′ over {data['networks']} initialisations (BN throughout)."
+        "Top: the gradient of one network as a function of its input. Bottom: the correlation of gradients at x and "
+        f"x′ over {data['networks']} initialisations. All networks have BN."
     )
     return Picture("shattering-gradients.png", figure, caption)
 
@@ -97,8 +97,8 @@ def _draw_decay(data: Data) -> Picture:
     own.set_ylabel("cosine of input gradients")
     own.legend()
     caption = (
-        f"Left and middle: {data['networks']} initialisations; dotted in the middle: the paper's theorems, dashed: "
-        f"with BN's variance about the mean. Right: this project's untrained networks, {data['lines']} "
+        f"Left and middle: {data['networks']} initialisations. Dotted lines in the middle: the paper's theorems; "
+        f"dashed: with BN's variance about the mean. Right: this project's untrained networks, {data['lines']} "
         f"line{'s' if data['lines'] > 1 else ''} between images of {data['dataset'].split(',')[0]}, "
         f"{seeds_text(data['seeds'])}."
     )

@@ -1,9 +1,9 @@
-"""Study 4: what the blocks of a trained network learn, and what is left when one of them is removed.
+"""Study 4: how much each block of a trained network adds, and how much accuracy is left when a block is removed.
 
-A residual block computes relu(s(x) + F(x)), s its shortcut; He et al. expect F to be a small correction (CVPR 2016,
-§3.1). Removing a block makes F zero; in a plain network the block passes on its input (Veit et al., *Residual networks
-behave like ensembles of relatively shallow networks*, NIPS 2016). Both are edits of the state dict, so that fastres
-runs every network of this study.
+A residual block computes relu(s(x) + F(x)), where s is its shortcut. He et al. expect F to be a small correction (CVPR
+2016, §3.1). Removing a residual block sets F to zero; a removed block of a plain network passes on its input (Veit et
+al., *Residual networks behave like ensembles of relatively shallow networks*, NIPS 2016). Both only edit the state
+dict, so that fastres can run every network of this study.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("plain", "resnet")
-TIMES = 8  # as many test images as other studies look at: each of a network's blocks takes a run over them
-LEARNED = 0.5  # accuracy below which a network has too little to lose
-SPARED = 0.05  # accuracy that may be lost with a block for the network to count as spared
+TIMES = 8  # multiplies ``Settings.images``: the number of test images, which each removed block takes a run over
+LEARNED = 0.5  # the accuracy that a network must have for the comparison to mean anything
+SPARED = 0.05  # a block is dispensable if removing it costs less accuracy than this
 
 
 @torch.inference_mode()
 def branch_ratios(module: EagerResNet, images: Tensor) -> dict[str, float]:
-    """‖F(x)‖ / ‖s(x)‖ of every residual block by its name, the mean over ``images`` ``[N, 3, 32, 32]``."""
+    """Return ‖F(x)‖ / ‖s(x)‖ of each residual block by name, averaged over ``images`` ``[N, 3, 32, 32]``."""
     result: dict[str, float] = {}
     x = module.relu(module.bn1(module.conv1(images)))
     for stage in module.stages:
@@ -61,7 +61,7 @@ def branch_ratios(module: EagerResNet, images: Tensor) -> dict[str, float]:
 
 
 def _ratio(block: Block, x: Tensor) -> float:
-    layers: Any = block  # its members are set by name
+    layers: Any = block  # its members are set by name, so mypy does not know them
     shortcut = x if block.downsample is None else block.downsample(x)
     branch = layers.bn2(layers.conv2(torch.relu(layers.bn1(layers.conv1(x)))))
     return float((branch.flatten(1).norm(dim=1) / shortcut.flatten(1).norm(dim=1)).mean())
@@ -110,12 +110,12 @@ def measure(settings: Settings) -> Data:
 
 
 def intact(data: Data, model: str) -> list[float]:
-    """Accuracies of the whole networks, one a seed."""
+    """Return the accuracies of the complete networks of a model, one per seed."""
     return [network["accuracy"] for network in data["networks"] if network["model"] == model]
 
 
 def by_place(data: Data, model: str, field: str) -> list[float]:
-    """``field`` of every block in order, the mean over the seeds."""
+    """Return ``field`` of each block in order, averaged over the seeds."""
     found: dict[int, list[float]] = defaultdict(list)
     for row in data["blocks"]:
         if row["model"] == model:
@@ -124,7 +124,7 @@ def by_place(data: Data, model: str, field: str) -> list[float]:
 
 
 def losses(data: Data, model: str, *, changes_shape: bool) -> list[float]:
-    """Accuracy lost by removing each block, over all seeds; of blocks that keep the shape, or that change it."""
+    """Return the accuracy lost by removing each block, in all seeds, of the blocks that keep or change the shape."""
     whole = {(row["model"], row["seed"]): row["accuracy"] for row in data["networks"]}
     return [
         whole[model, row["seed"]] - row["accuracy_without"]
@@ -134,7 +134,7 @@ def losses(data: Data, model: str, *, changes_shape: bool) -> list[float]:
 
 
 def _costs(data: Data) -> dict[str, list[float]]:
-    """Accuracy lost by removing each block, in order, the mean over the seeds, by model."""
+    """Return, by model, the accuracy lost by removing each block, in order, averaged over the seeds."""
     return {
         model: [mean(intact(data, model)) - left for left in by_place(data, model, "accuracy_without")]
         for model in _models(data)
@@ -157,17 +157,17 @@ def numbers(data: Data) -> list[Number]:
         result += [
             Number(f"{title(model)}: accuracy", spread_of(intact(data, model))),
             Number(
-                f"{title(model)}: accuracy lost with one same-shape block, mean (most)",
+                f"{title(model)}: accuracy lost without one same-shape block, mean (most)",
                 f"{100 * mean(kept):.1f} ({100 * max(kept):.1f}) points",
             ),
             Number(
-                f"{title(model)}: accuracy lost with one shape-changing block, mean (most)",
+                f"{title(model)}: accuracy lost without one shape-changing block, mean (most)",
                 f"{100 * mean(changed):.1f} ({100 * max(changed):.1f}) points",
             ),
         ]
     for model, costs in _costs(data).items():
         spared = sum(cost < SPARED for cost in costs)
-        what = f"{title(model)}: blocks that cost less than {100 * SPARED:.0f} points"
+        what = f"{title(model)}: blocks whose removal costs less than {100 * SPARED:.0f} points"
         result.append(Number(what, f"{spared} of {len(costs)}"))
     for depth in (SHALLOW, data["deep"]):
         ratios = by_place(data, f"resnet{depth}", "branch_ratio")
@@ -189,30 +189,27 @@ def paragraph(data: Data) -> str:
     residual, plain = lost[f"resnet{deep}"], lost[f"plain{deep}"]
     whole = {kind: mean(intact(data, f"{kind}{deep}")) for kind in KINDS}
     text = (
-        f"In the trained networks of {seeds_text(data['seeds'])}, a block of resnet-{deep} changes what its shortcut "
-        f"carries by ‖F(x)‖/‖x‖ = {mean(ratios[deep]):.2f} on average ({min(ratios[deep]):.2f} to "
-        f"{max(ratios[deep]):.2f}), {relation} than one of resnet-{SHALLOW} ({mean(ratios[SHALLOW]):.2f}): the deeper "
-        f"the network, the {'smaller' if relation == 'less' else 'larger'} the step each block takes. Removing one "
-        f"block that keeps the shape costs resnet-{deep} {100 * mean(residual):.1f} points of its "
-        f"{percent(whole['resnet'])} test accuracy on average (at most {100 * max(residual):.1f}), and plain-{deep} "
-        f"{100 * mean(plain):.1f} of its {percent(whole['plain'])} (at most {100 * max(plain):.1f}); at depth "
-        f"{SHALLOW} it is {100 * mean(lost[f'resnet{SHALLOW}']):.1f} against "
-        f"{100 * mean(lost[f'plain{SHALLOW}']):.1f}. "
+        f"In the trained networks of {seeds_text(data['seeds'])}, a block of resnet-{deep} changes the value on its "
+        f"shortcut by ‖F(x)‖/‖x‖ = {mean(ratios[deep]):.2f} on average ({min(ratios[deep]):.2f} to "
+        f"{max(ratios[deep]):.2f}), {relation} than a block of resnet-{SHALLOW} ({mean(ratios[SHALLOW]):.2f}). So each "
+        f"block takes a {'smaller' if relation == 'less' else 'larger'} step in the deeper network. Removing one block "
+        f"that keeps the shape costs resnet-{deep} {100 * mean(residual):.1f} points of its "
+        f"{percent(whole['resnet'])} test accuracy on average (at most {100 * max(residual):.1f}). It costs "
+        f"plain-{deep} {100 * mean(plain):.1f} points of its {percent(whole['plain'])} (at most "
+        f"{100 * max(plain):.1f}). At depth {SHALLOW} the cost is {100 * mean(lost[f'resnet{SHALLOW}']):.1f} points "
+        f"for resnet-{SHALLOW} and {100 * mean(lost[f'plain{SHALLOW}']):.1f} for plain-{SHALLOW}. "
     )
     if min(whole.values()) < LEARNED:
-        return (
-            text
-            + "With so little accuracy to lose, the comparison says nothing: these networks are not trained enough."
-        )
+        return text + "These networks are not trained enough: at such low accuracy the comparison says nothing."
     if mean(plain) > 2 * mean(residual):
         spared = {model: sum(cost < SPARED for cost in costs) for model, costs in _costs(data).items()}
         blocks = len(_costs(data)[f"resnet{deep}"])
         return text + (
-            f"Of the {blocks} blocks of either network, {spared[f'resnet{deep}']} cost resnet-{deep} less than "
-            f"{100 * SPARED:.0f} points (mean of the seeds), and {spared[f'plain{deep}']} cost plain-{deep} as little: "
-            "a plain network is a chain, a residual one is not."
+            f"Each network has {blocks} blocks. Removing a block costs less than {100 * SPARED:.0f} points (mean of "
+            f"the seeds) for {spared[f'resnet{deep}']} blocks of resnet-{deep} and for {spared[f'plain{deep}']} blocks "
+            f"of plain-{deep}. A plain network depends on every block; a residual network does not."
         )
-    return text + "The plain network does not suffer twice as much: the effect does not show clearly at this scale."
+    return text + "The plain network does not lose twice as much, so the effect does not show clearly at this scale."
 
 
 def draw(data: Data) -> list[Picture]:
@@ -238,8 +235,8 @@ def draw(data: Data) -> list[Picture]:
     axes[1][1].legend(loc="center right")
     caption = (
         f"Mean of {seeds_text(data['seeds'])} on {data['test_images']:,} test images of "
-        f"{data['dataset'].split(',')[0]}. Dashed: nothing removed. Hollow: blocks that change the shape; a strided "
-        "copy with zero channels takes their place."
+        f"{data['dataset'].split(',')[0]}. Dashed lines: no block removed. Hollow markers: blocks that change the "
+        "shape, which are replaced by a strided copy with zero channels."
     )
     return [Picture("shortcuts.png", figure, caption)]
 

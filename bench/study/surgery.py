@@ -1,7 +1,7 @@
-"""Networks made from trained ones by editing the state dict, so that fastres runs them like any other.
+"""Change trained networks by editing their state dicts, so that fastres runs them like any other network.
 
-A convolution that copies its input and a batch norm that does nothing make an identity layer; a ReLU changes nothing of
-what a ReLU gave. A residual branch whose last batch norm is zero is a block removed.
+An identity layer is a convolution that copies its input, with a batch norm that does nothing. The ReLU after it changes
+nothing, because its input comes from a ReLU. A residual block is removed by setting its last batch norm to zero.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ State = dict[str, Tensor]
 
 
 def deepen(state: Mapping[str, Tensor], shallow: Architecture, deep: Architecture) -> State:
-    """The weights of ``deep`` that compute what ``shallow`` computes with ``state``: He et al.'s constructed solution.
+    """Return weights of ``deep`` that compute the same as ``shallow`` with ``state``: He et al.'s constructed solution.
 
-    Each stage keeps its blocks and gets identity blocks at its end. Raises ``ArchitectureError`` where the two networks
-    differ in more than the number of blocks, or ``deep`` has fewer.
+    Each stage keeps its blocks and gets identity blocks at its end. Raise ``ArchitectureError`` if the two networks
+    differ in more than the number of blocks, or if ``deep`` has fewer.
     """
     both = [(arch.block, arch.widths, arch.stem, arch.shortcut, arch.num_classes) for arch in (shallow, deep)]
     if both[0] != both[1] or any(a > b for a, b in zip(shallow.depths, deep.depths, strict=True)):
@@ -38,10 +38,10 @@ def deepen(state: Mapping[str, Tensor], shallow: Architecture, deep: Architectur
 
 
 def without_block(state: Mapping[str, Tensor], arch: Architecture, block: str) -> State:
-    """The weights with the block called ``block`` (``"layer2.1"``) passing on what it is given.
+    """Return the weights with one block (``"layer2.1"``) changed to pass on its input.
 
-    A residual block keeps its shortcut. A plain block that changes shape passes on every second pixel and zero
-    channels around the input's: what the residual network's option-A shortcut passes on at the same place.
+    A residual block keeps its shortcut. A plain block that changes shape passes on every second pixel, with zero
+    channels around the input's channels, as the option-A shortcut of the residual network does in the same place.
     """
     specs = {spec.name: spec for spec in block_specs(arch)}
     if block not in specs:
@@ -50,7 +50,7 @@ def without_block(state: Mapping[str, Tensor], arch: Architecture, block: str) -
 
 
 def removed_block(spec: BlockSpec, *, residual: bool) -> State:
-    """The tensors of a block that adds nothing (``residual``) or passes on its input."""
+    """Return the tensors of a block that adds nothing to its shortcut (``residual``) or passes on its input."""
     result: State = {}
     for conv in spec.convs:
         weight = torch.zeros(conv.weight_shape) if residual else _copying(conv)
@@ -61,7 +61,7 @@ def removed_block(spec: BlockSpec, *, residual: bool) -> State:
 
 
 def _copying(conv: ConvSpec) -> Tensor:
-    """A filter ``[K, C, R, S]`` that passes on each input channel, in the middle of the output's."""
+    """Return a filter ``[K, C, R, S]`` that copies the input channels to the middle output channels."""
     weight = torch.zeros(conv.weight_shape)
     before = (conv.out_channels - conv.in_channels) // 2
     for channel in range(conv.in_channels):
@@ -70,7 +70,7 @@ def _copying(conv: ConvSpec) -> Tensor:
 
 
 def _identity_norm(conv: ConvSpec) -> State:
-    """A batch norm in eval mode that computes x: its variance and its epsilon add up to one."""
+    """Return a batch norm that is the identity in eval mode: its variance and its epsilon add up to one."""
     ones, zeros = torch.ones(conv.out_channels), torch.zeros(conv.out_channels)
     return {
         f"{conv.norm}.weight": ones,

@@ -1,7 +1,7 @@
-"""Trains CIFAR-family networks as He et al. do (CVPR 2016, §4.2), many at a time, resumably.
+"""Train CIFAR-family networks as He et al. do (CVPR 2016, §4.2), several at a time, with resumption.
 
 One process trains one network on one thread, so that the weights depend on the seed and not on the number of cores.
-After each epoch everything that the next one needs is written; a run that was stopped goes on from there.
+After each epoch the whole training state is written, and an interrupted run resumes from it.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum; the learning rate rises linearly to its peak, then falls to zero along a cosine.
+    """SGD with Nesterov momentum. The learning rate rises linearly to its peak, then falls to zero along a cosine.
 
-    Images are shifted by up to ``shift`` pixels either way and, where the data set allows it, mirrored. Weight decay,
-    momentum, shift and initialisation are He et al.'s. Their 64,000 steps of 128 images take a day a network: the
-    schedule here is that of ``bench/train_digits.py``, and the rate at its peak that script's, 0.1 for batches of 64,
-    in proportion to the batch. (Without the rise, at 0.1 from the first step, neither 56-layer network had learned the
-    digits after six epochs: training errors 65 % plain, 79 % residual.)
+    Images are shifted by up to ``shift`` pixels in each direction and, if the data set allows it, mirrored. Weight
+    decay, momentum, shift and initialisation are those of He et al. Their 64,000 steps of 128 images would take a day
+    per network, so the schedule here is that of ``bench/digits/training.py``. The peak rate is also from there, 0.1 for
+    batches of 64, scaled in proportion to the batch size. (With 0.1 from the first step, without the rise, neither
+    56-layer network had learned the digits after six epochs: training errors 65 % plain, 79 % residual.)
     """
 
     epochs: int
@@ -57,7 +57,7 @@ class Recipe:
     shift: int = 4
 
     def rate(self, done: float) -> float:
-        """Learning rate after the fraction ``done`` of all steps."""
+        """Return the learning rate after the fraction ``done`` of all steps."""
         if done < self.warmup:
             return self.learning_rate * done / self.warmup
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
@@ -65,7 +65,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train: an architecture's name, a seed, a recipe and the data (``data`` as ``load_dataset``'s)."""
+    """One network to train: architecture name, seed, recipe, and data (the folder that ``load_dataset`` takes)."""
 
     model: str
     seed: int
@@ -75,19 +75,22 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The name of its files."""
+        """The name of its files, without extension."""
         return f"{self.model}-{'cifar10' if self.data else 'digits'}-seed{self.seed}"
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that changes the trained weights."""
+        """A hash of everything that affects the trained weights."""
         settings = {**dataclasses.asdict(self), "data": bool(self.data), "torch": torch.__version__}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Errors are fractions: on the training images as they were seen, and on the test images afterwards."""
+    """The loss and the errors of one epoch.
+
+    Errors are fractions. The training error is measured during training, the test error after the epoch.
+    """
 
     train_loss: float
     train_error: float
@@ -96,19 +99,19 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: its job, its state dict (float32, torchvision's names) and what each epoch gave."""
+    """A trained network: its job, its state dict (float32, torchvision's names), and the results of each epoch."""
 
     job: Job
     state: dict[str, Tensor]
     epochs: list[Epoch]
 
     def module(self) -> EagerResNet:
-        """The network in eval mode."""
+        """Return the network in eval mode."""
         return module_of(self.job.model, self.state)
 
 
 def module_of(model: str, state: dict[str, Tensor]) -> EagerResNet:
-    """The plain PyTorch module of an architecture with these weights, in eval mode."""
+    """Return the plain PyTorch module of an architecture with these weights, in eval mode."""
     module = EagerResNet(get_architecture(model).with_classes(CLASSES))
     module.load_state_dict(state)
     return module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -116,7 +119,7 @@ def module_of(model: str, state: dict[str, Tensor]) -> EagerResNet:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch computes on ``count`` threads inside the block."""
+    """Make PyTorch use ``count`` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -127,19 +130,19 @@ def threads(count: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def logits(module: nn.Module, images: Tensor) -> Tensor:
-    """Logits ``[N, 10]`` of normalised images ``[N, 3, 32, 32]``."""
+    """Return logits ``[N, 10]`` of normalised images ``[N, 3, 32, 32]``."""
     return torch.cat([module(part) for part in images.split(EVALUATION_BATCH)])
 
 
 def error_of(scores: Tensor, labels: Tensor) -> float:
-    """The fraction of images whose largest logit is not their label's."""
+    """Return the fraction of images for which the largest logit is not that of the label."""
     return float((scores.argmax(1) != labels).double().mean())
 
 
 def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Pixels ``[N, C, H, W]``, each image moved by up to ``shift`` pixels and, with ``mirror``, every second mirrored.
+    """Shift each image of ``[N, C, H, W]`` by up to ``shift`` pixels. With ``mirror``, mirror half of them at random.
 
-    What moves in at the edge is black: in the digits, paper.
+    Pixels that move in at the edge are zero: black, or paper in the digits.
     """
     count, channels, height, width = images.shape
     padded = nn.functional.pad(images, (shift,) * 4)
@@ -153,7 +156,7 @@ def augment(images: Tensor, shift: int, mirror: bool, generator: torch.Generator
 
 
 def train(job: Job, dataset: Dataset, folder: Path, tick: Callable[[], None] = lambda: None) -> Trained:
-    """Train one network, or read it where ``folder`` has it; ``tick`` is called after each epoch."""
+    """Train one network, or read it if ``folder`` has it. ``tick`` is called after each epoch."""
     finished = read(job, folder)
     if finished is not None:
         for _ in finished.epochs:
@@ -196,7 +199,7 @@ def _train_epoch(
     generator: torch.Generator,
     epoch: int,
 ) -> tuple[float, float]:
-    """One pass over the training images; its mean loss and its error, both as training saw them."""
+    """Train for one epoch. Return its mean loss and its error, both measured during training."""
     module.train()
     images = dataset.train_images
     order = torch.randperm(len(images), generator=generator)
@@ -241,7 +244,7 @@ def _save_partial(
 def _resume(
     job: Job, path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> list[Epoch]:
-    """Take up what an interrupted training of the same job left; the epochs that it had done."""
+    """Restore the state of an interrupted training of the same job. Return its finished epochs."""
     if not path.exists():
         return []
     saved = torch.load(path, weights_only=True)
@@ -254,7 +257,9 @@ def _resume(
 
 
 def _write(trained: Trained, folder: Path) -> None:
-    """``KEY.safetensors``, whose metadata say which architecture it is: a plain network's tensors are a ResNet's."""
+    """Write ``KEY.safetensors``. Its metadata name the architecture, because plain networks and ResNets have the same
+    tensors.
+    """
     metadata = {
         "format": "pt",
         "architecture": trained.job.model,
@@ -266,7 +271,7 @@ def _write(trained: Trained, folder: Path) -> None:
 
 
 def read(job: Job, folder: Path) -> Trained | None:
-    """The network that ``folder`` holds for exactly this job, or ``None``."""
+    """Return the network in ``folder`` for exactly this job, or ``None``."""
     path = folder / f"{job.key}.safetensors"
     if not path.exists():
         return None
@@ -279,13 +284,13 @@ def read(job: Job, folder: Path) -> Trained | None:
 
 
 def train_all(jobs: Sequence[Job], folder: Path, workers: int) -> list[Trained]:
-    """Train those of ``jobs`` that ``folder`` lacks, ``workers`` at a time, with one bar over all epochs.
+    """Train the ``jobs`` that are not in ``folder``, ``workers`` at a time, with one progress bar over all epochs.
 
-    Returns the networks in the order of ``jobs``. Raises what a training raised.
+    Return the networks in the order of ``jobs``. Re-raise the exception of a training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pending = [job for job in jobs if read(job, folder) is None]
-    # The deepest first: a long job that starts last would leave the other processes idle.
+    # Train the deepest first. A long job that starts last would leave the other processes idle.
     pending.sort(key=lambda job: sum(get_architecture(job.model).depths), reverse=True)
     if pending:
         total = sum(job.recipe.epochs for job in pending)
@@ -299,7 +304,7 @@ def train_all(jobs: Sequence[Job], folder: Path, workers: int) -> list[Trained]:
 
 
 def _train_in_processes(jobs: Sequence[Job], folder: Path, workers: int, bar: Any) -> None:
-    """Processes are spawned, not forked: a fork of a process whose threads hold locks can hang."""
+    """Train in spawned processes. A forked process can hang if threads of the parent hold locks."""
     context = multiprocessing.get_context("spawn")
     ticks = context.Queue()
     with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
@@ -318,7 +323,7 @@ def _train_in_processes(jobs: Sequence[Job], folder: Path, workers: int, bar: An
                 future.result()
 
 
-_ticks: Any = None  # of a worker process: where it tells that an epoch is over
+_ticks: Any = None  # in a worker process: the queue to which it reports finished epochs
 
 
 def _start_worker(ticks: Any) -> None:
@@ -328,12 +333,12 @@ def _start_worker(ticks: Any) -> None:
 
 
 def _train_in_worker(job: Job, folder: Path) -> None:
-    """Weights go by way of ``folder``: sent to the parent, each tensor would hold a file descriptor open."""
+    """Train in a worker. Weights go through ``folder``: if sent to the parent, each tensor would keep a file open."""
     train(job, load_dataset(_path(job), job.limit), folder, _tick_of_worker)
 
 
 def _tick_of_worker() -> None:
-    """Tell that an epoch is over and saved; end where the command was killed and nobody listens any more."""
+    """Report that an epoch is saved. Exit if the parent process was killed."""
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():
         os._exit(1)

@@ -1,11 +1,15 @@
-"""Study 2: gradients that vanish or explode with depth, and what batch norm and the choice of activation change.
+"""Study 2: gradients that vanish or explode with depth, and the effect of batch norm and of the activation.
 
-Two laboratories. Fully connected networks of 128 orthogonal units a layer on the images: with weights of spectral norm
-g, backpropagation through a sigmoid layer multiplies the gradient's norm by at most g/4, because σ'(z) ≤ 1/4; a ReLU
-that half of the units pass, by g/√2; batch norm takes the weights' scale out and puts √(E[φ'²] / Var[φ]) in its place
-(Yang et al., *A mean field theory of batch normalization*, ICLR 2019; √(π/(π−1)) = 1.21 for ReLU). And the CIFAR
-networks of this project at initialisation, where He et al. found no vanishing gradients in plain networks (CVPR 2016,
-§4.1).
+The first experiment uses fully connected networks with 128 units per layer and orthogonal weights, on the images. If
+the weights have spectral norm g, backpropagation through one layer multiplies the norm of the gradient
+
+- by at most g/4 for a sigmoid, because σ'(z) ≤ 1/4;
+- by g/√2 for a ReLU that half of the units pass;
+- with batch norm, by √(E[φ'²] / Var[φ]) whatever the scale of the weights (Yang et al., *A mean field theory of batch
+  normalization*, ICLR 2019; √(π/(π−1)) = 1.21 for ReLU).
+
+The second experiment uses the CIFAR networks of this project at initialisation. He et al. found no vanishing gradients
+in plain networks there (CVPR 2016, §4.1).
 """
 
 from __future__ import annotations
@@ -29,22 +33,22 @@ from .running import compare
 WIDTH = 128
 DEPTHS = (10, 20, 50)
 BATCH = 256
-POOL = 4  # the lab sees images of 8×8 pixels
+POOL = 4  # images are pooled to 8×8 pixels
 
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 NAMES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU"}
 USUAL_GAIN = {"sigmoid": 1.0, "tanh": 1.0, "relu": math.sqrt(2)}
-BOUND = 0.25  # of the sigmoid's derivative
+BOUND = 0.25  # upper bound of the sigmoid's derivative
 EPSILON = 1e-5
-EXPLODED = 10  # times the residual network's ratio
+EXPLODED = 10  # the plain network's gradients explode if their ratio is this many times the residual network's
 
 
 def gradient_norms(
     images: Tensor, labels: Tensor, depth: int, activation: str, gain: float, norm: bool, seed: int
 ) -> list[float]:
-    """‖∂loss/∂z‖ of each layer's pre-activation z ``[N, 128]``, first layer first, in float64 at initialisation.
+    """Return ‖∂loss/∂z‖ of each layer's pre-activation z ``[N, 128]``, in order, in float64 at initialisation.
 
-    ``images`` are features ``[N, C]``. Hidden weights are ``gain`` times orthogonal matrices: their spectral norm is
+    ``images`` are features ``[N, C]``. Hidden weights are ``gain`` times orthogonal matrices, so their spectral norm is
     exactly ``gain``. With ``norm``, z is normalised over the batch. The loss is cross-entropy, summed over the batch.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -64,8 +68,8 @@ def gradient_norms(
 
 
 def mean_field_factor(activation: str) -> float:
-    """√(E[φ'(z)²] / Var[φ(z)]), z ~ N(0, 1): what a batch-normalised layer multiplies gradients by, backwards."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(200)  # an even number: none at ReLU's kink
+    """Return √(E[φ'(z)²] / Var[φ(z)]), z ~ N(0, 1): the backward factor on gradients of a batch-normalised layer."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)  # an even number, so that no node is at ReLU's kink
     z = torch.tensor(nodes, requires_grad=True)
     density = torch.tensor(weights / weights.sum())
     phi = ACTIVATIONS[activation](z)
@@ -75,7 +79,7 @@ def mean_field_factor(activation: str) -> float:
 
 
 def _lab(settings: Settings, dataset: Dataset) -> list[Data]:
-    """A row for each activation, gain, depth, with and without batch norm; norms relative to the last layer's."""
+    """Return a row per activation, gain and depth, with and without batch norm. Norms are relative to the last's."""
     pixels = dataset.normalise(dataset.train_images[:BATCH])
     features = nn.functional.avg_pool2d(pixels, POOL).flatten(1)
     features = features[:, features.std(0) > 0]  # the digits' corners are always paper
@@ -110,17 +114,17 @@ def _lab(settings: Settings, dataset: Dataset) -> list[Data]:
 
 
 def fresh(model: str, seed: int) -> EagerResNet:
-    """An untrained network of ten classes in training mode."""
+    """Return an untrained network of ten classes in training mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return EagerResNet(get_architecture(model).with_classes(CLASSES)).train()
 
 
 def initialised(model: str, images: Tensor, seed: int) -> EagerResNet:
-    """An untrained network in eval mode, whose batch-norm statistics are those of ``images`` ``[N, 3, 32, 32]``."""
+    """Return an untrained network in eval mode, with the batch-norm statistics of ``images`` ``[N, 3, 32, 32]``."""
     module = fresh(model, seed)
     for norm in _norms(module):
-        norm.momentum = None  # one pass makes the batch's statistics the running ones
+        norm.momentum = None  # one pass sets the running statistics to the batch's
     with torch.no_grad():
         module(images)
     return module.eval()
@@ -131,9 +135,9 @@ def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def own_gradient_norms(model: str, images: Tensor, labels: Tensor, seed: int) -> list[float]:
-    """‖∂loss/∂y‖ of every 3×3 layer's output y after batch norm, first first, at initialisation in training mode.
+    """Return ‖∂loss/∂y‖ of each 3×3 layer's output y after batch norm, in order, at initialisation in training mode.
 
-    ``images`` are normalised, ``[N, 3, 32, 32]``; the loss is cross-entropy, summed over them.
+    ``images`` are normalised, ``[N, 3, 32, 32]``. The loss is cross-entropy, summed over them.
     """
     module = fresh(model, seed)
     found: dict[int, float] = {}
@@ -148,7 +152,7 @@ def own_gradient_norms(model: str, images: Tensor, labels: Tensor, seed: int) ->
 
 
 def _own(settings: Settings, dataset: Dataset) -> tuple[list[Data], list[Data]]:
-    """Gradient norms of this project's networks, and what fastres computes with them."""
+    """Return the gradient norms of this project's networks, and the comparison of fastres with PyTorch."""
     images = dataset.normalise(dataset.train_images[: settings.images])
     labels = dataset.train_labels[: settings.images]
     rows, runs = [], []
@@ -190,7 +194,7 @@ def measure(settings: Settings) -> Data:
 
 
 def row_of(data: Data, activation: str, depth: int, *, norm: bool, times: int = 1) -> Data:
-    """The row of the lab for this case."""
+    """Return the row of this case."""
     for row in data["lab"]:
         if (row["activation"], row["depth"], row["batch_norm"], row["gain_of_usual"]) == (
             activation,
@@ -230,7 +234,7 @@ def numbers(data: Data) -> list[Number]:
     bounds = [row for row in data["lab"] if row["activation"] == "sigmoid" and not row["batch_norm"]]
     result = [
         Number(
-            f"{NAMES[name]}, {deep} layers, no normalisation: factor a layer, backwards",
+            f"{NAMES[name]}, {deep} layers, no normalisation: factor per layer, backwards",
             f"{row_of(data, name, deep, norm=False)['factor']:.3f}",
             expected,
         )
@@ -248,17 +252,19 @@ def numbers(data: Data) -> list[Number]:
             f"{NAMES[name]}, {deep} layers, batch norm: factor (at twice the gain)",
             f"{row_of(data, name, deep, norm=True)['factor']:.3f} "
             f"({row_of(data, name, deep, norm=True, times=2)['factor']:.3f})",
-            f"{data['mean_field_factor'][name]:.3f} (mean field), whatever the gain",
+            f"{data['mean_field_factor'][name]:.3f} (mean field), for any gain",
         )
         for name in ACTIVATIONS
     ]
     largest = max(row["largest_of_bound"] for row in bounds)
-    result.append(Number("Largest sigmoid gradient, as a share of the bound (g/4)^layers", f"{largest:.3f}", "≤ 1"))
+    result.append(Number("Largest sigmoid gradient, relative to the bound (g/4)^layers", f"{largest:.3f}", "≤ 1"))
     result += [
         Number(
-            f"{title(row['model'])}, untrained: first layer's gradient over the last's",
-            f"{number(row['norms'][0] / row['norms'][-1])} ({row['factor']:.3f} a layer)",
-            f"{data['mean_field_factor']['relu']:.3f} a layer (mean field)" if row["model"].startswith("plain") else "",
+            f"{title(row['model'])}, untrained: gradient of the first layer / of the last",
+            f"{number(row['norms'][0] / row['norms'][-1])} ({row['factor']:.3f} per layer)",
+            f"{data['mean_field_factor']['relu']:.3f} per layer (mean field)"
+            if row["model"].startswith("plain")
+            else "",
         )
         for row in data["own"]
     ]
@@ -273,42 +279,41 @@ def paragraph(data: Data) -> str:
     double = row_of(data, "relu", deep, norm=True, times=2)
     theory = data["mean_field_factor"]["relu"]
     text = (
-        f"In {deep} fully connected layers at initialisation, the gradient that reaches the first is "
-        f"{power(sigmoid['relative_norms'][0])} of the last's for sigmoid (a factor of {sigmoid['factor']:.3f} a "
-        f"layer; the bound is 0.25), {tanh['relative_norms'][0]:.2g} for tanh and {relu['relative_norms'][0]:.2g} for "
-        f"ReLU with He's gain √2; at twice that gain ReLU's grows {power(exploding['relative_norms'][0])}-fold. With "
-        f"batch norm the gain no longer matters ({normed['factor']:.3f} a layer at √2, {double['factor']:.3f} at 2√2) "
-        "and sigmoid's gradient no longer vanishes "
-        f"({row_of(data, 'sigmoid', deep, norm=True)['relative_norms'][0]:.2g}), but batch norm itself makes ReLU's "
-        f"grow backwards, by {normed['factor']:.2f} a layer where mean-field theory says {theory:.2f}. "
+        f"In a network of {deep} fully connected layers at initialisation, the gradient of the first layer, relative "
+        f"to that of the last, is {power(sigmoid['relative_norms'][0])} for sigmoid (a factor of "
+        f"{sigmoid['factor']:.3f} per layer; the bound is 0.25), {tanh['relative_norms'][0]:.2g} for tanh, and "
+        f"{relu['relative_norms'][0]:.2g} for ReLU with He's gain √2. At twice that gain, the gradient of ReLU grows "
+        f"by a factor of {power(exploding['relative_norms'][0])}. With batch norm, the gain no longer matters "
+        f"({normed['factor']:.3f} per layer at √2, {double['factor']:.3f} at 2√2) and the gradient of sigmoid no "
+        f"longer vanishes ({row_of(data, 'sigmoid', deep, norm=True)['relative_norms'][0]:.2g}). But batch norm itself "
+        f"makes the gradient of ReLU grow backwards, by {normed['factor']:.2f} per layer; mean-field theory gives "
+        f"{theory:.2f}. "
     )
     return text + _own_sentence(data, theory)
 
 
 def _own_sentence(data: Data, theory: float) -> str:
-    """What the CIFAR networks' gradients do: vanish, explode or neither, plain against residual."""
+    """Say whether the gradients of the CIFAR networks vanish, explode or neither, plain compared with residual."""
     rows = {row["model"]: row for row in data["own"]}
     plain, residual = (rows[f"{kind}{data['deep']}"] for kind in ("plain", "resnet"))
     ratios = [row["norms"][0] / row["norms"][-1] for row in (plain, residual)]
     names = [f"{kind}-{data['deep']}" for kind in ("plain", "resnet")]
     text = (
-        f"In this project's own untrained networks the first layer's gradient is {number(ratios[0])} times the last's "
-        f"in {names[0]} ({plain['factor']:.2f} a layer) and {number(ratios[1])} times in {names[1]} "
-        f"({residual['factor']:.2f} a layer): "
+        f"In this project's own untrained networks, the gradient of the first layer is {number(ratios[0])} times that "
+        f"of the last in {names[0]} ({plain['factor']:.2f} per layer) and {number(ratios[1])} times in {names[1]} "
+        f"({residual['factor']:.2f} per layer). "
     )
     if min(ratios) < 0.1:
         return (
-            text + f"the gradients of {' and '.join(n for n, r in zip(names, ratios, strict=True) if r < 0.1)} vanish."
+            text + f"The gradients of {' and '.join(n for n, r in zip(names, ratios, strict=True) if r < 0.1)} vanish."
         )
     if ratios[0] > EXPLODED * ratios[1]:
         return text + (
-            f"vanishing is not what makes {names[0]} hard to train; at initialisation its gradients explode, at about "
-            f"the mean-field rate of {theory:.2f} a layer, and shortcuts slow that down. (He et al. report healthy "
-            "norms in their plain networks, without figures.)"
+            f"So vanishing gradients are not the reason that {names[0]} is hard to train. At initialisation its "
+            f"gradients explode, at about the mean-field rate of {theory:.2f} per layer, and shortcuts slow this down. "
+            "(He et al. report healthy norms in their plain networks, without numbers.)"
         )
-    return (
-        text + f"neither vanishes, and {names[0]}'s gradients are no worse than {names[1]}'s by a factor of {EXPLODED}."
-    )
+    return text + (f"Neither vanishes, and the ratio of {names[0]} is at most {EXPLODED} times that of {names[1]}.")
 
 
 def draw(data: Data) -> list[Picture]:
@@ -335,7 +340,7 @@ def _draw_lab(data: Data) -> Picture:
             axis.axhline(1, color=MUTED, linewidth=0.8, zorder=0)
             axis.set_yscale("log")
             if norm:
-                axis.set_ylim(0.5, 2e4)  # the same for all three
+                axis.set_ylim(0.5, 2e4)  # the same limits for all three
             log_labels(axis)
             axis.set_title(f"{NAMES[activation]}, {'batch norm' if norm else 'no normalisation'}")
     for axis in axes[1]:
@@ -344,8 +349,8 @@ def _draw_lab(data: Data) -> Picture:
         row[0].set_ylabel("gradient norm ‖∂loss/∂z‖,\nrelative to the last layer's")
     axes[0][2].legend(title="solid: usual gain\ndashed: twice the gain", loc="upper right")
     caption = (
-        f"Gradient norm by layer at initialisation: 128 units a layer, orthogonal weights, {BATCH} images, geometric "
-        f"mean of {data['draws']} draws (band: least to most)."
+        f"Gradient norm by layer at initialisation: 128 units per layer, orthogonal weights, {BATCH} images, geometric "
+        f"mean of {data['draws']} initialisations (the band is their range)."
     )
     return Picture("vanishing-lab.png", figure, caption)
 
@@ -364,8 +369,9 @@ def _draw_own(data: Data) -> Picture:
         axis.set_xlabel("3×3 layer (the input is at the left)")
     axes[0][0].set_ylabel("gradient norm ‖∂loss/∂y‖ after batch norm")
     caption = (
-        f"The same in this project's CIFAR networks (ReLU, batch norm, He's initialisation) on {data['images']} "
-        f"images, geometric mean of {data['seeds']} initialisation{'s' if data['seeds'] > 1 else ''}."
+        f"Gradient norm by layer in this project's CIFAR networks (ReLU, batch norm, He's initialisation) on "
+        f"{data['images']} images, geometric mean of {data['seeds']} "
+        f"initialisation{'s' if data['seeds'] > 1 else ''}."
     )
     return Picture("vanishing-networks.png", figure, caption)
 

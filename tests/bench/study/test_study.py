@@ -1,4 +1,4 @@
-"""``python -m bench.study`` in its smallest form, and the committed results against the page made of them."""
+"""``python -m bench.study`` at its smallest size, and the committed results compared with the committed page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def smallest(folder: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all four studies in their smallest form, written by the command."""
+    """The folder of all four studies at their smallest size, written by the command."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "settings_of", lambda options: smallest(options.out))
@@ -182,7 +182,7 @@ def test_committed_results_are_of_the_full_size() -> None:
 
 
 def test_sentences_follow_the_numbers(committed: dict[str, dict[str, Any]]) -> None:
-    """Where an effect is absent from the data, the paragraph says so."""
+    """If an effect is absent from the data, the paragraph says so."""
     data = committed["degradation"]
     assert "in every seed" in degradation.paragraph(data)
     swapped = {"plain20": "plain56", "plain56": "plain20"}
@@ -208,7 +208,7 @@ def test_sentences_follow_the_numbers(committed: dict[str, dict[str, Any]]) -> N
     data = committed["shattering"]
     for row in data["own"]:
         row["cosines"] = [0.5] * 6
-    assert shattering.paragraph(data).endswith("the effect does not show there.")
+    assert shattering.paragraph(data).endswith("the effect does not show here.")
 
 
 def test_numbers_are_written_as_people_write_them() -> None:
