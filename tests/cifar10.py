@@ -1,4 +1,4 @@
-"""A tiny CIFAR-10 in the format that it is published in: six pickles by protocol 2, as Python 2 wrote them."""
+"""A tiny CIFAR-10 in its published format: six pickles with protocol 2, as Python 2 wrote them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch(seed: int) -> dict[bytes, Any]:
 
 
 def write_cifar10(folder: Path) -> Path:
-    """Batches of four images, the seeds 0 to 5 in order; returns ``cifar-10-batches-py``."""
+    """Write batches of four images, with the seeds 0 to 5 in order. Return ``cifar-10-batches-py``."""
     path = folder / CIFAR_FOLDER
     path.mkdir()
     for seed, name in enumerate((*CIFAR_TRAIN, CIFAR_TEST)):

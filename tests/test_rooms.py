@@ -1,4 +1,4 @@
-"""The rooms of the code base: what each may import, that each says what it is for, and that the tests mirror them."""
+"""The rooms (subpackages) of the code base: their allowed imports, their docstrings, and the tests that mirror them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastres.export", "bench": "fastres.bench"}
 
-# Each room and the rooms that it may import, from the ground up. ``leaves`` are the files of fastres/ itself, ``top`` is
-# its ``__init__.py`` and ``__main__.py``; kernels.launch and the commands of bench/ are files and stand for themselves.
+# Each room and the rooms that it may import, from the bottom up. ``leaves`` are the files of fastres/ itself, ``top``
+# its ``__init__.py`` and ``__main__.py``. kernels.launch and the commands of bench/ are single files, listed by name.
 MAY_IMPORT = {
     "leaves": "",
     "kernels.launch": "leaves",
@@ -50,19 +50,19 @@ MAY_IMPORT = {
     "bench": "leaves",
 }
 
-# Command lines, which import what they run when they run it, and from which nothing else imports.
+# Command lines, and the rooms that they import only when they run. Nothing else imports from a command line.
 COMMANDS = {
     "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "export"),
     "kernels.inspection": ("executors", "network"),
 }
 
-# Folders of tests that are no room's, and rooms without a folder of tests.
+# Folders of tests that belong to no room, and rooms without a folder of tests.
 OTHER_TESTS = {"docs", "gpu", "pretend"}
 UNTESTED: set[str] = set()
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package, by its name."""
+    """Return every module of the package, by name."""
     found = {}
     for folder, package in FOLDERS.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -77,7 +77,7 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-# Files that stand for themselves.
+# Single files that are listed by name.
 FILES = {
     "fastres.kernels.launch",
     *(name for name in MODULES if name.startswith("fastres.bench.") and name.count(".") == 2),
@@ -85,7 +85,7 @@ FILES = {
 
 
 def room(module: str) -> str:
-    """The room that a module is in."""
+    """Return the room of a module."""
     parts = module.split(".")[1:]
     if parts in ([], ["__main__"]):
         return "top"
@@ -95,7 +95,7 @@ def room(module: str) -> str:
 
 
 def imports(module: str) -> Iterator[str]:
-    """Every module of the package that a module imports, at its top, in a function or for its annotations."""
+    """Return the modules of the package that a module imports: at its top, in functions, or for annotations."""
     path = MODULES[module]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -113,7 +113,7 @@ IMPORTS = {module: set(imports(module)) - {module} for module in MODULES}
 
 
 def cycle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Nodes that import each other in a circle; empty where none do."""
+    """Return nodes that import each other in a circle, or nothing if there is no circle."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -122,7 +122,7 @@ def cycle(graph: Mapping[str, set[str]]) -> list[str]:
 
 
 def test_the_rules_are_levels() -> None:
-    """Each room is listed after all that it may import, so that no rule allows a circle."""
+    """Each room is listed after all rooms that it may import, so no rule allows a circle."""
     assert set(MAY_IMPORT) == {room(module) for module in MODULES}
     order = list(MAY_IMPORT)
     for name, allowed in MAY_IMPORT.items():
@@ -137,7 +137,7 @@ def test_a_room_imports_what_it_may(name: str) -> None:
              for other in IMPORTS[module] if room(other) not in allowed}  # fmt: skip
     assert not wrong
     used = {room(other) for module in MODULES if room(module) == name for other in IMPORTS[module]}
-    assert allowed - {name} <= used, "a rule that nothing needs"
+    assert allowed - {name} <= used, "a rule that no import needs"
 
 
 def test_no_modules_import_each_other() -> None:
@@ -155,7 +155,7 @@ def test_kernels_know_the_leaves_and_only_commands_know_the_benchmark() -> None:
 
 
 def test_commands_import_upwards_only_when_they_run() -> None:
-    """What :data:`COMMANDS` allows stands inside a function."""
+    """The imports that :data:`COMMANDS` allows are inside functions."""
     for module, path in MODULES.items():
         above = COMMANDS.get(room(module), ())
         if above:
@@ -166,7 +166,7 @@ def test_commands_import_upwards_only_when_they_run() -> None:
 
 
 def top_level(node: ast.stmt) -> Iterator[str]:
-    """The modules that a statement at the top of a file names in an absolute import."""
+    """Return the modules that an absolute import at the top of a file names."""
     if isinstance(node, ast.ImportFrom) and node.module:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
     elif isinstance(node, ast.Import):
@@ -176,7 +176,7 @@ def top_level(node: ast.stmt) -> Iterator[str]:
 @pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_a_room_says_what_lives_there(name: str) -> None:
     said = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8"))) or ""
-    assert len(said) > 20, "an __init__.py says what lives in its folder and what may not"
+    assert len(said) > 20, "the __init__.py of a room says what belongs in it and what does not"
 
 
 def test_no_file_is_long() -> None:
@@ -185,7 +185,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_tests_mirror_the_rooms() -> None:
-    """``tests/x/test_y.py`` tests ``x/y.py``: every folder of tests is a room's, and every room has one."""
+    """``tests/x/test_y.py`` tests ``x/y.py``: every folder of tests belongs to a room, and every room has one."""
     folders = {path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     tested = {".".join(folder.parts) for folder in folders} - {""}
     packages = {room(name) for name, path in MODULES.items() if path.name == "__init__.py"} - {"top"}

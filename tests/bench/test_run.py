@@ -33,7 +33,7 @@ def options(
 
 
 def counting(peer: Peer, calls: Counter[str], factor: float = 1.0, name: str | None = None) -> Peer:
-    """``peer`` with its calls counted and its logits multiplied by ``factor``."""
+    """Return ``peer`` with its calls counted and its logits multiplied by ``factor``."""
 
     def build(module: EagerResNet, x: Tensor) -> Engine:
         engine = peer.build(module, x)
@@ -182,7 +182,7 @@ def test_nothing_runs_where_no_dtype_is_supported(monkeypatch: pytest.MonkeyPatc
         raise DtypeError("not here")
 
     monkeypatch.setattr(peers, "check_dtype", lacks)
-    monkeypatch.setattr(ceilings, "measure", lambda *_: pytest.fail("measured for nothing"))
+    monkeypatch.setattr(ceilings, "measure", lambda *_: pytest.fail("it was measured needlessly"))
     found = run.run(options(EAGER, FASTRES, dtypes=(torch.float16,)))
     assert [(row.dtype, row.engine, row.status, row.note) for row in found.rows] == [
         ("float16", "fastres", "unsupported", "not here")
@@ -248,9 +248,9 @@ def test_what_is_timed_outlives_an_engine_that_takes_the_process_with_it() -> No
     assert {row.engine: row.p50_ms is not None for row in kept[-1].rows} == {"eager": True, "fastres": True}
     assert kept[-1].environment["complete"] is False
     found = run.run(options(EAGER, later, FASTRES), keep=kept.append)
-    assert [row.engine for row in found.rows] == ["eager", "later", "fastres"], "in the order that was asked for"
+    assert [row.engine for row in found.rows] == ["eager", "later", "fastres"], "in the order that the user gave"
     assert all(row.p50_ms for row in found.rows)
-    assert len({row.samples for row in found.rows}) == 1, "at the end all are timed in turn"
+    assert len({row.samples for row in found.rows}) == 1, "at the end all are timed, interleaved"
 
 
 @pytest.mark.usefixtures("small")

@@ -118,7 +118,7 @@ def test_missing_packages_are_named_before_any_work(
 ) -> None:
     find = run.importlib.util.find_spec
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == module else find(name))
-    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("worked before looking for the package"))
+    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("it worked before it looked for the package"))
     assert run.main(arguments) == 2
     assert f"not installed: {module}. Install them with pip install 'fastres[bench]'" in capsys.readouterr().err
 

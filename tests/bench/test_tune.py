@@ -44,7 +44,7 @@ def tools(**changes: object) -> configurations.Tools:
 
 def test_layers_are_the_distinct_convolutions() -> None:
     found = configurations.layers_of(["resnet50"], [1, 8], 224, torch.float16)
-    assert len(found) == len(set(found)) == 2 * 24, "the classifier among them"
+    assert len(found) == len(set(found)) == 2 * 24, "the classifier is included"
     assert {layer.shape.N for layer in found} == {1, 8}
     assert Layer(ConvShape(8, 56, 56, 64, 256, 1, 1, 1, 0), "float16", True) in found
 
@@ -159,7 +159,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "N256 14×14 1×1/1 256→1024 +res" in tables.table(done)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_says_when_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main([]) == 2
     assert "needs a CUDA GPU" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_results_are_compared_with_float32(monkeypatch: pytest.MonkeyPatch, conf
     monkeypatch.setattr(dispatch, "convolve_into", spoiled)
     assert configurations.error(layer, config, device) > 2 * torch.finfo(torch.float16).eps
     monkeypatch.setattr(dispatch, "convolve_into", lambda *_tensors, **_settings: None)
-    assert not configurations.error(layer, config, device) < 1, "what is not written is not right"
+    assert not configurations.error(layer, config, device) < 1, "a result that was not written is wrong"
 
 
 def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,9 @@ def test_vetted_candidates_obey_what_is_left_out(tmp_path: Path, monkeypatch: py
         tune.tune([small], H100, LIMITS, tools(compiles_well=noted), progress, vetted)
         return list(tried)
 
-    assert run("all") == [own, product, shared], "a batch of one has no tile for conv_tma; what killed is not tried"
+    assert run("all") == [own, product, shared], (
+        "a batch of one has no tile for conv_tma; a configuration that killed the process is not tried again"
+    )
     monkeypatch.setattr(tune, "left_out", lambda: {"split"})
     assert run("no split") == [own, product]
     monkeypatch.setattr(dispatch, "left_out", lambda: {"gemm"})

@@ -1,4 +1,4 @@
-"""A folder of small real images, some of them broken, the model that reads them, and a small classification."""
+"""Fixtures: a folder of small real images, some of them broken, a model for them, and a small classification."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def failed(table: pa.Table) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, digits: list[Image.Image], photos: list[Image.Image]) -> Path:
-    """24 files a.jpg … x.jpg: digits and photographs, three broken, the last in a subfolder; and what is no image."""
+    """24 files a.jpg … x.jpg: digits and photographs, three broken, the last in a subfolder; and other files."""
     place = tmp_path / "images"
     (place / "sub").mkdir(parents=True)
     for index, letter in enumerate("abcdefghijklmnopqrstuvwx"):

@@ -1,4 +1,4 @@
-"""fastres.classify: a row for every image, once, whatever happens on the way."""
+"""fastres.classify: exactly one row for every image, whatever fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .conftest import ERRORS, classify, failed
 
 
 def left(output: Path) -> list[str]:
-    """What is beside the images and the output."""
+    """The files other than the images and the output."""
     return sorted(path.name for path in output.parent.iterdir() if path.name not in (output.name, "images"))
 
 
@@ -61,7 +61,7 @@ class TestRows:
             assert scores == pytest.approx([prediction.score for prediction in expected], abs=1e-5)
             pixels = model.transforms.batch(row["path"])
             torch.testing.assert_close(torch.tensor(row["embedding"]), model.embed(pixels)[0], rtol=1e-4, atol=1e-4)
-        assert len({row["label_1"] for row in table.to_pylist()}) > 5  # the images are told apart
+        assert len({row["label_1"] for row in table.to_pylist()}) > 5  # the model distinguishes the images
 
     def test_fast_decoder_agrees(self, folder: Path, model: fastres.Model, tmp_path: Path) -> None:
         found = []
@@ -146,7 +146,7 @@ class TestOutput:
         assert left(tmp_path / "out.parquet") == []
 
     def test_two_runs(self, folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: Any) -> None:
-        """A second run on the same output is turned away, from this process and from another; the first goes on."""
+        """A second run on the same output is refused, in this process and in another one. The first run continues."""
         output, ready, go_on = tmp_path / "out.parquet", threading.Event(), threading.Event()
         original = run._outputs
 
@@ -203,7 +203,7 @@ class TestOutput:
         assert (report.rows, report.errors, report.resumed) == (24, 3, kept)
 
     def test_file_size_limit(self, folder: Path, tmp_path: Path) -> None:
-        """The system itself refuses to write on, in the middle of pyarrow's writing."""
+        """The operating system refuses to write more while pyarrow is writing."""
         output = tmp_path / "out.jsonl"
         command = ["classify", str(folder), "-o", str(output), "--model", "resnet20_digits", "--top-k", "0", "--embed"]
         process = subprocess.run(

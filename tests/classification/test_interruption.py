@@ -1,4 +1,4 @@
-"""fastres.classify, interrupted: what was classified is kept, and a run that resumes leaves the same rows."""
+"""fastres.classify, interrupted: finished rows are kept, and a resumed run gives the same rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .conftest import classify, encoded, failed
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Raise ``error`` in the place of the third batch's results."""
+    """Raise ``error`` instead of returning the results of the third batch."""
     original, calls = run._outputs, []
 
     def outputs(*given: Any) -> Any:
@@ -40,7 +40,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.fixture
 def interrupted(folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An output of which 10 rows are kept."""
+    """An interrupted output with 10 rows kept."""
     output = tmp_path / "out.parquet"
     interrupt(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt, match=r"10 of 24 rows"):
@@ -52,7 +52,7 @@ def interrupted(folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch:
 def test_two_thousand_images_killed_half_way(
     digits: list[Image.Image], photos: list[Image.Image], model: fastres.Model, tmp_path: Path
 ) -> None:
-    """A run that is killed outright, then resumed, leaves the same rows as one that is left alone."""
+    """A run that is killed and then resumed gives the same rows as an undisturbed run."""
     place = tmp_path / "images"
     place.mkdir()
     variants = [photo.resize((300, 200 + 9 * i)) for i, photo in enumerate(photos * 5)]
@@ -89,7 +89,7 @@ def test_two_thousand_images_killed_half_way(
 def test_control_c(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = (
         "import os, signal, sys, fastres.classification.run as run, fastres.commands.cli as cli\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore SIGINT
         "original, calls = run._outputs, []\n"
         "def outputs(*given):\n"
         "    calls.append(1)\n"
@@ -126,7 +126,7 @@ def test_resume_with_other_settings(interrupted: Path, folder: Path, model: fast
         other.fc.bias[0] += 1
     with pytest.raises(ResumeError, match="weights_sha256"):
         classify(folder, interrupted, other, resume=True)
-    assert classify(folder, interrupted, model, resume=True).resumed == 10  # and nothing was lost by asking
+    assert classify(folder, interrupted, model, resume=True).resumed == 10  # and asking lost nothing
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "rewritten"])

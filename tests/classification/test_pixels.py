@@ -1,4 +1,4 @@
-"""fastres.classification.pixels: the fast decoder sees what the exact one sees, and refuses what it refuses."""
+"""fastres.classification.pixels: the fast decoder gives the same pixels and errors as the exact one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def differences(data: bytes | str, transforms: Transforms = TRANSFORMS) -> torch
     exact, fast = exact_pixels(data, transforms), fast_pixels(data, transforms)
     assert fast.shape == exact.shape == (3, transforms.crop, transforms.crop)
     assert fast.dtype == torch.uint8
-    assert exact.float().std() > 10  # not one flat colour, in which every mistake would hide
+    assert exact.float().std() > 10  # not a uniform colour, which would hide mistakes
     return (fast.int() - exact.int()).abs()
 
 
@@ -52,7 +52,9 @@ def test_scaled_decoding_stays_within_a_level_on_average(photos: list[Image.Imag
 def test_orientation(photos: list[Image.Image], orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
-    found = differences(encoded(photos[0].resize((331, 277)), exif=exif))  # odd: a crop before the turn would be off
+    found = differences(
+        encoded(photos[0].resize((331, 277)), exif=exif)
+    )  # odd: a crop before the rotation would be off
     assert int(found.max()) <= 1
 
 
@@ -120,6 +122,6 @@ def test_oversized_image_is_refused(photos: list[Image.Image], monkeypatch: pyte
 
 def test_damage_that_pillow_reads_over_is_read(photos: list[Image.Image]) -> None:
     data = bytearray(encoded(photos[0]))
-    data[-2:] = b"xx\xff\xd9"  # bytes that do not belong there: libjpeg warns and goes on
+    data[-2:] = b"xx\xff\xd9"  # extra bytes: libjpeg warns and continues
     assert torch.equal(exact_pixels(bytes(data), TRANSFORMS), TRANSFORMS.pixels(bytes(data)))
     assert int(differences(bytes(data)).max()) <= 1

@@ -1,4 +1,4 @@
-"""fastres.classification: what is found in folders, globs, tar shards and Parquet files, and what is refused."""
+"""fastres.classification: images found in folders, globs, tar shards and Parquet files, and refused inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def listed(
     found = sources.find(source)
     write_listing(found.entries(), found.kind, tmp_path / "listing.arrow", progress=False)
     images = sources.opened(found, tmp_path / "listing.arrow", image_column, columns)
-    return pickle.loads(pickle.dumps(images))  # as a worker gets it
+    return pickle.loads(pickle.dumps(images))  # as a worker receives it
 
 
 def names(images: sources.Images) -> list[str]:

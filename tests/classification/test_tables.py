@@ -1,4 +1,4 @@
-"""Shards become one table: every row once, in order, in pieces of the asked size."""
+"""Shards become one table: every row once, in order, in row groups of the requested size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_merged_shards_have_every_row_once(sizes: list[int], tmp_path: Path, mon
     start, shards = 0, []
     for index, size in enumerate(sizes):
         rows = pa.RecordBatch.from_pydict({"row": list(range(start, start + size))})
-        # A shard is what several batches left.
+        # One shard holds the rows of several batches.
         batches = [rows.slice(0, 1), rows.slice(1)] if size > 1 else [rows]
         shards.append(tmp_path / f"{index}.parquet")
         tables.write_shard(batches, shards[-1])

@@ -1,4 +1,4 @@
-"""The command line, as a person and as a program would call it."""
+"""The command line, called as a person and as a program would call it."""
 
 from __future__ import annotations
 

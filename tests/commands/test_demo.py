@@ -1,4 +1,4 @@
-"""``fastres demo``: what it reports is what the model does, and it fails loudly."""
+"""``fastres demo``: its report matches the model's results, and failures are visible."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def reading() -> demo.Reading:
 
 
 def pixels(path: Path) -> NDArray[np.int64]:
-    """RGB pixels ``[H, W, 3]`` of a written picture."""
+    """Return the RGB pixels ``[H, W, 3]`` of a written picture."""
     return np.asarray(Image.open(path).convert("RGB")).astype(np.int64)
 
 
 def red(picture: NDArray[np.int64]) -> int:
-    """How many pixels are clearly red."""
+    """Return the number of clearly red pixels."""
     return int(((picture[..., 0] > 200) & (picture[..., 1] < 80) & (picture[..., 2] < 80)).sum())
 
 
 def test_demo_reports_prints_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A small network at a small size stands in for ResNet-50.
+    # A small network at a small size replaces ResNet-50.
     monkeypatch.setattr(demo, "compare_speed", functools.partial(demo.compare_speed, name="resnet20", size=32))
     path = tmp_path / "digits.png"
     report = demo.run(path, quick=True)
@@ -85,7 +85,7 @@ def test_accuracy_is_the_models_own() -> None:
     model = fastres.load("resnet20_digits")
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for part in ("fc.weight", "fc.bias"):
-        state[part] = state[part].roll(1, dims=0)  # every digit is called by the next one's name
+        state[part] = state[part].roll(1, dims=0)  # every digit gets the name of the next one
     model.load_state_dict(state)
     spoiled, _ = demo.read_digits(model)
     assert len(spoiled.wrong) > 350
@@ -179,7 +179,7 @@ def test_impossible_outputs_are_refused_before_any_work(
     output: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.setattr(demo, "load", lambda *_: pytest.fail("worked before looking at the output"))
+    monkeypatch.setattr(demo, "load", lambda *_: pytest.fail("it worked before it checked the output"))
     with pytest.raises(FastresError, match=said):
         demo.run(tmp_path / output)
 

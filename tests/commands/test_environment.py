@@ -1,4 +1,4 @@
-"""``fastres env``: what it says of the GPU and of Triton."""
+"""``fastres env``: its lines about the GPU and Triton."""
 
 from __future__ import annotations
 

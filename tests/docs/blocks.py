@@ -1,4 +1,4 @@
-"""The code blocks of a page, and which of them are not run."""
+"""Find the code blocks of a page, and those that tests do not run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONT
 
 PYTHON, SESSION, SHELL, CONSOLE = "python", "pycon", "bash", "console"
 RUN = (PYTHON, SESSION, SHELL, CONSOLE)
-SHOWN = ("text", "json", "toml", "yaml")  # what a file or a program prints
+SHOWN = ("text", "json", "toml", "yaml")  # the content of a file or the output of a program
 
-# What a page may say of a block that no test runs: <!-- not run: needs a GPU -->, on the line before the block.
-NEEDS_GPU = "needs a GPU"  # run where there is one
+# Reasons why no test runs a block. A page gives one on the line before the block: <!-- not run: needs a GPU -->
+NEEDS_GPU = "needs a GPU"  # run if there is one
 REASONS = (NEEDS_GPU, "needs a network", "installs packages", "takes minutes")
 
 _FENCE = re.compile(
@@ -26,7 +26,7 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. ``line`` is its code's first line in the page, ``reason`` why it is not run, if it is not."""
+    """A fenced block. ``line`` is the first line of its code in the page. ``reason`` says why it is not run, if so."""
 
     line: int
     language: str
@@ -49,7 +49,7 @@ def page_name(page: Path) -> str:
 
 
 def blocks(page: Path) -> list[Block]:
-    """All fenced blocks of ``page``, in order, without their indentation."""
+    """Return all fenced blocks of ``page``, in order, without their indentation."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in _FENCE.finditer(text):

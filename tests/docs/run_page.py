@@ -1,8 +1,8 @@
 """Run a page's blocks from top to bottom, as a reader would, in the current folder: ``python run_page.py PAGE``.
 
-Python blocks share one namespace. A ``bash`` block is one script that stops at the first error. In ``console`` and
-``pycon`` blocks the output stands below each command and must be what the command prints (``...`` for any text).
-Prints each block that it runs; a block that fails ends the run.
+Python blocks share one namespace. A ``bash`` block is one script that stops at the first error. ``console`` and
+``pycon`` blocks show the output below each command, and the command must print exactly that (``...`` matches any text).
+Each block is printed when it runs. The run ends at the first block that fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, ROOT)
 
 from tests.docs.blocks import CONSOLE, PYTHON, SESSION, SHELL, Block, blocks, page_name  # noqa: E402
 
-sys.path.remove(ROOT)  # fastres is imported as the environment has it
+sys.path.remove(ROOT)  # import the fastres of the environment
 
 EXACTNESS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -31,7 +31,7 @@ class BlockFailure(Exception):
 
 
 def run_python(block: Block, names: dict[str, Any], page: Path) -> None:
-    code = "\n" * (block.line - 1) + block.code  # so that a traceback names the page's own line
+    code = "\n" * (block.line - 1) + block.code  # so that a traceback shows the line in the page
     exec(compile(code, str(page), "exec"), names)
 
 
@@ -65,7 +65,7 @@ def run_console(block: Block) -> None:
 
 
 def console_commands(code: str) -> list[tuple[str, str]]:
-    """``$ command`` lines, each with the output that the block shows below it (``""`` for none)."""
+    """Return the ``$ command`` lines, each with the output that the block shows below it (``""`` for none)."""
     pieces = re.split(r"^\$ ", code, flags=re.MULTILINE)
     if pieces[0].strip():
         raise BlockFailure(f"a console block begins with '$ command', this one with {pieces[0].splitlines()[0]!r}")

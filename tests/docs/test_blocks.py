@@ -1,7 +1,7 @@
-"""Every code block of the README and the pages, run as written.
+"""Run every code block of the README and the pages as written.
 
-A page's blocks run from top to bottom in a folder of its own that holds what the start page's first block puts there:
-photographs that other packages ship. Published weights are random ones here, from a server on this machine.
+The blocks of a page run from top to bottom in a separate folder. The folder has the photographs that the first block of
+the start page copies from other packages. Published weights are replaced by random ones from a local server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .weights_server import link_package, publish_random_weights, served
 DRIVER = Path(__file__).with_name("run_page.py")
 START = ROOT / "docs" / "index.md"
 
-# Every block that is not run, so that none joins them unseen.
+# All blocks that are not run, so that none is added unnoticed.
 NOT_RUN = {
     ("CONTRIBUTING.md", "takes minutes"): 1,
     ("README.md", "installs packages"): 1,
@@ -42,7 +42,7 @@ NOT_RUN = {
 
 @pytest.fixture(scope="module")
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Environment variables with which a page's commands find this fastres, and random weights for its models."""
+    """Environment variables with which a page's commands find this fastres and random weights for its models."""
     folder = tmp_path_factory.mktemp("site")
     files = tmp_path_factory.mktemp("weights")
     publish_random_weights(link_package(folder), files)
@@ -68,7 +68,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the start page's first block leaves: ``photographs/``."""
+    """The folder that the first block of the start page creates: ``photographs/``."""
     folder = tmp_path_factory.mktemp("start")
     first = next(block for block in blocks(START) if block.language == PYTHON)
     subprocess.run([sys.executable, "-c", first.code], cwd=folder, check=True)
@@ -96,12 +96,14 @@ def test_what_is_not_run_is_known_and_has_a_reason() -> None:
     found: Counter[tuple[str, str]] = Counter()
     for page in PAGES:
         fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("```")]
-        assert len(fences) == 2 * len(blocks(page)), f"{page_name(page)}: a block that is not read"
+        assert len(fences) == 2 * len(blocks(page)), f"{page_name(page)}: a block that the tests do not find"
         for block in blocks(page):
             place = f"{page_name(page)}:{block.line}"
             assert block.language in (*RUN, *SHOWN), f"{place}: a block of {block.language or 'no language'}"
             if block.reason is not None:
-                assert block.reason in REASONS, f"{place}: {block.reason!r} is no reason; accepted: {REASONS}"
+                assert block.reason in REASONS, (
+                    f"{place}: {block.reason!r} is not an accepted reason; accepted: {REASONS}"
+                )
                 found[page_name(page), block.reason] += 1
     assert dict(found) == NOT_RUN
 
@@ -131,7 +133,7 @@ def test_a_wrong_block_fails(block: str, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(f"# Page\n\n```{PYTHON}\nx = 1\n```\n\n{block}\n")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "page.md:8" in done.stdout  # reached it, past a block that is right
+    assert "page.md:8" in done.stdout  # it got there, past a correct block
 
 
 def test_console_blocks_are_commands_with_output() -> None:

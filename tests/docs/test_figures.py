@@ -1,4 +1,4 @@
-"""Figures in the README and the pages: what a committed result file says, and what the code's data says."""
+"""Numbers in the README and the pages agree with the committed results and with the data in the code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_sentences_below_it_are_right(rows: dict[tuple[str, int], dict[str, 
 
 
 def test_generated_parts_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The models' cards and the drawings are what the tables and the Plan give now."""
+    """The model cards and drawings are up to date with the tables and the Plan."""
     folder = ROOT / "docs" / "mkdocs"
     monkeypatch.syspath_prepend(folder)
     for path, content in runpy.run_path(str(folder / "generate.py"))["generated"]().items():

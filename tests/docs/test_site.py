@@ -1,4 +1,4 @@
-"""The site: built strictly, with every link, anchor and image in place, and nothing that it fetches from elsewhere."""
+"""The site builds without warnings, every link, anchor and image exists, and nothing loads from other servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 
 
 class Reader(HTMLParser):
-    """What a page links to, what it loads, and the anchors that it has."""
+    """Collects the links, loaded files and anchors of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_every_page_is_there(site: Path) -> None:
 def test_links_and_images_resolve(site: Path) -> None:
     pages = {path: read(path) for path in site.rglob("*.html") if "results" not in path.parts}
     for path, page in pages.items():
-        if path.name == "404.html":  # served for any address, so its links are absolute
+        if path.name == "404.html":  # served at any address, so its links are absolute
             continue
         for target in (*page.links, *page.loads):
             url = urlsplit(target)

@@ -1,4 +1,4 @@
-"""The troubleshooting page quotes messages: each of them must be one that the code can print."""
+"""Every message that the troubleshooting page quotes is one that the code can print."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .blocks import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 SOURCES = ("fastres", "kernels", "export", "bench")
-FOREIGN = "operator torchvision::nms does not exist"  # torchvision's own, which users bring here
+FOREIGN = "operator torchvision::nms does not exist"  # torchvision's own message, which users look up here
 
 
 def quoted() -> list[str]:
-    """The messages that stand as headings."""
+    """Return the messages in the headings."""
     return re.findall(r"^### `(.+?)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def as_shown(node: ast.expr) -> str:
-    """A string as the page writes it: ``…`` for what is filled in."""
+    """Return a string as the page writes it, with ``…`` for inserted values."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     assert isinstance(node, ast.JoinedStr)
@@ -34,11 +34,11 @@ def as_shown(node: ast.expr) -> str:
 
 @functools.cache
 def messages() -> str:
-    """All strings of the code, one a line."""
+    """Return all strings of the code, one per line."""
     found = []
     for folder in SOURCES:
         for path in (ROOT / folder).rglob("*.py"):
-            inside: set[int] = set()  # the pieces of an f-string are not strings of their own
+            inside: set[int] = set()  # the pieces of an f-string are not separate strings
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
                     inside |= {id(part) for part in node.values}

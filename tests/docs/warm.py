@@ -1,8 +1,8 @@
-"""``fastres`` without waiting for torch: commands run in forks of a process that has imported it.
+"""Run ``fastres`` commands without importing torch each time, in forks of a process that has already imported it.
 
-A page has a dozen commands, and importing torch takes most of a short one's time. ``python warm.py SOCKET`` imports,
-then runs whatever its clients ask for, each in a fork of its own that has the client's folder, variables, input and
-output. The client is the ``fastres`` that a page finds on its PATH. It runs the command's own ``main``.
+A page has a dozen commands, and importing torch takes most of the time of a short one. ``python warm.py SOCKET``
+imports torch, then runs the commands of its clients. Each runs in its own fork, with the client's folder, variables,
+input and output. The client is the ``fastres`` that a page finds on its PATH. The fork runs the command's real ``main``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CLIENT = """\
 
 @contextlib.contextmanager
 def warmed(folder: Path, variables: Mapping[str, str]) -> Iterator[Path]:
-    """A folder with a ``fastres`` for the PATH; its server lives as long as the context."""
+    """Create a folder with a ``fastres`` for the PATH. Its server runs until the context ends."""
     address = os.fspath(folder / "socket")
     client = folder / "bin" / "fastres"
     client.parent.mkdir()
@@ -51,7 +51,7 @@ def warmed(folder: Path, variables: Mapping[str, str]) -> Iterator[Path]:
 
 
 def run(request: Mapping[str, Any], descriptors: list[int]) -> int:
-    """In a fork: become the client's process, and run the command."""
+    """In a fork: take over the client's folder, variables and files, and run the command."""
     for standard, descriptor in enumerate(descriptors):
         os.dup2(descriptor, standard)
     os.chdir(request["folder"])
@@ -73,7 +73,7 @@ def run(request: Mapping[str, Any], descriptors: list[int]) -> int:
 
 
 def answer(client: socket.socket) -> None:
-    """Run what ``client`` asks for, in a fork of a fork whose end it is told."""
+    """Run the command of ``client`` in a fork of a fork, and send it the exit status."""
     header, descriptors, _, _ = socket.recv_fds(client, 8, 3)
     with client.makefile("rb") as stream:
         text = stream.read(int.from_bytes(header, "big"))
@@ -90,7 +90,7 @@ def main(address: str) -> None:
     import fastres.commands.cli
     import fastres.export.onnx  # noqa: F401
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the forks that wait are waited for by nobody
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the intermediate forks
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()

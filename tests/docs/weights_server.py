@@ -1,7 +1,7 @@
-"""Published weights without a network: a copy of the package whose table lists random files, and a server of them.
+"""Serve published weights without a network: a copy of the package whose table lists random files, and a server.
 
-What a page runs is the code as it stands, with its download, its cache and its checks; only the files are others, and
-so is the table that names them and their hashes.
+A page runs the real code, with its download, its cache and its checks. Only the files differ, and the table that lists
+them and their hashes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SERVED = {"resnet18": ("IMAGENET1K_V1",), "resnet50": ("IMAGENET1K_V1", "IMAGENE
 
 
 def link_package(folder: Path) -> Path:
-    """Make ``folder/fastres``: links to this checkout's files, laid out as the installed package."""
+    """Make ``folder/fastres`` of links to this checkout's files, with the layout of the installed package."""
     package = folder / "fastres"
     (package / "data").mkdir(parents=True)
     for path in (ROOT / "fastres").iterdir():
@@ -42,7 +42,7 @@ def link_package(folder: Path) -> Path:
 
 
 def publish_random_weights(package: Path, folder: Path) -> None:
-    """Write calibrated random weights to ``folder`` and their names to the table of ``package``."""
+    """Write calibrated random weights to ``folder``, and their names to the table of ``package``."""
     table: dict[str, dict[str, Any]] = json.loads((package / TABLE).read_text())
     for model, names in SERVED.items():
         for seed, name in enumerate(names):
@@ -62,7 +62,7 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL of a loopback server of ``folder``."""
+    """Serve ``folder`` on a loopback server and yield its URL."""
     handler = functools.partial(_QuietHandler, directory=os.fspath(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,4 +1,4 @@
-"""The activation arena: no two live values overlap, and little is wasted."""
+"""The activation arena: no two live values overlap, and little memory is wasted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastres.network.plan import INPUT, Conv, Head, Plan, SqueezeExcite
 
 
 def live_values(plan: Plan, keep: tuple[str, ...]) -> list[tuple[int, set[str]]]:
-    """For each step that writes to the arena: its index and the values that must be intact while it runs."""
+    """Yield each step that writes to the arena: its index, and the values that must stay intact while it runs."""
     last = plan.last_reads()
     rows = []
     for index, step in enumerate(plan):
@@ -42,7 +42,7 @@ def test_live_values_do_not_overlap(name: str, keep: tuple[str, ...]) -> None:
         for value in live:
             other_low, other_high = span[value]
             if low < other_high and other_low < high:
-                # The one allowed overlap: exactly on the residual, which nobody reads later.
+                # The only allowed overlap is exactly on the residual, if no later step reads it.
                 assert isinstance(step, (Conv, SqueezeExcite))
                 assert value == step.residual
                 assert (low, high) == (other_low, other_high)

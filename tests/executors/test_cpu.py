@@ -1,4 +1,4 @@
-"""The CPU executor against float64, next to eager PyTorch's own error, on networks whose logits depend on the image."""
+"""The CPU executor compared with float64 and with eager PyTorch's error, on networks whose logits depend on the image."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def images(shapes: Sequence[tuple[int, int, int]] = SHAPES) -> list[Tensor]:
     return [smooth_images(*shape, seed=seed) for seed, shape in enumerate(shapes, start=1)]
 
 
-@functools.lru_cache(maxsize=1)  # the dtypes of a network follow one another
+@functools.lru_cache(maxsize=1)  # the dtypes of one network are consecutive
 def torchvision_yardstick(name: str) -> tuple[nn.Module, Yardstick]:
     module = torchvision_module(name)
     return module, Yardstick(module, *images())
@@ -66,7 +66,7 @@ def logits_of(run: CpuExecutor) -> Callable[[Tensor], Tensor]:
         (name, dtype)
         for name in TORCHVISION
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
-        # float16 rounds where bfloat16 does: deeper networks have nothing new for it.
+        # float16 rounds in the same places as bfloat16, so deeper networks test nothing new.
         if dtype != torch.float16 or name in ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")
     ],
     ids=str,
@@ -82,7 +82,7 @@ def test_logits(name: str, dtype: torch.dtype) -> None:
 def test_networks_that_torchvision_lacks(name: str) -> None:
     module = calibrated(get_architecture(name))
     given = images([(3, 64, 75), (1, 33, 41), (4, 48, 32)])
-    # The errors of ten logits vary more than those of a thousand: more of eager's show how far off it can be.
+    # The errors of ten logits vary more than those of a thousand, so more samples of eager's error are needed.
     more = smooth_images(16, 33, 41).split(1)
     Yardstick(module, *given, *more).check(logits_of(executor(module, name)), batches=len(given))
 
@@ -91,7 +91,7 @@ VALUES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
 
 
 def intermediate_values(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What torchvision's layers give, by their names, and the logits."""
+    """Return the outputs of torchvision's layers by name, and the logits."""
     found: dict[str, Tensor] = {}
     layers = {key: module.get_submodule(key) for key in VALUES}
     hooks = [m.register_forward_hook(lambda _, __, y, key=key: found.update({key: y})) for key, m in layers.items()]
@@ -109,7 +109,7 @@ def test_intermediate_values_are_torchvisions(name: str) -> None:
 
     def values(x: Tensor) -> dict[str, Tensor]:
         found = run.run(x, outputs)
-        # Asking for intermediate values changes nothing: residuals that are asked for are not overwritten.
+        # Asking for intermediate values does not change them: requested residuals are not overwritten.
         assert torch.equal(found[-1], run.run(x)[0])
         return dict(zip((*VALUES, "logits"), found, strict=True))
 
@@ -125,7 +125,7 @@ def test_stops_where_nothing_more_is_asked_for() -> None:
 
 
 def normalised(module: nn.Module, pixels: Tensor) -> Tensor:
-    """``module``'s logits of uint8 pixels, normalised in its own dtype."""
+    """Return ``module``'s logits of uint8 pixels, normalised in its own dtype."""
     dtype = next(module.parameters()).dtype
     mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return module(((pixels.double() / 255 - mean) / std).to(dtype))
@@ -144,7 +144,7 @@ def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
         run.run(smooth_images(1, size, size))
     assert len(run._packed) == cpu.SHAPES_KEPT
     weights = {id(packed[step.name].weight) for packed in run._packed.values() for step in run._plan.steps[:-1]}
-    assert len(weights) < 3 * len(run._plan), "layouts that are alike are shared"
+    assert len(weights) < 3 * len(run._plan), "equal layouts are shared"
 
 
 def test_another_number_of_threads_packs_anew() -> None:
@@ -176,7 +176,7 @@ def test_threads_wait_for_the_one_that_packs(monkeypatch: pytest.MonkeyPatch) ->
         first = pool.submit(run._packed_for, (1, 32, 32, 3))
         assert packing.wait(60)
         second = pool.submit(run._packed_for, (1, 32, 32, 3))
-        assert not wait([second], timeout=0.2).done, "waits for the first"
+        assert not wait([second], timeout=0.2).done, "the second waits for the first"
         waited.set()
         assert first.result(60) is second.result(60)
     assert len(packed) == 1
@@ -194,18 +194,18 @@ def test_micro_batches_are_equal_parts_below_the_limit(name: str, dtype: torch.d
             parts = -(-n // images)
             assert images == 1 or images * image < cpu.MAPPED_BYTES
             assert images == -(-n // parts), "equal parts"
-            assert parts == 1 or images == 1 or -(-n // (parts - 1)) * image >= cpu.MAPPED_BYTES, "as few as that takes"
+            assert parts == 1 or images == 1 or -(-n // (parts - 1)) * image >= cpu.MAPPED_BYTES, "as few as possible"
 
 
 def test_the_limit_is_that_of_the_largest_activation() -> None:
     plan = outline(get_architecture("resnet50"), torch.float32)
     images = {n: cpu.micro_batch(plan, (n, 224, 224, 3), torch.float32) for n in (1, 8, 10, 11, 32)}
-    assert images == {1: 1, 8: 8, 10: 10, 11: 6, 32: 8}  # 64 × 112 × 112 floats an image, 10.4 times in 32 MiB
+    assert images == {1: 1, 8: 8, 10: 10, 11: 6, 32: 8}  # 64 × 112 × 112 floats per image: 10.4 images in 32 MiB
     assert cpu.micro_batch(plan, (11, 256, 256, 3), torch.float32) == 6  # of 4 MiB each: 8 of them are at the limit
 
 
 def images_run(run: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images of each call of the stem from now on."""
+    """Record the number of images of each call of the stem from now on."""
     images: list[int] = []
     run_step = run.run_step
 
@@ -230,11 +230,11 @@ def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert images == [2, 2, 1]
     pooled, logits = run.run(x, ("pooled", "logits"))
     assert (pooled.shape, logits.shape) == ((5, 512), (5, 1000))
-    # What would have to be joined is computed whole.
+    # Outputs that would have to be joined are computed in one part.
     images.clear()
     assert torch.equal(run.run(x, ("stem", "logits"))[0], stem)
     assert images == [5]
-    # A pixel that is not finite spoils its own image alone, whichever part that is in.
+    # A pixel that is not finite affects only its own image, whichever part the image is in.
     broken = x.clone()
     broken[3, 0, 5, 5] = torch.nan
     (found,) = run.run(broken)

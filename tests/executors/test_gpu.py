@@ -1,4 +1,4 @@
-"""The GPU executor on whole networks: in Triton's interpreter here, on a GPU where there is one."""
+"""The GPU executor on whole networks: in Triton's interpreter, or on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 hopper = pytest.mark.skipif(not (INTERPRETED or HOPPER), reason="the kernels for joined steps are written for sm_90")
 
 
-# Small networks with what ResNet-D and SE-ResNet add; no row of the table is small enough for the interpreter.
+# Small networks with the extra steps of ResNet-D and SE-ResNet. The published ones are too large for the interpreter.
 SMALL = {
     "deep stem, average pool": Architecture(
         "small", "bottleneck", (1, 2), (16, 24), stem="deep", stem_widths=(8, 8, 16), shortcut="average_pool"
@@ -71,12 +71,12 @@ def executor(name: str, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Mo
 
 
 def batches(batch: int, h: int, w: int) -> list[Tensor]:
-    """Of the first of these a test runs the network; the others show how far off eager PyTorch can be."""
+    """Batches of images. A test runs the network on the first; the others show how large eager's error can be."""
     return [smooth_images(batch, h, w, seed=seed).to(DEVICE) for seed in (7, 17, 27, 37)]
 
 
 def check(name: str, batch: int, h: int, w: int, dtype: torch.dtype = torch.float32) -> None:
-    """The measure of all network tests: no further from float64 than eager's own errors allow."""
+    """The error measure of all network tests: no further from float64 than eager's own errors allow."""
     module, run = executor(name, dtype)
 
     def logits(x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def test_intermediate_values_and_pixels() -> None:
     *features, pooled, logits = run.run(x, (*values.values(), "pooled", "logits"))
     found = dict(zip(names, (*features, pooled, logits), strict=True))
     Yardstick(module, *given, forward=meaning).check(lambda _: found, batches=1)
-    # What is returned is memory of its own: a second call changes nothing in it.
+    # The returned tensor has its own memory: a second call does not change it.
     kept = [value.clone() for value in features]
     run.run(x.flip(0), tuple(values.values()))
     assert all(torch.equal(value, before) for value, before in zip(features, kept, strict=True))
@@ -197,7 +197,7 @@ IMAGES = 65  # more than the 64 images that a tile of the TMA kernels needs
 
 
 def tuned_for_joining(run: GpuExecutor, h: int, w: int, micro: Network | None = None) -> Index:
-    """A table which says that joining saves time wherever a kernel takes it, the more the longer the run."""
+    """A table in which joining saves time wherever a kernel supports it, and longer runs save more."""
     gpu, found = gpu_of(run.device), []
     shapes = run._outline.shapes(IMAGES, h, w)
     for runs in joinable(run._plan.steps).values():
@@ -224,8 +224,8 @@ def test_joined_steps(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, image
 
     run = GpuExecutor(plan)
     yardstick.check(lambda x: run.run(x.to(dtype))[0], dtype, batches=1)
-    # Joined runs of two, three and four convolutions. The last of 65 images is alone, too few for the fused kernel: by
-    # a schedule of its own it merges one shortcut, and its other convolutions run one by one.
+    # Joined runs of two, three and four convolutions. The last of 65 images runs alone, which is too few for the fused
+    # kernel. It has its own schedule: one shortcut is merged, and its other convolutions run one by one.
     steps = [[len(step.parts) for step in schedule.steps] for schedule in run._schedules.values()]
     assert steps == ([[1, 1, 4, 3, 3, 1]] if not images else [[1, 1, 4, 2], [1, 1, 1, 2, 1, 1, 1], [1, 3, 1]])
 

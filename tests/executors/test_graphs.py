@@ -1,4 +1,4 @@
-"""When graphs are captured, replayed and forgotten: the logic on plain tensors, the graphs themselves on a GPU."""
+"""When graphs are captured, replayed and dropped. The logic runs on plain tensors; real graphs are tested on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastres.executors.graphs import GRAPHS_KEPT, Captured, GraphExecutor, image
 
 
 class Doubler:
-    """Stands for the GPU executor; counts how often it runs."""
+    """Replaces the GPU executor, and counts how often it runs."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -30,12 +30,12 @@ class Doubler:
 
 
 class FakePool:
-    """Captures by remembering what to compute; replays by computing it into the captured outputs."""
+    """Captures by recording the computation, and replays by running it into the captured outputs."""
 
     def __init__(self) -> None:
         self.captures = 0
         self.capturing = False
-        self.pixels = 1 << 40  # of images for which there is memory
+        self.pixels = 1 << 40  # number of images for which there is memory
 
     def capture(self, runner: Doubler, shape: Sequence[int], dtype: torch.dtype, outputs: Sequence[str]) -> Captured:
         self.captures += 1
@@ -118,13 +118,13 @@ def test_rows_that_fill_up_stay_inside(parts: Parts, dtype: torch.dtype) -> None
     for n in (17, 19, 20, 18, 17):
         (y,) = executor.run(images(n, n, dtype=dtype))
         assert torch.equal(y, images(n, 2 * n, dtype=dtype))
-        assert y.untyped_storage().nbytes() == y.nbytes  # memory of the caller's rows alone
+        assert y.untyped_storage().nbytes() == y.nbytes  # memory of the caller's rows only
     assert (runner.runs, pool.captures) == (1, 1)
     assert runner.shapes == [(20, 3, 2, 2)]
 
 
 def test_first_calls_run_what_graphs_run(parts: Parts) -> None:
-    """A strided batch is laid out as the graph's is before the first call, so that all calls compute the same."""
+    """A strided batch gets the graph's layout before the first call, so that all calls compute the same."""
     runner, _, executor = parts
     executor.run(images(4, size=4)[..., ::2])
     executor.run(images(3).to(memory_format=torch.channels_last))
@@ -160,7 +160,7 @@ def test_the_memory_of_inputs_is_bounded(parts: Parts, monkeypatch: pytest.Monke
     runner, pool, _ = parts
     executor = GraphExecutor(runner, pool, kept=16)
     monkeypatch.setattr(graphs, "PIXELS_KEPT", 10 * 4)
-    for n in (5, 5, 4, 4, 3, 3):  # 12 images of 2×2: the first five are forgotten
+    for n in (5, 5, 4, 4, 3, 3):  # 12 images of 2×2: the first five are dropped
         executor.run(images(n))
     assert [key[0][0] for key in executor._captured] == [4, 3]
 
@@ -182,7 +182,7 @@ def test_without_memory_for_a_graph_calls_run_plainly(parts: Parts) -> None:
     assert pool.captures == 2, "each shape is tried once"
     for _ in range(2):
         executor.run(images(1))
-    assert pool.captures == 3, "what fits is captured still"
+    assert pool.captures == 3, "shapes that fit are still captured"
 
 
 def test_large_batches_and_callers_who_capture_get_plain_launches(

@@ -1,4 +1,4 @@
-"""Micro-batches by rule: where the L2 cache is large and the memory slow, and nowhere else."""
+"""The rule for micro-batches: only on cards with a large L2 cache and slow memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processor's name and instruction sets, from what Linux says of real ones."""
+"""The processor's name and instruction sets, from what Linux reports for real processors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept, in which order, and what happens while a value is made."""
+"""The cache of recent values: which values it keeps, in which order, and concurrent creation."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ BATCHES = [1, 2, 5]
 
 @dataclass(frozen=True)
 class Network:
-    """A calibrated model, images ``[8, 3, 48, 71]``, and what judges logits of ``BATCHES`` of them."""
+    """A calibrated model, images ``[8, 3, 48, 71]``, and the measure for logits of ``BATCHES`` of them."""
 
     model: fastres.Model
     images: Tensor
     yardstick: Yardstick
 
     def check(self, logits: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> None:
-        """Fails where ``logits`` of a batch of the images are too far from float64."""
+        """Fail if ``logits`` of a batch of the images are too far from float64."""
         self.yardstick.check(logits, dtype, batches=len(BATCHES))
 
 
@@ -39,13 +39,13 @@ SHALLOW = ("resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "seresnet5
 
 @functools.lru_cache(maxsize=1)
 def network(name: str) -> Network:
-    """The network called ``name``, shallow where it is one of ``SHALLOW``; only the last one is kept."""
+    """Return the network called ``name``, a shallow one if it is in ``SHALLOW``. Only the last one is cached."""
     arch = shallow(name) if name in SHALLOW else get_architecture(name)
     eager = calibrated(arch, seed=3)
     transforms = Transforms(32, 32) if arch.stem == "cifar" else Transforms(256, 224)
     model = fastres.Model(eager.state_dict(), arch, transforms=transforms, dtype="float32")
     images = smooth_images(8, 48, 71, seed=4)
-    # The errors of ten logits vary more than those of a thousand: more of eager's show how far off it can be.
+    # The errors of ten logits vary more than those of a thousand, so more samples of eager's error are needed.
     more = smooth_images(24, 48, 71, seed=5).split(1) if arch.num_classes == 10 else ()
     return Network(model, images, Yardstick(eager, *images.split(BATCHES), *more))
 
@@ -58,7 +58,7 @@ def every_step_model() -> fastres.Model:
 
 
 def digits_model() -> fastres.Model:
-    """The model in the box."""
+    """The bundled model."""
     return fastres.load("resnet20_digits", dtype="float32")
 
 
@@ -67,5 +67,5 @@ def session(path: object) -> onnxruntime.InferenceSession:
 
 
 def run(path: object, x: Tensor | np.ndarray, *outputs: str) -> list[np.ndarray]:
-    """The outputs of the file at ``path``, all of them unless named."""
+    """Return the outputs of the file at ``path``: those named, or all."""
     return session(path).run(list(outputs) or None, {"input": np.asarray(x)})

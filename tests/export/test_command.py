@@ -1,4 +1,4 @@
-"""``fastres export`` as a user types it."""
+"""``fastres export`` on the command line."""
 
 from __future__ import annotations
 

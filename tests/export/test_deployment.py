@@ -1,4 +1,4 @@
-"""The deployment page, run as written: its Python without fastres, and other runtimes on what it exports."""
+"""The deployment page, run as written: its Python code without fastres, and other runtimes on the exported files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def python_blocks() -> list[str]:
 
 
 def run_alone(code: str, folder: Path) -> str:
-    """What ``code`` prints in a fresh interpreter, in ``folder``, where importing fastres raises."""
+    """Return the output of ``code`` in a new interpreter, in ``folder``, in which importing fastres raises."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", WITHOUT_FASTRES + code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -56,7 +56,7 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_shows_the_same_lines() -> None:
-    """So what runs below is what the README's deployment section says, too."""
+    """The commands of the README's deployment section are those that the tests below run."""
     section = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split("## Deployment")[1].split("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert block in python_blocks()
@@ -69,7 +69,7 @@ def test_onnxruntime_lines(digit: Path) -> None:
 
 
 def test_onnxruntime_lines_compute_the_models_logits(tmp_path: Path) -> None:
-    """On a picture that is resized and cropped, by the page's own arithmetic."""
+    """Uses a picture that is resized and cropped by the page's own code."""
     known = network("resnet18")
     fx.export(known.model, tmp_path / "resnet50.onnx", verify=False, progress=False)
     picture = np.random.default_rng(0).integers(0, 256, (301, 413, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What an export may cost: memory, and the progress that a user sees."""
+"""Limits on the memory of an export, and the progress that a user sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files: what is in them, what they compute, and what is refused."""
+"""ONNX files: their contents, their results, and the errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .networks import SHALLOW, digits_model, every_step_model, network, run, ses
 
 onnx = pytest.importorskip("onnx")
 
-# Deeper networks have more of the same.
+# Deeper networks only have more of the same blocks.
 WHOLE = ["resnet18", "resnet50", "resnext50_32x4d", "plain18", "resnet18d", "resnet20_digits"]
 
 
@@ -267,7 +267,7 @@ def test_verification_sees_nan(tmp_path: Path) -> None:
 
 
 def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    """A real refusal by the system: the process may not write files as large as the model."""
+    """A real error of the operating system: the process may not write files as large as the model."""
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     code = (

@@ -1,4 +1,4 @@
-"""Resize, crop and normalisation inside the graph are the model's own transforms."""
+"""Resize, crop and normalisation in the graph give the same results as the model's transforms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PADDED = Transforms(resize=19, crop=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6
 
 
 def graph(transforms: Transforms, opset: int = 18) -> onnxruntime.InferenceSession:
-    """A session that does nothing but preprocess."""
+    """Return a session that only preprocesses."""
     model = onnx.ModelProto(ir_version=8)
     model.opset_import.append(onnx.helper.make_opsetid("", opset))
     model.graph.name = "preprocessing"
@@ -45,7 +45,7 @@ def pictures(count: int, height: int, width: int, kind: str) -> np.ndarray:
 
 
 def levels(values: np.ndarray, transforms: Transforms) -> np.ndarray:
-    """Normalised ``[N, 3, crop, crop]`` back in grey levels."""
+    """Convert normalised ``[N, 3, crop, crop]`` back to grey levels."""
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (transforms.mean, transforms.std))
     return (values * std + mean) * 255
 
@@ -66,8 +66,8 @@ def levels(values: np.ndarray, transforms: Transforms) -> np.ndarray:
 )
 def test_equal_to_the_transforms(transforms: Transforms, kind: str) -> None:
     session = graph(transforms)
-    # Where the sizes have a simple ratio, some sums lie midway between two grey levels. Pillow's weights are rounded to
-    # 22 bits, so that these fall to either side.
+    # If the sizes have a simple ratio, some sums lie midway between two grey levels. Pillow rounds its weights to 22
+    # bits, so these sums may round up or down.
     ties = {(8, 8), (20, 900), (33, 32), (256, 640)}
     for height, width in (*ties, (97, 131), (131, 97), (500, 375), (301, 302)):
         images = pictures(2, height, width, kind)
@@ -75,14 +75,14 @@ def test_equal_to_the_transforms(transforms: Transforms, kind: str) -> None:
         expected = torch.stack([transforms(Image.fromarray(image)) for image in images]).numpy()
         assert found.shape == expected.shape
         error = np.abs(levels(found, transforms) - levels(expected, transforms))
-        # One grey level; a cubic filter's weights add up to more than one in magnitude, which ties of rows show.
+        # One grey level. The magnitudes of a cubic filter's weights add up to more than one, which ties of rows show.
         most = 2 if transforms.interpolation == "bicubic" and (height, width) in ties else 1
         assert error.max() < most + 0.01, (height, width)
         assert (error > 0.01).mean() < (0.05 if (height, width) in ties else 3e-3), (height, width)
 
 
 def test_size_and_crop_follow_torchvisions_rounding() -> None:
-    """A picture whose pixels are their own coordinates: every row and column of the crop is the right one."""
+    """Every row and column of the crop is the right one, tested with pixels that hold their own coordinates."""
     for crop in (8, 9, 12, 13):
         transforms = Transforms(resize=16, crop=crop, mean=(0, 0, 0), std=(1, 1, 1))
         session = graph(transforms)

@@ -1,4 +1,4 @@
-"""``.pt2`` files: what they compute, and that torch alone loads them."""
+"""``.pt2`` files: their results, and that torch loads them without fastres."""
 
 from __future__ import annotations
 

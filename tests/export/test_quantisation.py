@@ -1,4 +1,4 @@
-"""INT8 files: accuracy on digits that calibrated nothing, where the pairs stand, and what is refused."""
+"""INT8 files: accuracy on digits not used for calibration, the places of quantise/dequantise pairs, and the errors."""
 
 from __future__ import annotations
 
@@ -103,14 +103,15 @@ def test_a_folder_is_searched(tmp_path: Path) -> None:
 
 
 def test_disagreement_is_refused(tmp_path: Path) -> None:
-    """Two classes that 256 levels cannot tell apart: in int8 their weights are the same, and the first one wins.
+    """Two classes that 256 levels cannot distinguish: in int8 their weights are equal, and the first class wins.
 
-    In float32 the second is ahead in all channels but one, by less than half a level, and these are never negative.
+    In float32 the second is ahead in all channels but one, by less than half a level, and the channels are never
+    negative.
     """
     model = digits_model()
     level = 1 / 127
     first = torch.full((model.fc.weight.shape[1],), 64 * level)
-    first[0] = 1  # what the levels are scaled to
+    first[0] = 1  # the value that sets the scale of the levels
     second = (first + 0.4 * level).clamp(max=1)
     model.fc.weight.data.copy_(torch.stack([first, second] + 8 * [-first]))
     model.fc.bias.data.zero_()

@@ -80,7 +80,7 @@ def test_a_provider_that_is_absent_or_unknown_is_named(tmp_path: Path) -> None:
 
 
 def test_a_silent_fallback_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A provider that is listed and does not start: ONNX Runtime goes on with the CPU, the session does not."""
+    """A provider is listed but does not start: ONNX Runtime would continue on the CPU, but the session raises."""
     path = exported(tmp_path)
     real = runtime.onnxruntime.InferenceSession
     asked = []

@@ -1,4 +1,4 @@
-"""Model repositories for NVIDIA Triton Inference Server, read with the server's own schema."""
+"""Model repositories for NVIDIA Triton Inference Server, checked with the server's own schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA graphs on a GPU: the same results as plain launches, from any stream, in the caller's own memory."""
+"""CUDA graphs on a GPU: the same results as plain launches, from any stream, in memory that the caller owns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every torchvision model on a GPU: three dtypes, three batches, three sizes, by the measure of all network tests."""
+"""Every torchvision model on a GPU: three dtypes, three batches, three sizes, with the shared error measure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def network(name: str) -> nn.Module:
     return calibrated(get_architecture(name)).cuda()
 
 
-@functools.lru_cache(maxsize=1)  # the dtypes of a case follow one another
+@functools.lru_cache(maxsize=1)  # the dtypes of one case are consecutive
 def yardstick(name: str, case: tuple[int, int, int]) -> Yardstick:
-    """Of the first of its batches a test runs the network; the other shows how far off eager PyTorch can be."""
+    """Two batches. A test runs the network on the first; the other shows how large eager's error can be."""
     return Yardstick(network(name), *(smooth_images(*case, seed=seed).cuda() for seed in (11, 12)))
 
 
@@ -114,7 +114,7 @@ def test_in_a_cuda_graph(model: fastres.Model) -> None:
     assert torch.equal(captured, expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_than_the_current_one() -> None:
     model = fastres.from_module(copy.deepcopy(network("resnet18"))).to("cuda:1")
     x = smooth_images(2, 64, 64).to("cuda:1")

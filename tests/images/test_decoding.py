@@ -1,4 +1,4 @@
-"""fastres.images.decoding: every kind of image is read as the right pixels, and damaged files are named."""
+"""fastres.images.decoding: every kind of image gives the right pixels, and errors name damaged files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def tiff(width: int, height: int, bits: int, data: bytes, photometric: int = 1) -> bytes:
-    """A little-endian grey TIFF of one strip."""
+    """Return a little-endian grey TIFF with one strip."""
     rows = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, photometric)]
     rows += [(273, 4, 8 + 2 + 8 * 12 + 4), (278, 3, height), (279, 4, len(data))]
     entries = b"".join(
@@ -59,7 +59,7 @@ def tiff(width: int, height: int, bits: int, data: bytes, photometric: int = 1) 
 
 
 def pgm(values: np.ndarray) -> bytes:
-    """A 16-bit grey PGM, which old Pillows read and do not write."""
+    """Return a 16-bit grey PGM, which old versions of Pillow read but do not write."""
     height, width = values.shape
     return f"P5 {width} {height} 65535\n".encode() + values.astype(">u2").tobytes()
 
@@ -83,7 +83,7 @@ class TestSources:
             assert np.array_equal(pixels(tensor), expected)
         half = (chw / 255).to(
             torch.bfloat16
-        )  # 8 significant bits: up to half a grey level off, so up to one after rounding
+        )  # 8 significant bits: off by up to half a grey level, so by up to one after rounding
         assert np.abs(pixels(half).astype(int) - expected).max() <= 1
 
     def test_an_upright_rgb_image_is_returned_itself(self, small: Image.Image) -> None:
@@ -291,7 +291,7 @@ class TestOrientation:
         assert len(results) == 8
 
     def test_a_photo_taken_sideways(self, small: Image.Image) -> None:
-        sideways = small.transpose(Image.Transpose.ROTATE_90)  # orientation 6 asks for a quarter turn clockwise
+        sideways = small.transpose(Image.Transpose.ROTATE_90)  # orientation 6 means a clockwise quarter turn
         exif = Image.Exif()
         exif[ORIENTATION] = 6
         result = pixels(encoded(sideways, "JPEG", exif=exif, quality=95, subsampling=0))

@@ -1,4 +1,4 @@
-"""fastres.images.decoding: what is no image, or none of a known scale, is refused with a reason."""
+"""fastres.images.decoding: files that are not images, or have no known scale, raise an error with the reason."""
 
 from __future__ import annotations
 

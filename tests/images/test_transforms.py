@@ -1,4 +1,4 @@
-"""fastres.images: the transforms are torchvision's, and batches are what their images are one by one."""
+"""fastres.images: the transforms equal torchvision's, and a batch equals its images one by one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRANSFORMS = Transforms(resize=232, crop=224)
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
-    """Two real photographs, 640 × 427, and one of them on its side."""
+    """Two real photographs, 640 × 427, and one of them rotated by a quarter turn."""
     datasets = pytest.importorskip("sklearn.datasets")
     china, flower = (Image.fromarray(image) for image in datasets.load_sample_images().images)
     return [china, flower, china.transpose(Image.Transpose.ROTATE_90)]
@@ -148,7 +148,7 @@ class TestAgainstTorchvision:
         monkeypatch.setattr(transforms, "MAX_RESIZED_PIXELS", 0)
         monkeypatch.setattr(transforms, "_resize", None)  # only the window may be computed
         results = [own(source) for source in (array, to_tensor(array), to_tensor(array) / 255)]
-        # PyTorch keeps source positions in float32, off by up to 2⁻²³ of the length; a value changes by 1 a pixel.
+        # PyTorch keeps source positions in float32, off by up to 2⁻²³ of the length. Values change by 1 per pixel.
         tolerance = max(height, width) * 2.0**-23
         for result, wanted, levels in zip(results, expected, (1, 1, 0), strict=True):
             assert (result - wanted).abs().max() <= levels / 255 + tolerance
@@ -157,7 +157,7 @@ class TestAgainstTorchvision:
         array = noise(2, 100_000)  # 232 × 11.6 million pixels once resized
         result = TRANSFORMS.pixels(array)
         assert result.shape == (3, 224, 224)
-        # The crop shows less than two source pixels' width around the middle, from row to row.
+        # The crop shows less than two source pixels around the middle, from row to row.
         middle = array[:, 49_998:50_002].reshape(-1, 3)
         for channel in range(3):
             assert middle[:, channel].min() <= result[channel].min()
@@ -242,7 +242,7 @@ class TestBatch:
         def watched(self: Transforms, image: Any) -> torch.Tensor:
             seen[type(image)].add(threading.get_ident())
             if isinstance(image, np.ndarray):
-                meeting.wait(timeout=20)  # passes only if two threads read at the same time
+                meeting.wait(timeout=20)  # returns only if two threads read at the same time
             return raw(self, image)
 
         monkeypatch.setattr(Transforms, "_raw", watched)

@@ -1,4 +1,4 @@
-"""The digits, their split, the training script and the trained model in the box."""
+"""The digits, their split, the training script and the bundled model."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_split_is_fixed_balanced_and_disjoint(digits: tuple[Tensor, Tensor]) -> 
     assert (len(train_part), len(held_out)) == (1437, 360)
     assert sorted([*train_part.tolist(), *held_out.tolist()]) == list(range(1797))
     assert labels[held_out].bincount().tolist() == [36] * 10
-    # The committed weights were trained on this split: another one would measure them on digits that they have seen.
+    # The committed weights were trained on this split. Another split would test them on digits that they have seen.
     digest = hashlib.sha256(",".join(map(str, held_out.tolist())).encode()).hexdigest()
     assert digest.startswith("ad1d51bd6b77d289")
 
@@ -187,7 +187,7 @@ def test_augmentation_keeps_still_images_still(digits: tuple[Tensor, Tensor]) ->
 
 def test_augmentation_moves_each_image_its_own_way_and_never_mirrors() -> None:
     left = torch.zeros(64, 1, 32, 32)
-    left[:, :, 12:20, 4:8] = 1  # a spot at the left edge's middle
+    left[:, :, 12:20, 4:8] = 1  # a spot in the middle of the left edge
     moved = augment(left, Recipe(), torch.Generator().manual_seed(0))
     columns = (moved.sum(dim=(1, 2)) * torch.arange(32)).sum(1) / moved.sum(dim=(1, 2, 3))
     rows = (moved.sum(dim=(1, 3)) * torch.arange(32)).sum(1) / moved.sum(dim=(1, 2, 3))

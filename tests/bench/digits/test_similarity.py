@@ -1,4 +1,4 @@
-"""The similarity example: neighbours against a loop, and what the committed record says."""
+"""The similarity example: its neighbours compared with a plain loop, and the committed record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_neighbours_are_the_training_scans_of_highest_cosine() -> None:
         np.testing.assert_allclose(cosines[found.neighbours[query].numpy()], found.similarities[query], rtol=1e-5)
     right = 360 - len(found.wrong)
     assert found.accuracy.nearest == right
-    assert 340 < right < 360, "raw pixels misread some"
+    assert 340 < right < 360, "raw pixels misclassify some"
 
 
 def test_command_writes_its_record_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def test_parts_are_the_network() -> None:
 
 
 def test_compute_bound_and_memory_bound() -> None:
-    """With endless bandwidth the time is the arithmetic's, with endless arithmetic it is the traffic's."""
+    """With infinite bandwidth the time is that of the arithmetic, and with infinite arithmetic that of the traffic."""
     costs = outline(get_architecture("resnet18"), torch.float16).costs(8, 224, 224, torch.float16)
     flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
     text = roofline_table("resnet18", 8, 224, torch.float16, Ceilings(1.0, 1e12))
@@ -79,7 +79,7 @@ def test_the_committed_estimates_are_what_the_command_writes_and_what_the_page_s
     rows = json.loads(RULES.read_text())["rows"]
     page = (Path(__file__).parents[3] / "docs" / "performance.md").read_text()
     assert by_card.markdown([row for row in rows if row["batch"] in (1, 256)]) in page
-    for row in rows[::9]:  # some of each, on every kind of card
+    for row in rows[::9]:  # some of both, on every kind of card
         gpu = next(gpu for gpu in CARDS if gpu.name == row["gpu"])
         found = by_card.estimate_card(gpu, row["model"], row["batch"], row["size"], torch.float16, row["plain"])
         assert asdict(found) == pytest.approx(row)
@@ -99,7 +99,7 @@ def test_joined_plans_have_a_lower_bound() -> None:
     before, after = (roofline(p.costs(256), limits) for p in (plan, joined))
     assert after.flops == before.flops
     assert after.seconds < 0.8 * before.seconds
-    # A run of 256 channels or more is not fused: it is bound by arithmetic, and no kernel holds it.
+    # A run of 256 channels or more is not fused: it is bound by arithmetic, and does not fit any kernel.
     assert all(step.first is None for step in joined if isinstance(step, Joined) and "layer3" in step.last.name)
     assert len(joined_plan(plan, 8, 224, torch.float16, limits)) > len(joined), "the kernels' tiles are 64 images"
     assert f"{len(joined)} kernels" in roofline_table("resnet50", 256, 224, torch.float16, limits, joined=True)
@@ -119,18 +119,18 @@ def test_split_reductions_shorten_a_batch_of_one() -> None:
 
 
 def test_a_programs_chain_is_worked_out_by_hand() -> None:
-    """72 blocks of 64×64×64 in float16: 16 KiB each, by what L2 brings or by what is waited for."""
+    """72 blocks of 64×64×64 in float16, 16 KiB each: bound by L2's bandwidth or by its latency."""
     layer = Layer(ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "float16", False)
     tile = ConvConfig("conv", 64, 64, 64, 4, 4)
     step = max(2 * 64 * 64 * 2 / L2_RATE, LOAD / 3)
     assert chain_seconds(layer, tile, 8, H100) == pytest.approx(2 * LOAD + 72 * step)
     assert chain_seconds(layer, replace(tile, num_stages=2), 8, H100) == pytest.approx(2 * LOAD + 72 * LOAD)
-    # Split in eight, the last of the programs waits for the counter and reads all their sums besides its own.
+    # With a split of eight, the last program waits for the counter and reads the sums of all others.
     shared = chain_seconds(layer, replace(tile, split=8), 64, H100)
     assert shared == pytest.approx(3 * LOAD + 9 * step + 4 * 9 * 64 * 64 / L2_RATE)
-    # No more than four programs of four warps run at once: of ten, some wait for others.
+    # At most four programs of four warps run at once, so some of ten wait for others.
     assert chain_seconds(layer, tile, 10 * 132, H100) > 2 * chain_seconds(layer, tile, 132, H100)
-    # What persists fills its pipeline once.
+    # A persistent program fills its pipeline only once.
     persistent = ConvConfig("conv_tma_persistent", 64, 64, 64, 4, 4)
     assert chain_seconds(layer, persistent, 1320, H100) < chain_seconds(layer, tile, 1320, H100)
 

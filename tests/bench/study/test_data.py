@@ -1,4 +1,4 @@
-"""The images of the studies: the digits, and CIFAR-10 from a folder of the format that it is published in."""
+"""The images of the studies: the digits, and CIFAR-10 from a folder in its published format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laboratories of the studies against theory: vanishing and shattering gradients, white and brown noise."""
+"""The studies' experiments compared with theory: vanishing and shattering gradients, white and brown noise."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def norms(activation: str, gain: float, norm: bool, depth: int = 20) -> list[flo
 
 
 def factors(values: list[float]) -> list[float]:
-    """By how much each layer changed the gradient on its way back."""
+    """The factor by which each layer changed the norm of the gradient, backwards."""
     return [earlier / later for earlier, later in itertools.pairwise(values)]
 
 
@@ -78,7 +78,7 @@ def test_gradient_norms_are_those_of_autograd() -> None:
 
 def test_mean_field_factors() -> None:
     assert mean_field_factor("relu") == pytest.approx(math.sqrt(math.pi / (math.pi - 1)), rel=2e-3)
-    # of a nearly linear activation the factor is nearly 1, and never below (Poincaré's inequality)
+    # for a nearly linear activation the factor is close to 1, and it is never below 1 (Poincaré's inequality)
     assert 1 < mean_field_factor("sigmoid") < mean_field_factor("tanh") < mean_field_factor("relu")
 
 
@@ -117,8 +117,8 @@ def test_expected_autocorrelation_is_that_of_samples(kind: str) -> None:
     sums = torch.stack([(samples[:, : points - lag] * samples[:, lag:]).sum() for lag in range(points)])
     expected = expected_autocorrelation(white_noise(points) if kind == "white" else brown_noise(points))
     assert torch.allclose(sums / sums[0], expected, atol=0.02)
-    # Of a random walk of n steps of variance 1, the sum of squares is n²/6, and at lag 1 it is less by half of the
-    # steps' squares and of the ends': n/2 + n/3. White noise has −1/n left, for its mean was taken off.
+    # For a random walk of n steps of variance 1, the sum of squares is n²/6. At lag 1 it is smaller by half of the
+    # squares of the steps and of the ends: n/2 + n/3. White noise has −1/n, because its mean was subtracted.
     drop = float(expected[0] - expected[1])
     assert drop == pytest.approx(1 + 1 / points if kind == "white" else 5 / points, rel=0.04)
 

@@ -37,7 +37,7 @@ def test_other_networks_are_not_deepened(shallow: str, deep: str) -> None:
 
 
 class ReluOf(nn.Module):
-    """What is left of a residual block whose branch is zero."""
+    """The output of a residual block whose branch is zero."""
 
     def __init__(self, shortcut: nn.Module | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The studies' training: the schedule, the shifts, resuming, and that fastres runs what was trained."""
+"""The studies' training: the schedule, the shifts, resuming, and running trained networks with fastres."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(
     assert [path.name for path in tmp_path.iterdir()] == [f"{JOB.key}.partial"]
     ticks: list[int] = []
     resumed = train(JOB, digits, tmp_path, lambda: ticks.append(1))
-    assert len(ticks) == 3  # one of them for the epoch that was done before
+    assert len(ticks) == 3  # one of them for the epoch that was already done
     assert same_state(resumed, trained[0])
     assert resumed.epochs == trained[0].epochs
     assert [path.name for path in tmp_path.iterdir()] == [f"{JOB.key}.safetensors"]
