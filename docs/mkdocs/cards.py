@@ -1,4 +1,4 @@
-"""``docs/models.md``'s cards, made of the tables that fastres loads from."""
+"""Write the cards of ``docs/models.md`` from the tables that fastres loads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ WIDE_RECIPE = "https://github.com/pytorch/vision/pull/912"
 
 
 def cards() -> str:
-    """A section for each model that has published weights, in the order of ``fastres list``."""
+    """Return one section for each model with published weights, in the order of ``fastres list``."""
     published = [arch for name, arch in ARCHITECTURES.items() if entries(name) and name != BUNDLED_MODEL]
     return "\n".join([*map(_card, published), _digits_card(ARCHITECTURES[BUNDLED_MODEL])])
 
 
 def without_weights() -> str:
-    """A table of the networks to load one's own weights into."""
+    """Return the table of the networks without published weights."""
     rows = ["| model | what it is | parameters | GMACs | image |", "|---|---|---|---|---|"]
     for name, arch in ARCHITECTURES.items():
         if not entries(name):
@@ -64,7 +64,7 @@ def _digits_card(arch: Architecture) -> str:
             f"### {arch.name}",
             "",
             f"{_structure(arch)}; {_source(arch)}. {_millions(arch)} parameters, {entry.gmacs:.3f} GMACs an image. "
-            "Trained for this project; comes with the package, so that there is something to run without a download.",
+            "Trained for this project. It comes with the package, so that you can run a model without a download.",
             "",
             f"| | `{entry.name}` |",
             "|---|---|",
@@ -77,15 +77,18 @@ def _digits_card(arch: Architecture) -> str:
             f"| file | `{entry.file}` in the package, {entry.file_mb:.1f} MiB, SHA-256 `{entry.sha256}` |",
             "| licence | the package's, Apache 2.0; UCI distributes the scans under CC BY 4.0 |",
             "",
-            "It knows digits that are centred and scaled as this data set's are, ink bright on a dark ground. It has "
-            "ten classes and always names one, whatever the picture shows.",
+            "It reads digits that are centred and scaled as in this data set, with bright ink on a dark background. It "
+            "has ten classes and always returns one of them, whatever the picture shows.",
             "",
         ]
     )
 
 
 def _recipe(entry: WeightsEntry) -> str:
-    """torchvision's V1 weights and what came after its new recipe, which resizes to 232, as its own metadata says."""
+    """Return who trained the weights, with a link.
+
+    By torchvision's own metadata, the weights of its new recipe are those that resize to 232.
+    """
     if entry.resize == 232:
         return f"torchvision, [new recipe]({NEW_RECIPE})"
     if entry.model.startswith("wide"):

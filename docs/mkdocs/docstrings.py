@@ -1,4 +1,4 @@
-"""Docstrings as mkdocstrings wants them: ``>>>`` lines fenced, ``:func:`` and its like as links."""
+"""Convert docstrings for mkdocstrings: fence ``>>>`` examples, turn roles such as ``:func:`` into links."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _DOUBLE_TICKS = re.compile(r"(?<!`)``(?!`)")
 
 
 def as_markdown(docstring: str) -> str:
-    """``docstring`` with its examples in fences and its roles as links, to what the site has of them."""
+    """Return ``docstring`` with its examples in fences and its roles as links to the pages of the site."""
     fenced = _EXAMPLE.sub(lambda match: f"```pycon\n{match[0].rstrip()}\n```\n", docstring)
     linked = _ROLE.sub(r'<autoref optional identifier="\1"><code>\1</code></autoref>', fenced)
     return _DOUBLE_TICKS.sub("`", linked)
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites each docstring when it is collected."""
+    """Rewrite each docstring when it is collected."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:

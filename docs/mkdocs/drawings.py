@@ -1,4 +1,4 @@
-"""The drawings of :doc:`how-it-works`, as SVG, made of the Plan itself."""
+"""Draw the figures of :doc:`how-it-works` as SVG, from the Plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MONO = "ui-monospace, Menlo, Consolas, monospace"
 
 @dataclass
 class Drawing:
-    """Shapes on a white page of ``width`` × ``height``."""
+    """A list of shapes on a white page of ``width`` × ``height``."""
 
     width: int
     height: int
@@ -67,14 +67,14 @@ class Drawing:
 
 
 def plan_and_readers() -> str:
-    """Checkpoint → Plan → everything that reads it."""
+    """Draw how a checkpoint becomes a Plan, and the readers of the Plan."""
     plan = outline(get_architecture(MODEL), torch.float32)
     shown = (*plan.steps[:7], None, *plan.steps[-2:])
     drawing = Drawing(1000, 442)
     drawing.labelled(20, 40, 200, "checkpoint", ".pth, .pt, .safetensors,", "a folder, a live module")
     drawing.labelled(20, 150, 200, "state dict", "torchvision's names,", "float32, on the CPU,", "every tensor checked")
     drawing.labelled(
-        20, 277, 200, "folding", "batch norm goes into", "convolutions, in float64,", "and is rounded once"
+        20, 277, 200, "folding", "batch norm is folded into", "convolutions in float64", "and rounded once"
     )
     drawing.arrow([(120, 104), (120, 150)])
     drawing.arrow([(120, 231), (120, 277)])
@@ -91,11 +91,11 @@ def plan_and_readers() -> str:
         drawing.text(294, y + 17, step.name, size=12, mono=True)
         drawing.text(452, y + 17, describe(step), size=12)
     readers = (
-        ("cpu.py", "oneDNN's fused convolutions,", "weights packed for the shape"),
-        ("gpu.py", "passes join convolutions;", "Triton kernels, CUDA graphs"),
-        ("export/", "ONNX, INT8, torch.export,", "a server's model repository"),
-        ("bench/roofline.py", "the least time that the", "machine's ceilings allow"),
-        ("model.explain()", "each step's kernel, cost,", "and what bounds it"),
+        ("executors/cpu.py", "oneDNN's fused convolutions,", "weights packed for the shape"),
+        ("executors/gpu.py", "passes join convolutions;", "Triton kernels, CUDA graphs"),
+        ("export/", "ONNX, INT8, torch.export,", "Triton model repository"),
+        ("roofline/", "the shortest time that the", "machine's ceilings allow"),
+        ("model.explain()", "kernel, cost and limit", "of each step"),
     )
     for index, (name, *lines) in enumerate(readers):
         y = 40 + 77 * index
@@ -105,7 +105,7 @@ def plan_and_readers() -> str:
 
 
 def block_fused() -> str:
-    """The first block of the network: the modules that PyTorch runs, beside the steps of the Plan that replace them."""
+    """Draw the first block: the modules that PyTorch runs, and the steps of the Plan that replace them."""
     arch = get_architecture(MODEL)
     plan = outline(arch, torch.float32)
     block = next(block_specs(arch))
@@ -136,7 +136,7 @@ def block_fused() -> str:
 
 
 def _modules(block: BlockSpec) -> list[tuple[str, int]]:
-    """What PyTorch's block runs, in the order of the steps that replace it, each with the number of its step."""
+    """Return the modules of PyTorch's block in the order of the steps that replace them, with the steps' numbers."""
     rows: list[tuple[str, int]] = []
     *inner, last = block.convs
     for part, spec in enumerate(inner):
@@ -149,7 +149,10 @@ def _modules(block: BlockSpec) -> list[tuple[str, int]]:
 
 
 def _megabytes(plan: Plan, block: BlockSpec) -> str:
-    """What the two ways move for one image: every module reads its inputs and writes its output."""
+    """Return a sentence with the bytes that both ways move for one image.
+
+    Every module reads its inputs and writes its output.
+    """
     shapes = plan.shapes(1, 224, 224)
     costs = {cost.name: cost for cost in plan.costs(1, 224, 224)}
     steps = [step for step in plan.steps if step.name.startswith(f"{block.name}.")]
@@ -161,7 +164,7 @@ def _megabytes(plan: Plan, block: BlockSpec) -> str:
         if isinstance(step, Conv) and step.relu:
             unfused += 2 * size
         if isinstance(step, Conv) and step.residual:
-            unfused += 2 * size  # the sum's other operand and result; its first is counted in the step's own cost
+            unfused += 2 * size  # the sum's second operand and its result; the first is in the step's own cost
     return (
         f"One image of 224×224 in float32: {unfused / 1e6:.1f} MB read and written module by module, "
         f"{fused / 1e6:.1f} MB step by step."

@@ -1,4 +1,4 @@
-"""Write what pages have of the code's own data: ``python docs/mkdocs/generate.py``. A test checks that it was run."""
+"""Write the generated parts of the pages: ``python docs/mkdocs/generate.py``. A test checks that they are current."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ DOCS = Path(__file__).parents[1]
 
 
 def with_section(text: str, name: str, content: str) -> str:
-    """``text`` with what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->`` replaced."""
+    """Return ``text`` with the part between ``<!-- name: begin -->`` and ``<!-- name: end -->`` replaced."""
     pattern = re.compile(rf"(<!-- {name}: begin[^>]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     replaced, count = pattern.subn(lambda match: f"{match[1]}\n{content}\n{match[2]}", text)
-    assert count == 1, f"{name} has no place, or several"
+    assert count == 1, f"{name} must occur once, and occurs {count} times"
     return replaced
 
 
 def generated() -> dict[Path, str]:
-    """Path → content of every file that is made of the code's data."""
+    """Return the path and the content of every generated file."""
     sections = {
         "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
         "results.md": {"results": results.measured()},

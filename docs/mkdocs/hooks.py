@@ -1,7 +1,7 @@
-"""What the site is made of beside the pages in ``docs/``.
+"""Add files from outside ``docs/`` to the site, and rewrite the links to them.
 
-Pages link to the repository's files as GitHub wants them (``../CONTRIBUTING.md``). Here those links lead to pages made
-of these files, or to copies of results.
+The pages link to files of the repository by paths that work on GitHub (``../CONTRIBUTING.md``). On the site these links
+lead to pages made from the files, or to copies of the results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LINK = re.compile(r"(?<=\]\()(?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add pages made of the repository's files, and the results that pages quote."""
+    """Add the pages made from files of the repository, and the results that pages link to."""
     for source, page in PAGES.items():
         if page != "index.md":
             files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
@@ -34,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links to the repository's files into links within the site."""
+    """Turn links to files of the repository into links within the site."""
     inside_docs = page.file.src_uri not in PAGES.values() or page.file.src_uri == "index.md"
     folder = "docs" if inside_docs else ""
 

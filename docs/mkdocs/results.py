@@ -1,4 +1,4 @@
-"""``docs/results.md``'s tables, made of the committed result files."""
+"""Write the tables of ``docs/results.md`` from the committed result files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = (results.JSON_NAME, results.CSV_NAME, results.REPORT_NAME)
 
 
 def measured() -> str:
-    """A section for each machine: where fastres stands, a table for each network, and the charts."""
+    """Return a section for each machine: the verdict, a table for each network, and the charts."""
     runs = [path for path in sorted(FOLDER.rglob(results.JSON_NAME)) if path.is_file()]
     return "\n".join(_section(results.read(path), path.parent) for path in runs)
 
@@ -47,7 +47,7 @@ def _section(run: results.Results, folder: Path) -> str:
 
 
 def _table(batches: Sequence[Sequence[results.Row]]) -> list[str]:
-    """Milliseconds a batch, times eager's speed, share of the roofline; the fastest in bold."""
+    """Return the table: milliseconds per batch, speed relative to eager, share of the roofline; the fastest in bold."""
     shown = [{row.engine: row for row in standing.timed(rows)} for rows in batches]
     engines = dict.fromkeys(row.engine for rows in batches for row in rows)
     header = "".join(f" batch {rows[0].batch} | × eager | of roofline |" for rows in batches)
