@@ -1,23 +1,23 @@
-# make demo   see fastres work on this machine
-# make test   everything that needs no GPU
-# make test-smaller   the CPU's numerics once more, as on a processor with AVX2 only, where this one has more
-# make lint   ruff and mypy
-# make docs   the documentation site, into build/site
-# make gpu    a visit to this machine's GPU: VISIT=first, tune, peers, suites or all; PYTHON=python3 uses that
-#             interpreter and no network
-# make gpu-home   what a visit brought back (ARCHIVE=out/gpu/gpu.tgz), put where it belongs
+# make demo   run a short demonstration on this machine
+# make test   run every test that needs no GPU
+# make test-smaller   run the CPU's numerics again, as on a processor with AVX2 only, if this one has AVX-512
+# make lint   run ruff and mypy
+# make docs   build the documentation site into build/site
+# make gpu    test and measure on this machine's GPU: VISIT=first, tune, peers, suites or all. PYTHON=python3 uses that
+#             interpreter, without a network
+# make gpu-home   put the results of a visit (ARCHIVE=out/gpu/gpu.tgz) into the repository
 #
-# Each sets up .venv by itself, with the versions of constraints.txt.
+# Each target sets up .venv with the versions of constraints.txt if it is missing.
 
 BASE_PYTHON ?= python3
 VENV := .venv
-# make gpu: what to do, for how many seconds, and the folder that the archive goes to
+# make gpu: the visit, its seconds, and the folder for the archive
 VISIT ?= first
 BUDGET ?=
 OUT ?=
 ARCHIVE ?= out/gpu/gpu.tgz
 
-# With PYTHON given, that interpreter is used as it is: nothing is installed but fastres itself, without dependencies.
+# If PYTHON is given, that interpreter is used as it is. Only fastres itself is installed, without dependencies.
 ifdef PYTHON
 READY := installed
 else
@@ -25,7 +25,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# Triton reads TRITON_INTERPRET when it is imported: the tests that run kernels in its interpreter are a run of their own.
+# Triton reads TRITON_INTERPRET when it is imported, so the tests that use its interpreter are a separate run.
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal -q -p tests.progress -o console_output_style=classic
 INTERPRETED := $(shell grep -rl --include='test_*.py' 'mark\.interpreter' tests)
@@ -40,14 +40,14 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST) -m "not gpu"
-	@echo "Now the kernels in Triton's interpreter"
+	@echo "Running the kernels in Triton's interpreter"
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST) $(INTERPRETED)
 
 test-smaller: $(READY)
 	@if $(PYTHON) -c "from fastres.executors.processor import instruction_sets; exit('AVX-512' not in instruction_sets())"; then \
-		echo "Now the CPU's numerics as on a processor with AVX2 only" && \
+		echo "Running the CPU's numerics as on a processor with AVX2 only" && \
 		OMP_NUM_THREADS=1 ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTHON) $(PYTEST) $(NUMERICS); \
-	else echo "This processor has no AVX-512: make test has run its numerics as they are"; fi
+	else echo "Skipped: this processor has no AVX-512, so make test covers its numerics"; fi
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
@@ -56,7 +56,7 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
-	@echo "Open build/site/index.html (its search needs a server: python3 -m http.server -d build/site)"
+	@echo "Open build/site/index.html (for search, start a server: python3 -m http.server -d build/site)"
 
 gpu: $(READY)
 	$(PYTHON) -m bench.gpu $(VISIT) $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT))
@@ -64,10 +64,10 @@ gpu: $(READY)
 gpu-home: $(READY)
 	$(PYTHON) -m bench.visit.home $(ARCHIVE)
 
-# pip compiles to bytecode with one core: all cores do it afterwards. Some packages hold files for other interpreters,
-# which do not compile.
-# torch and torchvision first and alone: the same pin is a CPU build on one machine and a CUDA build on another, and
-# torchvision's dependency on torch must not swap it.
+# pip compiles bytecode on one core, so compileall does it afterwards on all cores. Some packages contain files for other
+# interpreters, which do not compile.
+# torch is installed first and alone, torchvision last and without dependencies. The same pin is a CPU build on one machine
+# and a CUDA build on another, and torchvision's dependency on torch must not replace it.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BASE_PYTHON) -c 'import sys; sys.exit("fastres needs Python 3.10 or newer, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	$(BASE_PYTHON) -m venv $(VENV)
