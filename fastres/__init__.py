@@ -1,4 +1,4 @@
-"""fastres runs ResNets as fast as the hardware allows. Inference only.
+"""Run ResNets as fast as the hardware allows. Inference only.
 
 >>> import fastres
 >>> model = fastres.load("resnet50")

@@ -1,4 +1,4 @@
-"""``python -m fastres`` is the ``fastres`` command."""
+"""Run the ``fastres`` command with ``python -m fastres``."""
 
 import sys
 

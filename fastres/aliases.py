@@ -1,7 +1,7 @@
-"""Second names of modules: of those that moved, and of ``bench`` and ``export`` in the checkout's root.
+"""Second names for modules: the former names of moved modules, and ``bench`` and ``export`` in the repository's root.
 
-Pickled models, commands and programs keep the name that a module had when they were written. A second name gives the
-module itself, never a copy, so that its classes are the same classes.
+Pickled models, commands and programs refer to a module by the name that it had when they were written. Importing a
+second name returns the module itself, not a copy, so that its classes are the same classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
-# Former names of modules, by the room that they are in now. ``old:new`` where a module got another name, too.
+# Former names of modules, by the package that they are in now. ``old:new`` if the module was also renamed.
 _MOVED = {
     "network": "architectures folding fusion plan steps",
     "roofline": "ceilings gpu_shapes prediction:estimate",
@@ -39,13 +39,13 @@ FORMER_NAMES = {
 
 
 def serve_former_names() -> None:
-    """From now on the names in :data:`FORMER_NAMES` can be imported, and run with ``python -m``."""
+    """Make the names in :data:`FORMER_NAMES` importable, and runnable with ``python -m``."""
     if not any(isinstance(finder, _SecondNames) and finder.moved for finder in sys.meta_path):
         sys.meta_path.append(_SecondNames(FORMER_NAMES.get, moved=True))
 
 
 def serve(name: str) -> None:
-    """From now on ``import NAME`` and ``import NAME.x`` give ``fastres.NAME`` and ``fastres.NAME.x`` themselves."""
+    """Make ``import NAME`` and ``import NAME.x`` return the modules ``fastres.NAME`` and ``fastres.NAME.x``."""
     prefix = f"{name}."
     finder = _SecondNames(lambda full: f"fastres.{full}" if full.startswith(prefix) else None, moved=False)
     sys.meta_path.insert(0, finder)
@@ -53,9 +53,10 @@ def serve(name: str) -> None:
 
 
 class _SecondNames(MetaPathFinder, InspectLoader):
-    """Finds modules by second names; a loader too, so that ``python -m NAME`` gets its code.
+    """Finder of modules by their second names, and loader, so that ``python -m NAME`` gets the module's code.
 
-    ``moved`` says that the second name is in another package than the module, whose relative imports would fail.
+    ``moved`` means that the second name is in a different package from the module. The module's relative imports would
+    fail under that name, so ``python -m`` runs the module under its real name.
     """
 
     def __init__(self, real_name: Callable[[str], str | None], *, moved: bool) -> None:
@@ -79,7 +80,7 @@ class _SecondNames(MetaPathFinder, InspectLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state  # the import system has just put the second name's there
+        module.__spec__ = module.__spec__.loader_state  # the import system has just set the second name's spec
 
     def get_code(self, fullname: str) -> CodeType | None:
         name, loader = self._real(fullname)
@@ -93,7 +94,7 @@ class _SecondNames(MetaPathFinder, InspectLoader):
         return loader.get_source(name)
 
     def _real(self, second: str) -> tuple[str, InspectLoader]:
-        """The name and the loader of the module that has the ``second`` name."""
+        """Return the real name and the loader of the module with the second name ``second``."""
         name = self._real_name(second)
         assert name is not None
         spec = importlib.util.find_spec(name)

@@ -1,7 +1,7 @@
-"""Every error that fastres raises on purpose.
+"""The errors and warnings that fastres raises on purpose.
 
-Each message says what was given, what is accepted and what to do about it. Where Python has a built-in
-error for the same situation, the class derives from that too, so that ``except ValueError`` keeps working.
+Each error message says what was given, what is accepted and what to do. If Python has a built-in error for the same
+situation, the class derives from it as well, so that ``except ValueError`` keeps working.
 """
 
 from __future__ import annotations
@@ -15,98 +15,98 @@ class FastresError(Exception):
 
 
 class UnknownModelError(FastresError, ValueError):
-    """A model name that is not in the table."""
+    """There is no model with the given name."""
 
 
 class WeightsError(FastresError):
-    """Weights that cannot be found, read or used."""
+    """The weights cannot be found, read or used."""
 
 
 class UnknownWeightsError(WeightsError, ValueError):
-    """A weights entry that the model does not have."""
+    """The model has no published weights with the given name."""
 
 
 class DownloadError(WeightsError, OSError):
-    """A checkpoint that is not in the cache and could not be downloaded."""
+    """The checkpoint is not in the cache and could not be downloaded."""
 
 
 class CorruptCheckpointError(WeightsError, OSError):
-    """A checkpoint file that is truncated, altered or not a checkpoint."""
+    """The checkpoint file is truncated, altered or not a checkpoint."""
 
 
 class UnsafeCheckpointError(WeightsError):
-    """A pickle that holds something other than tensors and plain data."""
+    """The checkpoint's pickle holds something other than tensors and plain data."""
 
 
 class StateDictMismatchError(WeightsError, ValueError):
-    """A state dict whose keys or shapes are not those of the architecture."""
+    """The keys or shapes of the state dict do not match the architecture."""
 
 
 class ConfigError(WeightsError, ValueError):
-    """A configuration file that is incomplete, contradictory, or not about the tensors beside it."""
+    """The configuration file is incomplete, contradictory, or does not describe the tensors beside it."""
 
 
 class ArchitectureError(FastresError, ValueError):
-    """A module or an architecture description that fastres does not run."""
+    """fastres cannot run the given module or architecture."""
 
 
 class ClassifierError(FastresError, RuntimeError):
-    """Classes were asked of a network that has no classifier."""
+    """Classes were requested from a network that has no classifier."""
 
 
 class InputError(FastresError, ValueError):
-    """An input tensor of the wrong rank, shape or size."""
+    """The input has the wrong rank, shape or size, or an argument has an invalid value."""
 
 
 class DtypeError(FastresError, TypeError):
-    """A dtype that the model or the device does not support."""
+    """The model or the device does not support the dtype."""
 
 
 class DeviceError(FastresError, RuntimeError):
-    """A device that is missing, or a tensor on another device than the model."""
+    """The device is missing, or a tensor is on a different device from the model."""
 
 
 class GraphMemoryWarning(UserWarning):
-    """There is no GPU memory for a CUDA graph; calls run without it."""
+    """There is not enough GPU memory for a CUDA graph; calls run without one."""
 
 
 class GradientError(FastresError, RuntimeError):
-    """Training or gradients were asked of an inference-only model."""
+    """Training or gradients were requested from an inference-only model."""
 
 
 class ImageError(FastresError, ValueError):
-    """An image that cannot be read or interpreted."""
+    """The image cannot be read or interpreted."""
 
 
 class SourceError(FastresError, ValueError):
-    """Images to classify that are not there, or in something that is not read."""
+    """The images to classify do not exist, or are in a form that ``classify`` does not read."""
 
 
 class OutputError(FastresError, OSError):
-    """An output that exists already, is in use or cannot be written."""
+    """The output already exists, is in use or cannot be written."""
 
 
 class ResumeError(FastresError, RuntimeError):
-    """An interrupted run that cannot go on: its images or its settings are no longer the same."""
+    """The interrupted run cannot be resumed: its images or settings have changed, or its files are damaged."""
 
 
 class WorkerError(FastresError, RuntimeError):
-    """A process that reads images died."""
+    """A worker process that reads images died."""
 
 
 class DatasetError(FastresError, ValueError):
-    """A data set on disk that is missing, damaged or another one."""
+    """The data set on disk is missing, damaged or a different one."""
 
 
 class KernelError(FastresError, RuntimeError):
-    """A kernel was given tensors that it does not take."""
+    """A kernel was given tensors that it does not accept."""
 
 
 class MissingDependencyError(FastresError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
 
 def near_matches(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ``" Did you mean 'a' or 'b'?"``, or an empty string where nothing is near."""
+    """Return ``" Did you mean 'a' or 'b'?"``, or an empty string if no known name is close."""
     matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

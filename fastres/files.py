@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A new name beside ``path``; what the block writes there takes ``path``'s place when it ends without an error.
+    """Yield a temporary path beside ``path``; the file written there replaces ``path`` if the block succeeds.
 
-    Otherwise it is removed, and a file that was at ``path`` stays as it was. An ``OSError`` is the caller's to name.
+    If the block raises, the temporary file is deleted and an existing file at ``path`` stays unchanged. An ``OSError``
+    is passed on as it is; the caller turns it into a named error.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Names and tables in plain text."""
+"""Format dtype names and tables as plain text."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 
 
 def dtype_name(dtype: object) -> str:
-    """``"float16"`` for ``torch.float16``, as for NumPy's float16 and for the name itself."""
+    """Return ``"float16"`` for ``torch.float16``, for NumPy's float16 and for the name itself."""
     return str(dtype).removeprefix("torch.")
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Rows of cells as aligned columns, two spaces apart; columns numbered in ``right`` are right-aligned."""
+    """Format rows of cells as aligned columns, two spaces apart; ``right`` numbers the right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

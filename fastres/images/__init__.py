@@ -1,6 +1,6 @@
-"""Images: reading files, resizing, cropping, normalising, and the names of classes.
+"""Images: read, resize, crop and normalise them, and look up class names.
 
-Knows pixels; never a model or a device.
+This package handles pixels only. It does not know about models.
 """
 
 from .transforms import ImageSource, Transforms, batch_sources, load_image

@@ -1,4 +1,4 @@
-"""Class names by index, as data files of the package."""
+"""Class names by index, from the package's data files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _DIGITS = tuple("0123456789")
 def load(kind: Literal["imagenet", "digits"]) -> tuple[str, ...]:
     """Return the class names of ``kind``, in the order of the logits.
 
-    ``"imagenet"`` has the 1000 names of torchvision's weights, ``"digits"`` has ``"0"`` to ``"9"``. The file is read at
-    the first call only. Raises ``InputError`` for any other kind.
+    ``"imagenet"`` has the 1000 names of torchvision's weights, ``"digits"`` has ``"0"`` to ``"9"``. The file is read
+    only on the first call. Raises ``InputError`` for any other kind.
     """
     if kind == "digits":
         return _DIGITS
     if kind == "imagenet":
         text = resources.files("fastres").joinpath("data", "imagenet_categories.json").read_text(encoding="utf-8")
         return tuple(json.loads(text))
-    raise InputError(f"There are no class names called {kind!r}; 'imagenet' and 'digits' exist.")
+    raise InputError(f"There are no class names called {kind!r}; use 'imagenet' or 'digits'.")

@@ -1,6 +1,7 @@
-"""One image of any kind → RGB pixels: files, PIL images, arrays and tensors, read or refused.
+"""Turn one image into RGB pixels: a file, a PIL image, an array or a tensor.
 
-:mod:`fastres.images` states the conventions (layouts, ranges, alpha, orientation) and resizes what this file returns.
+:mod:`fastres.images.transforms` documents the conventions (layouts, ranges, alpha, orientation) and resizes the images
+that this module returns.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ACCEPTED = (
     "or a tensor [H, W] or [C, H, W]"
 )
 PIXEL_TYPES = "uint8 (0..255), uint16 (0..65535) or floating point (0..1)"
-# A resize may leave 0..1 by rounding. Values this little outside, below half a grey level, are not refused.
+# Rounding in a resize may push values slightly outside 0..1. This much, less than half a grey level, is accepted.
 FLOAT_SLACK = 1e-3
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION = 258, 262, 274
@@ -41,14 +42,15 @@ _ORIENTATIONS = {
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Return ``source`` as an upright PIL image in mode RGB; a PIL image that already is both is returned itself.
+    """Return ``source`` as an upright PIL image in mode RGB; a PIL image that is already both is returned as it is.
 
-    ``source`` is a path, an open binary file, the bytes of one, a PIL image, an array or a tensor; layouts and ranges
-    are those of :mod:`fastres.images`. Every PIL mode is read. Of those deeper than 8 bits, ``I;16`` and ``I`` are
-    0..65535 (12-bit TIFFs 0..4095) and ``F`` is 0..1, where ``Image.convert("RGB")`` would clip them.
+    ``source`` is a path, an open binary file, the bytes of one, a PIL image, an array or a tensor.
+    :mod:`fastres.images.transforms` documents their layouts and ranges. Every PIL mode is accepted. Modes deeper than 8
+    bits are scaled, not clipped as ``Image.convert("RGB")`` does: ``I;16`` and ``I`` are 0..65535 (12-bit TIFFs
+    0..4095) and ``F`` is 0..1.
 
-    Raises ``ImageError``, which names the file, if it is missing, a folder, truncated, too large or no image; if a
-    string is a URL; and for arrays and tensors of another rank, size, dtype or range.
+    Raises ``ImageError``, which names the file, if it is missing, a folder, truncated, too large or not an image; if a
+    string is a URL; and for arrays and tensors with an unsupported rank, size, dtype or range.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, _described(source))
@@ -57,12 +59,12 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), f"The data given ({len(source)} bytes)")
+        return _decode(io.BytesIO(source), f"The given data ({len(source)} bytes)")
     if isinstance(source, (str, os.PathLike)):
         return _load_file(source)
     if hasattr(source, "read"):
         return _decode(source, repr(getattr(source, "name", None) or "an open file"))
-    raise ImageError(f"An image cannot be a {type(source).__name__}; give {ACCEPTED}.")
+    raise ImageError(f"An image cannot be a {type(source).__name__}; pass {ACCEPTED}.")
 
 
 def _load_file(source: str | os.PathLike[str]) -> Image.Image:
@@ -71,7 +73,7 @@ def _load_file(source: str | os.PathLike[str]) -> Image.Image:
     try:
         if path.is_file():
             if not path.stat().st_size:
-                raise ImageError(f"{label} is empty (0 bytes); give the path of an image file.")
+                raise ImageError(f"{label} is empty (0 bytes); pass the path of an image file.")
             with path.open("rb") as file:
                 return _decode(file, label)
         exists, folder = path.exists(), path.is_dir()
@@ -81,25 +83,25 @@ def _load_file(source: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if re.match(r"[a-z][a-z0-9+.-]+:/", os.fsdecode(source), re.IGNORECASE) and not exists:
         raise ImageError(
-            f"{os.fsdecode(source)!r} is a URL, and fastres does not fetch images; download it first and give its path."
+            f"{os.fsdecode(source)!r} is a URL. fastres does not download images; download it first and pass its path."
         )
     if not os.fspath(source):
-        raise ImageError("The path of the image is empty; give the path of an image file.")
+        raise ImageError("The path of the image is empty; pass the path of an image file.")
     if folder:
-        raise ImageError(f"{label} is a folder; give a list of its files, such as list(Path({label}).glob('*.jpg')).")
+        raise ImageError(f"{label} is a folder; pass a list of its files, such as list(Path({label}).glob('*.jpg')).")
     if exists:
-        raise ImageError(f"{label} is not a regular file; give the path of an image file.")
+        raise ImageError(f"{label} is not a regular file; pass the path of an image file.")
     place = "" if path.is_absolute() else f" in {Path.cwd()}"
-    raise ImageError(f"{label} does not exist{place}; give the path of an image file.")
+    raise ImageError(f"{label} does not exist{place}; pass the path of an image file.")
 
 
 def _decode(file: Any, label: str) -> Image.Image:
-    """Decode the first frame of ``file``. Pillow's decoders raise whatever a damaged file makes them raise."""
+    """Decode the first frame of ``file``. On a damaged file, Pillow's decoders can raise any exception."""
     try:
         image = Image.open(file)
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{label} is not an image that Pillow reads (JPEG, PNG, WebP, GIF, TIFF, BMP and others), or its "
+            f"{label} is not an image that Pillow can read (JPEG, PNG, WebP, GIF, TIFF, BMP and others), or its "
             "first bytes are damaged; convert it, or register a plug-in for its format, such as pillow-heif."
         ) from error
     except Exception as error:
@@ -109,8 +111,8 @@ def _decode(file: Any, label: str) -> Image.Image:
 
 def _undecodable(label: str, error: Exception) -> ImageError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        advice = "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS; or make it smaller first."
-        return ImageError(f"{label} is refused: {str(error).rstrip('.')}. {advice}")
+        advice = "If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS, or make the image smaller first."
+        return ImageError(f"{label} is too large: {str(error).rstrip('.')}. {advice}")
     reason = str(error) or type(error).__name__
     return ImageError(f"{label} cannot be decoded ({reason}): it is damaged, truncated or already closed.")
 
@@ -121,9 +123,9 @@ def _described(image: Image.Image) -> str:
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
-    """``image`` in mode RGB, turned as its EXIF states."""
+    """Return ``image`` in mode RGB, rotated as its EXIF orientation says."""
     if not image.width or not image.height:
-        raise ImageError(f"{label} has no pixels; give an image of at least 1 × 1.")
+        raise ImageError(f"{label} has no pixels; pass an image of at least 1 × 1.")
     try:
         image.load()
         turn = orientation(image)
@@ -136,11 +138,11 @@ def _to_rgb(image: Image.Image, label: str) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> Image.Transpose | None:
-    """What turns ``image`` upright as its EXIF states, or ``None`` where it stands upright."""
+    """Return the transpose that turns ``image`` upright according to its EXIF, or ``None`` if it is upright."""
     try:
         return _ORIENTATIONS.get(int(image.getexif().get(_EXIF_ORIENTATION, 1)))
     except Exception:
-        # Damaged metadata beside sound pixels is common. It states no orientation, so the pixels stand as they are.
+        # Damaged metadata beside intact pixels is common. It gives no orientation, so the pixels stay as they are.
         return None
 
 
@@ -160,27 +162,27 @@ def _converted(image: Image.Image, label: str) -> Image.Image:
 
 
 def _high_byte(image: Image.Image, label: str) -> np.ndarray[Any, Any]:
-    """The 8 high bits of a single deep channel, uint8 ``[H, W]``."""
+    """Return the 8 high bits of a single deep channel, uint8 ``[H, W]``."""
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     tags = getattr(image, "tag_v2", {})
     bits = 12 if image.mode != "I" and tags.get(_TIFF_BITS) == (12,) else 16
     if low < 0 or high >= 1 << bits:
-        raise ImageError(f"{label} has values from {low} to {high}; grey of {bits} bits is 0..{(1 << bits) - 1}.")
+        raise ImageError(f"{label} has values from {low} to {high}; {bits}-bit grey must be 0..{(1 << bits) - 1}.")
     if image.mode == "I" and image.format not in ("PNG", "PPM") and 0 < high < 256:
         raise ImageError(
-            f"{label} has no value above {high}, and Pillow uses mode I for 16-bit grey. "
-            "Call image.convert('L') if it is 8-bit grey, image.convert('I;16') if it really is this dark."
+            f"{label} has no value above {high}, but Pillow uses mode I for 16-bit grey. "
+            "Call image.convert('L') if it is 8-bit grey, or image.convert('I;16') if it really is this dark."
         )
-    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # white is zero, which Pillow heeds for 8 bits only
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # white is zero; Pillow handles this for 8 bits only
         values = (1 << bits) - 1 - values
     return (values >> (bits - 8)).astype(np.uint8)
 
 
 def _from_array(array: np.ndarray[Any, Any], label: str | None = None) -> Image.Image:
-    """An array ``[H, W]`` or ``[H, W, C]`` as an RGB image."""
+    """Return an array ``[H, W]`` or ``[H, W, C]`` as an RGB image."""
     label = label or f"An array of shape {list(array.shape)} and dtype {array.dtype}"
-    _check_shape(label, array.shape, 2, "[H, W, C]", "[C, H, W]: array.transpose(1, 2, 0) turns it")
+    _check_shape(label, array.shape, 2, "[H, W, C]", "[C, H, W]; array.transpose(1, 2, 0) converts it")
     if array.ndim == 3:
         array = array[:, :, :3] if array.shape[2] > 2 else array[:, :, 0]  # without alpha
     if array.dtype.kind == "f":
@@ -190,21 +192,21 @@ def _from_array(array: np.ndarray[Any, Any], label: str | None = None) -> Image.
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         scale = " * 255" if array.dtype == np.bool_ else ""
-        raise ImageError(f"{label} has a dtype other than {PIXEL_TYPES}; give array.astype('uint8'){scale}.")
+        raise ImageError(f"{label} has an unsupported dtype; use {PIXEL_TYPES}, or pass array.astype('uint8'){scale}.")
     return Image.fromarray(array).convert("RGB")
 
 
 def checked_tensor(tensor: Tensor) -> Tensor:
-    """``tensor`` ``[1, H, W]`` or ``[3, H, W]``, on its device, as uint8, or float32 or float64 in 0..1.
+    """Return ``tensor`` as ``[1, H, W]`` or ``[3, H, W]`` on its device, as uint8, or as float32 or float64 in 0..1.
 
-    Raises ``ImageError``.
+    Raises ``ImageError`` for an unsupported rank, size, dtype or range.
     """
     label = f"A tensor of shape {list(tensor.shape)} and dtype {tensor.dtype}"
-    _check_shape(label, tensor.shape, 0, "[C, H, W]", "[H, W, C]: tensor.permute(2, 0, 1) turns it")
+    _check_shape(label, tensor.shape, 0, "[C, H, W]", "[H, W, C]; tensor.permute(2, 0, 1) converts it")
     if tensor.layout != torch.strided:
-        raise ImageError(f"{label} has the layout {tensor.layout}; give tensor.to_dense().")
+        raise ImageError(f"{label} has the layout {tensor.layout}; pass tensor.to_dense().")
     if tensor.requires_grad:
-        raise ImageError(f"{label} requires grad, and an image carries no gradients; give tensor.detach().")
+        raise ImageError(f"{label} requires grad, but images have no gradients; pass tensor.detach().")
     if tensor.ndim == 2:
         tensor = tensor[None]
     tensor = tensor[:3] if tensor.shape[0] > 2 else tensor[:1]  # without alpha
@@ -216,38 +218,38 @@ def checked_tensor(tensor: Tensor) -> Tensor:
         return (tensor.to(torch.int32) >> 8).to(torch.uint8)
     if tensor.dtype != torch.uint8:
         scale = " * 255" if tensor.dtype == torch.bool else ""
-        raise ImageError(f"{label} has a dtype other than {PIXEL_TYPES}; give tensor.to(torch.uint8){scale}.")
+        raise ImageError(f"{label} has an unsupported dtype; use {PIXEL_TYPES}, or pass tensor.to(torch.uint8){scale}.")
     return tensor
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """uint8 as it is, floating point from 0..1 to the nearest of 0..255; a bicubic resize's overshoot is cut off."""
+    """Return uint8 as it is, and round floating point 0..1 to 0..255; the overshoot of a bicubic resize is clipped."""
     return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _check_shape(label: str, shape: tuple[int, ...], channels: int, layout: str, other: str) -> None:
-    """Refuse shapes without pixels or with other than 1..4 channels; ``channels`` is their axis in rank 3."""
+    """Raise ``ImageError`` unless the shape is one image with 1..4 channels; ``channels`` is their axis in rank 3."""
     if len(shape) == 4:
-        raise ImageError(f"{label} is a batch; Transforms.batch and model.predict take batches, this takes one image.")
+        raise ImageError(f"{label} is a batch; pass one image, or use Transforms.batch or model.predict for batches.")
     if len(shape) not in (2, 3):
-        raise ImageError(f"{label} has rank {len(shape)}; give [H, W] or {layout}.")
+        raise ImageError(f"{label} has rank {len(shape)}; pass [H, W] or {layout}.")
     if 0 in shape:
-        raise ImageError(f"{label} has no pixels; give an image of at least 1 × 1.")
+        raise ImageError(f"{label} has no pixels; pass an image of at least 1 × 1.")
     if len(shape) == 3 and shape[channels] not in (1, 2, 3, 4):
         advice = f" This looks like {other}." if shape[2 - channels] in (1, 3, 4) else ""
-        raise ImageError(f"{label} has {shape[channels]} channels; give {layout} with 1 to 4 of them.{advice}")
+        raise ImageError(f"{label} has {shape[channels]} channels; pass {layout} with 1 to 4 channels.{advice}")
 
 
 def _check_range(label: str, low: float, high: float) -> None:
-    """Refuse floating-point pixels outside 0..1; a NaN fails both comparisons."""
+    """Raise ``ImageError`` for floating-point pixels outside 0..1; a NaN fails both comparisons."""
     if low >= -FLOAT_SLACK and high <= 1 + FLOAT_SLACK:
         return
     if not np.isfinite([low, high]).all():
-        raise ImageError(f"{label} holds NaN or infinite values; floating-point pixels are 0..1.")
+        raise ImageError(f"{label} holds NaN or infinite values; floating-point pixels must be 0..1.")
     if low < 0:
-        advice = "Normalised images go to the model itself, model(x); raw pixels on the scale 0..1 are wanted here."
+        advice = "Pass raw pixels here. If the image is already normalised, call the model itself: model(x)."
     elif high <= 255 + FLOAT_SLACK:
-        advice = "If it is on the scale 0..255, divide it by 255 or convert it to uint8."
+        advice = "If its scale is 0..255, divide it by 255 or convert it to uint8."
     else:
         advice = "Divide it by its largest possible value."
-    raise ImageError(f"{label} has values from {low:.4g} to {high:.4g}; floating-point pixels are 0..1. {advice}")
+    raise ImageError(f"{label} has values from {low:.4g} to {high:.4g}; floating-point pixels must be 0..1. {advice}")

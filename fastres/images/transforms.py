@@ -1,17 +1,18 @@
-"""Images in: resize, centre crop, normalisation, for one image or many.
+"""Preprocessing: resize, centre crop and normalise one image or many.
 
-A :class:`Transforms` returns what torchvision's ``weights.transforms()`` returns for the same RGB image, to the last
-bit: files, PIL images and arrays are resized by Pillow, tensors by PyTorch with antialiasing. (Images more than a
-thousand times as long as wide: within one grey level, and without the gigabytes that resizing all of them takes.)
+A :class:`Transforms` returns exactly what torchvision's ``weights.transforms()`` returns for the same RGB image, to
+the last bit. Files, PIL images and arrays are resized by Pillow, tensors by PyTorch with antialiasing. Images more than
+a thousand times as long as wide are the exception: their pixels agree within one grey level, because fastres resizes
+only the part that it crops and so saves gigabytes.
 
 Conventions, the same everywhere in fastres:
 
-- Arrays are ``[H, W]`` or ``[H, W, C]``, as PIL, scikit-image and imageio have them; tensors are ``[H, W]`` or
-  ``[C, H, W]``, as torchvision has them. C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
+- Arrays are ``[H, W]`` or ``[H, W, C]``, as in PIL, scikit-image and imageio. Tensors are ``[H, W]`` or
+  ``[C, H, W]``, as in torchvision. C is 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
 - uint8 is 0..255, uint16 is 0..65535 (its high byte is kept), floating point is 0..1.
-- Alpha is dropped, not blended, as ``Image.convert("RGB")`` does. Of several frames the first is read.
-- The orientation that EXIF states is applied, to files and PIL images alike. (``ImageOps.exif_transpose`` removes the
-  statement once it is applied, ``Image.rotate`` does not.)
+- Alpha is dropped, not blended, as in ``Image.convert("RGB")``. If a file has several frames, the first is read.
+- The EXIF orientation of files and PIL images is applied. (``ImageOps.exif_transpose`` removes the orientation tag
+  after applying it, ``Image.rotate`` does not.)
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from .decoding import ACCEPTED, ImageSource, checked_tensor, load_image, to_uint
 
 __all__ = ["ImageSource", "Transforms", "batch_sources", "load_image"]
 
-# More resized pixels than this (192 MiB of RGB; at a short side of 256, an aspect ratio above 1 : 1024) are never all
-# computed: the part that the crop keeps is.
+# If the resized image has more pixels than this (192 MiB of RGB; at a short side of 256, an aspect ratio above
+# 1 : 1024), only the part that the crop keeps is computed.
 MAX_RESIZED_PIXELS = 1 << 26
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Each thread holds one decoded photograph, 36 MB at 12 megapixels.
@@ -45,13 +46,13 @@ MAX_THREADS = 16
 
 @dataclass(frozen=True)
 class Transforms:
-    """Resize the short side to ``resize``, crop the centre to ``crop`` × ``crop``, normalise.
+    """Resize the short side to ``resize``, crop the centre to ``crop`` × ``crop``, and normalise.
 
     ``resize`` and ``crop`` are in pixels; ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]. An
     image smaller than the crop after resizing is padded with black, as torchvision does. ``interpolation`` is
-    ``"bilinear"`` or ``"bicubic"``, antialiased both. Where the pixels around the crop cannot be halved, its first row
-    is rounded to the nearest, halves to even (``crop_rounding="nearest"``, torchvision and timm), or down
-    (``"down"``, transformers).
+    ``"bilinear"`` or ``"bicubic"``, both antialiased. If an odd number of pixels lies outside the crop, the position of
+    the crop is rounded to the nearest, halves to even (``crop_rounding="nearest"``, as torchvision and timm do), or
+    down (``"down"``, as transformers does).
 
     Raises ``ImageError`` for sizes below 1, a ``std`` that is not positive, and any other interpolation or rounding.
     """
@@ -67,23 +68,21 @@ class Transforms:
         for name in ("resize", "crop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ImageError(f"{name} is {value!r}; give a whole number of pixels of at least 1.")
+                raise ImageError(f"{name} is {value!r}; pass a whole number of pixels, at least 1.")
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             if len(values) != 3 or not np.isfinite(values).all() or (name == "std" and min(values) <= 0):
                 limit = " above 0" if name == "std" else ""
-                raise ImageError(f"{name} is {values}; give three finite numbers{limit}, for pixels scaled to 0..1.")
+                raise ImageError(f"{name} is {values}; pass three finite numbers{limit}, for pixels scaled to 0..1.")
             object.__setattr__(self, name, values)
         for name, accepted in (("interpolation", INTERPOLATIONS), ("crop_rounding", ("nearest", "down"))):
             if getattr(self, name) not in accepted:
-                raise ImageError(
-                    f"{name} is {getattr(self, name)!r}; accepted are {' and '.join(map(repr, accepted))}."
-                )
+                raise ImageError(f"{name} is {getattr(self, name)!r}; pass {' or '.join(map(repr, accepted))}.")
 
     def __call__(self, image: ImageSource) -> Tensor:
-        """Return one image as float32 ``[3, crop, crop]``, normalised. A tensor's result stays on its device.
+        """Return one image as float32 ``[3, crop, crop]``, normalised. The result for a tensor stays on its device.
 
-        Raises ``ImageError`` for what :func:`load_image` refuses.
+        Raises ``ImageError`` for images that :func:`load_image` rejects.
         """
         pixels = self._cropped(image)
         scaled = pixels / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
@@ -91,9 +90,9 @@ class Transforms:
         return (scaled - mean) / std
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of what the crop keeps of an image, in the image's own pixels.
+        """Return left, top, right and bottom of the part of an image that the crop keeps, in the image's own pixels.
 
-        Outside the image where the crop is larger than the resized image and padded.
+        The box extends beyond the image if the resized image is smaller than the crop and gets padded.
         """
         new = resized_size(height, width, self.resize)
         top, left = (crop_start(length, self.crop, self.crop_rounding) for length in new)
@@ -101,9 +100,9 @@ class Transforms:
         return left * columns, top * rows, (left + self.crop) * columns, (top + self.crop) * rows
 
     def pixels(self, image: ImageSource) -> Tensor:
-        """Return one image as raw RGB, uint8 ``[3, crop, crop]``, contiguous: what a model normalises by itself.
+        """Return one image as raw RGB, uint8 ``[3, crop, crop]``, contiguous. A model normalises such input itself.
 
-        A tensor's result stays on its device. Raises ``ImageError`` for what :func:`load_image` refuses.
+        The result for a tensor stays on its device. Raises ``ImageError`` for images that :func:`load_image` rejects.
         """
         return self._raw(image).clone(memory_format=torch.contiguous_format)
 
@@ -113,16 +112,16 @@ class Transforms:
         """Return raw RGB of all ``images`` (see :func:`batch_sources`), uint8 ``[N, 3, crop, crop]``, channels-last.
 
         Files are decoded by several threads. The result is on the device of the images if all are tensors on one
-        device, on the CPU otherwise. ``progress`` shows a bar once a second has passed.
+        device, on the CPU otherwise. ``progress`` shows a bar after one second.
 
-        Raises ``ImageError``; of several images it says which one (``images[3]: …``), counted from ``first_index``,
-        for callers that read one chunk of a longer list at a time.
+        Raises ``ImageError``. If there are several images, the message says which one failed (``images[3]: …``),
+        counted from ``first_index``, for callers that read a longer list in chunks.
         """
         sources = batch_sources(images)
         devices = {source.device if isinstance(source, Tensor) else torch.device("cpu") for source in sources}
         device = devices.pop() if len(devices) == 1 else torch.device("cpu")
         batch = torch.empty(len(sources), self.crop, self.crop, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-        # An object given twice is read once: two threads must not load one lazy PIL image, or one open file.
+        # An object passed twice is read once: two threads must not load the same lazy PIL image or open file.
         positions: dict[int, list[int]] = {}
         for index, source in enumerate(sources):
             positions.setdefault(id(source), []).append(index)
@@ -147,7 +146,7 @@ class Transforms:
                     raise
                 raise ImageError(f"images[{first + index}]: {error}") from error
 
-        # Tensors stay in the calling thread: their CUDA stream is current there and nowhere else.
+        # Tensors are processed in the calling thread, because their CUDA stream is current only there.
         tensors = [index for index in wanted if isinstance(sources[index], Tensor)]
         others = [index for index in wanted if not isinstance(sources[index], Tensor)]
         yield from ((index, read(index)) for index in tensors)
@@ -158,11 +157,11 @@ class Transforms:
                 yield from zip(others, pool.map(read, others), strict=True)
 
     def _raw(self, image: ImageSource) -> Tensor:
-        """uint8 ``[3, crop, crop]`` in any memory layout, perhaps a view of ``image``."""
+        """Return uint8 ``[3, crop, crop]`` in any memory layout, possibly a view of ``image``."""
         return to_uint8(self._cropped(image))
 
     def _cropped(self, image: ImageSource) -> Tensor:
-        """``[3, crop, crop]``: uint8, or floating point in 0..1 for a floating-point tensor."""
+        """Return ``[3, crop, crop]``: floating point in 0..1 for a floating-point tensor, uint8 for all else."""
         source = checked_tensor(image) if isinstance(image, Tensor) else load_image(image)
         size = source.shape[1:] if isinstance(source, Tensor) else (source.height, source.width)
         new = resized_size(size[0], size[1], self.resize)
@@ -176,11 +175,12 @@ class Transforms:
 
 
 def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
-    """Return the single images in ``images``, unread; ``model.predict`` and :meth:`Transforms.batch` begin with it.
+    """Return a list of the single images in ``images``, without reading them.
 
-    A list, a tuple or an iterator (``folder.glob("*.jpg")``) is taken item by item, a batched array ``[N, H, W, C]`` or
-    tensor ``[N, C, H, W]`` is split along N, and anything else is one image. Raises ``ImageError`` for items that are
-    themselves lists or batches, and for other containers, such as a dict.
+    ``model.predict`` and :meth:`Transforms.batch` start with this function. A list, a tuple or an iterator
+    (``folder.glob("*.jpg")``) is taken item by item, a batched array ``[N, H, W, C]`` or tensor ``[N, C, H, W]`` is
+    split along N, and anything else is one image. Raises ``ImageError`` for items that are themselves lists or batches,
+    and for other containers, such as a dict.
     """
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
@@ -188,11 +188,11 @@ def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSour
     if isinstance(images, single) or hasattr(images, "read"):
         return [images]  # type: ignore[list-item]
     if not isinstance(images, (list, tuple, Iterator)):
-        raise ImageError(f"Images cannot be a {type(images).__name__}; give {ACCEPTED}, or a list of these.")
+        raise ImageError(f"Images cannot be a {type(images).__name__}; pass {ACCEPTED}, or a list of these.")
     sources: list[ImageSource] = list(images)
     for index, source in enumerate(sources):
         if isinstance(source, (list, tuple)) or (isinstance(source, (np.ndarray, Tensor)) and source.ndim == 4):
-            raise ImageError(f"images[{index}] is itself a list or a batch; give one flat list of single images.")
+            raise ImageError(f"images[{index}] is itself a list or a batch; pass one flat list of single images.")
     return sources
 
 
@@ -201,21 +201,23 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def resized_size(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width once the shorter side is ``short``; the longer one is rounded down, as torchvision does."""
+    """Return height and width after resizing the shorter side to ``short``; the longer side is rounded down, as in
+    torchvision.
+    """
     if width <= height:
         return int(short * height / width), short
     return short, int(short * width / height)
 
 
 def crop_start(size: int, crop: int, rounding: str = "nearest") -> int:
-    """First row or column of a centre crop, rounded as torchvision does or down; negative where it must be padded."""
+    """Return the first row or column of a centre crop, rounded as in torchvision or down; negative means padding."""
     if size < crop:
         return -((crop - size) // 2)
     return round((size - crop) / 2) if rounding == "nearest" else (size - crop) // 2
 
 
 def _resize(tensor: Tensor, new: tuple[int, int], interpolation: str) -> Tensor:
-    """Antialiased resize of ``[C, H, W]``, uint8 (by way of float32) or floating point."""
+    """Resize ``[C, H, W]``, uint8 (computed in float32) or floating point, with antialiasing."""
     if new == (tensor.shape[1], tensor.shape[2]):
         return tensor
     values = tensor.to(torch.float32) if tensor.dtype == torch.uint8 else tensor
@@ -224,12 +226,12 @@ def _resize(tensor: Tensor, new: tuple[int, int], interpolation: str) -> Tensor:
 
 
 def _whole(values: Tensor) -> Tensor:
-    """Grey levels as uint8; bicubic filters overshoot at edges."""
+    """Round grey levels to uint8 and clip them, because bicubic filters overshoot at edges."""
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def cropped(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
-    """``[C, crop, crop]`` from row ``top`` and column ``left`` of ``[C, H, W]``, zero outside the image."""
+    """Return ``[C, crop, crop]`` from row ``top`` and column ``left`` of ``[C, H, W]``, zero outside the image."""
     height, width = tensor.shape[1:]
     part = tensor[:, max(top, 0) : top + crop, max(left, 0) : left + crop]
     padding = [max(-left, 0), max(left + crop - width, 0), max(-top, 0), max(top + crop - height, 0)]
@@ -239,14 +241,14 @@ def cropped(tensor: Tensor, top: int, left: int, crop: int) -> Tensor:
 def _resized_window(
     source: Image.Image | Tensor, new: tuple[int, int], top: int, left: int, crop: int, interpolation: str
 ) -> Tensor:
-    """What resizing to ``new`` and cropping return, within one grey level, without the rest of the resized image."""
+    """Return the crop of the image resized to ``new``, within one grey level, without resizing the rest."""
     tensor = source if isinstance(source, Tensor) else _to_tensor(source)
     rows, columns = (
         _filter(size, length, range(max(start, 0), min(start + crop, length)), tensor.device, interpolation)
         for size, length, start in zip(tensor.shape[1:], new, (top, left), strict=True)
     )
     window = tensor[:, rows[0], columns[0]].to(torch.float32) @ columns[1].T
-    if isinstance(source, Image.Image):  # Pillow cuts the rows' overshoot off before it turns to the columns
+    if isinstance(source, Image.Image):  # Pillow clips the overshoot along rows before it resizes along columns
         window = window.clamp_(0, 255)
     window = rows[1] @ window
     window = _whole(window) if tensor.dtype == torch.uint8 else window
@@ -254,10 +256,10 @@ def _resized_window(
 
 
 def _filter(size: int, new: int, outputs: range, device: torch.device, interpolation: str) -> tuple[slice, Tensor]:
-    """The inputs that ``outputs`` depend on when ``size`` pixels become ``new``, and their weights, float32.
+    """Return the inputs that ``outputs`` depend on when ``size`` pixels are resized to ``new``, and their weights.
 
-    Antialiased: a triangle or Keys's cubic (a = −1/2) around each output's centre, as wide as the scale when shrinking,
-    normalised.
+    The weights are float32: a triangle or Keys's cubic (a = −1/2) around each output's centre, normalised. When
+    shrinking, the filter is widened by the scale (antialiasing).
     """
     scale = size / new
     unit = max(scale, 1.0)

@@ -1,6 +1,7 @@
-"""Checkpoints: which are published, and any of them → a state dict with torchvision's names.
+"""Checkpoints: list the published ones, and load any checkpoint as a state dict with torchvision's names.
 
-Finds, downloads, reads, translates and checks. Ends at tensors by name; never folds or runs a network.
+This package finds, downloads, reads, translates and checks weights. It returns tensors by name; it does not fold or run
+networks.
 """
 
 from .fitting import FreshHeadWarning

@@ -1,8 +1,8 @@
-"""Checkpoint files → what they hold, without running code from them.
+"""Read checkpoint files without running code from them.
 
-``.safetensors`` files are read by safetensors, everything else by ``torch.load(weights_only=True)``, which rebuilds
-tensors, plain containers and the command lines of training scripts and refuses the rest. What either library says about
-a bad file becomes a named error here.
+``.safetensors`` files are read by safetensors, everything else by ``torch.load(weights_only=True)``, which accepts
+tensors, plain containers and the command lines of training scripts, and nothing else. Errors from either library about
+a bad file become fastres errors here.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import torch
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
-OTHER_SUFFIXES = (".th", ".ckpt", ".bin", ".tar")  # of PyTorch files too, in other code bases
+OTHER_SUFFIXES = (".th", ".ckpt", ".bin", ".tar")  # used for PyTorch files in other code bases
 
-# Training scripts (torchvision's, timm's) save their command line beside the weights: attributes, nothing that runs.
+# Training scripts (torchvision's, timm's) save their command line beside the weights. It has attributes, but no code.
 PLAIN_CLASSES: list[Any] = [argparse.Namespace]
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 2020 and before
 _REMEDY = (
-    "If you trust its source, open it there and save the weights alone: torch.save(model.state_dict(), path) or "
-    "safetensors.torch.save_file(model.state_dict(), path). Or pass the state dict itself."
+    "If you trust the file, load it in the program that made it and save only the weights: "
+    "torch.save(model.state_dict(), path) or safetensors.torch.save_file(model.state_dict(), path). Or pass the state "
+    "dict itself."
 )
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _REFUSAL = re.compile(
@@ -42,25 +43,25 @@ _REFUSAL = re.compile(
 
 
 def is_path_like(text: str) -> bool:
-    """Whether a string has the form of a path (a checkpoint's suffix, a separator) rather than of a plain name."""
+    """Return True if a string looks like a path: it has a checkpoint's suffix or a path separator."""
     return is_checkpoint_name(text) or os.sep in text
 
 
 def is_checkpoint_name(text: str) -> bool:
-    """Whether a string ends as the names of checkpoint files do."""
+    """Return True if a string ends in the suffix of a checkpoint file."""
     return Path(text).suffix.lower() in SUFFIXES + OTHER_SUFFIXES
 
 
 def read_checkpoint(path: Path) -> object:
-    """What the checkpoint file holds, its tensors on the CPU; those of a ``.safetensors`` file may be mapped from it.
+    """Return the content of a checkpoint file, with tensors on the CPU; a ``.safetensors`` file may be memory-mapped.
 
-    Raises ``WeightsError`` where there is no such file or it cannot be read, ``CorruptCheckpointError`` where it is
-    truncated, altered or no checkpoint, and ``UnsafeCheckpointError`` where it holds more than tensors and plain data.
+    Raises ``WeightsError`` if the file does not exist or cannot be read, ``CorruptCheckpointError`` if it is truncated,
+    altered or not a checkpoint, and ``UnsafeCheckpointError`` if it holds more than tensors and plain data.
     """
     if not path.exists():
-        raise WeightsError(f"There is no file {path}. Give the path of a {', '.join(SUFFIXES)} file.")
+        raise WeightsError(f"There is no file {path}. Pass the path of a {', '.join(SUFFIXES)} file.")
     if not path.is_file():
-        raise WeightsError(f"{path} is not a file. Give the path of a {', '.join(SUFFIXES)} file.")
+        raise WeightsError(f"{path} is not a file. Pass the path of a {', '.join(SUFFIXES)} file.")
     try:
         with open(path, "rb") as stream:
             beginning = stream.read(16)
@@ -85,7 +86,7 @@ def _read_pickle(path: Path, beginning: bytes) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file can raise anything: all of it means that the file is unsafe or corrupt
+    except Exception as error:  # a damaged file can raise anything; every error means that it is unsafe or corrupt
         refusal = _refusal(path, beginning, error)
         if refusal is not None:
             raise UnsafeCheckpointError(f"{path} {refusal}") from error
@@ -94,13 +95,13 @@ def _read_pickle(path: Path, beginning: bytes) -> object:
 
 def _corrupt(path: Path, kind: str, what: str) -> str:
     return (
-        f"{path} ({path.stat().st_size:,} bytes) is not a whole {kind}: {what}. It may be truncated, or a page "
-        "or pointer saved in the file's place. Fetch or save it again."
+        f"{path} ({path.stat().st_size:,} bytes) is not a complete {kind}: {what}. The file may be truncated, or a web "
+        "page or a Git LFS pointer may have been saved in its place. Download or save it again."
     )
 
 
 def _damage(beginning: bytes, error: Exception) -> str:
-    """What is wrong with a damaged file, in a few words."""
+    """Describe the damage of a file in a few words."""
     if not beginning:
         return "it is empty"
     if not beginning.startswith((_ZIP, _PICKLE)):
@@ -111,10 +112,13 @@ def _damage(beginning: bytes, error: Exception) -> str:
 
 
 def _refusal(path: Path, beginning: bytes, error: Exception) -> str | None:
-    """Why a file that may be whole is not read; ``None`` where ``error`` speaks of a damaged one."""
+    """Return why an intact file is not safe to read, or ``None`` if ``error`` means that the file is damaged."""
     message = str(error)
     if "TorchScript" in message:
-        return f"is a TorchScript archive: code, not weights. {_REMEDY.replace('(model.', '(torch.jit.load(path).')}"
+        return (
+            "is a TorchScript archive, which holds code, not only weights. "
+            f"{_REMEDY.replace('(model.', '(torch.jit.load(path).')}"
+        )
     if "legacy .tar format" in message:
         return f"has PyTorch's .tar format of 2016, which cannot be read without running code from it. {_REMEDY}"
     asked = _GLOBAL.search(message)
@@ -125,34 +129,34 @@ def _refusal(path: Path, beginning: bytes, error: Exception) -> str | None:
         return None
     if not names:
         return (
-            "is a pickle that PyTorch's safe reader does not follow, as are those of protocol 3 and above. Save it "
-            f"again with torch.save's own protocol. {_REMEDY}"
+            "is a pickle that PyTorch's safe reader cannot read, for example because it has protocol 3 or above. Save "
+            f"it again with torch.save's default protocol. {_REMEDY}"
         )
     listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     if any(name.startswith("torch.nn.modules.") for name in names):
         return (
-            f"holds a whole pickled nn.Module, not a state dict (it asks for {listed}): reading it would run code "
+            f"holds a whole pickled nn.Module, not a state dict (its pickle uses {listed}). Reading it would run code "
             f"from the file. {_REMEDY}"
         )
     return (
-        f"holds more than tensors and plain data: its pickle asks for {listed}, and calling that could run code. "
-        f"It was not read. {_REMEDY}"
+        f"holds more than tensors and plain data: its pickle uses {listed}, which could run arbitrary code. The file "
+        f"was not read. {_REMEDY}"
     )
 
 
 def _untrusted_names(path: Path) -> list[str]:
-    """Functions and classes outside PyTorch's safe subset that a checkpoint's pickle names; nothing is run."""
-    with suppress(Exception), torch.serialization.safe_globals(PLAIN_CLASSES):  # an old or new protocol, or damage
+    """Return the functions and classes in a checkpoint's pickle that PyTorch does not consider safe; runs nothing."""
+    with suppress(Exception), torch.serialization.safe_globals(PLAIN_CLASSES):  # fails on other protocols and damage
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     names: set[str] = set()
-    with suppress(Exception):  # what was found before the damage is named
+    with suppress(Exception):  # if the file is damaged, keep the names found before the damage
         names.update(_names_in_pickle(_pickle_of(path)))
     named = (name for name in names if all(part.isidentifier() for part in name.split(".")))
     return sorted(name for name in named if name != "collections.OrderedDict" and not name.startswith("torch."))
 
 
 def _pickle_of(path: Path) -> bytes:
-    """The pickle in a ``torch.save`` archive, or the file itself if it is none."""
+    """Return the pickle in a ``torch.save`` archive, or the whole file if it is not an archive."""
     if not zipfile.is_zipfile(path):
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -160,7 +164,7 @@ def _pickle_of(path: Path) -> bytes:
 
 
 def _names_in_pickle(data: bytes) -> Iterator[str]:
-    """Each ``module.name`` that a pickle looks up, from its instructions alone."""
+    """Yield each ``module.name`` that a pickle looks up, by reading its instructions without running them."""
     pushed: list[str | None] = []  # the strings on the stack, None for anything else
     memo: dict[object, str | None] = {}
     for instruction, argument, _ in pickletools.genops(data):

@@ -1,9 +1,9 @@
-"""Published checkpoints: fetched once into torch's hub cache, verified every time they are used.
+"""Download published checkpoints once into torch's hub cache, and verify them every time they are used.
 
-The cache is ``torch.hub.get_dir()/checkpoints``, the folder that torchvision uses too, so ``TORCH_HOME`` is respected
-and a checkpoint downloaded by either serves both. A download goes to a temporary file of its own beside the final one
-and is renamed into place only when its size and hash are right: processes may load the same weights at the same time,
-and an interrupted download leaves nothing behind.
+The cache is ``torch.hub.get_dir()/checkpoints``, the same folder that torchvision uses. ``TORCH_HOME`` is respected,
+and both libraries use each other's downloads. A download goes to its own temporary file beside the final one, which is
+renamed only if its size and hash are right. So several processes can load the same weights at the same time, and an
+interrupted download leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,42 +23,46 @@ from fastres.version import __version__
 
 PYTORCH_URL = "https://download.pytorch.org/models/"
 URL_VARIABLE = "FASTRES_WEIGHTS_URL"
-TIMEOUT = 30.0  # seconds without a byte from the server
+TIMEOUT = 30.0  # seconds without data from the server
 _CHUNK = 1 << 20
 
 
 def base_url() -> str:
-    """Where checkpoints are downloaded from: ``FASTRES_WEIGHTS_URL`` or PyTorch's server; ends with a slash."""
+    """Return the URL of the download server: ``FASTRES_WEIGHTS_URL`` or PyTorch's server; it ends with a slash."""
     return (os.environ.get(URL_VARIABLE) or PYTORCH_URL).rstrip("/") + "/"
 
 
 def cache_folder() -> Path:
-    """Folder of downloaded checkpoints: ``checkpoints`` in torch's hub folder. It need not exist."""
+    """Return the folder of downloaded checkpoints, ``checkpoints`` in torch's hub folder. It may not exist yet."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def cached_checkpoint(file: str, sha256: str, progress: bool = True) -> Path:
-    """Path of the checkpoint called ``file``, downloaded if it is not in the cache, its SHA-256 verified either way.
+    """Return the path of the checkpoint ``file`` in the cache; download it if it is missing, and verify its SHA-256.
 
     ``sha256`` is the hash in hex or the beginning of it. ``progress`` shows a bar in bytes on stderr during a download.
-    Raises ``DownloadError`` where the file is neither cached nor to be had, ``CorruptCheckpointError`` where the cached
-    or downloaded bytes are not those of the published file, and ``WeightsError`` where the cached file is unreadable.
+    Raises ``DownloadError`` if the file is not cached and cannot be downloaded, ``CorruptCheckpointError`` if the
+    cached or downloaded bytes are not those of the published file, and ``WeightsError`` if the cached file cannot be
+    read.
     """
     path = cache_folder() / file
-    if not os.path.exists(path):  # unlike Path.exists, no error where a folder above is barred
+    if not os.path.exists(path):  # unlike Path.exists, this does not raise if a parent folder is not accessible
         _download(file, sha256, path, progress)
         return path
     digest = file_sha256(path)
     if not digest.startswith(sha256):
         raise CorruptCheckpointError(
             f"{path} is not the published {file}: its SHA-256 begins with {digest[: len(sha256)]}, not {sha256}. "
-            "Delete the file and load again to download it anew; it is not overwritten unasked."
+            "fastres does not overwrite it; delete the file and load again to download it."
         )
     return path
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hex (98 MiB take 0.07 s on a CPU with SHA instructions); ``WeightsError`` if unreadable."""
+    """Return the SHA-256 of a file in hex (98 MiB take 0.07 s on a CPU with SHA instructions).
+
+    Raises ``WeightsError`` if the file cannot be read.
+    """
     digest = hashlib.sha256()
     view = memoryview(bytearray(_CHUNK))
     try:
@@ -66,12 +70,12 @@ def file_sha256(path: Path) -> str:
             while count := stream.readinto(view):
                 digest.update(view[:count])
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({_reason(error)}); check what it is and its permissions") from error
+        raise WeightsError(f"{path} cannot be read ({_reason(error)}); check the path and its permissions") from error
     return digest.hexdigest()
 
 
 def _download(file: str, sha256: str, path: Path, progress: bool) -> None:
-    """Fetch ``file`` to ``path``, whole and verified or not at all."""
+    """Download ``file`` to ``path``; if the download fails or the hash is wrong, nothing is left at ``path``."""
     url = base_url() + file
     with _temporary(path) as (temporary, stream):
         digest = hashlib.sha256()
@@ -86,14 +90,14 @@ def _download(file: str, sha256: str, path: Path, progress: bool) -> None:
         if total is not None and received != total:
             raise DownloadError(
                 f"The download of {url} stopped after {received:,} of {total:,} bytes. Nothing was kept; load again, "
-                f"or get the file in another way and pass weights=<path>."
+                f"or download the file another way and pass weights=<path>."
             )
         found = digest.hexdigest()
         if not found.startswith(sha256):
             raise CorruptCheckpointError(
-                f"What {url} sent ({received:,} bytes) is not {file}: its SHA-256 begins with {found[: len(sha256)]}, "
-                f"not {sha256}. Nothing was kept. Look for a proxy or mirror that answers in the server's place, or "
-                f"pass weights=<path>."
+                f"The {received:,} bytes from {url} are not {file}: their SHA-256 begins with {found[: len(sha256)]}, "
+                f"not {sha256}. Nothing was kept. Check if a proxy or mirror answers instead of the server, or pass "
+                f"weights=<path>."
             )
         with _writing(path):
             stream.close()
@@ -102,9 +106,9 @@ def _download(file: str, sha256: str, path: Path, progress: bool) -> None:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file beside ``path``, open for writing, that is gone afterwards unless it was renamed.
+    """Yield a new file beside ``path``, open for writing; delete it afterwards unless it was renamed.
 
-    Not ``tempfile``, whose files only their owner may read: the cache may be shared.
+    ``tempfile`` is not used because only the owner may read its files, and the cache may be shared.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     with _writing(path):
@@ -113,7 +117,7 @@ def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     try:
         yield temporary, stream
     finally:
-        with suppress(OSError):  # a full disk again, while flushing what is thrown away
+        with suppress(OSError):  # the disk may be full when the discarded data is flushed
             stream.close()
         temporary.unlink(missing_ok=True)
 
@@ -126,13 +130,13 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DownloadError(
             f"{path.name} cannot be written to the cache folder {path.parent} ({_reason(error)}). Free space there, "
-            f"make it writable, or set TORCH_HOME to another folder; weights=<path> reads a checkpoint from anywhere."
+            f"make it writable, set TORCH_HOME to another folder, or pass weights=<path> for a checkpoint elsewhere."
         ) from error
 
 
 @contextmanager
 def _open(url: str, path: Path) -> Iterator[IO[bytes]]:
-    """The server's answer; a refusal or no answer becomes a ``DownloadError`` that says how to do without."""
+    """Yield the server's response; a failed request becomes a ``DownloadError`` that lists the alternatives."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
@@ -150,7 +154,7 @@ def _open(url: str, path: Path) -> Iterator[IO[bytes]]:
 
 
 def _chunks(response: IO[bytes], url: str, total: int | None, file: str, progress: bool) -> Iterator[bytes]:
-    """The body piece by piece, with a progress bar; a broken connection becomes a ``DownloadError``."""
+    """Yield the body in chunks, with a progress bar; a broken connection becomes a ``DownloadError``."""
     from http.client import HTTPException
 
     from tqdm import tqdm
@@ -162,8 +166,8 @@ def _chunks(response: IO[bytes], url: str, total: int | None, file: str, progres
                 chunk = response.read(_CHUNK)
             except (OSError, HTTPException) as error:
                 raise DownloadError(
-                    f"The download of {url} broke off ({_reason(error)}). Nothing was kept; load again, or get the "
-                    f"file in another way and pass weights=<path>."
+                    f"The download of {url} broke off ({_reason(error)}). Nothing was kept; load again, or download "
+                    f"the file another way and pass weights=<path>."
                 ) from error
             if not chunk:
                 return
@@ -179,13 +183,13 @@ def _content_length(response: IO[bytes]) -> int | None:
 def _unavailable(url: str, path: Path, reason: str) -> str:
     return (
         f"{path.name} is not in the cache folder {path.parent} and could not be downloaded from {url}: {reason}. "
-        f"Connect to the internet, set {URL_VARIABLE} to a mirror, copy the file into the cache folder, "
-        f"or pass weights=<path> (weights=None for random weights)."
+        f"Connect to the internet, set {URL_VARIABLE} to a mirror, copy the file into the cache folder, or pass "
+        f"weights=<path>, or weights=None for random weights."
     )
 
 
 def _reason(error: Exception) -> str:
-    """An exception in a few words: the innermost reason where urllib wraps one."""
+    """Describe an exception in a few words; if urllib wraps another one, use the innermost reason."""
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
     if isinstance(reason, Exception) and not isinstance(reason, str):
         reason = getattr(reason, "strerror", None) or reason

@@ -1,6 +1,6 @@
-"""A state dict made to fit an architecture: checked name by name, cast to float32, given a fresh head where asked.
+"""Fit a state dict to an architecture: check it name by name, cast it to float32, add a new head if requested.
 
-Also the state dict of random weights. Everything returned is a plain tensor on the CPU, in torchvision's order.
+This module also creates random weights. All tensors that it returns are plain CPU tensors, in torchvision's order.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LISTED = 8  # keys named in a message, of each kind
 
 
 class FreshHeadWarning(UserWarning):
-    """The classifier was initialised at random, because the checkpoint's has another number of classes or none."""
+    """The classifier was initialised at random: the checkpoint has no classifier or another number of classes."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A state dict that fits ``arch``; ``missing_head`` says that its head is random, not the checkpoint's."""
+    """A state dict that fits ``arch``; ``missing_head`` is True if its head is random, not the checkpoint's."""
 
     state: dict[str, Tensor]
     arch: Architecture
@@ -36,13 +36,13 @@ class Fitted:
 def fit_state(
     state: Mapping[str, Tensor], arch: Architecture, num_classes: int | None, source: str, copy: bool
 ) -> Fitted:
-    """Check ``state`` (torchvision's names) against ``arch`` and return it whole, as float32 on the CPU.
+    """Check ``state`` (torchvision's names) against ``arch`` and return it complete, as float32 on the CPU.
 
-    The number of classes is that of the checkpoint's ``fc.weight``. Where ``num_classes`` differs from it, or the
-    checkpoint has no head and ``num_classes`` is given, the head is initialised as ``nn.Linear`` is, with a
-    ``FreshHeadWarning``; with ``num_classes=0`` there is none. ``num_batches_tracked`` is kept where there is one and
-    zero otherwise. With ``copy`` no tensor shares memory with ``state``. Raises ``StateDictMismatchError``, which names
-    every kind of misfit, and ``ArchitectureError`` for an impossible ``num_classes``.
+    The number of classes is that of the checkpoint's ``fc.weight``. If ``num_classes`` differs from it, or the
+    checkpoint has no head and ``num_classes`` is given, a new head is initialised like an ``nn.Linear``, with a
+    ``FreshHeadWarning``. With ``num_classes=0`` there is no head. ``num_batches_tracked`` is kept if present and zero
+    otherwise. With ``copy``, no tensor shares memory with ``state``. Raises ``StateDictMismatchError``, which names
+    every kind of mismatch, and ``ArchitectureError`` for an invalid ``num_classes``.
     """
     floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     headless = not any(key in floating for key in HEAD)
@@ -57,8 +57,8 @@ def fit_state(
         fitted.update(_fresh_head(wanted))
         held = "no classifier" if headless else f"a classifier of {given.num_classes} classes"
         warnings.warn(
-            f"The weights from {source} have {held}: the head for num_classes={wanted.num_classes} is random, and its "
-            "logits mean nothing until a trained head of that size is loaded",
+            f"The weights from {source} have {held}, so the head for num_classes={wanted.num_classes} is random. Its "
+            "logits are meaningless until you load a trained head of that size",
             FreshHeadWarning,
             stacklevel=4,  # the caller of fastres.load
         )
@@ -66,14 +66,16 @@ def fit_state(
 
 
 def random_state(arch: Architecture) -> dict[str, Tensor]:
-    """Random weights as torchvision initialises them: the same values after the same ``torch.manual_seed``.
+    """Return random weights, initialised as in torchvision: the same ``torch.manual_seed`` gives the same values.
 
-    Convolutions are normal with variance ``2 / (K·R·S)`` (He et al., ICCV 2015, fan out), batch norms the identity,
-    squeeze-and-excitation's biases zero, the head ``nn.Linear``'s default. Draws from torch's global generator.
+    Convolutions are normal with variance ``2 / (K·R·S)`` (He et al., ICCV 2015, fan out), batch norms are the identity,
+    the biases of squeeze-and-excitation are zero, and the head has ``nn.Linear``'s default. The values are drawn from
+    torch's global generator.
     """
     state: dict[str, Tensor] = {}
     for spec in conv_specs(arch):
-        # torchvision fills each convolution with PyTorch's default as it builds it: the draws count, not the values.
+        # torchvision first fills each convolution with PyTorch's default. Draw as many numbers, to be at the same place
+        # in the random sequence; the values are overwritten below.
         state[f"{spec.conv}.weight"] = torch.empty(spec.weight_shape, dtype=torch.float32, device="cpu").uniform_()
     state.update(_fresh_head(arch))
     for name, shape in gate_shapes(arch):
@@ -97,7 +99,7 @@ def _fresh_head(arch: Architecture) -> dict[str, Tensor]:
 
 
 def _with_counters(state: Mapping[str, Tensor], arch: Architecture, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` in torchvision's order, with batch norm's counters (int64 scalars): those of ``given``, or zeros."""
+    """Return ``state`` in torchvision's order with batch norm's counters, int64 scalars from ``given`` or zero."""
     whole: dict[str, Tensor] = {}
     for key in state_dict_shapes(arch):
         whole[key] = state[key]
@@ -114,19 +116,19 @@ def _own(tensor: Tensor, copy: bool) -> Tensor:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    """Classes of the head in ``state``; ``None`` where there is no sensible one."""
+    """Return the number of classes of the head in ``state``, or ``None`` if it has no usable head."""
     head = state.get("fc.weight", state.get("fc.bias"))
     return head.shape[0] if head is not None and head.ndim and head.shape[0] else None
 
 
 def _problems(state: Mapping[str, Tensor], arch: Architecture, needs_head: bool) -> dict[str, list[str]]:
-    """What does not fit, by kind; empty where all does."""
+    """Return the mismatches by kind; empty if everything fits."""
     shapes = {key: shape for key, shape in state_dict_shapes(arch).items() if needs_head or key not in HEAD}
     both = [key for key in shapes if key in state]
     problems = {
         "missing": [key for key in shapes if key not in state],
         "unexpected": [key for key in state if key not in shapes],
-        "of another shape": [
+        "with a wrong shape": [
             f"{key} {list(state[key].shape)} instead of {list(shapes[key])}"
             for key in both
             if tuple(state[key].shape) != shapes[key]
@@ -139,7 +141,7 @@ def _problems(state: Mapping[str, Tensor], arch: Architecture, needs_head: bool)
 
 
 def _kind(tensor: Tensor) -> str | None:
-    """What makes a tensor unusable as a weight; ``None`` if nothing does."""
+    """Return the reason why a tensor cannot be a weight, or ``None`` if it can."""
     if tensor.is_meta:
         return "on the meta device, without data"
     if tensor.layout is not torch.strided:
@@ -151,23 +153,23 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
     lines = [f"The weights from {source} do not fit {arch.name}.", *(f"  {line}" for line in _lines(problems))]
     fitting = known_fits(state)
     if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
-        lines.append("They have no classifier; give num_classes= to start one at random, num_classes=0 to do without.")
+        lines.append("They have no classifier. Pass num_classes=N for a random one, or num_classes=0 for none.")
     elif arch.name in fitting:
-        lines.append("Names and shapes are right; give the weights as dense floating-point tensors.")
+        lines.append("Names and shapes are right; pass the weights as dense floating-point tensors.")
     elif fitting:
         lines.append(
-            f"Their names and shapes are those of {' and '.join(map(repr, fitting))}: load that model instead."
+            f"Their names and shapes are those of {' and '.join(map(repr, fitting))}; load that model instead."
         )
     else:
         lines.append(
-            "Their names and shapes are those of no model that fastres knows. Names must be torchvision's, such as "
+            "Their names and shapes match no model that fastres knows. Use torchvision's names, such as "
             "'layer1.0.conv1.weight'."
         )
     return "\n".join(lines)
 
 
 def describe_misfits(state: Mapping[str, Tensor], arch: Architecture) -> list[str]:
-    """What keeps ``state`` from being weights of ``arch``, a line for each kind; a missing head is nothing to tell."""
+    """Return the mismatches between ``state`` and ``arch``, a line for each kind; a missing head is not reported."""
     floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
     given = arch.with_classes(_classes(floating) or arch.num_classes)
     return _lines(_problems(floating, given, needs_head=any(key in floating for key in HEAD)))
@@ -182,7 +184,7 @@ def _lines(problems: Mapping[str, list[str]]) -> list[str]:
 
 
 def known_fits(state: Mapping[str, Tensor]) -> list[str]:
-    """Models whose names and shapes are exactly those of ``state``, whatever its number of classes, headless or not."""
+    """Return the models with exactly the names and shapes of ``state``, for any number of classes, also headless."""
     found = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
     headless = not any(key in found for key in HEAD)
     fits = []

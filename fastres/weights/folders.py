@@ -1,8 +1,8 @@
-"""Folders that transformers or timm saved, and hub ids in Hugging Face's local cache → what is in them.
+"""Read folders that transformers or timm saved, and hub ids in Hugging Face's local cache.
 
-A folder holds ``config.json``, which says what the network is, and ``model.safetensors`` (or ``pytorch_model.bin``).
-Nothing is downloaded: a hub id is looked up in the cache that ``huggingface_hub`` keeps, and a missing one is an error
-that says how to fetch it.
+A folder holds ``config.json``, which describes the network, and ``model.safetensors`` (or ``pytorch_model.bin``).
+Nothing is downloaded. A hub id is looked up in ``huggingface_hub``'s cache; if it is not there, the error says how to
+download it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a folder says of itself.
+    """The configuration of a saved folder.
 
-    ``arch`` has the head's number of classes. ``transforms`` are ``None`` where the folder has no preprocessing, and
-    ``categories`` where it has no class names.
+    ``arch`` has the head's number of classes. ``transforms`` is ``None`` if the folder has no preprocessing, and
+    ``categories`` is ``None`` if it has no class names.
     """
 
     source: str
@@ -44,7 +44,7 @@ class SavedModel:
 
 
 def names_a_folder(name: object) -> bool:
-    """Whether ``name`` is an existing folder's or has the form of a hub id, such as ``"timm/resnet50.a1_in1k"``."""
+    """Return True if ``name`` is an existing folder or looks like a hub id, such as ``"timm/resnet50.a1_in1k"``."""
     if not isinstance(name, (str, os.PathLike)):
         return False
     if Path(name).expanduser().is_dir():
@@ -56,8 +56,8 @@ def read_saved(name: str | os.PathLike[str]) -> SavedModel:
     """Read the configuration of the folder or cached hub id called ``name``; the weights are not read.
 
     Raises ``DownloadError`` for a hub id that is not in the cache, ``MissingDependencyError`` without huggingface_hub,
-    ``WeightsError`` where a file is missing, ``CorruptCheckpointError`` where ``config.json`` is no JSON object, and
-    ``ArchitectureError`` for a network that fastres does not run.
+    ``WeightsError`` if a file is missing, ``CorruptCheckpointError`` if ``config.json`` is not a JSON object,
+    ``ConfigError`` if it is contradictory, and ``ArchitectureError`` for a network that fastres does not run.
     """
     folder = find_folder(name)
     source = str(name)
@@ -73,9 +73,10 @@ def read_saved(name: str | os.PathLike[str]) -> SavedModel:
 
 
 def architecture_beside(weights: Path) -> Architecture | None:
-    """The network that the ``config.json`` beside a file of weights names, if there is one of timm's or transformers'.
+    """Return the network named by timm's or transformers' ``config.json`` beside a weights file, if there is one.
 
-    Tensors do not show everything: where a stride is, or a filter without parameters.
+    The file is needed because tensors do not show everything, such as the place of a stride or a filter without
+    parameters.
     """
     config_file = weights.parent / CONFIG
     if weights.name not in WEIGHTS or not config_file.is_file():
@@ -87,41 +88,46 @@ def architecture_beside(weights: Path) -> Architecture | None:
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
-    """The JSON object in the file at ``path``, which belongs to ``source``."""
+    """Return the JSON object in the file at ``path``, which belongs to ``source``."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError(
             f"{source} has no {path.name} ({path.parent}). A folder that transformers or timm saved has {CONFIG} and "
-            f"{WEIGHTS[0]}; a checkpoint file is given by its own path, as weights="
+            f"{WEIGHTS[0]}. To load a checkpoint file, pass its own path as weights=."
         ) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     except ValueError as error:
-        raise CorruptCheckpointError(f"{path} is not JSON ({error}). Fetch or save it again.") from error
+        raise CorruptCheckpointError(f"{path} is not JSON ({error}). Download or save it again.") from error
     if not isinstance(value, dict):
-        raise CorruptCheckpointError(f"{path} holds {type(value).__name__}, not a JSON object. Fetch or save it again.")
+        raise CorruptCheckpointError(
+            f"{path} holds a {type(value).__name__}, not a JSON object. Download or save it again."
+        )
     return value
 
 
 def find_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder called ``name``, or the cached snapshot of the hub id; raises as :func:`read_saved` does."""
+    """Return the folder ``name``, or the cached snapshot of the hub id; raises the errors of :func:`read_saved`."""
     folder = Path(name).expanduser()
     return folder if folder.is_dir() else _cached_folder(str(name))
 
 
 def weights_file(folder: Path, source: str) -> Path:
-    """The file of weights in a saved folder; raises ``WeightsError`` where there is none, or several."""
+    """Return the weights file of a saved folder; raises ``WeightsError`` if there is none or if it is split."""
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
         if (folder / f"{name}.index.json").is_file():
             raise WeightsError(
-                f"{source} keeps its weights in several files ({name}.index.json). Save it again as one: "
+                f"{source} has its weights in several files ({name}.index.json). Save them again as one file: "
                 "model.save_pretrained(folder, max_shard_size='10GB')."
             )
     found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
-    raise WeightsError(f"{source} has {CONFIG} and none of {', '.join(WEIGHTS)} ({folder} has: {found}).")
+    raise WeightsError(
+        f"{source} has no weights: {folder} must hold {' or '.join(WEIGHTS)}, but it has {found or 'no files'}. "
+        "Save the model there again, or pass another folder."
+    )
 
 
 def _hub_id(name: str) -> re.Match[str] | None:
@@ -130,28 +136,31 @@ def _hub_id(name: str) -> re.Match[str] | None:
 
 
 def _cached_folder(name: str) -> Path:
-    """The snapshot folder of a hub id in Hugging Face's local cache."""
+    """Return the snapshot folder of a hub id in Hugging Face's local cache."""
     match = _hub_id(name)
     if match is None:
-        raise WeightsError(f"There is no folder {name}.")
+        raise WeightsError(
+            f"There is no folder {name}. Pass the path of a folder that transformers or timm saved, or a hub id such "
+            "as 'microsoft/resnet-50'."
+        )
     try:
         from huggingface_hub import constants, try_to_load_from_cache
     except ImportError as error:
         raise MissingDependencyError(
-            f"There is no folder {name}, and hub ids need huggingface_hub: pip install 'fastres[huggingface]'"
+            f"There is no folder {name}. If it is a hub id, install huggingface_hub: pip install 'fastres[huggingface]'"
         ) from error
     try:
         found = try_to_load_from_cache(match["id"], CONFIG, revision=match["revision"])
     except ValueError as error:  # the hub's own rules for names
         raise WeightsError(
-            f"There is no folder {name}, and no hub id looks like that. Give the path of a folder that transformers or "
+            f"There is no folder {name}, and it is not a valid hub id. Pass the path of a folder that transformers or "
             "timm saved, or a hub id such as 'microsoft/resnet-50'."
         ) from error
     if not isinstance(found, str):
         at = f" at revision {match['revision']!r}" if match["revision"] else ""
         raise DownloadError(
             f"There is no folder {name}, and the hub id {match['id']!r}{at} is not in the local cache "
-            f"{constants.HF_HUB_CACHE}. fastres downloads nothing from the hub unasked; fetch it first: "
-            f"hf download {match['id']}, or huggingface_hub.snapshot_download({match['id']!r})."
+            f"{constants.HF_HUB_CACHE}. fastres does not download from the hub; download it first with "
+            f"hf download {match['id']} or huggingface_hub.snapshot_download({match['id']!r})."
         )
     return Path(found).parent

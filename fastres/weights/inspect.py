@@ -1,4 +1,4 @@
-"""``fastres inspect``: what a checkpoint is, and whether fastres runs it."""
+"""``fastres inspect``: describe a checkpoint, and say whether fastres can run it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What a checkpoint is.
+    """The description of a checkpoint.
 
-    ``wrappers`` are the dictionaries and prefixes around the weights, outermost first, and ``beside`` what else the
-    file holds. ``names`` is whose names the tensors have. ``models`` are the rows of the table that they fit, several
-    where names and shapes do not tell them apart; ``nearest`` is the row that explains most of them where none fits.
-    ``classes`` is ``None`` without a classifier. ``dtypes`` counts tensors. ``transforms`` and ``categories`` are the
-    folder's own, if it has any. Where ``runs``, ``load`` is the line that loads it; otherwise ``reason`` says why not.
+    ``wrappers`` are the dictionaries and prefixes around the weights, outermost first. ``beside`` are the other keys in
+    the file. ``names`` is the library that the tensor names come from. ``models`` are the models that the tensors fit;
+    there are several if names and shapes do not distinguish them. If none fits, ``nearest`` is the model that matches
+    most tensors. ``classes`` is ``None`` without a classifier. ``dtypes`` counts tensors by dtype. ``transforms`` and
+    ``categories`` are those of the folder, if it has any. If ``runs``, ``load`` is the line of code that loads the
+    checkpoint; otherwise ``reason`` says why fastres cannot run it.
     """
 
     path: str
@@ -61,7 +62,7 @@ class CheckpointReport:
     reason: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -72,11 +73,11 @@ class CheckpointReport:
             ("names", self.names + (f", inside {' › '.join(self.wrappers)}" if self.wrappers else "")),
             ("beside", _shortened(self.beside)),
             ("tensors", f"{self.tensors} ({dtypes}), {self.parameters / 1e6:,.2f} million parameters"),
-            ("model", " or ".join(self.models) or (f"none that fits; nearest is {self.nearest}")),
+            ("model", " or ".join(self.models) or (f"no match; the nearest is {self.nearest}")),
             ("classes", "no classifier" if self.classes is None else str(self.classes)),
             ("labels", _shortened(self.categories or ())),
             ("images", "" if self.transforms is None else _described(self.transforms)),
-            ("fastres", f"runs it: {self.load}" if self.runs else f"does not run it. {self.reason}"),
+            ("fastres", f"runs it: {self.load}" if self.runs else f"cannot run it. {self.reason}"),
         ]
         return "\n".join(f"{key:<8} {text}" for key, text in lines if text)
 
@@ -94,9 +95,10 @@ def _described(transforms: Transforms) -> str:
 
 
 def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
-    """Read the checkpoint at ``name``: a file, a folder that transformers or timm saved, or a cached hub id.
+    """Describe the checkpoint ``name``: a file, a folder that transformers or timm saved, or a cached hub id.
 
-    Nothing in it is run. Raises ``WeightsError`` and its kinds where it cannot be read or holds no state dict.
+    No code from the checkpoint is run. Raises ``WeightsError`` or a subclass if the checkpoint cannot be read or holds
+    no state dict.
     """
     saved: SavedModel | None = None
     refusal: FastresError | None = None
@@ -104,12 +106,14 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
         path = weights_file(find_folder(name), str(name))
         try:
             saved = read_saved(name)
-        except (ArchitectureError, ConfigError) as error:  # what the tensors are can be told all the same
+        except (ArchitectureError, ConfigError) as error:  # the tensors can still be described
             refusal = error
     else:
         path = Path(name).expanduser()
     if path.suffix.lower() == ".onnx":
-        raise WeightsError(f"{path} is an ONNX file, not a checkpoint; fastres.export.onnx.inspect(path) reads it.")
+        raise WeightsError(
+            f"{path} is an ONNX file, not a checkpoint; call fastres.export.onnx.inspect(path) to read it."
+        )
     found = unwrap_traced(read_checkpoint(path))
     layout, state = _recognise(found.state)
     models, nearest = _models(state, saved)
@@ -156,7 +160,7 @@ def _dtypes(found: Unwrapped) -> dict[str, int]:
 
 
 def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Whose names the tensors have, and the tensors under torchvision's."""
+    """Return the library that the tensor names come from, and the tensors under torchvision's names."""
     wanted = {key for arch in ARCHITECTURES.values() for key in state_dict_shapes(arch)}
     layout, renamed = recognise(state, wanted)
     if not wanted & renamed.keys():
@@ -165,7 +169,7 @@ def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _models(state: Mapping[str, Tensor], saved: SavedModel | None) -> tuple[tuple[str, ...], Architecture]:
-    """The rows that the tensors fit, and the one that explains most of them."""
+    """Return the models that the tensors fit, and the model that matches most of them."""
     if saved is not None:
         return (() if describe_misfits(state, saved.arch) else (saved.arch.name,)), saved.arch
     shapes = {(key, tuple(tensor.shape)) for key, tensor in state.items()}
@@ -180,7 +184,7 @@ def _models(state: Mapping[str, Tensor], saved: SavedModel | None) -> tuple[tupl
 def _refusal(
     path: Path, state: dict[str, Tensor], models: tuple[str, ...], nearest: Architecture, saved: SavedModel | None
 ) -> FastresError | None:
-    """Why fastres does not run the checkpoint; ``None`` where it does."""
+    """Return the reason why fastres cannot run the checkpoint, or ``None`` if it can."""
     try:
         refuse_anti_aliasing(path.stem, str(path))
         if saved is not None:
@@ -188,7 +192,7 @@ def _refusal(
         else:
             beside = architecture_beside(path)
             if beside is not None and beside.name not in models:
-                raise ArchitectureError(f"The config.json beside it names {beside.name}; fastres.load the folder.")
+                raise ArchitectureError(f"The config.json beside it names {beside.name}; load the folder instead.")
     except FastresError as error:
         return error
     if models:
@@ -197,7 +201,7 @@ def _refusal(
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report; exit status 1 where fastres does not run the checkpoint."""
+    """Print the report; return exit status 1 if fastres cannot run the checkpoint."""
     report = inspect(options.checkpoint)
     print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if options.json else report)
     return 0 if report.runs else 1

@@ -1,8 +1,8 @@
-"""Other libraries' checkpoints → a flat state dict with torchvision's names.
+"""Translate other libraries' checkpoints to a flat state dict with torchvision's names.
 
-Training scripts wrap a state dict in a dictionary (``{"state_dict": …, "epoch": …}``) and its names in prefixes
-(``module.`` of ``DataParallel``, ``_orig_mod.`` of ``torch.compile``), and some libraries name the layers themselves
-otherwise. What is known of these habits stands in the tables below; nothing here looks at a tensor's values.
+Training scripts wrap a state dict in a dictionary (``{"state_dict": …, "epoch": …}``) and add prefixes to its names
+(``module.`` of ``DataParallel``, ``_orig_mod.`` of ``torch.compile``), and some libraries use other names for the
+layers. The tables below list the known wrappers, prefixes and names. This module does not look at tensor values.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ WRAPPERS = (
     "ema_state_dict",
 )
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "timm_model.")
-PREFIX_SHARE = 0.9  # of the keys: a head that stands beside its backbone, or a counter, goes without the prefix
+PREFIX_SHARE = 0.9  # of the keys must have a prefix; a head beside its backbone, or a counter, may lack it
 NOT_WEIGHTS = ("n_averaged",)  # AveragedModel's counter of updates
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A naming of layers: regular expressions, applied in order to each key, that make torchvision's names of it."""
+    """A naming scheme: regular expressions that turn its keys into torchvision's names, applied in order."""
 
     name: str
     rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
@@ -50,12 +50,12 @@ class Layout:
 
 
 def _transformers_conv(match: re.Match[str]) -> str:
-    """``stages.S.layers.L.layer.I.convolution`` counts stages and convolutions from 0, torchvision's names from 1."""
+    """Rename ``stages.S.layers.L.layer.I.convolution``; stages and convolutions count from 0, torchvision's from 1."""
     kind = "conv" if match["part"] == "convolution" else "bn"
     return f"layer{int(match['stage']) + 1}.{match['block']}.{kind}{int(match['index']) + 1}."
 
 
-# With or without the names of the modules around them: headless models have no "resnet.", and "encoder." is a prefix.
+# The enclosing modules' names are optional: headless models have no "resnet.", and "encoder." is stripped as a prefix.
 _STAGE = r"^(?:resnet\.)?(?:encoder\.)?stages\.(?P<stage>\d+)\.layers\.(?P<block>\d+)\."
 _TRANSFORMERS = (
     (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
@@ -76,7 +76,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """A flat state dict, the wrappers and prefixes it was found under, outermost first, and what lay beside it."""
+    """A flat state dict, the wrappers and prefixes around it (outermost first), and the keys beside it."""
 
     state: dict[str, Tensor]
     wrappers: tuple[str, ...]
@@ -84,25 +84,25 @@ class Unwrapped:
 
 
 def unwrap(obj: object) -> dict[str, Tensor]:
-    """The flat state dict inside what a checkpoint file held or a caller passed, without wrappers and prefixes.
+    """Return the flat state dict inside a checkpoint's content, without wrappers and prefixes.
 
-    Where a checkpoint holds both weights and their moving average, the plain weights are returned: pass
-    ``checkpoint["model_ema"]`` for the other. Raises ``StateDictMismatchError`` where there is no state dict inside or
-    it holds something other than tensors, and ``WeightsError`` for a whole module.
+    If a checkpoint holds both weights and their moving average, the plain weights are returned. To get the average,
+    pass ``checkpoint["model_ema"]``. Raises ``StateDictMismatchError`` if there is no state dict inside or it holds
+    something other than tensors, and ``WeightsError`` for a whole module.
     """
     return unwrap_traced(obj).state
 
 
 def unwrap_traced(obj: object) -> Unwrapped:
-    """:func:`unwrap`, with what was undone on the way."""
+    """Do the same as :func:`unwrap`, and also return the wrappers and prefixes that were removed."""
     if isinstance(obj, nn.Module):
         raise WeightsError(
             f"The weights are a whole module ({type(obj).__name__}), not a state dict. Pass module.state_dict(), "
-            "or use fastres.from_module(module)."
+            "or call fastres.from_module(module)."
         )
     if not isinstance(obj, Mapping):
         raise StateDictMismatchError(
-            f"The checkpoint holds {_article(obj)}, not a state dict: give a mapping from parameter names to tensors."
+            f"The checkpoint holds {_article(obj)}, not a state dict; pass a mapping from parameter names to tensors."
         )
     wrappers: list[str] = []
     beside: list[str] = []
@@ -118,22 +118,22 @@ def unwrap_traced(obj: object) -> Unwrapped:
 
 
 def to_torchvision(state: Mapping[str, Tensor], arch: Architecture) -> dict[str, Tensor]:
-    """``state`` under torchvision's names: the layout that explains most of ``arch``'s parameters is taken.
+    """Return ``state`` under torchvision's names, using the layout that explains most of ``arch``'s parameters.
 
-    Keys that no layout knows stay as they are, for the fit check to name.
+    Unknown keys are kept, so that the check against the architecture can name them.
     """
     return recognise(state, state_dict_shapes(arch).keys())[1]
 
 
 def recognise(state: Mapping[str, Tensor], wanted: Set[str]) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout that makes the most of ``wanted`` out of the names in ``state``, and ``state`` under its names."""
+    """Return the layout that turns the names in ``state`` into most of ``wanted``, and ``state`` renamed by it."""
     candidates = [(layout, _renamed(state, layout.rename)) for layout in LAYOUTS]
     possible = [(layout, renamed) for layout, renamed in candidates if renamed is not None]
     return max(possible, key=lambda candidate: len(wanted & candidate[1].keys()))
 
 
 def _wrapped(obj: Mapping[str, object]) -> tuple[str, Mapping[str, object]] | None:
-    """The mapping in ``obj`` under a known name, or the only one with tensors, and its name; ``None`` without one."""
+    """Return the mapping in ``obj`` under a known name, or the only one with tensors, and its name; else ``None``."""
     for name in WRAPPERS:
         value = obj.get(name)
         if isinstance(value, Mapping):
@@ -141,7 +141,7 @@ def _wrapped(obj: Mapping[str, object]) -> tuple[str, Mapping[str, object]] | No
         if isinstance(value, nn.Module):
             raise WeightsError(
                 f"The checkpoint's {name!r} is a whole module ({type(value).__name__}), not a state dict. "
-                f"Pass checkpoint[{name!r}].state_dict(), or use fastres.from_module(checkpoint[{name!r}])."
+                f"Pass checkpoint[{name!r}].state_dict(), or call fastres.from_module(checkpoint[{name!r}])."
             )
     if any(isinstance(value, Tensor) for value in obj.values()):
         return None
@@ -154,27 +154,27 @@ def _wrapped(obj: Mapping[str, object]) -> tuple[str, Mapping[str, object]] | No
 
 
 def _tensors(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """``state`` itself, if it is not empty and maps strings to tensors throughout."""
+    """Return ``state`` if it is not empty and maps only strings to tensors; else raise ``StateDictMismatchError``."""
     if not state:
-        raise StateDictMismatchError("The state dict is empty: it holds no parameters at all.")
+        raise StateDictMismatchError("The state dict is empty; pass one that holds the model's parameters.")
     wrong = [f"{key!r} ({_article(value)})" for key, value in state.items() if not isinstance(value, Tensor)]
     wrong += [f"{key!r} (a key that is {_article(key)})" for key in state if not isinstance(key, str)]
     if wrong:
         raise StateDictMismatchError(
-            f"A state dict maps names to tensors; this one holds something else too ({len(wrong)} in all): "
-            f"{', '.join(wrong[:8])}{' …' if wrong[8:] else ''}. Pass the part of it that holds the weights."
+            f"A state dict maps names to tensors, but this one also has {len(wrong)} other items: "
+            f"{', '.join(wrong[:8])}{' …' if wrong[8:] else ''}. Pass only the part that holds the weights."
         )
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Strip known prefixes, nested ones too, where (nearly) every key has them; returns these too, outermost first."""
+    """Strip known prefixes, also nested ones, that nearly every key has; return them as well, outermost first."""
     for prefix in PREFIXES:
         if state and sum(key.startswith(prefix) for key in state) >= PREFIX_SHARE * len(state):
             stripped = _renamed(state, lambda key, prefix=prefix: key.removeprefix(prefix))  # type: ignore[misc]
             if stripped is None:
                 raise StateDictMismatchError(
-                    f"The state dict holds the same names with and without the prefix {prefix!r}. Pass one set of them."
+                    f"The state dict holds the same names with and without the prefix {prefix!r}. Pass only one set."
                 )
             inner, prefixes = _without_prefixes(stripped)
             return inner, (prefix, *prefixes)
@@ -182,7 +182,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tupl
 
 
 def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor] | None:
-    """``state`` with its keys renamed; ``None`` where two keys would become one."""
+    """Return ``state`` with its keys renamed, or ``None`` if two keys would get the same name."""
     renamed = {rename(key): value for key, value in state.items()}
     return renamed if len(renamed) == len(state) else None
 

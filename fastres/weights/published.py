@@ -1,7 +1,7 @@
-"""Which weights are published, for which model, and what is in their files.
+"""The table of published weights for each model, and the code that reads their files.
 
-The entries are torchvision's own (``data/torchvision_weights.json``, checked against torchvision in a test)
-and the model in the box, whose weights and training record come with the package.
+The entries are torchvision's (``data/torchvision_weights.json``, checked against torchvision in a test) and the bundled
+model, which comes with the package together with its weights and training record.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ BUNDLED_ENTRY = "DIGITS_V1"
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One published checkpoint and what is known of it.
+    """One published checkpoint and its facts.
 
-    ``sha256`` is the file's hash in hex, or its beginning (torchvision's file names carry eight digits). ``acc1`` and
-    ``acc5`` are percentages on the data set's test part at ``crop`` pixels (images resized to ``resize`` with bilinear
-    interpolation first); ``gmacs`` are 10⁹ multiply-accumulates for one such image, ``file_mb`` is in MiB. ``mean`` and
+    ``sha256`` is the file's hash in hex, or the beginning of it (torchvision's file names contain eight digits).
+    ``acc1`` and ``acc5`` are accuracies in percent on the data set's test part at ``crop`` pixels, after a bilinear
+    resize to ``resize``. ``gmacs`` are 10⁹ multiply-accumulates for one such image, ``file_mb`` is in MiB. ``mean`` and
     ``std`` are per RGB channel, for pixels scaled to [0, 1]. ``bundled`` files come with the package.
     """
 
@@ -65,21 +65,24 @@ class WeightsEntry:
 
     @property
     def url(self) -> str | None:
-        """Where the file is downloaded from (``FASTRES_WEIGHTS_URL`` counts); ``None`` for a bundled one."""
+        """The URL to download the file from, which respects ``FASTRES_WEIGHTS_URL``; ``None`` for a bundled file."""
         return None if self.bundled else download.base_url() + self.file
 
 
 def entries(model: str) -> dict[str, WeightsEntry]:
-    """The published weights of ``model`` by name; empty where there are none.
+    """Return the published weights of ``model`` by name; empty if there are none.
 
-    Raises ``UnknownModelError`` for a name not in the table and ``WeightsError`` where a packaged file is missing.
+    Raises ``UnknownModelError`` for a name that is not in the table and ``WeightsError`` if a packaged file is missing.
     """
     arch = get_architecture(model)
     return _bundled_entries(arch) if model == BUNDLED_MODEL else dict(_torchvision_entries().get(model, {}))
 
 
 def get_entry(model: str, name: str) -> WeightsEntry:
-    """The entry called ``name``, or the best one for ``"DEFAULT"``; ``UnknownWeightsError`` says which there are."""
+    """Return the entry called ``name``, or the best one for ``"DEFAULT"``.
+
+    Raises ``UnknownWeightsError``, which lists the entries, if there is no such entry.
+    """
     known = entries(model)
     if not known:
         raise UnknownWeightsError(
@@ -91,14 +94,14 @@ def get_entry(model: str, name: str) -> WeightsEntry:
     if name not in known:
         raise UnknownWeightsError(
             f"{model} has no weights called {name!r}.{near_matches(name.upper(), [DEFAULT, *known])} It has "
-            f"{', '.join(map(repr, known))} and 'DEFAULT'; a path ({', '.join(SUFFIXES)}), a state dict and None "
-            f"(random weights) are accepted too."
+            f"{', '.join(map(repr, known))} and 'DEFAULT'. You can also pass a path ({', '.join(SUFFIXES)}), a state "
+            "dict, or None for random weights."
         )
     return known[name]
 
 
 def entry_of_enum(model: str, member: Any) -> WeightsEntry:
-    """The entry with the file of a torchvision enum member."""
+    """Return the entry with the same file as a torchvision enum member."""
     file = str(member.url).rpartition("/")[2]
     for entry in entries(model).values():
         if entry.file == file:
@@ -106,10 +109,10 @@ def entry_of_enum(model: str, member: Any) -> WeightsEntry:
     others = [name for name, table in _torchvision_entries().items() if any(e.file == file for e in table.values())]
     if others:
         raise UnknownWeightsError(
-            f"{member} are weights of {others[0]}, not of {model}. {_accepted(model)} or load {others[0]!r}."
+            f"{member} are weights of {others[0]}, not of {model}. {_accepted(model)}, or load {others[0]!r}."
         )
     raise UnknownWeightsError(
-        f"{member} ({file}) is in no table of fastres. {_accepted(model)}, or pass its state dict: "
+        f"fastres does not know the weights {member} ({file}). {_accepted(model)}, or pass their state dict: "
         "weights=member.get_state_dict()."
     )
 
@@ -117,12 +120,14 @@ def entry_of_enum(model: str, member: Any) -> WeightsEntry:
 def _accepted(model: str) -> str:
     names = ", ".join(map(repr, entries(model)))
     return (
-        f"Pass one of {model}'s own ({names})" if names else f"Pass a path or a state dict ({model} has none published)"
+        f"Pass one of {model}'s entries ({names})"
+        if names
+        else f"Pass a path or a state dict ({model} has no published weights)"
     )
 
 
 def read_entry(entry: WeightsEntry, progress: bool) -> object:
-    """What the entry's verified file holds."""
+    """Return the content of the entry's file, after checking its hash."""
     if not entry.bundled:
         return read_checkpoint(download.cached_checkpoint(entry.file, entry.sha256, progress))
     from safetensors.torch import load
@@ -131,7 +136,7 @@ def read_entry(entry: WeightsEntry, progress: bool) -> object:
     digest = hashlib.sha256(content).hexdigest()
     if digest != entry.sha256:
         raise CorruptCheckpointError(
-            f"{entry.file} in the installed package is not the file of its record: its SHA-256 is {digest}, not "
+            f"{entry.file} in the installed package does not match its training record: its SHA-256 is {digest}, not "
             f"{entry.sha256}. Install fastres again."
         )
     return load(content)
@@ -164,12 +169,12 @@ def _torchvision_entries() -> dict[str, dict[str, WeightsEntry]]:
 
 
 def _hash_in_name(file: str) -> str:
-    """The first eight hex digits of the file's SHA-256, with which torchvision's file names end."""
+    """Return the first eight hex digits of the file's SHA-256, which are the end of torchvision's file names."""
     return Path(file).stem.rpartition("-")[2]
 
 
 def _bundled_entries(arch: Architecture) -> dict[str, WeightsEntry]:
-    """The model in the box, as its training record describes it."""
+    """Return the entry of the bundled model, from its training record."""
     file = f"{BUNDLED_MODEL}.safetensors"
     record = json.loads(_packaged(f"{BUNDLED_MODEL}.json"))
     entry = WeightsEntry(
@@ -194,13 +199,13 @@ def _bundled_entries(arch: Architecture) -> dict[str, WeightsEntry]:
 
 
 def _parameters(arch: Architecture) -> int:
-    """Trainable parameters: batch norm's running statistics are none."""
+    """Return the number of trainable parameters; batch norm's running statistics do not count."""
     shapes = state_dict_shapes(arch).items()
     return sum(math.prod(shape) for key, shape in shapes if "running" not in key)
 
 
 def _macs(arch: Architecture, size: int) -> int:
-    """Multiply-accumulates of the convolutions and the head for one ``size`` × ``size`` image."""
+    """Return the multiply-accumulates of the convolutions and the head for one ``size`` × ``size`` image."""
     total = arch.features * arch.num_classes
     for stem in stem_specs(arch):
         size = conv_size(size, stem.kernel, stem.stride, stem.padding)

@@ -1,4 +1,4 @@
-"""What ``weights=`` means: a published entry, a file, a saved folder or a state dict, recognised before it is read."""
+"""Interpret ``weights=``: a published entry, a file, a saved folder or a state dict. The tensors are read later."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .timm_config import refuse_anti_aliasing
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from. ``text`` says it in words.
+    """A source of weights, described by ``text``.
 
-    ``read`` returns what the source holds: a state dict, or a dictionary around one. Where ``shared``, its tensors are
-    somebody else's memory. ``entry`` is the published entry and ``saved`` what a folder says of itself, where it is one
-    of these.
+    ``read`` returns the source's content: a state dict, or a dictionary around one. If ``shared``, the memory of its
+    tensors belongs to someone else. ``entry`` is the published entry and ``saved`` the configuration of a folder, if
+    the source is one of these.
     """
 
     text: str
@@ -37,10 +37,11 @@ class Source:
 
 
 def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Source:
-    """Recognise ``weights`` for ``arch``; see :func:`fastres.weights.load_state`. Reads configurations, no tensors.
+    """Return the source that ``weights`` means for ``arch``; see :func:`fastres.weights.load_state`.
 
-    Raises ``UnknownWeightsError`` for a name that is nothing, ``StateDictMismatchError`` where a folder names another
-    network, and what :func:`~fastres.weights.folders.read_saved` raises.
+    Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name,
+    ``StateDictMismatchError`` if a folder holds another network, and the errors of
+    :func:`~fastres.weights.folders.read_saved`.
     """
     if isinstance(weights, SavedModel) or names_a_folder(weights):
         return _saved_source(arch, weights if isinstance(weights, SavedModel) else read_saved(weights))
@@ -64,21 +65,21 @@ def _file_source(arch: Architecture, path: Path) -> Source:
     beside = architecture_beside(path)
     if beside is not None:
         _check_same(arch, beside, str(path), path.parent)
-    # safetensors maps the file: without a copy, weights would change when somebody overwrites it.
+    # safetensors maps the file: without a copy, the weights would change when the file is overwritten.
     return Source(str(path), lambda: read_checkpoint(path), shared=path.suffix.lower() == ".safetensors")
 
 
 def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:
-    """Raise where a folder's configuration names another network than ``arch``, whatever the number of classes."""
+    """Raise if a folder's configuration names another network than ``arch``, apart from the number of classes."""
     if replace(held, num_classes=arch.num_classes) != arch:
         raise StateDictMismatchError(
-            f"{source} holds {held.name} (its {CONFIG} says so), not {arch.name}. fastres.load({str(folder)!r}) loads "
-            "what it holds."
+            f"{source} holds {held.name} according to its {CONFIG}, not {arch.name}. Call "
+            f"fastres.load({str(folder)!r}) to load {held.name}."
         )
 
 
 def _entry_of(model: str, weights: object) -> WeightsEntry | None:
-    """The published entry that ``weights`` names, by string or enum member; ``None`` for a path or a state dict."""
+    """Return the published entry for a string or an enum member; ``None`` for a path or a state dict."""
     if isinstance(weights, str):
         if is_path_like(weights):
             return None
@@ -89,6 +90,6 @@ def _entry_of(model: str, weights: object) -> WeightsEntry | None:
     if all(hasattr(weights, attribute) for attribute in ("url", "meta", "name")):
         return published.entry_of_enum(model, weights)
     raise UnknownWeightsError(
-        f"weights is {type(weights).__name__} ({weights!r:.80}); accepted are 'DEFAULT', the name of an entry, a "
+        f"weights has type {type(weights).__name__} ({weights!r:.80}); pass 'DEFAULT', the name of an entry, a "
         f"torchvision enum member, a path ({', '.join(SUFFIXES)}), a state dict, or None for random weights."
     )

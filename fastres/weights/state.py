@@ -1,4 +1,4 @@
-"""``weights=`` → a state dict with torchvision's names, float32, on the CPU: find the source, read, translate, fit."""
+"""Load ``weights=`` as a float32 state dict on the CPU with torchvision's names: find, read, translate, fit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .sources import find_source
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """A state dict ready for use: torchvision's names and order, with ``num_batches_tracked``, and memory of its own.
+    """A state dict ready for use, with torchvision's names and order, ``num_batches_tracked``, and its own memory.
 
-    Floating-point tensors are float32 on the CPU. ``arch`` has the head's number of classes. ``entry`` is the published
-    entry, ``saved`` what another library's folder says of them, where they are one or the other. ``source`` says in
-    words where the weights are from, and ``missing_head`` that the head is random because the checkpoint's has another
-    number of classes or none.
+    Floating-point tensors are float32 on the CPU. ``arch`` has the head's number of classes. ``source`` describes where
+    the weights come from. ``entry`` is the published entry, if they are published; ``saved`` is the configuration of
+    another library's folder, if they come from one. ``missing_head`` is True if the head is random because the
+    checkpoint has no head or another number of classes.
     """
 
     state: dict[str, Tensor] = field(repr=False)
@@ -40,17 +40,22 @@ def load_state(
 ) -> LoadedWeights:
     """Load ``weights`` for ``arch``.
 
-    ``weights`` is ``"DEFAULT"``, an entry's name, a torchvision enum member, the path of a ``.pth``, ``.pt`` or
-    ``.safetensors`` file, a folder that transformers or timm saved or its hub id, if cached (:mod:`fastres.weights.folders`), a
-    state dict (wrapped and prefixed ones too, see ``fastres.weights.layouts``), or ``None`` for random weights as torchvision
-    initialises them. A string with a checkpoint's suffix or a separator is a path; any other is
-    an entry's name and, only where the model has no such entry, a file's. ``num_classes`` other than the checkpoint's
-    gives a random head, with a ``FreshHeadWarning``. ``progress`` shows a bar on stderr during a download. Whatever
-    floating-point type the checkpoint has becomes float32.
+    ``weights`` is one of:
+
+    - ``"DEFAULT"``, an entry's name, or a torchvision enum member;
+    - the path of a ``.pth``, ``.pt`` or ``.safetensors`` file;
+    - a folder that transformers or timm saved, or its hub id if it is cached (:mod:`fastres.weights.folders`);
+    - a state dict, possibly wrapped and with prefixes (:mod:`fastres.weights.layouts`);
+    - ``None`` for random weights, initialised as in torchvision.
+
+    A string with a checkpoint's suffix or a path separator is a path. Any other string is an entry's name or, only if
+    the model has no such entry, a file's. If ``num_classes`` differs from the checkpoint's, the head is random, with a
+    ``FreshHeadWarning``. ``progress`` shows a bar on stderr during a download. All floating-point types are converted
+    to float32.
 
     Raises ``UnknownWeightsError``, ``DownloadError``, ``CorruptCheckpointError``, ``UnsafeCheckpointError``,
-    ``ConfigError`` or ``StateDictMismatchError``, all of them ``WeightsError``, and ``ArchitectureError`` for an
-    impossible ``num_classes`` and for networks that share a ResNet's tensors and not its function.
+    ``ConfigError`` or ``StateDictMismatchError``, which are all ``WeightsError``. Raises ``ArchitectureError`` for an
+    invalid ``num_classes`` and for networks that have a ResNet's tensors but compute a different function.
     """
     if weights is None:
         arch = arch if num_classes is None else arch.with_classes(num_classes)
@@ -64,11 +69,11 @@ def load_state(
 
 
 def _check_classes(saved: SavedModel, arch: Architecture, state: dict[str, Tensor]) -> None:
-    """Raise ``ConfigError`` where a folder's configuration and its classifier differ in the number of classes."""
+    """Raise ``ConfigError`` if a folder's configuration and its classifier differ in the number of classes."""
     held = state["fc.weight"].shape[0] if "fc.weight" in state else saved.arch.num_classes
     if held != saved.arch.num_classes:
         raise ConfigError(
-            f"{saved.source} contradicts itself: {CONFIG} has {saved.arch.num_classes} classes and "
-            f"{saved.weights.name} a classifier of {held}. Correct {CONFIG}, or load the weights alone: "
+            f"{saved.source} contradicts itself: {CONFIG} has {saved.arch.num_classes} classes, but the classifier in "
+            f"{saved.weights.name} has {held}. Correct {CONFIG}, or load only the weights: "
             f"fastres.load({arch.name!r}, weights={str(saved.weights)!r})."
         )

@@ -1,10 +1,10 @@
-"""transformers' ``config.json`` and ``preprocessor_config.json`` of a ResNet.
+"""Read the ``config.json`` and ``preprocessor_config.json`` that transformers saves for a ResNet.
 
 Facts about transformers (4.50 to 5): ``ResNetForImageClassification`` has torchvision's networks under other names
-(:mod:`fastres.weights.layouts`); ``downsample_in_bottleneck`` moves a stage's stride from its first 3×3 to its first 1×1
-convolution, and ``downsample_in_first_stage`` gives the first stage a stride too. Neither shows in the tensors.
-``ConvNextImageProcessor``, which these models come with, resizes the short side to ``size / crop_pct`` and crops where
-``size`` is below 384.
+(:mod:`fastres.weights.layouts`). ``downsample_in_bottleneck`` moves a stage's stride from its first 3×3 to its first
+1×1 convolution, and ``downsample_in_first_stage`` gives the first stage a stride as well. The tensors show neither.
+These models use ``ConvNextImageProcessor``, which resizes the short side to ``size / crop_pct`` and crops if ``size``
+is below 384.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .config_fields import field, whole_numbers
 PROCESSOR = "preprocessor_config.json"
 _PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
 _CONVNEXT = ("ConvNextImageProcessor", "ConvNextFeatureExtractor")
-_WARPS_FROM = 384  # pixels: from here on ConvNextImageProcessor squashes images instead of cropping them
+_WARPS_FROM = 384  # pixels; from this size on ConvNextImageProcessor squashes images instead of cropping them
 _HALF = [0.5, 0.5, 0.5]  # transformers' IMAGENET_STANDARD_MEAN and _STD
 
 
 def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[str, ...]]:
-    """Architecture and class names.
+    """Return the architecture and the class names.
 
     Raises ``ArchitectureError`` for a network that fastres does not run, ``ConfigError`` for a contradictory file.
     """
@@ -48,23 +48,25 @@ def _classes_of(config: Mapping[str, Any]) -> str:
 
 
 def architecture(config: Mapping[str, Any], source: str) -> Architecture:
-    """The network that a transformers ``ResNetConfig`` describes: a row of the table, or one of its own."""
+    """Return the network that a transformers ``ResNetConfig`` describes: a known model or a new architecture."""
     activation = field(config, "hidden_act", str, source, "relu")
     if activation != "relu":
-        raise ArchitectureError(f"{source} has the activation {activation!r}; fastres runs 'relu' only.")
+        raise ArchitectureError(f"{source} has the activation {activation!r}; fastres runs only 'relu'.")
     channels = field(config, "num_channels", int, source, 3)
     if channels != 3:
-        raise ArchitectureError(f"{source} takes images of {channels} channels; fastres takes 3, RGB.")
+        raise ArchitectureError(f"{source} takes images of {channels} channels; fastres takes only 3 (RGB).")
     block = field(config, "layer_type", str, source, "bottleneck")
     if block not in ("basic", "bottleneck"):
-        raise ConfigError(f"{source}: layer_type is {block!r}; 'basic' and 'bottleneck' exist.")
+        raise ConfigError(f"{source}: layer_type is {block!r}; it must be 'basic' or 'bottleneck'.")
     depths = whole_numbers(config.get("depths", [3, 4, 6, 3]), "depths", source)
     sizes = whole_numbers(config.get("hidden_sizes", [256, 512, 1024, 2048]), "hidden_sizes", source)
     if len(depths) != len(sizes):
-        raise ConfigError(f"{source}: depths has {len(depths)} stages and hidden_sizes {len(sizes)}.")
+        raise ConfigError(
+            f"{source}: depths has {len(depths)} stages, but hidden_sizes has {len(sizes)}; they must be equally long."
+        )
     (stem,) = whole_numbers([config.get("embedding_size", 64)], "embedding_size", source)
     if block == "bottleneck" and any(size % 4 for size in sizes):
-        raise ArchitectureError(f"{source} has bottlenecks of {sizes} channels; fastres runs multiples of 4.")
+        raise ArchitectureError(f"{source} has bottlenecks of {sizes} channels; fastres runs only multiples of 4.")
     first_1x1 = field(config, "downsample_in_bottleneck", bool, source, False) and block == "bottleneck"
     first_stage = field(config, "downsample_in_first_stage", bool, source, False)
     found = Architecture(
@@ -80,21 +82,21 @@ def architecture(config: Mapping[str, Any], source: str) -> Architecture:
 
 
 def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    """Class names in the order of the logits, ``id2label``'s; transformers leaves out its default, two labels."""
+    """Return the class names of ``id2label`` in the order of the logits; transformers omits its default of two."""
     table = config.get("id2label")
     if table is None:
         return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))
     if isinstance(table, dict):
-        table = {str(key): name for key, name in table.items()}  # numbers in a live model's configuration
+        table = {str(key): name for key, name in table.items()}  # the keys are numbers in a live model's configuration
     if not isinstance(table, dict) or set(table) != {str(index) for index in range(len(table))}:
         raise ConfigError(f"{source}: id2label does not map 0, 1, 2, … to names; save the model again.")
     return tuple(str(table[str(index)]) for index in range(len(table)))
 
 
 def transforms(config: Mapping[str, Any], source: str) -> Transforms:
-    """What a ``preprocessor_config.json`` does to an image, in fastres's terms.
+    """Return the transforms that a ``preprocessor_config.json`` describes.
 
-    Raises ``ConfigError`` where fastres's transforms cannot do the same.
+    Raises ``ConfigError`` if fastres's transforms cannot do the same.
     """
     name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "an image processor")
     convnext = name.startswith(_CONVNEXT)
@@ -123,17 +125,19 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
 def _convnext_sizes(config: Mapping[str, Any], source: str) -> tuple[int, int]:
     size = _length(config.get("size", 384), "size", "shortest_edge", source)
     if size >= _WARPS_FROM:
-        raise _unsupported(source, f"ConvNextImageProcessor squashes images to {size}×{size} from {_WARPS_FROM} on")
+        raise _unsupported(
+            source, f"ConvNextImageProcessor squashes images to {size}×{size} if the size is {_WARPS_FROM} or more"
+        )
     share = field(config, "crop_pct", float, source, 224 / 256)
     if not 0 < share <= 1:
-        raise ConfigError(f"{source}: crop_pct is {share}; a share above 0 and up to 1 is expected.")
+        raise ConfigError(f"{source}: crop_pct is {share}; it must be above 0 and at most 1.")
     if field(config, "do_center_crop", bool, source, False):
         raise _unsupported(source, "ConvNextImageProcessor crops twice (do_center_crop)")
     return int(size / share), size
 
 
 def _sizes(config: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
-    """Sizes of the processors that resize the short side and then crop the centre."""
+    """Return the sizes of a processor that resizes the short side and then crops the centre."""
     if not field(config, "do_center_crop", bool, source, False):
         raise _unsupported(source, f"{name} resizes images without cropping them")
     resize = _length(config.get("size"), "size", "shortest_edge", source)
@@ -141,7 +145,7 @@ def _sizes(config: Mapping[str, Any], name: str, source: str) -> tuple[int, int]
 
 
 def _length(value: Any, key: str, side: str, source: str) -> int:
-    """A number of pixels: itself, ``{side: …}``, or ``{"height": …, "width": …}`` of a square crop."""
+    """Return a number of pixels, given as a number, ``{side: …}``, or ``{"height": …, "width": …}`` of a square."""
     if isinstance(value, dict):
         if value.get("height") != value.get("width") or (side == "shortest_edge" and side not in value):
             raise _unsupported(source, f"{key} is {value}")
@@ -152,6 +156,6 @@ def _length(value: Any, key: str, side: str, source: str) -> int:
 
 def _unsupported(source: str, what: str) -> ConfigError:
     return ConfigError(
-        f"{source}: {what}, which fastres's transforms do not. Load the weights alone, and preprocess yourself: "
-        "fastres.load(name, weights='…/model.safetensors')."
+        f"{source}: {what}. fastres's transforms do not support this. Preprocess the images yourself and load only the "
+        "weights: fastres.load(name, weights='…/model.safetensors')."
     )

@@ -25,7 +25,7 @@ def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=re.escape(f"{str(tmp_path)!r} is a folder; give a list of its files")):
+    with pytest.raises(ImageError, match=re.escape(f"{str(tmp_path)!r} is a folder; pass a list of its files")):
         load_image(tmp_path)
 
 
@@ -67,7 +67,7 @@ def test_other_types(source: Any) -> None:
         ((1, 2, 9, 9, 3), "rank 5"),
         ((0, 9, 3), "no pixels"),
         ((9, 0), "no pixels"),
-        ((9, 9, 5), "9, 5] and dtype uint8 has 5 channels; give [H, W, C] with 1 to 4 of them."),
+        ((9, 9, 5), "9, 5] and dtype uint8 has 5 channels; pass [H, W, C] with 1 to 4 channels."),
         ((3, 9, 8), "array.transpose(1, 2, 0)"),
     ],
 )
@@ -93,14 +93,14 @@ def test_shapes_of_tensors(shape: tuple[int, ...], reason: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint32", "bool", "complex64", "object", "U3"])
 def test_dtypes_of_arrays(dtype: str) -> None:
-    with pytest.raises(ImageError, match=r"dtype other than uint8.*astype\('uint8'\)") as caught:
+    with pytest.raises(ImageError, match=r"unsupported dtype; use uint8.*astype\('uint8'\)") as caught:
         load_image(np.zeros((4, 4, 3), dtype))
     assert str(caught.value).endswith("* 255.") == (dtype == "bool")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_dtypes_of_tensors(dtype: torch.dtype) -> None:
-    with pytest.raises(ImageError, match=r"dtype other than uint8.*tensor.to\(torch.uint8\)"):
+    with pytest.raises(ImageError, match=r"unsupported dtype; use uint8.*tensor.to\(torch.uint8\)"):
         load_image(torch.zeros(3, 4, 4, dtype=dtype))
 
 

@@ -347,14 +347,14 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"resize": 0}, "resize is 0; give a whole number"),
+            ({"resize": 0}, "resize is 0; pass a whole number"),
             ({"crop": 224.0}, r"crop is 224\.0"),
             ({"crop": True}, "crop is True"),
             ({"mean": (0.5, 0.5)}, "three finite numbers, for"),
             ({"mean": (0.5, 0.5, float("nan"))}, "three finite numbers, for"),
             ({"std": (1, 1, 0)}, "three finite numbers above 0"),
-            ({"interpolation": "lanczos"}, "'lanczos'; accepted are 'bilinear' and 'bicubic'"),
-            ({"crop_rounding": "up"}, "crop_rounding is 'up'; accepted are 'nearest' and 'down'"),
+            ({"interpolation": "lanczos"}, "'lanczos'; pass 'bilinear' or 'bicubic'"),
+            ({"crop_rounding": "up"}, "crop_rounding is 'up'; pass 'nearest' or 'down'"),
         ],
     )
     def test_impossible_ones(self, changes: dict[str, Any], reason: str) -> None:
@@ -379,7 +379,7 @@ class TestCategories:
         assert categories.load("digits") == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
     def test_unknown(self) -> None:
-        with pytest.raises(InputError, match="'imagenet' and 'digits' exist"):
+        with pytest.raises(InputError, match="use 'imagenet' or 'digits'"):
             categories.load("cifar")
 
 

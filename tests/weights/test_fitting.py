@@ -105,7 +105,7 @@ def test_the_class_count_is_the_checkpoints() -> None:
 def test_another_class_count_gives_a_fresh_head_with_a_warning() -> None:
     state = distinct_state("resnet20")
     torch.manual_seed(5)
-    with pytest.warns(FreshHeadWarning, match="a test have a classifier of 10 classes: the head for num_classes=7"):
+    with pytest.warns(FreshHeadWarning, match="a test have a classifier of 10 classes, so the head for num_classes=7"):
         fitted = fit("resnet20", state, num_classes=7)
     assert fitted.missing_head is True
     assert fitted.arch.num_classes == 7
@@ -122,7 +122,7 @@ def test_a_missing_head_needs_a_class_count() -> None:
     message = mismatch("resnet20", state)
     assert "2 missing: fc.weight, fc.bias" in message
     assert "num_classes=" in message
-    with pytest.warns(FreshHeadWarning, match="no classifier: the head for num_classes=10"):
+    with pytest.warns(FreshHeadWarning, match="no classifier, so the head for num_classes=10"):
         fitted = fit("resnet20", state, num_classes=10)
     assert fitted.missing_head is True
     assert fitted.state["fc.weight"].shape == (10, 64)
@@ -146,7 +146,7 @@ def test_every_kind_of_misfit_is_listed_with_counts() -> None:
     assert "2 missing: conv1.weight, fc.bias\n" in message
     assert "11 unexpected: extra0.weight, " in message
     assert "extra7.weight, and 3 more\n" in message
-    assert "1 of another shape: layer1.0.conv1.weight [16, 16, 1, 1] instead of [16, 16, 3, 3]\n" in message
+    assert "1 with a wrong shape: layer1.0.conv1.weight [16, 16, 1, 1] instead of [16, 16, 3, 3]\n" in message
     assert (
         "2 not dense floating-point data: layer1.0.bn1.weight (torch.int8), layer1.0.bn1.bias (on the meta" in message
     )
@@ -165,14 +165,14 @@ def test_integer_weights_of_the_right_shape_are_a_misfit() -> None:
     state = {**distinct_state("resnet20"), "fc.weight": torch.zeros(10, 64, dtype=torch.int8)}
     message = mismatch("resnet20", state)
     assert "fc.weight (torch.int8)" in message
-    assert "give the weights as dense floating-point tensors" in message
+    assert "pass the weights as dense floating-point tensors" in message
 
 
 @pytest.mark.parametrize("given", ["resnet34", "resnet50", "wide_resnet50_2", "plain34"])
 def test_the_model_that_the_shapes_fit_is_named(given: str) -> None:
     state = distinct_state(given, num_classes=5)
-    assert f"those of '{given}': load that model" in mismatch("resnet18", state)
-    assert f"those of '{given}': load that model" in mismatch("resnet18", without(state, *HEAD))
+    assert f"those of '{given}'; load that model" in mismatch("resnet18", state)
+    assert f"those of '{given}'; load that model" in mismatch("resnet18", without(state, *HEAD))
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES)

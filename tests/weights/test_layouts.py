@@ -89,7 +89,7 @@ def test_the_same_name_with_and_without_prefix_is_an_error(state: dict[str, Tens
         (torch.zeros(3), "holds a Tensor"),
         ({}, "empty"),
         ({"state_dict": {}}, "empty"),
-        ({"epoch": 3, "lr": 0.1}, r"\(2 in all\): 'epoch' \(an int\), 'lr' \(a float\)"),
+        ({"epoch": 3, "lr": 0.1}, r"has 2 other items: 'epoch' \(an int\), 'lr' \(a float\)"),
         ({"conv1.weight": torch.zeros(1), "depth": 20}, r"'depth' \(an int\)"),
         ({0: torch.zeros(1)}, "a key that is an int"),
     ],

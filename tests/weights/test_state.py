@@ -181,7 +181,7 @@ def test_an_architecture_that_is_not_in_the_table_loads_files_and_state_dicts(
 
 @pytest.mark.parametrize("given", [3, 2.5, [1], b"weights.pth", True, torch.zeros(2)])
 def test_what_is_no_form_of_weights_is_named(given: Any) -> None:
-    with pytest.raises(UnknownWeightsError, match=rf"weights is {type(given).__name__}.*accepted are 'DEFAULT'"):
+    with pytest.raises(UnknownWeightsError, match=rf"weights has type {type(given).__name__}.*pass 'DEFAULT'"):
         load_state(RESNET20, given)
 
 
@@ -233,10 +233,10 @@ def test_enum_members_of_other_models_are_refused() -> None:
         match=r"ResNet50_Weights\.IMAGENET1K_V2 are weights of resnet50, not of resnet18.*'IMAGENET1K_V1'.*'resnet50'",
     ):
         load_state(get_architecture("resnet18"), member)
-    with pytest.raises(UnknownWeightsError, match="resnet20 has none published"):
+    with pytest.raises(UnknownWeightsError, match="resnet20 has no published weights"):
         load_state(RESNET20, member)
     other = torchvision.models.VGG11_Weights.IMAGENET1K_V1
-    with pytest.raises(UnknownWeightsError, match=r"VGG11_Weights.*in no table.*get_state_dict"):
+    with pytest.raises(UnknownWeightsError, match=r"does not know the weights VGG11_Weights.*get_state_dict"):
         load_state(get_architecture("resnet18"), other)
 
 
