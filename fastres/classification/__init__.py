@@ -1,8 +1,8 @@
-"""``fastres.classify`` and ``fastres classify``: a folder, tar shards or Parquet of images → one table of classes.
+"""``fastres.classify`` and ``fastres classify``: classify a folder, tar shards or Parquet files of images into a table.
 
-``sources`` finds the images (``tars``, ``parquet``), ``listing`` keeps their list, ``pixels`` decodes one, ``batches``
-forms batches in worker processes, ``run`` puts them through the model, ``tables`` makes rows of the results, ``work``
-keeps these safe until all are there.
+``sources`` finds the images (with ``tars`` and ``parquet``), ``listing`` stores their list, ``pixels`` decodes one,
+``batches`` forms batches in worker processes, ``run`` runs the model on them, ``tables`` turns the results into rows,
+and ``work`` stores finished rows until the run is complete.
 """
 
 from __future__ import annotations
@@ -46,23 +46,28 @@ def classify(
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Report:
-    """Classify every image of ``source`` and write a table, one row an image, in a fixed order.
+    """Classify every image of ``source`` and write a table with one row per image, in a fixed order.
 
-    ``source`` is a folder (searched for images, subfolders too), a glob, tar files (WebDataset) or Parquet files with
-    image bytes; or several of one kind. ``output`` ends in ``.parquet``, ``.csv`` or ``.jsonl``. Its columns: ``path``;
-    ``key`` (tar: WebDataset's ``__key__``) or ``row`` (Parquet, with the ``columns`` carried through); ``error``, null
-    where all is well; ``label_1``, ``index_1``, ``score_1`` (softmax) and so on to ``top_k``; with ``embed`` also
-    ``embedding``, the pooled features, float32. An image that cannot be read is a row with its error.
+    ``source`` is a folder (its subfolders are searched as well), a glob, tar files (WebDataset) or Parquet files with
+    image bytes, or a list of several sources of one kind. ``output`` is a file name that ends in ``.parquet``, ``.csv``
+    or ``.jsonl``. The table has these columns:
 
-    ``model`` is a name for ``fastres.load``, with ``weights`` and ``dtype``, or a loaded model; ``device`` is a GPU
-    where there is one. ``decoder="exact"`` sees the pixels that ``model.predict`` sees, ``"fast"`` (see
-    :mod:`fastres.classification.pixels`) very nearly. ``workers`` processes decode (default: one a core; 0: none).
+    - ``path``;
+    - ``key`` for tar files (WebDataset's ``__key__``), or ``row`` and the copied ``columns`` for Parquet files;
+    - ``error``, which is null unless the image could not be read;
+    - ``label_1``, ``index_1``, ``score_1`` (softmax), and so on up to ``top_k``;
+    - ``embedding`` if ``embed``: the pooled features, float32.
 
-    Rows are kept in ``<output>.partial/`` until all are there: after an interruption, ``resume=True`` goes on. An
-    existing output is replaced, or an interrupted run dropped, only with ``overwrite=True``.
+    ``model`` is a loaded model, or a name for ``fastres.load``, which also gets ``weights`` and ``dtype``. ``device``
+    defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the pixels that ``model.predict``
+    gives it; with ``"fast"`` they differ slightly (see :mod:`fastres.classification.pixels`). ``workers`` is the number
+    of processes that decode images (default: one per core, up to 16; 0: decode in this process).
+
+    Finished rows are kept in ``<output>.partial/`` until the run is complete. After an interruption, ``resume=True``
+    continues the run. Only ``overwrite=True`` replaces an existing output or discards an interrupted run.
 
     Raises ``SourceError``, ``OutputError``, ``ResumeError``, ``WorkerError``, ``InputError``, ``ClassifierError``,
-    ``MissingDependencyError`` and what ``fastres.load`` raises.
+    ``MissingDependencyError``, and the errors of ``fastres.load``.
 
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
@@ -70,7 +75,7 @@ def classify(
     from .pixels import DECODERS, FAST
 
     if decoder not in DECODERS:
-        raise InputError(f"decoder is {decoder!r}; it is {' or '.join(map(repr, DECODERS))}")
+        raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
     _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
     model = _model(model, weights, dtype, device)
     if top_k:
@@ -107,7 +112,10 @@ def _model(
 ) -> Model:
     if isinstance(model, Model):
         if (weights, dtype, device) != ("DEFAULT", "auto", None):
-            raise InputError("weights, dtype and device go with a model's name; a loaded model has its own")
+            raise InputError(
+                "weights, dtype and device were given with a loaded model, which has its own; leave them out, or pass "
+                "a model's name"
+            )
         return model
     return load(model, weights, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -115,10 +123,12 @@ def _model(
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
     for name, (value, least) in numbers.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InputError(f"{name} is {value!r}; give a whole number of at least {least}")
+            raise InputError(f"{name} is {value!r}; pass a whole number of at least {least}")
 
 
 def _check_dependencies(packages: Sequence[str]) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise MissingDependencyError(f"classify needs {' and '.join(missing)}: pip install 'fastres[classify]'")
+        raise MissingDependencyError(
+            f"classify needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
+        )

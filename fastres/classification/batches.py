@@ -1,4 +1,4 @@
-"""Batches of pixels: read and decoded in worker processes by torch's DataLoader, copied to a GPU ahead of time."""
+"""Batches of pixels, read and decoded in the worker processes of torch's DataLoader and copied to a GPU in advance."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Images from ``start`` on: which they are, their pixels, and what is wrong with each, if anything.
+    """The images from ``start`` on: their identity, their pixels and their errors, ``None`` for an image without one.
 
-    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last; black where there is an error.
+    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last. An image with an error is black.
     """
 
     start: int
@@ -38,13 +38,13 @@ class Batch:
     errors: tuple[str | None, ...]
 
     def pin_memory(self) -> Batch:
-        """For the DataLoader: the same with pixels in page-locked memory, from which a GPU copies by itself."""
+        """Return the batch with pixels in page-locked memory, for asynchronous copies; the DataLoader calls this."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
 class _Batches(Dataset[Any]):
-    """What a worker process reads: item i is the i-th batch of ``size`` images from image ``start`` on."""
+    """The data set that a worker process reads: item i is the i-th batch of ``size`` images from ``start`` on."""
 
     images: Images
     start: int
@@ -59,7 +59,7 @@ class _Batches(Dataset[Any]):
         start = self.start + index * self.size
         try:
             return self._batch(start, min(start + self.size, len(self.images)))
-        except FastresError as error:  # for the main process to raise; the DataLoader would add its traceback to it
+        except FastresError as error:  # the main process raises it; the DataLoader would add its traceback to it
             return error
 
     def _batch(self, start: int, stop: int) -> Batch:
@@ -72,7 +72,7 @@ class _Batches(Dataset[Any]):
         return Batch(start, identity, pixels, tuple(errors))
 
     def _decode_into(self, pixels: Tensor, source: str | bytes | ImageError, decode: Decoder) -> str | None:
-        """Fill ``pixels``, or return what is wrong."""
+        """Fill ``pixels`` and return ``None``, or return the error message."""
         if isinstance(source, ImageError):
             return str(source)
         try:
@@ -84,7 +84,7 @@ class _Batches(Dataset[Any]):
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read: ``batch_size`` at a time, by ``workers`` processes (0: this one), by a ``DECODERS`` name."""
+    """Settings for reading images: ``batch_size``, number of ``workers`` (0: this process), and ``decoder`` name."""
 
     batch_size: int
     workers: int
@@ -92,11 +92,11 @@ class Reading:
     decoder: str
 
     def batches(self, images: Images, start: int, device: torch.device) -> Generator[Batch, None, None]:
-        """Batches of ``images`` from ``start`` on, in order, with pixels on ``device``. Close it to stop the workers.
+        """Yield batches of ``images`` from ``start`` on, in order, with pixels on ``device``.
 
-        Raises ``SourceError`` for a tar or Parquet file that can no longer be read. The death of a worker is a
-        ``WorkerError``, or torch's ``RuntimeError`` from its signal handler, wherever the main process is at that
-        moment; :func:`worker_died` knows both.
+        Close the generator to stop the workers. Raises ``SourceError`` if a tar or Parquet file can no longer be read.
+        If a worker dies, the main process gets a ``WorkerError``, or at any point a ``RuntimeError`` from torch's
+        signal handler; :func:`worker_died` recognises both.
         """
         dataset = _Batches(images, start, self.batch_size, self.transforms, self.decoder)
         loader = DataLoader(
@@ -113,13 +113,13 @@ class Reading:
 
 
 def default_workers() -> int:
-    """One for each core that this process may run on, up to 16."""
+    """Return one worker per core that this process may run on, up to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_WORKERS)
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether ``error`` says that a worker process exited or was killed, in the DataLoader's words or ours."""
+    """Return True if ``error``, from the DataLoader or from fastres, means that a worker exited or was killed."""
     return isinstance(error, WorkerError) or (
         isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     )
@@ -130,8 +130,8 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
-    # Odd metadata and very large images, a warning each, would tear the progress bar apart.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one stops the others
+    # Pillow warns about odd metadata and very large images; these warnings would break up the progress bar.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -142,15 +142,15 @@ def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
             if isinstance(batch, FastresError):
                 raise batch
             yield batch
-    except (OSError, EOFError) as error:  # the other end of a pipe has gone
+    except (OSError, EOFError) as error:  # the other end of a pipe was closed
         raise WorkerError(f"The processes that read images stopped: {error or type(error).__name__}") from error
     finally:
-        # Left to garbage collection, the processes would live as long as the traceback of an error that ended the loop.
+        # Without this call, the processes would live as long as the traceback of an error that ended the loop.
         getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _copied_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
-    """The batches with pixels on the GPU; each is copied, on a stream of its own, while the one before it runs."""
+    """Yield the batches with pixels on the GPU; each is copied on a separate stream while the one before it runs."""
     stream = torch.cuda.Stream(device)
     waiting: tuple[Batch, torch.cuda.Event] | None = None
     with closing(batches):
@@ -168,5 +168,5 @@ def _copied_ahead(batches: Generator[Batch, None, None], device: torch.device) -
 def _ready(batch: Batch, done: torch.cuda.Event) -> Batch:
     current = torch.cuda.current_stream(batch.pixels.device)
     current.wait_event(done)
-    batch.pixels.record_stream(current)  # or its memory could be copied into again while it is read
+    batch.pixels.record_stream(current)  # otherwise its memory could be reused for a copy while it is read
     return batch

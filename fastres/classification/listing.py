@@ -1,7 +1,7 @@
 """The list of a source's images: an Arrow file in the work folder, written once in a fixed order.
 
-Worker processes map it into memory, so that a hundred million images cost disk, not memory. Its sha256 tells whether a
-resumed run sees the same images.
+Worker processes map the file into memory, so that a hundred million images take disk space, not memory. Its sha256
+shows if a resumed run has the same images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMAS = {
 
 
 def write_listing(entries: Iterable[Entry], kind: str, path: Path, progress: bool) -> str:
-    """Write ``entries`` into the Arrow file ``path``; returns its sha256, which is the same for the same entries."""
+    """Write ``entries`` to the Arrow file ``path``; return its sha256, which is the same for the same entries."""
     schema = SCHEMAS[kind]
     entries = tqdm(entries, desc="Listing images", unit="", delay=1.0, disable=not progress)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -58,12 +58,12 @@ def _sha256(file: Any) -> str:
 
 
 def read_listing(path: Path) -> pa.Table:
-    """The list as a table whose columns lie in the file, mapped into memory."""
+    """Return the list as a table; its columns are memory-mapped from the file."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def difference(before: Path, after: Path) -> str:
-    """The first difference between two lists, in words."""
+    """Describe the first difference between two lists in words."""
     tables = [read_listing(path) for path in (before, after)]
     rows = [(row for batch in table.to_batches() for row in batch.to_pylist()) for table in tables]
     counts = f"{tables[0].num_rows:,} entries then, {tables[1].num_rows:,} now"

@@ -1,4 +1,4 @@
-"""Images in Parquet files, as bytes in a column: binary, or a struct with a field ``bytes``, as Hugging Face has it."""
+"""Read images from Parquet files: from a binary column, or a struct with a field ``bytes`` as Hugging Face writes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from fastres.errors import ImageError, SourceError, near_matches
 
 
 def parquet_entries(path: str) -> Iterator[dict[str, Any]]:
-    """The one entry of a Parquet file: how many rows it has. Raises ``SourceError`` where it is no Parquet file."""
+    """Yield the single entry of a Parquet file, with its number of rows.
+
+    Raises ``SourceError`` if it is not a Parquet file.
+    """
     try:
         facts, rows = os.stat(path), pq.read_metadata(path).num_rows
     except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path!r} cannot be read as a Parquet file: {error}") from error
+        raise SourceError(f"{path!r} cannot be read as a Parquet file: {error}; write the file again") from error
     yield {"path": os.fsencode(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "rows": rows}
 
 
@@ -36,9 +39,9 @@ class ParquetImages:
 
     @classmethod
     def of(cls, listing: pa.Table, image_column: str | None, columns: tuple[str, ...]) -> ParquetImages:
-        """The files in ``listing``; the image column is found where ``image_column`` is ``None``.
+        """Return the images of the files in ``listing``; if ``image_column`` is ``None``, find the column.
 
-        Raises ``SourceError`` for files whose columns differ, and for columns that they do not have.
+        Raises ``SourceError`` if the columns of the files differ, or if a column does not exist.
         """
         files = tuple(map(os.fsdecode, listing["path"].to_pylist()))
         schema = pq.read_schema(files[0])
@@ -48,14 +51,17 @@ class ParquetImages:
                 raise SourceError(f"{files[0]!r} has no column {name!r}.{near_matches(name, schema.names)}")
         if not _holds_bytes(schema.field(image).type):
             raise SourceError(
-                f"Column {image!r} of {files[0]!r} is {schema.field(image).type}; images are binary, "
-                "or a struct with a binary field 'bytes'"
+                f"Column {image!r} of {files[0]!r} has type {schema.field(image).type}; use a column of images, which "
+                "is binary, or a struct with a binary field 'bytes'"
             )
         wanted = pa.schema([schema.field(name) for name in (image, *columns)])
         for file in files[1:]:
             other = pq.read_schema(file)
             if not all(field.name in other.names and other.field(field.name).equals(field) for field in wanted):
-                raise SourceError(f"{file!r} has not the columns of {files[0]!r}: {', '.join(wanted.names)}")
+                raise SourceError(
+                    f"{file!r} does not have the same columns as {files[0]!r} ({', '.join(wanted.names)}); classify "
+                    "the files in separate runs"
+                )
         stops = tuple(accumulate(listing["rows"].to_pylist()))
         return cls(files, stops, image, pa.schema([schema.field(name) for name in columns]))
 
@@ -109,12 +115,13 @@ def _image_column(file: str, schema: pa.Schema) -> str:
     fitting = [field.name for field in schema if _holds_bytes(field.type)]
     if "image" in fitting or len(fitting) == 1:
         return "image" if "image" in fitting else fitting[0]
-    found = f"several: {', '.join(fitting)}" if fitting else f"none among {', '.join(schema.names)}"
-    raise SourceError(f"Which column of {file!r} holds the images? Binary columns: {found}; name it with image_column")
+    names = ", ".join(fitting or schema.names)
+    found = f"several columns are binary ({names})" if fitting else f"none of the columns is binary ({names})"
+    raise SourceError(f"The column of images in {file!r} cannot be found: {found}; pass a binary one as image_column")
 
 
 class _Cursor:
-    """Reads rows of a Parquet file, faster going forward: a row group is streamed, never held as a whole."""
+    """Reader of rows of a Parquet file, fastest in forward order; it streams row groups and never holds a whole one."""
 
     def __init__(self, columns: list[str]) -> None:
         self._columns = columns
@@ -127,7 +134,7 @@ class _Cursor:
         self._rest: pa.Table | None = None
 
     def rows(self, path: str, start: int, count: int) -> pa.Table:
-        """Rows ``start`` to ``start + count`` of ``path``."""
+        """Return rows ``start`` to ``start + count`` of ``path``."""
         if path != self._path:
             self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
             facts = self._file.metadata
@@ -150,7 +157,7 @@ class _Cursor:
         self._batches = self._file.iter_batches(count, [group], self._columns, use_threads=False)
 
     def _take(self, start: int, count: int) -> pa.Table:
-        """Some rows from ``start`` on, at least one and at most ``count``; what comes before them is dropped."""
+        """Return at least one and at most ``count`` rows from ``start`` on; drop the rows before them."""
         while True:
             if self._rest is None or not self._rest.num_rows:
                 self._rest = pa.Table.from_batches([next(self._batches)])

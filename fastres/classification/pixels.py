@@ -1,12 +1,13 @@
-"""An image file → the pixels that a model takes, exactly as ``model.predict`` has them or faster.
+"""Decode an image file to the pixels that a model takes, either exactly as ``model.predict`` does or faster.
 
-``exact`` is Pillow from end to end. ``fast`` decodes JPEG with libjpeg-turbo through simplejpeg and resizes with
-PyTorch's vectorised uint8 kernel: the same pixels within one grey level. A JPEG whose short side is at least four times
-what the model's resize asks for is decoded at 1/2, 1/4 or 1/8 of its size, at least twice what is asked for, by the
-inverse DCT itself; that moves pixels by less than one grey level on average. (docs/classify.md has the measurements.)
+``exact`` uses only Pillow. ``fast`` decodes JPEG with libjpeg-turbo through simplejpeg and resizes with PyTorch's
+vectorised uint8 kernel; the pixels are the same within one grey level. A JPEG with a short side of at least four times
+the model's resize is decoded at 1/2, 1/4 or 1/8 of its size, directly by the inverse DCT; the decoded short side is
+still at least twice the resize. That changes pixels by less than one grey level on average. (docs/classify.md has the
+measurements.)
 
-What Pillow refuses is refused, with Pillow's reason, and what it reads is read: other formats, CMYK and
-JPEGs that libjpeg-turbo warns about are left to it.
+Both decoders accept and reject the same files, with Pillow's reasons: ``fast`` leaves other formats, CMYK and JPEGs
+with libjpeg-turbo warnings to Pillow.
 """
 
 from __future__ import annotations
@@ -27,27 +28,28 @@ from fastres.images.transforms import MAX_RESIZED_PIXELS, Transforms, crop_start
 EXACT, FAST = DECODERS = ("exact", "fast")
 Decoder = Callable[["str | bytes", Transforms], Tensor]
 
-# A JPEG is decoded at a fraction of its size only while this many times the resized size remain, so that the resize
-# still averages what aliases. Eleven photographs moved by 0.8 grey levels on average at 1, by 0.2 at 2 (2026-11-23).
+# A JPEG is decoded at a fraction of its size only if at least this many times the resized size remain, so that the
+# resize still averages out aliasing. The pixels of eleven photographs changed by 0.8 grey levels on average at 1, by
+# 0.2 at 2 (2026-11-23).
 MARGIN = 2
-FRACTIONS = (8, 4, 2)  # others have no vectorised inverse DCT and take longer than the whole image
+FRACTIONS = (8, 4, 2)  # other fractions have no vectorised inverse DCT and take longer than the whole image
 
 
 def decoder(name: str) -> Decoder:
-    """The function ``(path or file's bytes, transforms) -> uint8 [3, crop, crop]`` of one of ``DECODERS``.
+    """Return the function ``(path or file's bytes, transforms) -> uint8 [3, crop, crop]`` of one of ``DECODERS``.
 
-    It raises ``ImageError`` for what :func:`fastres.images.load_image` refuses.
+    It raises ``ImageError`` for images that :func:`fastres.images.load_image` rejects.
     """
     return {EXACT: exact_pixels, FAST: fast_pixels}[name]
 
 
 def exact_pixels(source: str | bytes, transforms: Transforms) -> Tensor:
-    """Raw RGB, uint8 ``[3, crop, crop]``, to the last bit what ``model.predict`` sees."""
+    """Return raw RGB, uint8 ``[3, crop, crop]``, exactly the pixels that ``model.predict`` uses."""
     return transforms.pixels(source)
 
 
 def fast_pixels(source: str | bytes, transforms: Transforms) -> Tensor:
-    """Raw RGB, uint8 ``[3, crop, crop]``, close to :func:`exact_pixels`; see the module."""
+    """Return raw RGB, uint8 ``[3, crop, crop]``, close to :func:`exact_pixels`; see the module's documentation."""
     fraction, turn = 1, None
     try:
         data = source if isinstance(source, bytes) else _content(source)
@@ -57,7 +59,7 @@ def fast_pixels(source: str | bytes, transforms: Transforms) -> Tensor:
         turn = orientation(image)
     except Exception:
         pixels = None
-    if pixels is None:  # no JPEG, or a damaged one: Pillow decides, and words the refusal
+    if pixels is None:  # not a JPEG, or a damaged one: Pillow reads it or raises the error
         image, fraction, turn = load_image(source), 1, None
         pixels = np.array(image)
     new = resized_size(image.height, image.width, transforms.resize)
@@ -77,14 +79,14 @@ def _content(path: str) -> bytes:
 
 
 def _fraction(image: Image.Image, resize: int) -> int:
-    """The fraction of its size, 1/1 to 1/8, that a JPEG is decoded at."""
+    """Return f, for decoding a JPEG at 1/f of its size: 1, 2, 4 or 8."""
     return next((f for f in FRACTIONS if min(image.size) >= f * MARGIN * resize), 1)
 
 
 def _decoded_jpeg(data: bytes, image: Image.Image, fraction: int) -> np.ndarray | None:
-    """RGB ``[h, w, 3]`` of the JPEG that ``image`` is the header of, not turned; h and w are rounded up.
+    """Return RGB ``[h, w, 3]`` of the JPEG with header ``image``, not rotated; h and w are rounded up.
 
-    ``None`` for other formats and for four channels. Raises ``ValueError`` for whatever libjpeg-turbo warns about.
+    Returns ``None`` for other formats and for four channels. Raises ``ValueError`` if libjpeg-turbo warns.
     """
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
@@ -96,9 +98,9 @@ def _decoded_jpeg(data: bytes, image: Image.Image, fraction: int) -> np.ndarray 
 
 
 def _resized(tensor: Tensor, size: tuple[int, int], new: tuple[int, int], fraction: int, interpolation: str) -> Tensor:
-    """``tensor`` ``[3, h, w]``, 1/``fraction`` of an image of ``size``, resized to ``new`` as that image would be."""
-    # The last of the h rows may stand for less than a row of the image: the ratio is the image's, not h's. It is
-    # raised by what float64 may have rounded off, because PyTorch rounds h times the ratio down.
+    """Resize ``tensor`` ``[3, h, w]``, which is 1/``fraction`` of an image of ``size``, to ``new``."""
+    # The last of the h rows may cover less than ``fraction`` rows of the image, so the ratio uses the image's size, not
+    # h. It is increased by the possible rounding of float64, because PyTorch rounds h times the ratio down.
     ratios = [after * fraction / before * (1 + 1e-9) for before, after in zip(size, new, strict=True)]
     resized = F.interpolate(
         tensor[None], scale_factor=ratios, mode=interpolation, antialias=True, recompute_scale_factor=False

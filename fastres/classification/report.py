@@ -1,4 +1,4 @@
-"""What ``fastres.classify`` returns."""
+"""The report that ``fastres.classify`` returns."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Report:
-    """What a run wrote: ``rows`` of which ``errors`` have an error instead of classes, ``resumed`` of them by earlier
-    runs; ``seconds`` is this run's time.
+    """The result of a run.
+
+    ``rows`` is the number of rows in the output. ``errors`` of them have an error instead of classes, and ``resumed``
+    of them were written by earlier runs. ``seconds`` is the time of this run.
     """
 
     output: Path
@@ -23,6 +25,6 @@ class Report:
         return (self.rows - self.resumed) / self.seconds
 
     def __str__(self) -> str:
-        earlier = f", {self.resumed:,} of them from before" if self.resumed else ""
+        earlier = f", {self.resumed:,} of them from earlier runs" if self.resumed else ""
         rate = f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
         return f"{self.output}: {self.rows:,} rows{earlier}, {self.errors:,} with errors ({rate})"

@@ -1,4 +1,4 @@
-"""One run: images in, batches through the model, rows out."""
+"""Run the model on all images in batches, and write the rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(
     overwrite: bool,
     progress: bool,
 ) -> Report:
-    """See :func:`fastres.classify`, which has checked the arguments."""
+    """Do the work of :func:`fastres.classify`, which has checked the arguments."""
     began = time.monotonic()
     found = find(source)
     with open_work(output, resume, overwrite) as work:
@@ -58,7 +58,7 @@ def run(
         settings = _settings(model, reading.decoder, layout, image_column)
         errors = work.begin(settings, fingerprint)
         resumed = work.done
-        images = opened(found, work.listing, image_column, columns)  # its list has its own name now
+        images = opened(found, work.listing, image_column, columns)  # the list has its final name now
         metadata = {"version": __version__, **settings, "source": list(found.description), "images": len(images)}
         with _kept_on_failure(work, len(images)):
             errors += _classify(model, images, reading, layout, work, errors, progress)
@@ -69,7 +69,7 @@ def run(
 def _classify(
     model: Model, images: Images, reading: Reading, layout: Layout, work: Work, errors: int, progress: bool
 ) -> int:
-    """Classify what is not done yet; returns how many of these images have an error."""
+    """Classify the images that are not done yet; return how many of them have an error."""
     failed = 0
     bar = tqdm(
         total=len(images), initial=work.done, desc="classify", unit="image", disable=not progress, smoothing=0.05,
@@ -87,9 +87,12 @@ def _classify(
 
 
 def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Indices and scores ``[N, top_k]`` by falling score, and the embedding ``[N, C]`` or ``None``; on the CPU."""
+    """Return indices and scores ``[N, top_k]``, highest score first, and the embedding ``[N, C]`` or ``None``.
+
+    All are on the CPU.
+    """
     count, pixels = len(batch.errors), batch.pixels
-    if pixels.is_cuda:  # an odd last batch is filled up: kernels and graphs are there for the full one
+    if pixels.is_cuda:  # pad a smaller last batch: kernels and graphs already exist for the full size
         pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
     wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
     values = model.values(pixels, wanted)
@@ -101,20 +104,20 @@ def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tup
 
 @contextmanager
 def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
-    """Write down the rows that are there, whatever ends the block, and say so."""
+    """If the block raises, write the finished rows, and say in the error how many were kept."""
     try:
         yield
     except OutputError:
         raise
     except BaseException as error:
         work.flush()
-        kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; --resume goes on"
+        kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; continue with --resume"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted: {kept}") from None
         if worker_died(error):
             raise WorkerError(
-                f"A process that reads images died ({error}). {kept}. If it was short of memory, give fewer workers "
-                "or smaller batches; if it dies at the same images again, --decoder exact reads them another way"
+                f"A process that reads images died ({error}). {kept}. If it ran out of memory, use fewer workers or "
+                "smaller batches. If it dies at the same images again, try --decoder exact"
             ) from error
         raise
 
@@ -124,7 +127,7 @@ def _labels(model: Model) -> tuple[str, ...]:
 
 
 def _settings(model: Model, decoder: str, layout: Layout, image_column: str | None) -> dict[str, Any]:
-    """What decides the rows, as JSON has it: with all of it alike, two runs write the same."""
+    """Return the settings that determine the rows, as JSON values; two runs with the same settings write the same."""
     transforms = {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(model.transforms).items()
     }
@@ -141,7 +144,7 @@ def _settings(model: Model, decoder: str, layout: Layout, image_column: str | No
 
 
 def _weights_sha256(model: Model) -> str:
-    """Of the parameters' names and values: random weights and edited ones have no other name."""
+    """Return the sha256 of the parameters' names and values, which identifies also random and edited weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Where images come from: files, tar shards (WebDataset) or Parquet; each is a numbered sequence."""
+"""Sources of images: files, tar shards (WebDataset) or Parquet files. Each is a numbered sequence of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .listing import FILES, PARQUET, TAR, Entry, read_listing
 from .parquet import ParquetImages, parquet_entries
 from .tars import TarImages, tar_entries
 
-# The files of a folder that are taken for images. A path or glob is taken at its word.
+# Files in folders and tars count as images if they have one of these suffixes. Paths and globs may have any name.
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .jp2 .j2k".split()  # noqa: SIM905
 )
@@ -26,28 +26,28 @@ COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class Images(Protocol):
-    """A numbered sequence of images; picklable, and cheap to send to a worker process."""
+    """A numbered sequence of images; it can be pickled, and is cheap to send to a worker process."""
 
     @property
     def identity(self) -> pa.Schema:
-        """The columns that say which image a row is about."""
+        """The columns that identify the image of a row."""
 
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        """The identity of images ``start`` to ``stop``, and each as a path, a file's bytes or what is wrong with it."""
+        """Return the identity of images ``start`` to ``stop``, and each image as a path, bytes or an error."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the user named, looked at as far as is quick: ``kind`` and the files and folders in the order given."""
+    """The user's source after a quick look: its ``kind``, and its files and folders in the given order."""
 
     kind: str
     paths: tuple[str, ...]
     description: tuple[str, ...]
 
     def entries(self) -> Iterator[Entry]:
-        """One entry for each image (``files`` and ``tar``) or file (``parquet``), in a fixed order."""
+        """Yield one entry for each image (``files`` and ``tar``) or file (``parquet``), in a fixed order."""
         for path in self.paths:
             if self.kind == TAR:
                 yield from tar_entries(path, SUFFIXES)
@@ -60,19 +60,19 @@ class Found:
 
 
 def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Found:
-    """Look at ``source``: a folder, an image, a glob, tar files or Parquet files; one of these or several of one kind.
+    """Find the files of ``source``: a folder, an image, a glob, tar files or Parquet files, or several of one kind.
 
-    Raises ``SourceError`` for what is missing, matches nothing, or is of different kinds.
+    Raises ``SourceError`` if a source is missing, a glob matches nothing, or the kinds differ.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     names = tuple(os.fspath(name) for name in given)
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise SourceError(f"The source is {source!r}; give a folder, a glob, tar files or Parquet files")
+        raise SourceError(f"The source is {source!r}; pass a folder, a glob, tar files or Parquet files")
     paths = [path for name in names for path in _expanded(name)]
     kinds = {_kind(path): path for path in paths}
     if len(kinds) > 1:
         examples = ", ".join(f"{path!r} ({kind})" for kind, path in kinds.items())
-        raise SourceError(f"The sources are of different kinds: {examples}; classify each kind in a run of its own")
+        raise SourceError(f"The sources are of different kinds: {examples}; classify each kind in a separate run")
     return Found(next(iter(kinds)), tuple(paths), names)
 
 
@@ -80,26 +80,26 @@ def _expanded(name: str) -> list[str]:
     if os.path.exists(name):
         return [name]
     if not glob.has_magic(name):
-        raise SourceError(f"{name!r} does not exist; give a folder, a glob, tar files or Parquet files")
+        raise SourceError(f"{name!r} does not exist; pass a folder, a glob, tar files or Parquet files")
     paths = sorted(path for path in glob.iglob(name, recursive=True) if not os.path.isdir(path))
     if not paths:
-        raise SourceError(f"{name!r} matches no file; a glob such as 'photos/**/*.jpg' looks into subfolders")
+        raise SourceError(f"{name!r} matches no file; to search subfolders, use a glob such as 'photos/**/*.jpg'")
     return paths
 
 
 def _kind(path: str) -> str:
     lower = path.lower()
     if lower.endswith(COMPRESSED):
-        raise SourceError(f"{path!r} is a compressed tar, in which images cannot be found; give it uncompressed")
+        raise SourceError(f"{path!r} is a compressed tar, which fastres cannot read; decompress it first")
     if os.path.isdir(path):
         return FILES
     return TAR if lower.endswith(".tar") else PARQUET if lower.endswith((".parquet", ".pq")) else FILES
 
 
 def _folder_entries(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """The images in ``folder`` and its subfolders, by name; names that begin with a dot are left out.
+    """Yield the images in ``folder`` and its subfolders, sorted by name; skip names that begin with a dot.
 
-    ``above`` are the device and inode of the folders it lies in, so that no link leads round in a circle.
+    ``above`` holds device and inode of the parent folders, so that links cannot cause endless recursion.
     """
     try:
         own = os.stat(folder)
@@ -111,10 +111,12 @@ def _folder_entries(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator
             if entry.is_dir():
                 yield from _folder_entries(entry.path, (*above, (own.st_dev, own.st_ino)))
             elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                # A link that leads nowhere is listed too: its row says so.
+                # A broken link is listed as well; its row has the error.
                 yield _file_entry(entry.path, entry.stat(follow_symlinks=entry.is_file()))
     except OSError as error:
-        raise SourceError(f"{error.filename or folder!r} cannot be listed: {error.strerror}") from error
+        raise SourceError(
+            f"{error.filename or folder!r} cannot be listed: {error.strerror}; check its permissions"
+        ) from error
 
 
 def _named_file_entry(path: str) -> Entry:
@@ -129,9 +131,9 @@ def _file_entry(path: str, facts: os.stat_result) -> Entry:
 
 
 def opened(found: Found, listing: Path, image_column: str | None, columns: Sequence[str]) -> Images:
-    """The images that ``listing`` lists. Raises ``SourceError`` where there are none, or not the ``columns``."""
+    """Return the images in ``listing``. Raises ``SourceError`` if there are none, or if ``columns`` do not exist."""
     if found.kind != PARQUET and (image_column or columns):
-        raise SourceError(f"image_column and columns are for Parquet files; these are {found.kind}")
+        raise SourceError(f"image_column and columns work only for Parquet files; the source is of kind {found.kind!r}")
     images: Images
     if found.kind == PARQUET:
         images = ParquetImages.of(read_listing(listing), image_column, tuple(columns))
@@ -144,7 +146,7 @@ def opened(found: Found, listing: Path, image_column: str | None, columns: Seque
 
 def _advice(found: Found) -> str:
     if found.kind == TAR:
-        return f"Members that end in {' '.join(sorted(SUFFIXES))} are images"
+        return f"Members count as images if their names end in {' '.join(sorted(SUFFIXES))}"
     if found.kind == PARQUET:
         return "The Parquet files have no rows"
     inside = {
@@ -152,13 +154,13 @@ def _advice(found: Found) -> str:
     }
     for suffix in (".tar", ".parquet"):
         if suffix in inside:
-            return f"It holds {suffix} files: give '{os.path.join(found.paths[0], '*' + suffix)}'"
-    return f"Files that end in {' '.join(sorted(SUFFIXES))} are images; a glob takes files of any name"
+            return f"It holds {suffix} files; pass '{os.path.join(found.paths[0], '*' + suffix)}'"
+    return f"Files count as images if their names end in {' '.join(sorted(SUFFIXES))}; a glob accepts any name"
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files; ``listing`` is an Arrow file of :data:`SCHEMAS`."""
+    """Image files; ``listing`` is an Arrow file with the :data:`SCHEMAS` entry for files."""
 
     listing: Path
     identity = pa.schema([("path", pa.string())])

@@ -1,4 +1,4 @@
-"""Rows as Arrow tables, and the three files that they become: Parquet, CSV and JSON Lines."""
+"""Build rows as Arrow tables, and write them as Parquet, CSV or JSON Lines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ COMPRESSION = "zstd"
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a row: which image it is, what is wrong with it, its best classes, its embedding."""
+    """The columns of a row: the identity of the image, its error, its best classes and its embedding."""
 
     identity: pa.Schema
     top_k: int
     categories: tuple[str, ...]
-    embedding: int  # numbers in it; 0 for none
+    embedding: int  # its length; 0 for no embedding
 
     @property
     def schema(self) -> pa.Schema:
@@ -45,14 +45,17 @@ class Layout:
         return pa.schema(fields)
 
     def check(self, suffix: str) -> None:
-        """Raise ``InputError`` where the columns do not go into a file of this ``suffix``, or share a name."""
+        """Raise ``InputError`` if a file with this ``suffix`` cannot hold the columns, or if two have the same name."""
         names = self.schema.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InputError(f"The columns carried through have names that the output uses itself: {', '.join(twice)}")
+            raise InputError(
+                f"These columns occur twice, or have names that the output uses itself: {', '.join(twice)}. Leave them "
+                "out, or rename them in the Parquet files"
+            )
         nested = [field.name for field in self.schema if pa.types.is_nested(field.type)]
         if suffix == ".csv" and nested:
-            raise InputError(f"A CSV file has no lists, as {', '.join(nested)} needs; write .parquet or .jsonl")
+            raise InputError(f"A CSV file cannot hold the nested column {', '.join(nested)}; write .parquet or .jsonl")
 
     def rows(
         self,
@@ -62,9 +65,10 @@ class Layout:
         scores: Tensor,
         embedding: Tensor | None,
     ) -> pa.RecordBatch:
-        """Rows of N images: int64 ``indices`` and float32 ``scores`` ``[N, top_k]``, float32 ``embedding`` ``[N, C]``.
+        """Return the rows of N images.
 
-        Where there is an error everything else but the identity is null.
+        ``indices`` are int64 and ``scores`` float32, both ``[N, top_k]``; ``embedding`` is float32 ``[N, C]``. If an
+        image has an error, all its columns except identity and error are null.
         """
         failed = np.array([error is not None for error in errors])
         arrays = [*identity.columns, pa.array(errors, pa.string())]
@@ -79,18 +83,18 @@ class Layout:
 
 
 class Writer(Protocol):
-    """Writes tables, one after another."""
+    """A writer of tables, one after another."""
 
     def write_table(self, table: pa.Table) -> None: ...
 
 
 def write_shard(batches: Sequence[pa.RecordBatch], path: Path) -> None:
-    """Write a shard, Parquet."""
+    """Write a shard as Parquet."""
     pq.write_table(pa.Table.from_batches(batches), path, compression=COMPRESSION)
 
 
 def merged(shards: Iterable[Path]) -> Iterator[pa.Table]:
-    """The rows of ``shards`` as tables of about ``ROW_GROUP`` rows."""
+    """Yield the rows of ``shards`` as tables of about ``ROW_GROUP`` rows."""
     waiting: list[pa.Table] = []
     for shard in shards:
         waiting.append(pq.read_table(shard))
@@ -104,7 +108,7 @@ def merged(shards: Iterable[Path]) -> Iterator[pa.Table]:
 def open_writer(
     path: Path, suffix: str, schema: pa.Schema, metadata: Mapping[str, Any]
 ) -> AbstractContextManager[Writer]:
-    """A writer of ``path`` in the format that ``suffix`` names; ``metadata`` goes into Parquet, as JSON."""
+    """Return a writer of ``path`` in the format of ``suffix``; Parquet files store ``metadata`` as JSON."""
     if suffix == ".parquet":
         noted = schema.with_metadata({"fastres": json.dumps(metadata, ensure_ascii=False)})
         writer: AbstractContextManager[Writer] = pq.ParquetWriter(path, noted, compression=COMPRESSION)

@@ -1,6 +1,6 @@
-"""Images in tar files, by WebDataset's convention: files that share a name up to its first dot form one sample.
+"""Read images from tar files in WebDataset's convention: files with the same name up to the first dot are one sample.
 
-https://github.com/webdataset/webdataset. A sample's first image is classified; its other files are passed over.
+See https://github.com/webdataset/webdataset. The first image of a sample is classified; its other files are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from .listing import read_listing
 
 
 def tar_entries(path: str, suffixes: Collection[str]) -> Iterator[dict[str, Any]]:
-    """One entry for each sample with an image: where its bytes lie in the tar. Raises ``SourceError``."""
+    """Yield one entry for each sample with an image: the position of its bytes in the tar.
+
+    Raises ``SourceError`` if the file cannot be read or the image is a sparse file.
+    """
     last = None
     try:
         facts = os.stat(path)
@@ -31,7 +34,9 @@ def tar_entries(path: str, suffixes: Collection[str]) -> Iterator[dict[str, Any]
                 key, extension = split_name(member.name)
                 if member.isreg() and os.path.splitext(f"x.{extension}")[1].lower() in suffixes and key != last:
                     if member.issparse():
-                        raise SourceError(f"{member.name!r} in {path!r} is a sparse file; write the tar without them")
+                        raise SourceError(
+                            f"{member.name!r} in {path!r} is a sparse file; write the tar without sparse files"
+                        )
                     last = key
                     yield {
                         "path": os.fsencode(path),
@@ -41,13 +46,13 @@ def tar_entries(path: str, suffixes: Collection[str]) -> Iterator[dict[str, Any]
                         "offset": member.offset_data,
                         "length": member.size,
                     }
-                tar.members = []  # type: ignore[attr-defined] # or it remembers every member
+                tar.members = []  # type: ignore[attr-defined] # otherwise it keeps every member in memory
     except (OSError, tarfile.TarError) as error:
-        raise SourceError(f"{path!r} cannot be read as a tar file: {error}; write it again") from error
+        raise SourceError(f"{path!r} cannot be read as a tar file: {error}; write the file again") from error
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """``a/b.left.jpg`` → (``a/b``, ``left.jpg``): a sample's key and what the file is in it."""
+    """Split ``a/b.left.jpg`` into ``a/b``, the key of the sample, and ``left.jpg``, the file's name in the sample."""
     folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     return posixpath.join(folder, stem), extension
@@ -80,7 +85,7 @@ class TarImages:
 
 
 def _members(places: Iterator[tuple[bytes, int, int]]) -> Iterator[bytes]:
-    """The bytes of each (tar, offset, length), in turn; a tar stays open until the next one is needed."""
+    """Yield the bytes of each (tar, offset, length); a tar stays open until another one is needed."""
     name, file = None, None
     try:
         for path, offset, length in places:
@@ -91,7 +96,9 @@ def _members(places: Iterator[tuple[bytes, int, int]]) -> Iterator[bytes]:
             assert file is not None
             data = os.pread(file.fileno(), length, offset)
             if len(data) != length:
-                raise SourceError(f"{os.fsdecode(path)!r} became shorter while it was read; let it be written first")
+                raise SourceError(
+                    f"{os.fsdecode(path)!r} became shorter while it was being read; wait until it is completely written"
+                )
             yield data
     except OSError as error:
         raise SourceError(f"{os.fsdecode(name or b'')!r} cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""``fastres classify``: the command line of this package."""
+"""``fastres classify``: the command line of :func:`fastres.classify`."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", nargs="+", metavar="SOURCE", help="folder, glob, tar files (WebDataset) or Parquet files")
     add("-o", "--output", required=True, type=Path, help="file to write: .parquet, .csv or .jsonl")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
-    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
+    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
-    add("--embed", action="store_true", help="also write the pooled features; with --top-k 0 nothing else")
-    add("--decoder", default="fast", help="fast (default), or exact: to the last bit what 'fastres predict' sees")
-    add("--batch-size", type=int, metavar="N", help=f"images at a time (default: {CPU_BATCH}, {GPU_BATCH} on a GPU)")
-    add("--workers", type=int, metavar="N", help="processes that decode (default: one a core, up to 16)")
-    add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--embed", action="store_true", help="also write the pooled features; with --top-k 0, write only these")
+    add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
+    add("--batch-size", type=int, metavar="N", help=f"images per batch (default: {CPU_BATCH}, {GPU_BATCH} on a GPU)")
+    add("--workers", type=int, metavar="N", help="processes that decode images (default: one per core, up to 16)")
+    add("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
-    add("--image-column", metavar="NAME", help="Parquet: column with the images (default: 'image', or the only one)")
-    add("--columns", nargs="+", default=[], metavar="NAME", help="Parquet: columns to carry through")
-    add("--resume", action="store_true", help="go on with an interrupted run, if there is one")
-    add("--overwrite", action="store_true", help="replace an existing output; drop an interrupted run")
-    add("--quiet", action="store_true", help="show no progress")
+    add("--image-column", metavar="NAME", help="Parquet: column of images (default: 'image', or the only binary one)")
+    add("--columns", nargs="+", default=[], metavar="NAME", help="Parquet: columns to copy to the output")
+    add("--resume", action="store_true", help="continue an interrupted run, if there is one")
+    add("--overwrite", action="store_true", help="replace an existing output; discard an interrupted run")
+    add("--quiet", action="store_true", help="show no progress bar")
     add("--json", action="store_true", help="print the report as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the parsed ``options`` say and print the report; returns 0. Raises what :func:`classify` raises."""
+    """Run :func:`classify` with the parsed ``options``, print the report and return 0."""
     report = classify(
         options.source,
         options.output,

@@ -1,8 +1,8 @@
 """The ``fastres`` command: ``list``, ``predict``, ``classify``, ``inspect``, ``export``, ``look``, ``bench``,
 ``env``, ``demo``.
 
-Each command imports what it needs when it runs. Plain words on the screen; ``--json`` prints one JSON document instead.
-An error that fastres raises is one line on standard error and exit status 2.
+Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
+For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fastres.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments[:1] == ["bench"]:  # has a parser of its own
+        if arguments[:1] == ["bench"]:  # has its own parser
             from fastres.bench.run import main as bench
 
             return bench(arguments[1:], "fastres bench")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"fastres: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+    except BrokenPipeError:  # the reader of the pipe, such as head, has closed it
         sys.stderr.close()
         return 141
 
@@ -44,30 +44,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastres {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("list", help="the models, their sizes and published weights")
+    command = commands.add_parser("list", help="list the models, their sizes and published weights")
     _json_option(command)
     command.set_defaults(run=_list)
 
     command = commands.add_parser("predict", help="classify images")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     command.add_argument("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
-    command.add_argument("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
+    command.add_argument(
+        "--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint"
+    )
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
     command.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: %(default)s)"
+        "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
     )
-    command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     command.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     _json_option(command)
     command.set_defaults(run=_predict)
 
     from . import classify as classification
 
-    command = commands.add_parser("classify", help="classify a folder, tar shards or Parquet of images into a table")
+    command = commands.add_parser("classify", help="classify a folder, tar or Parquet files of images into a table")
     classification.add_arguments(command)
     command.set_defaults(run=classification.run)
 
-    command = commands.add_parser("inspect", help="what a checkpoint is, and whether fastres runs it")
+    command = commands.add_parser("inspect", help="describe a checkpoint, and say whether fastres can run it")
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a cached hub id")
     _json_option(command)
     command.set_defaults(run=_inspect)
@@ -84,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     look.add_arguments(command)
     command.set_defaults(run=look.run)
 
-    commands.add_parser("bench", help="compare with what else you could use (see 'fastres bench --help')")
+    commands.add_parser("bench", help="compare the speed with other engines (see 'fastres bench --help')")
 
-    command = commands.add_parser("env", help="versions and hardware, for bug reports")
+    command = commands.add_parser("env", help="show versions and hardware, for bug reports")
     _json_option(command)
     command.set_defaults(run=_env)
 
@@ -94,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="classify real handwritten digits and compare ResNet-50's speed with PyTorch"
     )
     command.add_argument(
-        "--out", type=Path, default=Path("fastres_demo.png"), help="the picture (default: %(default)s)"
+        "--out", type=Path, default=Path("fastres_demo.png"), help="the picture to write (default: %(default)s)"
     )
-    command.add_argument("--quick", action="store_true", help="fewer repetitions")
+    command.add_argument("--quick", action="store_true", help="time with fewer repetitions")
     command.set_defaults(run=_demo)
     return parser
 
@@ -143,7 +145,7 @@ def _list(options: argparse.Namespace) -> None:
                 f"{model['parameters'] / 1e6:.2f} M",  # type: ignore[operator]
                 f"{model['gflop']:.2f}",
                 str(model["image_size"]),
-                known or "none published: weights=None, a path or a state dict",
+                known or "none published; use weights=None, a path or a state dict",
             )
         )
     print(text_table(rows, right=(1, 2, 3)))

@@ -1,6 +1,7 @@
-"""``fastres demo``: a trained network reads handwritten digits, then ResNet-50 is timed beside eager PyTorch.
+"""``fastres demo``: classify handwritten digits with a trained network, then compare ResNet-50 with eager PyTorch.
 
-Needs no download: the digits come with scikit-learn, their network with fastres, and ResNet-50 gets random weights.
+The demo downloads nothing: the digits come with scikit-learn, their network comes with fastres, and ResNet-50 has
+random weights.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ PICTURE = "fastres_demo.png"
 CELLS, COLUMNS = 40, 10
 IMAGE_SIZE = 224
 BATCHES = (1, 8)
-# Largest accepted relative difference of an image's logits from eager float32's. Folding batch norm and summing in
-# another order cost about 1e-6 (CPU, 2026-11-23); half precision rounds every activation, to 11 bits or to 8.
+# Largest accepted relative difference of an image's logits from those of eager float32. Folding batch norm and summing
+# in another order cost about 1e-6 (CPU, 2026-11-23); half precision rounds every activation to 11 or 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Median milliseconds of one ResNet-50 batch in each engine, all in the same dtype."""
+    """Median milliseconds of one ResNet-50 batch in each engine, all with the same dtype."""
 
     batch: int
     fastres_ms: float
@@ -52,13 +53,13 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the faster eager layout fastres is."""
+        """The speedup of fastres over the faster of the two eager layouts."""
         return min(self.eager_ms, self.eager_channels_last_ms) / self.fastres_ms
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo found. ``wrong`` holds (digit, what it was read as) of each held-out digit that was misread."""
+    """The results of the demo. ``wrong`` holds a pair (digit, prediction) for each misread held-out digit."""
 
     device: str
     dtype: str
@@ -77,7 +78,7 @@ class DemoReport:
 
 @dataclass(frozen=True)
 class Reading:
-    """The held-out digits with what the network made of them."""
+    """The held-out digits with the network's predictions."""
 
     pixels: Tensor  # uint8 [N, 3, 32, 32]
     digits: list[int]
@@ -90,11 +91,11 @@ class Reading:
 
 
 def run(output: Path | None = None, quick: bool = False) -> DemoReport:
-    """Run the demo on the GPU if there is one, else on the CPU; print what it finds and draw the digits.
+    """Run the demo on the GPU if there is one, else on the CPU; print the results and draw the digits.
 
-    ``output`` is the picture's path (``.png``, ``.jpg``, ``.pdf`` or ``.svg``; default ``fastres_demo.png`` here).
-    ``quick`` times with fewer repetitions. Raises ``MissingDependencyError`` without scikit-learn or matplotlib, and
-    ``FastresError`` where the picture cannot be written or logits differ from eager PyTorch's.
+    ``output`` is the picture's path (``.png``, ``.jpg``, ``.pdf`` or ``.svg``; by default ``fastres_demo.png`` in the
+    current folder). ``quick`` times with fewer repetitions. Raises ``MissingDependencyError`` without scikit-learn or
+    matplotlib, and ``FastresError`` if the picture cannot be written or the logits differ from eager PyTorch's.
     """
     picture = checked_picture(PICTURE if output is None else output, PICTURE)
     _check_dependencies()
@@ -119,7 +120,7 @@ def run(output: Path | None = None, quick: bool = False) -> DemoReport:
 
 
 def describe_device(device: torch.device) -> str:
-    """The GPU's name, or the CPU's number of threads."""
+    """Return the GPU's name, or the CPU's number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -131,20 +132,20 @@ def _check_dependencies() -> None:
     missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingDependencyError(
-            f"The demo needs {' and '.join(missing)}, not installed here: pip install 'fastres[demo]'"
+            f"The demo needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[demo]'"
         )
 
 
 def _record() -> dict[str, Any]:
-    """The training record that lies beside the weights."""
+    """Return the training record beside the weights."""
     record: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / f"{NAME}.json").read_text())
     return record
 
 
 def read_digits(model: Model) -> tuple[Reading, float]:
-    """Let ``model`` read the held-out digits; returns them and the largest relative error of its logits.
+    """Classify the held-out digits with ``model``; return the result and the largest relative error of its logits.
 
-    Raises ``FastresError`` where logits are not those of the plain PyTorch network with the same weights.
+    Raises ``FastresError`` if the logits differ from those of the plain PyTorch network with the same weights.
     """
     from fastres.bench.digits.data import as_image, load_digits, load_scans, split
     from fastres.bench.digits.training import logits
@@ -166,12 +167,15 @@ def read_digits(model: Model) -> tuple[Reading, float]:
 
 
 def _checked_error(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str) -> float:
-    """Largest relative L2 difference of an image's logits; raises ``FastresError`` above the dtype's tolerance."""
+    """Return the largest relative L2 difference of an image's logits.
+
+    Raises ``FastresError`` if it is above the dtype's tolerance.
+    """
     error = float(((found.float() - expected.float()).norm(dim=1) / expected.float().norm(dim=1)).max())
     if not error <= TOLERANCE[dtype]:
         raise FastresError(
-            f"Logits of {name} in {dtype_name(dtype)} differ from eager PyTorch's by {error:.2g}; "
-            f"at most {TOLERANCE[dtype]:.0e} is accepted. Please report this with the output of 'fastres env'"
+            f"The logits of {name} in {dtype_name(dtype)} differ from eager PyTorch's by {error:.2g}, but at most "
+            f"{TOLERANCE[dtype]:.0e} is accepted. Please report this with the output of 'fastres env'"
         )
     return error
 
@@ -179,10 +183,10 @@ def _checked_error(found: Tensor, expected: Tensor, dtype: torch.dtype, name: st
 def compare_speed(
     device: torch.device, quick: bool = False, name: str = "resnet50", size: int = IMAGE_SIZE
 ) -> tuple[Speed, ...]:
-    """Median time of each batch size in fastres and in eager PyTorch (both memory layouts), taken in turns.
+    """Time each batch size in fastres and in eager PyTorch (both memory layouts) in turns; return the medians.
 
-    The weights are random. Before a batch size is timed, its logits are compared; raises ``FastresError`` where they
-    differ.
+    The weights are random. The logits of each batch size are compared before it is timed. Raises ``FastresError`` if
+    they differ.
     """
     from fastres.bench.measure.calibration import calibrated, smooth_images
 
@@ -215,7 +219,7 @@ def compare_speed(
 
 
 def _milliseconds(engine: Engine, x: Tensor, device: torch.device) -> float:
-    """Time of one call, launches and the GPU's work included."""
+    """Return the time of one call, including launches and the GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -228,16 +232,16 @@ def _milliseconds(engine: Engine, x: Tensor, device: torch.device) -> float:
 def _print_reading(count: int, wrong: Sequence[tuple[str, str]], recorded: float, error: float) -> None:
     accuracy = (count - len(wrong)) / count
     print(f"A ResNet-20 reads {count} handwritten digits that it was not trained on:")
-    print(f"  {count - len(wrong)} right, {accuracy:.2%} (its training record says {recorded:.2%})")
+    print(f"  {count - len(wrong)} correct, {accuracy:.2%} (its training record says {recorded:.2%})")
     if wrong:
         pairs = Counter(f"{digit} as {read}" for digit, read in wrong)
         print(f"  misread: {', '.join(f'{times} × {pair}' for pair, times in pairs.items())}")
-    print(f"  logits are eager PyTorch's (float32, same weights) to a relative {error:.1e}\n")
+    print(f"  largest relative difference from eager PyTorch's logits (float32, same weights): {error:.1e}\n")
 
 
 def _print_speeds(speeds: Sequence[Speed]) -> None:
-    print(f"ResNet-50, {IMAGE_SIZE}×{IMAGE_SIZE} images, random weights, same logits; median milliseconds a batch:")
-    print("  batch    fastres      eager   eager, channels last   fastres against the faster eager")
+    print(f"ResNet-50, {IMAGE_SIZE}×{IMAGE_SIZE} images, random weights, same logits; median milliseconds per batch:")
+    print("  batch    fastres      eager   eager, channels last   fastres vs. the faster eager")
     for speed in speeds:
         print(
             f"  {speed.batch:5d} {speed.fastres_ms:10.2f} {speed.eager_ms:10.2f} {speed.eager_channels_last_ms:22.2f}"
@@ -247,9 +251,9 @@ def _print_speeds(speeds: Sequence[Speed]) -> None:
 
 
 def draw(reading: Reading, path: Path) -> None:
-    """Write a grid of held-out digits, each with what it was read as: every misread one, in red, and some others.
+    """Write a grid of held-out digits with their predictions: all misread digits, in red, and some others.
 
-    The file is written whole or not at all. Raises ``FastresError`` where it cannot be.
+    The file is written completely or not at all. Raises ``FastresError`` if it cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -257,7 +261,7 @@ def draw(reading: Reading, path: Path) -> None:
     rows = math.ceil(len(shown) / COLUMNS)
     figure = Figure(figsize=(COLUMNS * 1.05, rows * 1.3 + 0.5), layout="constrained")
     right = len(reading.digits) - len(reading.wrong)
-    figure.suptitle(f"{right} of {len(reading.digits)} held-out digits read right", fontsize=12)
+    figure.suptitle(f"{right} of {len(reading.digits)} held-out digits read correctly", fontsize=12)
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
@@ -271,7 +275,10 @@ def draw(reading: Reading, path: Path) -> None:
 
 
 def chosen_cells(count: int, wrong: Sequence[int], cells: int = CELLS) -> list[int]:
-    """Which of ``count`` digits to draw, ascending: all ``wrong`` ones, and others evenly spread up to ``cells``."""
+    """Return the indices of the digits to draw, ascending: all ``wrong`` ones, and others, up to ``cells`` in all.
+
+    The others are spread evenly over the ``count`` digits.
+    """
     others = [index for index in range(count) if index not in set(wrong)]
     wanted = max(0, min(cells - len(wrong), len(others)))
     return sorted([*wrong, *(others[place * len(others) // wanted] for place in range(wanted))])

@@ -1,4 +1,4 @@
-"""What this machine is and which versions run: for bug reports and for benchmark results."""
+"""Describe the machine and the installed versions, for bug reports and benchmark results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastres.version import __version__
 
 
 def environment() -> dict[str, str | int | None]:
-    """Versions, processor, GPU and settings, as plain data; ``None`` for what is absent."""
+    """Return versions, processor, GPU and settings as plain data; ``None`` for each that is absent."""
     properties = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     triton = installed_version("triton")
     is_hopper = properties is not None and not torch.version.hip and (properties.major, properties.minor) == (9, 0)
@@ -40,7 +40,7 @@ def environment() -> dict[str, str | int | None]:
 
 
 def triton_note(version: str | None) -> str | None:
-    """What to know of this version of Triton on a Hopper GPU (sm_90)."""
+    """Return a warning about this version of Triton on a Hopper GPU (sm_90), or ``None``."""
     if version is None or not leaves_out_fence(version):
         return None
     return (
@@ -50,7 +50,7 @@ def triton_note(version: str | None) -> str | None:
 
 
 def installed_version(package: str) -> str | None:
-    """The installed version of ``package``, or ``None``."""
+    """Return the installed version of ``package``, or ``None``."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""``fastres look``: one picture of what a network sees in a photograph."""
+"""``fastres look``: draw what a network sees in a photograph, in one picture."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from fastres.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the options of ``fastres look`` to ``parser``."""
     add = parser.add_argument
     add("image", type=Path, metavar="IMAGE", help="an image file")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
-    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or a checkpoint's path")
-    add("-o", "--out", type=Path, default=Path("look.png"), help="the picture: PNG, JPEG, PDF, SVG (%(default)s)")
-    add("--top-k", type=int, default=3, metavar="K", help="classes whose maps are drawn (default: %(default)s)")
-    add("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
+    add("-o", "--out", type=Path, default=Path("look.png"), help="PNG, JPEG, PDF or SVG file (default: %(default)s)")
+    add("--top-k", type=int, default=3, metavar="K", help="number of classes to draw maps for (default: %(default)s)")
+    add("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, look, write; the picture's path and the image are checked first."""
+    """Check the picture's path and the image, load the model, draw the picture and write it."""
     import torch
     from tqdm import tqdm
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
 
     require_matplotlib()
     if options.top_k < 1:
-        raise InputError(f"--top-k is {options.top_k}; give a whole number of at least 1")
+        raise InputError(f"--top-k is {options.top_k}; pass a whole number of at least 1")
     out = checked_picture(options.out, "look.png")
     load_image(options.image)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,9 @@
-"""What a network sees in a photograph, drawn: first filters, feature maps, class-activation maps.
+"""Draw what a network sees in a photograph: first filters, feature maps and class-activation maps.
 
-Each function returns a matplotlib figure that belongs to nobody else (pyplot is not involved): ``figure.savefig(path)``
-writes it, and a notebook shows it. Images are what ``model.predict`` takes. Raises ``MissingDependencyError`` without
-matplotlib, ``ImageError`` for what is no image, ``ClassifierError`` where classes are asked of a model without any.
+Each function returns a matplotlib figure that is not registered with pyplot. ``figure.savefig(path)`` writes it, and a
+notebook shows it. Images can be anything that ``model.predict`` accepts. The functions raise
+``MissingDependencyError`` without matplotlib, ``ImageError`` for an image that cannot be read, and ``ClassifierError``
+if they need classes and the model has no classifier.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ if TYPE_CHECKING:
 
 WIDTH = 16.0  # inches; 1600 pixels at DPI
 DPI = 100
-COLOURS = "inferno"  # perceptually uniform, and black where there is nothing
-CHANNELS = 9  # drawn of each stage
-LARGEST_SIDE = 1024  # pixels of a photograph that are drawn
-TILE = 56  # pixels of a mosaic's tile, at least
+COLOURS = "inferno"  # perceptually uniform; the lowest value is black
+CHANNELS = 9  # channels drawn for each stage
+LARGEST_SIDE = 1024  # maximal pixels per side of a drawn photograph
+TILE = 56  # minimal pixels per side of a tile in a mosaic
 ACCENT = "#d1495b"
 
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """An image as it is, as the network gets it (``x``, uint8 ``[1, 3, crop, crop]``), and where that part lies.
+    """An image, and the network's input made from it (``x``, uint8 ``[1, 3, crop, crop]``).
 
     ``box`` is left, top, right, bottom of the crop in the photograph's own pixels.
     """
@@ -66,14 +67,17 @@ class Photograph:
 
 
 def filters_figure(model: Model) -> Figure:
-    """The first convolution's filters, one tile each, in colour: grey is zero, each scaled to its largest weight."""
+    """Draw the filters of the first convolution in colour, one tile each, scaled to their largest weight.
+
+    Grey is zero.
+    """
     figure = _figure(6.0, 6.4)
     _draw_filters(figure.subplots(), model)
     return figure
 
 
 def features_figure(model: Model, image: ImageSource, channels: int = CHANNELS) -> Figure:
-    """Feature maps of the stem and of each stage: the ``channels`` of each that vary most over the image."""
+    """Draw feature maps of the stem and of each stage: the ``channels`` maps that vary most over the image."""
     _check_count("channels", channels)
     photograph = Photograph.of(model, image)
     stages = len(model.outline.features)
@@ -83,7 +87,7 @@ def features_figure(model: Model, image: ImageSource, channels: int = CHANNELS) 
 
 
 def cam_figure(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
-    """Class-activation maps of the ``top_k`` most probable classes over the photograph, on one scale."""
+    """Draw class-activation maps of the ``top_k`` most probable classes over the photograph, on one scale."""
     _check_count("top_k", top_k)
     require_classifier(model, "cam_figure")
     photograph = Photograph.of(model, image)
@@ -94,7 +98,7 @@ def cam_figure(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
 
 
 def look(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
-    """One picture of it all: photograph and classes, first filters, feature maps, class-activation maps."""
+    """Draw one picture with the photograph, its classes, first filters, feature maps and class-activation maps."""
     _check_count("top_k", top_k)
     require_classifier(model, "look")
     photograph = Photograph.of(model, image)
@@ -129,7 +133,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+        raise InputError(f"{name} is {value!r}; pass a whole number of at least 1")
 
 
 def _draw_photograph(axis: Axes, photograph: Photograph) -> None:
@@ -146,7 +150,7 @@ def _draw_photograph(axis: Axes, photograph: Photograph) -> None:
 
 
 def _show_photograph(axis: Axes, photograph: Photograph) -> None:
-    """The whole photograph, in coordinates of its own pixels, whatever size is drawn."""
+    """Draw the whole photograph, with its own pixels as coordinates even if it is drawn smaller."""
     image = photograph.image.copy()
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     width, height = photograph.image.size
@@ -156,7 +160,7 @@ def _show_photograph(axis: Axes, photograph: Photograph) -> None:
 
 
 def _draw_scores(axis: Axes, predictions: list[Prediction]) -> None:
-    """Bars of the classes' probabilities, the names beneath one another."""
+    """Draw the probabilities of the classes as bars, one below the other."""
     scores = [prediction.score for prediction in predictions]
     places = range(len(predictions))
     axis.barh(places, scores, height=0.34, color=[ACCENT, *["#8d99ae"] * (len(scores) - 1)])
@@ -213,7 +217,7 @@ def _draw_cams(figure: Figure | SubFigure, model: Model, photograph: Photograph,
 
 
 def _draw_overlay(axis: Axes, photograph: Photograph, heat: NDArray[Any], scale: Any) -> None:
-    """The photograph in grey, and over the crop what the network makes of it, the more opaque the more there is."""
+    """Draw the photograph in grey and the map over its crop; higher values are more opaque."""
     grey = Photograph(photograph.image.convert("L").convert("RGB"), photograph.x, photograph.box, photograph.name)
     _show_photograph(axis, grey)
     opacity = 0.35 + 0.4 * np.clip(np.asarray(scale(heat)), 0, 1)
@@ -223,13 +227,13 @@ def _draw_overlay(axis: Axes, photograph: Photograph, heat: NDArray[Any], scale:
 
 
 def _cam_height(photograph: Photograph, count: int) -> float:
-    """Inches for ``count`` photographs side by side, with titles."""
+    """Return the height in inches of ``count`` photographs side by side, with titles."""
     width = 0.9 * WIDTH / max(count, 2)
     return min(width * photograph.image.height / photograph.image.width, 6.0) + 0.6
 
 
 def _last_stride(model: Model) -> int:
-    """Pixels from one cell of the last stage to the next."""
+    """Return the distance in pixels from one cell of the last stage to the next."""
     from fastres.model.outputs import strides_and_channels
 
     plan = model.outline
@@ -237,9 +241,9 @@ def _last_stride(model: Model) -> int:
 
 
 def mosaic(tiles: NDArray[Any], columns: int | None = None) -> NDArray[Any]:
-    """Tiles ``[K, h, w]`` or ``[K, h, w, 3]`` as one picture, row by row, with gaps of NaN (white in RGB) between them.
+    """Arrange tiles ``[K, h, w]`` or ``[K, h, w, 3]`` row by row in one picture, with gaps of NaN (white in RGB).
 
-    Small tiles are enlarged by a whole factor, so that gaps look alike.
+    Small tiles are enlarged by a whole factor, so that all gaps look alike.
     """
     count, height, width = tiles.shape[:3]
     factor = max(1, math.ceil(TILE / max(height, width)))
@@ -257,7 +261,7 @@ def mosaic(tiles: NDArray[Any], columns: int | None = None) -> NDArray[Any]:
 
 
 def _coloured(values: NDArray[Any]) -> NDArray[Any]:
-    """Values in 0..1 in colours, RGBA; NaN is transparent."""
+    """Map values in 0..1 to RGBA colours; NaN is transparent."""
     import matplotlib
 
     return np.asarray(matplotlib.colormaps[COLOURS].with_extremes(bad=(1, 1, 1, 0))(np.ma.masked_invalid(values)))

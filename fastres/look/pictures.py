@@ -1,4 +1,4 @@
-"""Pictures on disk: figures that appear whole or not at all, with errors that say what to do."""
+"""Write figures to disk, completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ KINDS = (".png", ".jpg", ".pdf", ".svg")
 
 
 def require_matplotlib() -> None:
-    """Raise ``MissingDependencyError`` where matplotlib is not installed."""
+    """Raise ``MissingDependencyError`` if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingDependencyError("Figures need matplotlib, which is not installed: pip install 'fastres[look]'")
 
 
 def checked_picture(path: str | os.PathLike[str], example: str = "picture.png") -> Path:
-    """``path``, if a picture can be written there; to be called before the work and not after it.
+    """Return ``path`` if a picture can be written there. Call this before the work, not after it.
 
-    Raises ``FastresError`` for another suffix than those of :data:`KINDS`, a folder, and a folder that is missing.
+    Raises ``FastresError`` if the suffix is not in :data:`KINDS`, the path is a folder, or its folder does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in KINDS:
-        raise FastresError(f"The picture cannot be {str(path)!r}; give a name that ends in {', '.join(KINDS)}")
+        raise FastresError(f"The picture cannot be {str(path)!r}; use a name that ends in {', '.join(KINDS)}")
     if path.is_dir():
-        raise FastresError(f"The picture cannot be {str(path)!r}, which is a folder; give a file, such as {example}")
+        raise FastresError(
+            f"The picture cannot be {str(path)!r}, which is a folder; use a file name, such as {example}"
+        )
     if not path.parent.is_dir():
-        raise FastresError(f"The picture's folder {str(path.parent)!r} does not exist; create it or give another path")
+        raise FastresError(f"The picture's folder {str(path.parent)!r} does not exist; create it, or use another path")
     return path
 
 
 def save_picture(figure: Figure, path: Path, dpi: int) -> None:
-    """Write ``figure`` to ``path``, whole or not at all; raises ``FastresError`` where it cannot be."""
+    """Write ``figure`` to ``path``, completely or not at all. Raises ``FastresError`` if the file cannot be written."""
     try:
         with written_whole(path) as temporary:
             figure.savefig(temporary, dpi=dpi, format=path.suffix[1:])
     except OSError as error:
-        raise FastresError(f"The picture {str(path)!r} cannot be written ({error.strerror}); give another") from error
+        raise FastresError(
+            f"The picture {str(path)!r} cannot be written ({error.strerror}); use another path"
+        ) from error

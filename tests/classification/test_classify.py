@@ -127,7 +127,7 @@ class TestOutput:
         output = tmp_path / "out.parquet"
         output.write_text("precious")
         for options in ({}, {"resume": True}):
-            with pytest.raises(OutputError, match="exists already"):
+            with pytest.raises(OutputError, match="already exists"):
                 classify(folder, output, model, **options)
         assert output.read_text() == "precious"
         assert left(output) == []
@@ -168,7 +168,7 @@ class TestOutput:
             go_on.set()
             first.join()
         assert second.returncode == 2
-        assert f"Another run (process {os.getpid()}) writes" in second.stderr
+        assert f"Another run (process {os.getpid()}) is writing" in second.stderr
         assert pq.read_table(output).num_rows == 24
         assert left(output) == []
 
@@ -242,7 +242,7 @@ def test_bad_arguments(
 
 def test_missing_package(folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "simplejpeg" else name)
-    with pytest.raises(MissingDependencyError, match=r"simplejpeg: pip install 'fastres\[classify\]'"):
+    with pytest.raises(MissingDependencyError, match=r"simplejpeg\): pip install 'fastres\[classify\]'"):
         classify(folder, tmp_path / "out.parquet", model)
     classify(folder, tmp_path / "out.parquet", model, decoder="exact")
 

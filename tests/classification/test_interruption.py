@@ -116,7 +116,7 @@ def test_control_c(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
 def test_resume_with_other_settings(interrupted: Path, folder: Path, model: fastres.Model) -> None:
     for options, message in [
         ({"top_k": 2}, "columns was"),
-        ({"decoder": "exact"}, "decoder was 'fast' and is 'exact'"),
+        ({"decoder": "exact"}, "decoder was 'fast' and is now 'exact'"),
         ({"embed": True}, "embedding"),
     ]:
         with pytest.raises(ResumeError, match=message):
@@ -138,7 +138,7 @@ def test_resume_with_other_images(interrupted: Path, folder: Path, model: fastre
         path.unlink()
     else:
         path.write_bytes(path.read_bytes())
-    with pytest.raises(ResumeError, match=r"saw other images: .*(x|zz)\.jpg"):
+    with pytest.raises(ResumeError, match=r"had other images: .*(x|zz)\.jpg"):
         classify(folder, interrupted, model, resume=True)
     assert classify(folder, interrupted, model, overwrite=True).resumed == 0
     assert pq.read_table(interrupted).num_rows == len([*folder.rglob("[!.]*.jpg")])

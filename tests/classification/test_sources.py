@@ -73,7 +73,7 @@ class TestFiles:
             ("empty", "no images"),
             ("missing", "does not exist"),
             ("images/*.tiff", "matches no file"),
-            ([], "give a folder"),
+            ([], "pass a folder"),
             ("x.tar.gz", "compressed"),
             (["images", "x.parquet"], "different kinds"),
             ("tars", r"\*\.tar"),
@@ -168,8 +168,8 @@ class TestParquet:
     @pytest.mark.parametrize(
         ("columns", "image_column", "message"),
         [
-            ({"a": [b"x"], "b": [b"x"]}, None, "several: a, b"),
-            ({"a": [1]}, None, "none among a"),
+            ({"a": [b"x"], "b": [b"x"]}, None, r"several columns are binary \(a, b\)"),
+            ({"a": [1]}, None, r"none of the columns is binary \(a"),
             ({"jpeg": [b"x"]}, "jpg", "Did you mean 'jpeg'"),
             ({"a": [b"x"], "b": [1]}, "b", "int64"),
             ({"a": pa.array([], pa.binary())}, None, "no rows"),
@@ -186,7 +186,7 @@ class TestParquet:
             listed(tmp_path / "no.parquet", tmp_path)
         pq.write_table(pa.table({"a": [b"x"]}), tmp_path / "0.pq")
         pq.write_table(pa.table({"b": [b"x"]}), tmp_path / "1.pq")
-        with pytest.raises(SourceError, match="has not the columns"):
+        with pytest.raises(SourceError, match="does not have the same columns"):
             listed(str(tmp_path / "*.pq"), tmp_path)
 
     def test_columns_are_for_parquet(self, folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_demo_reports_prints_and_draws(
     assert report.picture == path
     assert [entry.name for entry in tmp_path.iterdir()] == ["digits.png"]
     text = capsys.readouterr().out
-    for part in (f"{report.correct} right", f"{report.accuracy:.2%}", "ResNet-50", "× as fast", str(path)):
+    for part in (f"{report.correct} correct", f"{report.accuracy:.2%}", "ResNet-50", "× as fast", str(path)):
         assert part in text
 
 
@@ -98,7 +98,7 @@ def test_logits_that_differ_from_eager_are_an_error(monkeypatch: pytest.MonkeyPa
         return true_logits(*arguments) * 1.001  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "logits", slightly_off)
-    with pytest.raises(FastresError, match=r"Logits of resnet20_digits in float32 differ .* by 0\.001"):
+    with pytest.raises(FastresError, match=r"logits of resnet20_digits in float32 differ .* by 0\.001"):
         demo.read_digits(fastres.load("resnet20_digits"))
 
 
@@ -121,7 +121,7 @@ def test_wrong_logits_are_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(demo, "_milliseconds", timed)
     monkeypatch.setattr(demo, "TOLERANCE", {torch.float32: 0.0})
-    with pytest.raises(FastresError, match="Logits of resnet20"):
+    with pytest.raises(FastresError, match="logits of resnet20"):
         demo.compare_speed(CPU, quick=True, name="resnet20", size=32)
 
 

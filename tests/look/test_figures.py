@@ -78,10 +78,10 @@ class TestMaps:
     @pytest.mark.parametrize(
         ("classes", "message"),
         [
-            ([1000], "has classes 0 to 999"),
+            ([1000], "pass indices from 0 to 999"),
             (-1, r"classes has \[-1\]"),
             (1.5, "dtype float32"),
-            ("cat", "give indices"),
+            ("cat", "pass indices"),
             (torch.zeros(2, 4, dtype=torch.int64), r"integer tensor \[3, K\]"),
             ([], r"shape \[3, 0\]"),
         ],
