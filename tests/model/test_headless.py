@@ -56,7 +56,7 @@ def test_returns_pooled_features(
 def test_checkpoints_without_a_classifier(module: nn.Module, x: Tensor, pooled: Tensor) -> None:
     state = {key: value for key, value in module.state_dict().items() if not key.startswith("fc.")}
     assert relative_error(fastres.load("resnet18", state, num_classes=0)(x), pooled) < 1e-5
-    with pytest.raises(fastres.FastresError, match="num_classes=0 to do without"):
+    with pytest.raises(fastres.FastresError, match="num_classes=0 for none"):
         fastres.load("resnet18", state)
 
 
