@@ -175,7 +175,9 @@ def test_a_table_of_the_same_architecture_serves_a_card_without_one(
     write(configs, [tuned(256, other)], gpu="Small", multiprocessors=16)
     write(configs, [tuned(256, SLOW)], gpu="Unsaid")
     write(configs, [tuned(256, SLOW)], gpu="NVIDIA A100-SXM4-80GB", arch="sm_80", multiprocessors=132)
-    said = r"NVIDIA H200 \(sm_90\) and uses the table of NVIDIA GH200 \(same architecture\) instead.*fastres\.bench\.tune"
+    said = (
+        r"NVIDIA H200 \(sm_90\) and uses the table of NVIDIA GH200 \(same architecture\) instead.*fastres\.bench\.tune"
+    )
     with pytest.warns(dispatch.UntunedGpuWarning, match=said):
         assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == FAST
     index = dispatch.tuned(H200)
