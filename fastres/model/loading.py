@@ -15,7 +15,7 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, get_architecture, state_dict_shapes
 from fastres.network.folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import timm_config, transformers_config
-from fastres.weights.folders import names_a_folder, read_saved
+from fastres.weights.folders import SavedModel, find_saved
 from fastres.weights.layouts import to_torchvision
 from fastres.weights.published import DEFAULT
 from fastres.weights.state import LoadedWeights, load_state
@@ -55,10 +55,11 @@ def load(
     >>> model.predict("cat.jpg")[0][0].label
     """
     parse_dtype(dtype)
-    if name not in ARCHITECTURES and names_a_folder(name):
-        arch, weights = _saved(name, weights)
-    else:
+    saved = None if name in ARCHITECTURES else find_saved(name)
+    if saved is None:
         arch = get_architecture(name)
+    else:
+        arch, weights = _saved(saved, weights)
     loaded = load_state(arch, weights, num_classes=num_classes, progress=progress)
     model = Model(
         loaded.state,
@@ -71,13 +72,12 @@ def load(
     return model if device is None else model.to(_device(device))
 
 
-def _saved(name: str, weights: object) -> tuple[Architecture, object]:
-    """Return the architecture in the folder or hub id ``name``, and its weights (``None`` for random ones)."""
-    saved = read_saved(name)
+def _saved(saved: SavedModel, weights: object) -> tuple[Architecture, object]:
+    """Return the architecture of a folder or hub id, and its weights (``None`` for random ones)."""
     if weights is not None and not (isinstance(weights, str) and weights == DEFAULT):
         raise WeightsError(
-            f"{name} has its own weights, but other weights were given too. Pass the folder alone, or the model's name "
-            f"with weights=: fastres.load({saved.arch.name!r}, weights=…)."
+            f"{saved.source} has its own weights, but other weights were given too. Pass the folder alone, or the "
+            f"model's name with weights=: fastres.load({saved.arch.name!r}, weights=…)."
         )
     return saved.arch, None if weights is None else saved
 

@@ -27,6 +27,11 @@ def field(config: Mapping[str, Any], key: str, kind: type[T], source: str, defau
     return value
 
 
+def fields(config: Mapping[str, Any], source: str, **defaults: Any) -> dict[str, Any]:
+    """Return the value of each field in ``defaults``; a field has the type of its default. Raises as :func:`field`."""
+    return {key: field(config, key, type(default), source, default) for key, default in defaults.items()}
+
+
 def whole_numbers(values: Any, key: str, source: str) -> tuple[int, ...]:
     """Return ``values`` as a tuple; raises ``ConfigError`` unless they are whole numbers of at least 1."""
     fits = isinstance(values, (list, tuple)) and len(values) > 0

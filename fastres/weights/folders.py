@@ -52,6 +52,16 @@ def names_a_folder(name: object) -> bool:
     return isinstance(name, str) and not Path(name).expanduser().exists() and _hub_id(name) is not None
 
 
+def find_saved(weights: object) -> SavedModel | None:
+    """Return the configuration of the folder or hub id that ``weights`` names; ``None`` if it names neither.
+
+    A :class:`SavedModel` is returned as it is. Raises the errors of :func:`read_saved`.
+    """
+    if isinstance(weights, SavedModel):
+        return weights
+    return read_saved(weights) if names_a_folder(weights) else None  # type: ignore[arg-type]
+
+
 def read_saved(name: str | os.PathLike[str]) -> SavedModel:
     """Read the configuration of the folder or cached hub id called ``name``; the weights are not read.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -15,58 +15,59 @@ from fastres.network.architectures import Architecture
 
 from . import published
 from .checkpoints import SUFFIXES, is_path_like, read_checkpoint
-from .folders import CONFIG, SavedModel, architecture_beside, names_a_folder, read_saved
+from .folders import CONFIG, SavedModel, architecture_beside, find_saved
 from .published import DEFAULT, WeightsEntry
 from .timm_config import refuse_anti_aliasing
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source of weights, described by ``text``.
+    """A source of weights, described by ``text``: a published ``entry``, a file at ``path``, or what was ``given``.
 
-    ``read`` returns the source's content: a state dict, or a dictionary around one. If ``shared``, the memory of its
-    tensors belongs to someone else. ``entry`` is the published entry and ``saved`` the configuration of a folder, if
-    the source is one of these.
+    ``saved`` is the configuration of the folder that the file is in, if timm or transformers saved it.
     """
 
     text: str
-    read: Callable[[], object] = field(repr=False)
-    shared: bool = False
     entry: WeightsEntry | None = None
+    path: Path | None = None
     saved: SavedModel | None = None
+    given: object = field(default=None, repr=False)
+
+    @property
+    def shared(self) -> bool:
+        """True if the tensors read must be copied: they are the caller's, or mapped from a file that may change."""
+        mapped = self.path is not None and (self.saved is not None or self.path.suffix.lower() == ".safetensors")
+        return mapped or (self.entry is None and self.path is None)
+
+    def read(self, progress: bool) -> object:
+        """Return the source's content: a state dict, or a dictionary around one. May download it, with a bar."""
+        if self.entry is not None:
+            return published.read_entry(self.entry, progress)
+        return self.given if self.path is None else read_checkpoint(self.path)
 
 
-def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Source:
+def find_source(arch: Architecture, weights: Any) -> Source:
     """Return the source that ``weights`` means for ``arch``; see :func:`fastres.weights.load_state`.
 
     Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name,
     ``StateDictMismatchError`` if a folder holds another network, and the errors of
     :func:`~fastres.weights.folders.read_saved`.
     """
-    if isinstance(weights, SavedModel) or names_a_folder(weights):
-        return _saved_source(arch, weights if isinstance(weights, SavedModel) else read_saved(weights))
+    saved = find_saved(weights)
+    if saved is not None:
+        _check_same(arch, saved.arch, saved.source, saved.source)
+        return Source(saved.source, path=saved.weights, saved=saved)
     entry = _entry_of(arch.name, weights)
     if entry is not None:
-        return Source(
-            f"{entry.model} {entry.name} ({entry.file})", lambda: published.read_entry(entry, progress), entry=entry
-        )
-    if isinstance(weights, (str, PathLike)):
-        return _file_source(arch, Path(weights).expanduser())
-    return Source("a state dict", lambda: weights, shared=True)
-
-
-def _saved_source(arch: Architecture, saved: SavedModel) -> Source:
-    _check_same(arch, saved.arch, saved.source, saved.source)
-    return Source(saved.source, lambda: read_checkpoint(saved.weights), shared=True, saved=saved)
-
-
-def _file_source(arch: Architecture, path: Path) -> Source:
+        return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
+    if not isinstance(weights, (str, PathLike)):
+        return Source("a state dict", given=weights)
+    path = Path(weights).expanduser()
     refuse_anti_aliasing(path.stem, str(path))
     beside = architecture_beside(path)
     if beside is not None:
         _check_same(arch, beside, str(path), path.parent)
-    # safetensors maps the file: without a copy, the weights would change when the file is overwritten.
-    return Source(str(path), lambda: read_checkpoint(path), shared=path.suffix.lower() == ".safetensors")
+    return Source(str(path), path=path)
 
 
 def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:

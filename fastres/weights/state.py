@@ -60,8 +60,8 @@ def load_state(
     if weights is None:
         arch = arch if num_classes is None else arch.with_classes(num_classes)
         return LoadedWeights(random_state(arch), arch, None, "random initialisation", False)
-    source = find_source(arch, weights, progress)
-    state = to_torchvision(unwrap(source.read()), arch)
+    source = find_source(arch, weights)
+    state = to_torchvision(unwrap(source.read(progress)), arch)
     fitted = fit_state(state, arch, num_classes, source.text, copy=source.shared)
     if source.saved is not None:
         _check_classes(source.saved, arch, state)

@@ -18,7 +18,7 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture
 from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
 
-from .config_fields import field, whole_numbers
+from .config_fields import field, fields, whole_numbers
 
 PROCESSOR = "preprocessor_config.json"
 _PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -49,13 +49,15 @@ def _classes_of(config: Mapping[str, Any]) -> str:
 
 def architecture(config: Mapping[str, Any], source: str) -> Architecture:
     """Return the network that a transformers ``ResNetConfig`` describes: a known model or a new architecture."""
-    activation = field(config, "hidden_act", str, source, "relu")
+    said = fields(
+        config, source, hidden_act="relu", num_channels=3, layer_type="bottleneck", downsample_in_bottleneck=False,
+        downsample_in_first_stage=False,
+    )  # fmt: skip
+    activation, channels, block = said["hidden_act"], said["num_channels"], said["layer_type"]
     if activation != "relu":
         raise ArchitectureError(f"{source} has the activation {activation!r}; fastres runs only 'relu'.")
-    channels = field(config, "num_channels", int, source, 3)
     if channels != 3:
         raise ArchitectureError(f"{source} takes images of {channels} channels; fastres takes only 3 (RGB).")
-    block = field(config, "layer_type", str, source, "bottleneck")
     if block not in ("basic", "bottleneck"):
         raise ConfigError(f"{source}: layer_type is {block!r}; it must be 'basic' or 'bottleneck'.")
     depths = whole_numbers(config.get("depths", [3, 4, 6, 3]), "depths", source)
@@ -67,16 +69,14 @@ def architecture(config: Mapping[str, Any], source: str) -> Architecture:
     (stem,) = whole_numbers([config.get("embedding_size", 64)], "embedding_size", source)
     if block == "bottleneck" and any(size % 4 for size in sizes):
         raise ArchitectureError(f"{source} has bottlenecks of {sizes} channels; fastres runs only multiples of 4.")
-    first_1x1 = field(config, "downsample_in_bottleneck", bool, source, False) and block == "bottleneck"
-    first_stage = field(config, "downsample_in_first_stage", bool, source, False)
     found = Architecture(
         name=f"resnet-{block}-{'-'.join(map(str, depths))}",
-        block=block,  # type: ignore[arg-type]
+        block=block,
         depths=depths,
         widths=tuple(size // 4 for size in sizes) if block == "bottleneck" else sizes,
         stem_widths=(stem,),
-        stride_in_1x1=first_1x1,
-        first_stage_stride=2 if first_stage else 1,
+        stride_in_1x1=said["downsample_in_bottleneck"] and block == "bottleneck",
+        first_stage_stride=2 if said["downsample_in_first_stage"] else 1,
     )
     return next((row for row in ARCHITECTURES.values() if replace(row, name=found.name) == found), found)
 
@@ -100,45 +100,51 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     """
     name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "an image processor")
     convnext = name.startswith(_CONVNEXT)
-    for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_convert_grayscale", False), ("do_pad", False)):
-        if field(config, key, bool, source, wanted) != wanted:
+    needed = {"do_resize": True, "do_rescale": True, "do_convert_grayscale": False, "do_pad": False}
+    mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    said = fields(
+        config, source, **needed, rescale_factor=1 / 255, resample=3 if convnext else 2, do_center_crop=False,
+        do_normalize=True, image_mean=mean, image_std=std, **({"crop_pct": 224 / 256} if convnext else {}),
+    )  # fmt: skip
+    for key, wanted in needed.items():
+        if said[key] != wanted:
             raise _unsupported(source, f"{name} has {key}={not wanted}")
-    scale = field(config, "rescale_factor", float, source, 1 / 255)
-    if abs(scale * 255 - 1) > 1e-6:
-        raise _unsupported(source, f"{name} scales pixels by {scale}, not by 1/255")
-    resample = field(config, "resample", int, source, 3 if convnext else 2)
+    if abs(said["rescale_factor"] * 255 - 1) > 1e-6:
+        raise _unsupported(source, f"{name} scales pixels by {said['rescale_factor']}, not by 1/255")
+    resample, crops = said["resample"], said["do_center_crop"]
     if resample not in _PILLOW_FILTERS:
         raise _unsupported(source, f"{name} resizes with Pillow's filter {resample}, not 2 (bilinear) or 3 (bicubic)")
-    resize, crop = _convnext_sizes(config, source) if convnext else _sizes(config, name, source)
-    normalise = field(config, "do_normalize", bool, source, True)
-    mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    if convnext:
+        resize, crop = _convnext_sizes(config, said["crop_pct"], crops, source)
+    else:
+        resize, crop = _sizes(config, name, crops, source)
+    normalise = said["do_normalize"]
     return Transforms(
         resize,
         crop,
-        mean=tuple(field(config, "image_mean", list, source, mean)) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(field(config, "image_std", list, source, std)) if normalise else (1.0, 1.0, 1.0),
+        mean=tuple(said["image_mean"]) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(said["image_std"]) if normalise else (1.0, 1.0, 1.0),
         interpolation=_PILLOW_FILTERS[resample],  # type: ignore[arg-type]
         crop_rounding="down",
     )
 
 
-def _convnext_sizes(config: Mapping[str, Any], source: str) -> tuple[int, int]:
+def _convnext_sizes(config: Mapping[str, Any], share: float, crops: bool, source: str) -> tuple[int, int]:
     size = _length(config.get("size", 384), "size", "shortest_edge", source)
     if size >= _WARPS_FROM:
         raise _unsupported(
             source, f"ConvNextImageProcessor squashes images to {size}×{size} if the size is {_WARPS_FROM} or more"
         )
-    share = field(config, "crop_pct", float, source, 224 / 256)
     if not 0 < share <= 1:
         raise ConfigError(f"{source}: crop_pct is {share}; it must be above 0 and at most 1.")
-    if field(config, "do_center_crop", bool, source, False):
+    if crops:
         raise _unsupported(source, "ConvNextImageProcessor crops twice (do_center_crop)")
     return int(size / share), size
 
 
-def _sizes(config: Mapping[str, Any], name: str, source: str) -> tuple[int, int]:
+def _sizes(config: Mapping[str, Any], name: str, crops: bool, source: str) -> tuple[int, int]:
     """Return the sizes of a processor that resizes the short side and then crops the centre."""
-    if not field(config, "do_center_crop", bool, source, False):
+    if not crops:
         raise _unsupported(source, f"{name} resizes images without cropping them")
     resize = _length(config.get("size"), "size", "shortest_edge", source)
     return resize, _length(config.get("crop_size"), "crop_size", "height", source)
