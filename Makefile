@@ -64,9 +64,9 @@ gpu: $(READY)
 gpu-home: $(READY)
 	$(PYTHON) -m bench.visit.home $(ARCHIVE)
 
-# pip compiles bytecode on one core, so compileall does it afterwards on all cores. Some packages contain files for other
+# pip compiles bytecode on one core, so compileall does it later on all cores. Some packages contain files for other
 # interpreters, which do not compile.
-# torch is installed first and alone, torchvision last and without dependencies. The same pin is a CPU build on one machine
+# torch is installed first and alone, torchvision last, without dependencies. The same pin is a CPU build on one machine
 # and a CUDA build on another, and torchvision's dependency on torch must not replace it.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BASE_PYTHON) -c 'import sys; sys.exit("fastres needs Python 3.10 or newer, this is " + sys.version) if sys.version_info < (3, 10) else None'
