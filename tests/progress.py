@@ -1,6 +1,6 @@
-"""``pytest -p tests.progress``: every ten seconds a line that says what has run and what runs now.
+"""``pytest -p tests.progress``: print every ten seconds which tests have run and which are running.
 
-In place of a dot for each test. A failure is named when it happens, not at the end alone.
+It replaces the dot for each test. A failure is printed when it happens, not only at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SECONDS = 10  # between two lines
 
 
 class Progress:
-    """Counts tests as they begin and end; with xdist those of all workers."""
+    """Counts tests as they begin and end. With xdist it counts those of all workers."""
 
     def __init__(self) -> None:
         self.start = time.monotonic()
@@ -54,7 +54,7 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
-        """No letters: they would run into the lines."""
+        """Print no letters, because they would mix with the lines."""
         if not isinstance(report, pytest.TestReport) or hasattr(report, "wasxfail"):
             return None
         if report.failed:
@@ -70,7 +70,7 @@ class Progress:
             self.say(self.line())
 
     def line(self) -> str:
-        """Time, share, counts and the tests that run, the longest-running first."""
+        """Return time, share, counts and the running tests, the longest-running first."""
         now = time.monotonic()
         with self._lock:
             running = sorted(self.running.items(), key=lambda pair: pair[1])

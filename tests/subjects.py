@@ -1,4 +1,4 @@
-"""What several test files try things on: the GPU family of the TMA kernels, a network with every kind of step."""
+"""Shared test subjects: whether the GPU is of the TMA kernels' family, and networks with every kind of step."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ EVERY_STEP = Architecture(
 
 
 def shallow(name: str) -> Architecture:
-    """As wide as the published network, with as few blocks as have every kind."""
+    """Return a network as wide as the published one, with the fewest blocks that include every kind."""
     return replace(get_architecture(name), depths=(1, 2), widths=(64, 128))

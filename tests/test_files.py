@@ -1,4 +1,4 @@
-"""A file that is written whole, or not at all."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_takes_its_place_when_the_block_ends(tmp_path: Path, before: bytes | Non
     if before is not None:
         path.write_bytes(before)
     with written_whole(path) as temporary:
-        assert temporary.parent == tmp_path, "a file system renames only within itself"
+        assert temporary.parent == tmp_path, "a rename only works within one file system"
         assert not temporary.exists()
         temporary.write_bytes(b"after")
         assert (path.read_bytes() if path.exists() else None) == before
@@ -45,7 +45,7 @@ def test_two_at_a_time_do_not_meet(tmp_path: Path) -> None:
     with written_whole(path) as first, written_whole(path) as second:
         first.write_bytes(b"first")
         second.write_bytes(b"second")
-    assert path.read_bytes() == b"first", "the last to end"
+    assert path.read_bytes() == b"first", "the content of the last to end"
     assert list(tmp_path.iterdir()) == [path]
 
 

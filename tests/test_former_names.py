@@ -1,4 +1,4 @@
-"""Names that modules had before they moved into rooms: imports, commands and saved models keep them."""
+"""Former names of modules that moved into rooms still work in imports, commands and saved models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastres.aliases import FORMER_NAMES
 
 ROOT = Path(__file__).parents[1]
 
-# What files saved by 0.1.0 name: a model, its backbone, its plan, its predictions and its explanation.
+# The classes in files saved by 0.1.0: a model, its backbone, its plan, its predictions and its explanation.
 SAVED = {
     "fastres.architectures": ("Architecture",),
     "fastres.backbone": ("Backbone",),
@@ -50,7 +50,7 @@ def test_names_in_saved_files() -> None:
 
 
 def with_former_names(data: bytes) -> bytes:
-    """A pickle (protocol 2) as if its classes stood in the modules of :data:`SAVED`."""
+    """Return a pickle (protocol 2) whose classes have the modules of :data:`SAVED`."""
     for module, names in SAVED.items():
         for name in names:
             today = getattr(importlib.import_module(module), name).__module__
@@ -83,7 +83,7 @@ def test_a_saved_object_with_former_names_loads(what: str) -> None:
 
 
 def test_every_command_has_its_former_name() -> None:
-    """Each shows its help, in one process: what takes time is importing torch."""
+    """Each command shows its help. All run in one process, because importing torch takes most of the time."""
     code = (
         "import contextlib, io, json, runpy, sys, warnings\n"
         "warnings.simplefilter('ignore')\n"

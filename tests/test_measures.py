@@ -1,7 +1,7 @@
-"""The measures themselves, on any processor: right results pass them, wrong ones do not.
+"""The measures themselves, on any processor: correct results pass them, wrong ones do not.
 
-Low precision is emulated in float32: weights, and what every step gives, are rounded to the dtype. So what a processor
-with bfloat16 or float16 computes is judged here on one that has neither.
+Low precision is emulated in float32: the weights and the result of every step are rounded to the dtype. So the results
+of a processor with bfloat16 or float16 can be tested on one that has neither.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def emulated(plan: Plan, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
 
 
 def with_step(plan: Plan, index: int, change: Callable[[Conv], Conv]) -> Plan:
-    """``plan`` with its ``index``-th convolution changed."""
+    """Return ``plan`` with its ``index``-th convolution changed."""
     convs = [step for step in plan.steps if isinstance(step, Conv)]
     steps = tuple(change(step) if step is convs[index] else step for step in plan.steps)
     return replace(plan, steps=steps)
@@ -76,7 +76,7 @@ def test_faults_are_seen(fault: str, dtype: torch.dtype) -> None:
 
 
 def test_a_coarser_dtype_is_seen() -> None:
-    """bfloat16 where float16 is asked for, float16 where float32 is, and products of tf32."""
+    """Tests bfloat16 instead of float16, float16 instead of float32, and products in TF32."""
     measure = yardstick("resnet18")[1]
     for coarse, asked in ((torch.bfloat16, torch.float16), (torch.float16, torch.float32)):
         with pytest.raises(AssertionError, match="error, limit"):
@@ -102,7 +102,7 @@ def test_one_wrong_batch_and_nan_are_seen() -> None:
 
 
 def test_the_truth_is_the_checkpoint_and_not_its_rounded_weights() -> None:
-    """Judged by its own rounded weights, eager would have a part of its error forgiven, and others would not."""
+    """If the truth had rounded weights, part of eager's error would not count, while that of others would."""
     module, measure = yardstick("resnet18")
     with torch.no_grad():
         rounded = calibrated(get_architecture("resnet18")).bfloat16().double()(measure.inputs[0].double())
@@ -112,7 +112,7 @@ def test_the_truth_is_the_checkpoint_and_not_its_rounded_weights() -> None:
 
 
 def test_the_bound_of_float32_sums_is_theirs() -> None:
-    """Products added one after another, as a kernel with one accumulator does, are off by what the bound expects."""
+    """Products added one after another, as in a kernel with one accumulator, have the error that the bound expects."""
     for products in (64, 576, 4608):
         values = torch.randn(products, 4000, generator=torch.Generator().manual_seed(products))
         total = torch.zeros(4000)

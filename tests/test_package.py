@@ -1,4 +1,4 @@
-"""One import name: from the checkout, from a wheel, from the source distribution; and what these hold."""
+"""One import name in the checkout, in a wheel and in the source distribution; and the contents of these."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def python(code: str, cwd: Path, executable: str | Path = sys.executable, **vari
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources with their links, so that the checkout's build folder stays out of what is built."""
+    """A copy of the sources with their links, so that the checkout's build folder does not affect the build."""
     return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("copy") / "fastres", symlinks=True, ignore=not_from_git))
 
 
 @pytest.fixture(scope="module")
 def built(checkout: Path) -> tuple[Path, Path]:
-    """The source distribution made of the checkout, and the wheel made of the source distribution."""
+    """The source distribution built from the checkout, and the wheel built from the source distribution."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(checkout.parent), str(checkout)]
     subprocess.run(command, check=True, capture_output=True)
     (source,), (wheel,) = checkout.parent.glob("*.tar.gz"), checkout.parent.glob("*.whl")
@@ -54,7 +54,7 @@ def built(checkout: Path) -> tuple[Path, Path]:
 
 
 def modules(folder: Path) -> set[str]:
-    """The Python files that stand in ``fastres/``, through its links, by their path from ``folder``."""
+    """Return the Python files in ``fastres/``, including those behind links, by their path from ``folder``."""
     found = set()
     for place, folders, files in os.walk(folder / "fastres", followlinks=True):
         packages = [name for name in folders if (Path(place) / name / "__init__.py").exists()]
@@ -95,9 +95,9 @@ def test_the_source_distribution_holds_the_whole_repository(built: tuple[Path, P
 
 @pytest.mark.slow
 def test_the_wheel_works_from_a_clean_environment(built: tuple[Path, Path], tmp_path: Path, checkout: Path) -> None:
-    """A new environment with the wheel and, through a path file, this one's dependencies.
+    """A new environment with the wheel and, through a path file, the dependencies of this environment.
 
-    Imported from elsewhere it is the installed package; from the checkout's root it is the checkout's, whole.
+    Imported from elsewhere, fastres is the installed package. From the checkout's root, it is entirely the checkout's.
     """
     venv.create(tmp_path / "env", with_pip=False)
     executable = tmp_path / "env" / "bin" / "python"
@@ -125,7 +125,7 @@ def test_the_checkout_is_imported_with_nothing_installed(checkout: Path) -> None
 
 
 def test_no_module_is_imported_twice() -> None:
-    """By its bare name from the checkout's root a module is the one that has the long name."""
+    """From the checkout's root, a module with its short name is the same module as with its long name."""
     code = (
         "import bench.study.report, bench.run, export.onnx, fastres.bench.study.report, fastres.bench.run, sys\n"
         "from bench.measure import timing\n"
@@ -155,7 +155,7 @@ def test_python_m_runs_a_module_once() -> None:
 
 
 def test_the_name_kernels_is_left_to_others(tmp_path: Path) -> None:
-    """transformers looks for Hugging Face's ``kernels``: from the checkout's root it finds that one, or none."""
+    """transformers looks for Hugging Face's ``kernels``. From the checkout's root it finds that package, or none."""
     absent = "import kernels, importlib.util; assert not hasattr(kernels, '__file__')\nimport kernels.conv"
     with pytest.raises(AssertionError, match=r"No module named 'kernels\.conv'"):
         python(absent, ROOT)
@@ -170,5 +170,5 @@ def test_the_name_kernels_is_left_to_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PACKAGES)
 def test_the_links_lead_to_the_folders(name: str) -> None:
     link = ROOT / "fastres" / name
-    assert os.readlink(link) == f"../{name}", "a relative link, so that it works wherever the checkout lies"
+    assert os.readlink(link) == f"../{name}", "a relative link, so that it works wherever the checkout is"
     assert (ROOT / name / "__init__.py").samefile(link / "__init__.py")

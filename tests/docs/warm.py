@@ -2,7 +2,7 @@
 
 A page has a dozen commands, and importing torch takes most of the time of a short one. ``python warm.py SOCKET``
 imports torch, then runs the commands of its clients. Each runs in its own fork, with the client's folder, variables,
-input and output. The client is the ``fastres`` that a page finds on its PATH. The fork runs the command's real ``main``.
+input and output. The client is the ``fastres`` that a page finds on its PATH. A fork runs the real ``main``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CPU executor compared with float64 and with eager PyTorch's error, on networks whose logits depend on the image."""
+"""The CPU executor compared with float64, and with eager's error, on networks whose logits depend on the image."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_readme_shows_the_same_lines() -> None:
-    """The commands of the README's deployment section are those that the tests below run."""
+    """The code in the README's deployment section is that of the page, which the tests below run."""
     section = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8").split("## Deployment")[1].split("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert block in python_blocks()

@@ -1,7 +1,7 @@
-"""Launches without a GPU: everything up to the driver, with tensors of the CPU.
+"""Launch kernels without a GPU: everything up to the driver, with CPU tensors.
 
-Triton binds a launch's arguments, specialises on them and compiles for sm_90 exactly as it would on a GPU; only the
-launch itself is left out. So a wrong argument shows, and what it compiles can be compared with the ahead-of-time
+Triton binds the arguments of a launch, specialises on them and compiles for sm_90 exactly as on a GPU. Only the launch
+itself is left out. So wrong arguments raise errors, and the compiled code can be compared with the ahead-of-time
 inspection.
 """
 
@@ -23,7 +23,7 @@ from fastres.kernels.routing.cards import H100
 
 @dataclass(frozen=True)
 class Launched:
-    """A launch that went as far as compiling; ``key`` is what Triton's cache knows the code by."""
+    """A launch that stopped after compiling. ``key`` is the key of the code in Triton's cache."""
 
     kernel: str
     key: str
@@ -33,7 +33,7 @@ class Launched:
 
 @contextmanager
 def dry_launches(patch: pytest.MonkeyPatch) -> Iterator[list[Launched]]:
-    """Launches on CPU tensors are compiled for an H100 and listed."""
+    """Compile launches on CPU tensors for an H100, and list them."""
     launched: list[Launched] = []
     run = JITFunction.run
 

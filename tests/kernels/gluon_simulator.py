@@ -1,10 +1,10 @@
-"""Gluon on a CPU, as far as warp-specialised TMA kernels go: what Triton's interpreter does not offer.
+"""Simulate Gluon on a CPU, as far as warp-specialised TMA kernels need it. Triton's interpreter cannot run Gluon.
 
-A kernel's partitions run as threads, one program after the other. Everything asynchronous is as late as the hardware
-may be: a TMA load spoils its target at once and fills it after a random delay, in any order with others; a TMA store
-reads its source then; a product is only computed when it is waited for. mbarriers count arrivals and bytes as on the
-GPU. So a buffer that is read too early, or handed back too early, shows in the result, and a missing hand-over as a
-``Deadlock``.
+The partitions of a kernel run as threads, one program after the other. Everything asynchronous is as late as the
+hardware may be. A TMA load fills its target with NaN at once, and with data after a random delay, in any order with
+other loads. A TMA store reads its source after such a delay. A product is only computed when the kernel waits for it.
+mbarriers count arrivals and bytes as on the GPU. So a buffer that is read too early, or released too early, gives a
+wrong result, and a missing arrival raises ``Deadlock``.
 
 Not simulated: what happens between the warps of one partition (the compiler's part), memory proxies, and layouts.
 """
@@ -27,11 +27,11 @@ PATIENCE_S = 20.0
 
 
 class Deadlock(AssertionError):
-    """A partition waited for a hand-over that does not come."""
+    """A partition waits for an arrival that never comes."""
 
 
 class Whole(int):
-    """An integer that is divided only where Python and the GPU, which round differently, agree."""
+    """An integer that rejects divisions for which Python and the GPU, which round differently, disagree."""
 
     def __floordiv__(self, other: int) -> Whole:
         assert self >= 0, "the GPU rounds towards zero"
@@ -61,7 +61,7 @@ for _name in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__
 
 
 class Barrier:
-    """An mbarrier: a phase ends when all have arrived and all expected bytes have come."""
+    """An mbarrier: a phase ends after all arrivals, when all expected bytes have been transferred."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -88,7 +88,7 @@ class Barrier:
 
 @dataclass
 class Shared:
-    """Buffers in shared memory, as float32; what is not written yet, or being written, is NaN."""
+    """Buffers in shared memory, as float32. Elements that are not yet written, or being written, are NaN."""
 
     values: Tensor
 
@@ -120,7 +120,7 @@ class Pointer:
 
 
 class Descriptor:
-    """A tensor that TMA moves in boxes: zeros outside it are read, and nothing is written there."""
+    """A tensor that TMA moves in boxes. Outside the tensor, reads give zeros and writes do nothing."""
 
     def __init__(self, host: Any) -> None:
         self.tensor = host.base.as_strided(host.shape, host.strides)
@@ -129,7 +129,7 @@ class Descriptor:
         self.block_type = SimpleNamespace(shape=self.box, nbytes=size)
 
     def _parts(self, corner: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The box's part inside the tensor, in the tensor and in the box."""
+        """Return the part of a box inside the tensor, as slices of the tensor and of the box."""
         assert len(corner) == len(self.box)
         inside, within = [], []
         for start, length, size in zip(corner, self.box, self.tensor.shape, strict=True):
@@ -152,14 +152,14 @@ class Descriptor:
 
 @dataclass
 class Accumulator:
-    """Products that have been issued and those that are done."""
+    """The products that have been issued, and those that are done."""
 
     done: Tensor
     issued: list[tuple[Shared, Shared]] = field(default_factory=list)
 
 
 class Engine:
-    """The TMA unit: does what it was told some time later, in an order of its own."""
+    """The TMA unit: runs its commands after a delay, in random order."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -176,7 +176,7 @@ class Engine:
                 self.changed.wait_for(lambda: self.work or self.stopped)
                 if not self.work:
                     return
-                # Often let more work come in, so that the order is not the one of issue.
+                # Often wait for more work, so that the order differs from the order of issue.
                 if self.random.random() < 0.5:
                     self.changed.wait(0.0005)
                 todo = self.work.pop(self.random.randrange(len(self.work)))
@@ -198,7 +198,7 @@ class Engine:
 
 
 class Simulator:
-    """Stands for the Gluon modules that a kernel's module imports; ``launch`` runs one of its kernels."""
+    """Replaces the Gluon modules that a kernel's module imports. ``launch`` runs one of its kernels."""
 
     def __init__(self, module: ModuleType, patch: pytest.MonkeyPatch, seed: int = 0) -> None:
         self.module, self.seed, self.programs, self.program = module, seed, 1, 0
@@ -250,7 +250,7 @@ class Simulator:
     # -- a launch ------------------------------------------------------------------------------------------------
 
     def launch(self, kernel: Callable[..., None]) -> Any:
-        """``kernel`` to be launched as Triton's are: ``launch(kernel)[grid](…)``, with tensors of the CPU."""
+        """Return ``kernel`` in a form that is launched like Triton's: ``launch(kernel)[grid](…)``, with CPU tensors."""
 
         class Launcher:
             def __getitem__(_, grid: tuple[int]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The convolution kernel against its meaning in float64, in Triton's interpreter and, where there is one, on a GPU."""
+"""The convolution kernel compared with float64, in Triton's interpreter and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# (N, H, W, C, K, filter, stride, padding, groups): every kind of layer of the family, odd sizes, and sizes of none.
+# (N, H, W, C, K, filter, stride, padding, groups): every kind of layer in ResNets, odd sizes, and other sizes.
 CASES = [
     (2, 9, 7, 64, 64, 3, 1, 1, 1),
     (1, 13, 11, 64, 128, 3, 2, 1, 1),
     (3, 8, 5, 128, 64, 1, 1, 0, 1),
     (2, 9, 7, 64, 128, 1, 2, 0, 1),
-    (1, 6, 7, 128, 128, 3, 1, 1, 32),  # ResNeXt, 4 channels a group
-    (1, 7, 6, 128, 128, 3, 2, 1, 16),  # 8 channels a group
+    (1, 6, 7, 128, 128, 3, 1, 1, 32),  # ResNeXt, 4 channels per group
+    (1, 7, 6, 128, 128, 3, 2, 1, 16),  # 8 channels per group
     (1, 5, 6, 96, 192, 3, 1, 1, 3),
     (1, 7, 6, 20, 24, 5, 3, 2, 1),
     (1, 7, 6, 24, 36, 3, 1, 1, 3),
@@ -100,7 +100,7 @@ ROUTED = sorted(
 
 @pytest.mark.parametrize("config", ROUTED, ids=str)
 def test_every_routed_configuration(config: ConvConfig) -> None:
-    """The interpreter has configurations of its own; these are the ones that GPUs get."""
+    """Tests the configurations for GPUs. The interpreter normally gets other ones."""
     dtype = torch.float32 if config.note else torch.float16
     case = (1, 9, 8, 72, 40, 3, 1, 1, 1)
     x, weight, bias, residual = make(case, dtype, seed=2)
@@ -114,7 +114,7 @@ def test_every_routed_configuration(config: ConvConfig) -> None:
     ("case", "split"), [*((CASES[i], split) for i in (0, 2, 6) for split in (2, 3, 8)), (CASES[6], 32)], ids=str
 )
 def test_programs_that_share_a_tile(case: tuple[int, ...], split: int) -> None:
-    """Also more of them than the reduction has blocks. The counters are zeros again afterwards, for the next launch."""
+    """Also tests more parts than the reduction has blocks. Afterwards the counters are zero for the next launch."""
     x, weight, bias, residual = make(case, torch.float16, seed=8)
     *_, stride, padding, groups = case
     config = ConvConfig("conv", 32, 32, 32, 4, 2, split=split)
@@ -188,7 +188,7 @@ def test_wide_offsets_give_the_same_result() -> None:
 
 
 def test_more_than_2_31_elements() -> None:
-    """A 4 GiB input of which almost every page is never touched: only the strided pixels are written and read."""
+    """The input has 4 GiB but almost no page is touched: only the strided pixels are written and read."""
     stride, size, channels = 4096, 16640, 8
     case = (1, size, size, channels, 16, 1, stride, 0, 1)
     x = torch.empty(1, size, size, channels, dtype=torch.float16, device=DEVICE)

@@ -1,4 +1,4 @@
-"""The convolution with specialised warps: on a GPU of the sm_90 family, and anywhere in a simulation of Gluon."""
+"""The convolution with specialised warps: on a GPU of the sm_90 family, and elsewhere in a simulation of Gluon."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def tensors(shape: ConvShape, residual: bool, device: str, dtype: torch.dtype) -
 
 
 def error(shape: ConvShape, config: ConvConfig, residual: bool, device: str, dtype: torch.dtype) -> float:
-    """The kernel's error against float64; the residual's tensor also takes the result."""
+    """Return the kernel's error compared with float64. The result overwrites the residual's tensor."""
     x, weight, bias, added = tensors(shape, residual, device, dtype)
     settings: dict[str, Any] = {"stride": shape.stride, "padding": shape.padding, "relu": True}
     exact = reference.conv2d(
@@ -146,7 +146,9 @@ def test_the_simulation_sees_a_missing_hand_over(simulator: Simulator, monkeypat
 
 def test_boxes_cover_the_tile_with_few_products() -> None:
     large = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
-    assert box_of(large, 128) == (128, 1, 1), "taps outside the image are left out for every pixel at the edge"
+    assert box_of(large, 128) == (128, 1, 1), (
+        "filter positions outside the image are left out for every pixel at the edge"
+    )
     assert box_of(large, 128, "conv_specialized_compact") == (32, 2, 2)
     assert box_of(replace(large, N=1), 128) == (1, 8, 16)
 

@@ -1,4 +1,4 @@
-"""The TMA convolution against its meaning in float64, in Triton's interpreter and, where there is one, on a GPU."""
+"""The TMA convolution compared with float64, in Triton's interpreter and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CASES = [
     (130, 3, 5, 72, 320, 1, 2, 0),
     (3, 5, 4, 8, 64, 1, 1, 0),
     (64, 2, 9, 16, 24, 5, 3, 2),
-    (64, 1, 1, 64, 64, 3, 1, 1),  # one tap of nine is inside
+    (64, 1, 1, 64, 64, 3, 1, 1),  # one of nine filter positions is inside
 ]
 # (N, H, W, C, K, filter, stride, padding, U, shortcut stride): the last convolution of a block with its projection.
 SHORTCUT_CASES = [

@@ -1,4 +1,4 @@
-"""Routing through tuned tables, and every kernel behind one call."""
+"""Routing through tuned tables, and the call that launches any kernel."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_tuned_configurations_come_before_rules(configs: Path) -> None:
     assert dispatch.route(SHAPE, torch.float16, H100, residual=True) == FAST
     small = ConvShape(2, 14, 14, 256, 1024, 1, 1, 1, 0)
     assert dispatch.route(small, torch.float16, H100, residual=True) == SLOW
-    # bfloat16 runs as float16 does; another dtype, residual or layer is not what was tuned.
+    # bfloat16 uses the float16 entries. Entries for another dtype, residual or layer do not apply.
     assert dispatch.route(SHAPE, torch.bfloat16, H100, residual=True) == FAST
     for shape, dtype, residual in ((SHAPE, torch.float32, True), (SHAPE, torch.float16, False)):
         assert dispatch.route(shape, dtype, H100, residual=residual) == route_conv(shape, dtype, H100)
@@ -185,7 +185,7 @@ def test_a_table_of_the_same_architecture_serves_a_card_without_one(
     assert not index.is_own
     (first, *_) = index.entries(tuned(256, FAST).layer)
     assert not index.measured(first)
-    # Whether runs are joined and kernels start early carries over; what fits an L2 cache, and times, do not.
+    # Joined runs and early starts carry over to another card. Micro-batches (L2 cache sizes) and times do not.
     found = index.network("resnet50", 64, 224, 224, "bfloat16")
     assert found == replace(network, through="", images=0, microseconds=0.0, plain_microseconds=0.0)
     assert dispatch.tuned(L40S).entries(tuned(256, FAST).layer) == []
@@ -195,8 +195,8 @@ def test_a_cards_own_entries_come_before_others_layer_by_layer(configs: Path) ->
     write(configs, [tuned(1, SLOW)], gpu=H200.name)
     deep = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1)
     write(configs, [tuned(256, FAST), tuned(1, FAST, deep, residual=False)], gpu="NVIDIA GH200")
-    assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == SLOW, "of another batch, but of this card"
-    # FAST is a matrix product: what a kernel refuses is passed over, from any table.
+    assert dispatch.route(SHAPE, torch.float16, H200, residual=True) == SLOW, "for another batch, but for this card"
+    # FAST is a matrix product. A configuration that its kernel cannot run is skipped, from any table.
     assert dispatch.route(deep, torch.float16, H200) == route_conv(deep, torch.float16, H200)
 
 
@@ -261,7 +261,7 @@ def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
     assert (layer.relu, layer.out_dtype) == (False, torch.float32)
     plain = replace(layer, classifier=False)
     assert (plain.relu, plain.out_dtype) == (True, torch.float16)
-    for entry in (layer, plain):  # rows written before there were classifiers have no word of them
+    for entry in (layer, plain):  # rows written before classifiers were tuned lack this key
         text = to_json(Table((Tuned(entry, product, 5.0, 9.0),)), {})
         assert from_json(text, "here").layers[0].layer == entry
         assert ("classifier" in text) == entry.classifier

@@ -1,4 +1,4 @@
-"""The fused bottleneck kernel against its meaning in float64: in the interpreter and, where there is one, on a GPU."""
+"""The fused bottleneck kernel compared with float64: in the interpreter and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Tensors:
     projection: Tensor  # [K, 1, 1, U]
 
     def arguments(self) -> tuple[Tensor | None, ...]:
-        """What ``fused_into`` takes after ``y``."""
+        """Return the arguments of ``fused_into`` after ``y``."""
         merged = merge_shortcut_weight(self.weights[1], self.projection)
         return (
             self.x, self.weights[0], self.biases[0], merged, self.biases[1], self.residual, self.shortcut,
@@ -98,7 +98,7 @@ def make(case: Case, dtype: torch.dtype, seed: int = 0) -> Tensors:
 
 
 def truth(case: Case, t: Tensors) -> tuple[Tensor, Tensor | None]:
-    """The three convolutions one after the other in float64."""
+    """Compute the three convolutions one after the other in float64."""
     w1, w2, w3 = (weight.double() for weight in t.weights)
     if t.shortcut is None:
         assert t.residual is not None

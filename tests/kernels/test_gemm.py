@@ -1,4 +1,4 @@
-"""The TMA matrix product against its meaning in float64, in Triton's interpreter and, where there is one, on a GPU."""
+"""The TMA matrix product compared with float64, in Triton's interpreter and, if there is one, on a GPU."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_writes_every_output_and_nothing_else(config: ConvConfig) -> None:
 
 
 def test_channels_past_the_end_of_x_do_not_count() -> None:
-    """Boxes of x and the weights that reach past C: memory behind them is NaN."""
+    """Boxes of x and of the weights reach past C, where memory is NaN."""
     c, config = 72, SMALL
     memory = torch.full((2, 150, c), float("nan"), dtype=torch.float16, device=DEVICE)
     x, weight, bias, _, _ = make(150, c, 64, 0, torch.float16, seed=4)

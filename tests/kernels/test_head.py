@@ -1,4 +1,4 @@
-"""Average pool and classifier against their meaning in float64."""
+"""Average pool and classifier compared with float64."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a launch compiles is what the ahead-of-time inspection inspects, for every kernel and for whole networks.
+"""Launches compile the same code as the ahead-of-time inspection, for every kernel and for whole networks.
 
-The same key in Triton's cache: what was compiled ahead of time, many at once, no launch compiles again.
+The code has the same key in Triton's cache, so a launch does not compile again what was compiled ahead of time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, resid
     ids=str,
 )
 def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtype) -> None:
-    """Whole networks as the rules run them; with 16 larger images the stem prepares them first."""
+    """Runs whole networks as the rules choose. For 16 larger images a kernel first prepares them for the stem."""
     arch = EVERY_STEP if name == "every step" else GROUPS
     plan = build_plan(calibrated(arch).state_dict(), arch, dtype=torch.float16)
     batch, size = (2, 64) if name == "every step" else (16, 224)
@@ -86,7 +86,7 @@ def test_networks(monkeypatch: pytest.MonkeyPatch, name: str, source: torch.dtyp
     items = plan_compilations(plan, H100, batch=batch, height=size, width=size, dtype=torch.float16)
     known = {inspected(item) for item in items}
     assert [launch.kernel for launch in launched if launch.key not in known] == []
-    assert len({launch.key for launch in launched}) == len(known) - 2, "but for the other kinds of pixels"
+    assert len({launch.key for launch in launched}) == len(known) - 2, "except for the other kinds of pixels"
     assert not any(launch.early or "griddepcontrol" in launch.ptx for launch in launched)
 
 
@@ -126,7 +126,7 @@ def test_an_early_kernel_is_inspected_as_it_is_launched(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_joined_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run of a ResNet-50 that a kernel takes, joined, as a tuned table would have it."""
+    """Every run of a ResNet-50 that a kernel supports is joined, as a tuned table may demand."""
     arch = get_architecture("resnet50")
     plan, shapes = outline(arch, torch.float16), outline(arch, torch.float16).shapes(64, 64, 64)
     entries = []

@@ -1,4 +1,4 @@
-"""Window pools against their meaning in float64."""
+"""Window pools compared with float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation against its meaning in float64."""
+"""Squeeze-and-excitation compared with float64."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def arguments(shape: tuple[int, ...], squeezed: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """x, residual, and weights under which the gates of different images and channels differ."""
+    """Return x, residual, and weights for which the gates of different images and channels differ."""
     generator = torch.Generator().manual_seed(0)
     c = shape[3]
     scale = torch.randn(shape[0], 1, 1, c, generator=generator)
@@ -42,8 +42,8 @@ def test_against_the_definition(shape: tuple[int, ...], squeezed: int, dtype: to
     y = torch.ops.fastres.squeeze_excite(*values)
     expected = reference.squeeze_excite(*(value.double() for value in values))
     assert y.dtype == dtype
-    # The means and the squeezed features are rounded on the way, and a rounding of the gate's argument (of magnitude
-    # 3) changes the gate by up to 3/4 of it.
+    # The means and the squeezed features are rounded. A rounding error of the gate's argument (of magnitude 3) changes
+    # the gate by up to 3/4 of that error.
     tolerance = kernel_tolerance(dtype, shape[1] * shape[2] + shape[3] + squeezed, roundings=4, truncates=INTERPRETED)
     assert relative_error(y, expected) < tolerance
 
@@ -81,7 +81,7 @@ def test_split_reductions_share_the_callers_counters(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Tensor, "new_zeros", lambda *sizes, **options: made.append(sizes))
     squeeze_excite.squeeze_excite_into(residual, x, residual, *weights, arrived=arrived)
     assert not made
-    assert not arrived.any(), "left as they were found"
+    assert not arrived.any(), "unchanged"
     assert relative_error(residual, expected) < kernel_tolerance(torch.float32, 30 + 144 + 80, roundings=4)
 
 

@@ -1,4 +1,4 @@
-"""The stem kernel against its meaning in float64: inputs of every dtype and layout, with and without pooling."""
+"""The stem kernel compared with float64: inputs of every dtype and layout, with and without pooling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_input(case: tuple[int, ...], dtype: torch.dtype, layout: str, seed: int
     x = x.to(DEVICE)
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last)
-    if layout == "slice":  # neither: every second column of a wider picture
+    if layout == "slice":  # neither layout: every second column of a wider picture
         wide = torch.zeros(n, 3, h, 2 * w, dtype=x.dtype, device=DEVICE)
         wide[..., ::2] = x
         return wide[..., ::2]
@@ -84,7 +84,7 @@ def test_input_dtypes_and_layouts(dtype: torch.dtype, source: torch.dtype, layou
     y = run(case, x, weight, bias)
     expected = truth(case, x, weight, bias)
     assert y.shape == expected.shape
-    # Pixels and wider floats are rounded to the computing dtype on the way in, all results on the way out.
+    # Pixels and wider floats are rounded to the computing dtype when they are read, and all results when written.
     tolerance = kernel_tolerance(dtype, weight[0].numel(), roundings=2, truncates=INTERPRETED)
     assert relative_error(y, expected) < tolerance
 

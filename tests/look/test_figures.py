@@ -110,7 +110,7 @@ class TestPlaces:
 
     @pytest.mark.parametrize(("row", "column"), [(80, 144), (144, 96), (112, 112)])
     def test_a_change_shows_where_it_was_made(self, row: int, column: int) -> None:
-        """A bright spot moves the centroid of what changes in the last stage to its own place, not half a cell off."""
+        """A bright spot changes the last stage around its own place, not half a cell off, judged by the centroid."""
         errors = []
         for seed in range(3):
             module = calibrated(get_architecture("resnet18"), seed=seed)
@@ -128,7 +128,7 @@ class TestPlaces:
     @pytest.mark.parametrize(("height", "width"), [(427, 640), (640, 427), (8, 8), (100, 300)])
     @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (32, 32), (64, 96)])
     def test_crop_box_is_what_the_crop_keeps(self, height: int, width: int, resize: int, crop: int) -> None:
-        """Each pixel of an image that says where it is, cropped, says where the box says."""
+        """Each pixel of a crop comes from the place that the box gives. The pixels hold their own coordinates."""
         transforms = Transforms(resize=resize, crop=crop)
         rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         image = torch.stack([rows / height, columns / width, torch.ones(height, width)])
@@ -277,5 +277,5 @@ class TestCommand:
 
 
 def _axes(figure: Figure) -> list:  # type: ignore[type-arg]
-    """All axes, those of sub-figures among them, without colour bars."""
+    """Return all axes, including those of sub-figures, without colour bars."""
     return [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]

@@ -92,7 +92,7 @@ class TestNames:
         backbone = fastres.Backbone(model, STAGES)
         assert backbone.channels == dict(zip("0123", CHANNELS, strict=True))
         assert backbone.strides == {"0": 4, "1": 8, "2": 16, "3": 32}
-        assert not hasattr(backbone, "out_channels"), "there is no one number for all maps"
+        assert not hasattr(backbone, "out_channels"), "there is no single number for all maps"
         assert fastres.Backbone(model, {"layer4": "0"}).out_channels == 512
         cifar = fastres.Backbone(fastres.load("resnet20", None), ["relu", "layer1", "layer2", "layer3"])
         assert list(cifar.strides.values()) == [1, 1, 2, 4]
@@ -166,7 +166,7 @@ class TestAsModule:
 
 
 class _Only(nn.Module):
-    """One map of a backbone's."""
+    """Returns one of a backbone's feature maps."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Pyramid(nn.Module):
 
 
 class TestCompiled:
-    """The backbone is one op in a surrounding model's graph; a break would raise."""
+    """The backbone is one op in the graph of the surrounding model. A graph break would raise."""
 
     @pytest.fixture
     def pyramid(self, model: fastres.Model) -> nn.Module:
@@ -240,7 +240,7 @@ class TestInsideTorchvision:
     @torch.no_grad()
     @pytest.mark.parametrize("epsilon", [None, 0.0, 1e-3])
     def test_the_body_of_a_live_detector(self, module: nn.Module, x: Tensor, epsilon: float | None) -> None:
-        """Its batch norm is frozen; torchvision's published detectors have an epsilon of zero."""
+        """Its batch norm is frozen. torchvision's published detectors have an epsilon of zero."""
         theirs = resnet_fpn_backbone(backbone_name="resnet18", weights=None).eval()
         theirs.body.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("fc.")})
         if epsilon is not None:
@@ -293,7 +293,7 @@ class TestInsideTorchvision:
         ours = copy.deepcopy(theirs)
         ours.backbone.body = fastres.Backbone(model, STAGES)
         images = [torch.rand(3, 96, 120), torch.rand(3, 110, 96)]
-        with torch._dynamo.config.patch(disable=True):  # roi_align in Python would be compiled for minutes
+        with torch._dynamo.config.patch(disable=True):  # compiling roi_align in Python would take minutes
             results = ours(images), theirs(images)
         for found, expected in zip(*results, strict=True):
             assert len(expected["boxes"]) > 10
@@ -309,7 +309,7 @@ def _assert_equal_maps(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 
 def _greedy_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """What torchvision's compiled ``nms`` does, which its wheels for CPU builds of torch lack."""
+    """Do what torchvision's compiled ``nms`` does. Its wheels for CPU builds of torch lack that op."""
     order = scores.argsort(descending=True, stable=True).tolist()
     overlaps = torchvision.ops.box_iou(boxes, boxes) > threshold
     kept: list[int] = []

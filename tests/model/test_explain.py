@@ -1,4 +1,4 @@
-"""``model.explain()``'s place under the roofline: worked out by hand, measured where it says so."""
+"""The roofline columns of ``model.explain()``, compared with numbers calculated by hand, and their source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNKNOWN = Gpu("NVIDIA Tomorrow", "sm_90", 132, 232_448)
 
 @pytest.fixture
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No GPU has tuned configurations but those that a test writes to ``FASTRES_CONFIGS``."""
+    """The only tuned configurations are those that a test writes to ``FASTRES_CONFIGS``."""
     monkeypatch.setenv(tables.VARIABLE, str(tmp_path))
     monkeypatch.setattr(tables, "FOLDER", tmp_path)
     _forget()
@@ -83,18 +83,18 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_estimated_shares(monkeypatch: py
 
 @pytest.mark.usefixtures("no_tables")
 def test_idle_multiprocessors_lower_the_estimated_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of 15 images the stem is 15·14 programs, each four pooled rows: nine of the convolution, seven of the filter each,
-    # whose loads are waited for. Two programs run at once on each of 132 multiprocessors.
+    # For 15 images the stem has 15·14 programs, each with four pooled rows: nine rows of the convolution, each with
+    # seven rows of the filter, whose loads are waited for. Two programs run at once on each of 132 multiprocessors.
     row = explained(monkeypatch, H200, 15).rows[0]
     chain = 2 * LOAD + 9 * 7 * LOAD
     assert row.microseconds == pytest.approx(1e6 * chain)
     assert chain * 1e6 > row.roofline_us * 9 / 8 * 264 / 210, "two waves of arithmetic"
-    # One image is 112 programs of one pooled row and half of its columns: three rows of the convolution, seven of the
-    # filter, whose loads are waited for.
+    # For one image it has 112 programs, each with half of one pooled row: three rows of the convolution, each with
+    # seven rows of the filter, whose loads are waited for.
     row = explained(monkeypatch, H200, 1).rows[0]
     assert row.microseconds == pytest.approx(1e6 * (2 * LOAD + 3 * 7 * LOAD))
     assert row.share < 0.1
-    # From 16 images on they are prepared: four channels a pixel, two bytes each, are written and read once more.
+    # From 16 images on they are prepared first: four channels per pixel, two bytes each, are also written and read.
     row = explained(monkeypatch, H200, 256).rows[0]
     preparing = 2 * 8 * 256 * 224 * 224 / 4800e9
     rounds = -(-256 * 7 // 264)  # two programs of 8 warps run at once on a multiprocessor

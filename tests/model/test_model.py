@@ -1,4 +1,4 @@
-"""The facade: a drop-in for torchvision's model, and clear errors for what it does not do."""
+"""The facade: a drop-in for torchvision's model, with clear errors for unsupported operations."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestDropIn:
         assert model.dtype == torch.float32
         assert model.half().dtype == torch.float16
         assert model.bfloat16().dtype == torch.bfloat16
-        assert next(model.parameters()).dtype == torch.float32, "the checkpoint stays as it was"
+        assert next(model.parameters()).dtype == torch.float32, "the checkpoint does not change"
         assert model.to(torch.float32).dtype == torch.float32
 
     def test_many_threads(self, model: fastres.Model) -> None:
@@ -251,7 +251,7 @@ class TestFromModule:
         with torch.no_grad():
             module.conv1.weight.mul_(2)  # type: ignore[union-attr,operator]
         assert torch.equal(fastres.from_module(torchvision_module("resnet18"))(x), expected)
-        model.float()  # folds anew
+        model.float()  # folds again
         assert torch.equal(model(x), expected)
 
     def test_dilated_strides_are_refused(self) -> None:
@@ -312,12 +312,12 @@ class TestErrors:
         with pytest.raises(DeviceError, match="The input is on meta and the model on cpu"):
             model(torch.zeros(1, 3, 64, 64, device="meta"))
 
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
     def test_cuda_without_a_gpu(self, model: fastres.Model, x: torch.Tensor) -> None:
         for move in (model.cuda, lambda: model.to("cuda"), lambda: fastres.load("resnet18", None, device="cuda")):
             with pytest.raises(DeviceError, match="No CUDA GPU is available here"):
                 move()
-        assert model(x).shape == (3, 1000), "the model still works where it was"
+        assert model(x).shape == (3, 1000), "the model still works on its old device"
 
     def test_other_devices(self, model: fastres.Model) -> None:
         with pytest.raises(DeviceError, match="runs on 'cpu' and 'cuda' devices and was asked for 'meta'"):
@@ -362,7 +362,7 @@ class TestErrors:
 
 
 def test_import_is_light() -> None:
-    """torchvision, the kernels and the optional packages are imported when needed, if at all."""
+    """torchvision, the kernels and the optional packages are only imported when needed."""
     code = (
         "import sys, fastres; heavy = {'torchvision', 'triton', 'matplotlib', 'sklearn', 'onnx', 'rich', "
         "'torch._dynamo', 'torch._inductor'}; print(sorted(heavy & set(sys.modules)))"

@@ -1,4 +1,4 @@
-"""``model.predict``: images in, classes by falling probability out."""
+"""``model.predict``: takes images, returns classes in descending order of probability."""
 
 from __future__ import annotations
 

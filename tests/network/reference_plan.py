@@ -1,4 +1,4 @@
-"""Run a Plan by what its steps mean (``kernels/reference.py``), joined ones by their own, merged weights."""
+"""Run a Plan with the reference functions of its steps (``kernels/reference.py``), joined steps with merged weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fastres.network.plan import INPUT, Conv, Head, Joined, Plan, Stem
 
 @torch.no_grad()
 def run_plan(plan: Plan, x: Tensor, rounded: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, Tensor]:
-    """All values of ``plan`` for the images ``x`` [N, 3, H, W], in the dtype of its weights, NHWC.
+    """Return all values of ``plan`` for the images ``x`` [N, 3, H, W], in the dtype of its weights, NHWC.
 
-    ``rounded`` is applied to what each step gives.
+    ``rounded`` is applied to the result of each step.
     """
     values = {INPUT: x}
     for step in plan:

@@ -1,4 +1,4 @@
-"""The table against torchvision's models and against the numbers that the papers print."""
+"""The table of architectures, compared with torchvision's models and with the numbers in the papers."""
 
 from __future__ import annotations
 

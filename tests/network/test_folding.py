@@ -85,7 +85,7 @@ def test_bytes_of_a_step() -> None:
     assert cost.flops == 2 * pixels * 64 * 256
 
 
-# The widest ResNeXts have gigabytes of weights, and steps like the others'.
+# The widest ResNeXts have gigabytes of weights, and the same kinds of steps as the others.
 @pytest.mark.parametrize(
     "name", [name for name, row in ARCHITECTURES.items() if row.groups * row.width_per_group <= 256]
 )

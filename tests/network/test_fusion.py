@@ -1,4 +1,4 @@
-"""Joined plans compute what the plan computes, and the runs joined are those that save most."""
+"""Joined plans compute the same as the plan, and the chosen runs are those that save most."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def everything(run: Joined) -> float:
 
 
 def plan_of(name: str) -> Plan:
-    """In float64 throughout, so that sums of biases are exact too."""
+    """Everything is in float64, so that sums of biases are exact too."""
     arch = get_architecture(name)
     plan = build_plan(calibrated(arch).state_dict(), arch, dtype=torch.float64)
     return replace(plan, steps=tuple(replace(step, bias=step.bias.double()) for step in plan))
@@ -67,7 +67,8 @@ def test_splitting_gives_the_plan_back(name: str) -> None:
 def test_what_a_resnet50_joins() -> None:
     plan = outline(get_architecture("resnet50"), torch.float16)
     runs = [run for found in joinable(plan.steps).values() for run in found]
-    # 16 blocks: each from its 3×3, alone or with the next block's 1×1 (the last has none), and 4 merged shortcuts.
+    # 16 blocks. Each has a run from its 3×3, with or without the next block's 1×1 (the last block has no next), and
+    # there are 4 merged shortcuts.
     assert len(runs) == 16 + 15 + 4
     assert sum(run.shortcut is not None for run in runs) == 4 + 4 + 4
     joined = join(plan, everything)
@@ -100,11 +101,11 @@ def test_values_to_keep_are_written() -> None:
 
 
 def test_the_cover_saves_most() -> None:
-    """Two runs that overlap: the pair that saves more together wins over the single best run."""
+    """If runs overlap, the pair that saves more together wins over the single best run."""
     plan = outline(get_architecture("resnet50"), torch.float16)
 
     def saves(run: Joined) -> float:
-        # layer1.0's run takes the next block's first convolution; with it, that of layer1.1 cannot be … nothing lost.
+        # layer1.0's run takes the next block's first convolution. layer1.1's run does not need it, so nothing is lost.
         worth = {("layer1.0.conv2", True): 5.0, ("layer1.0.conv2", False): 4.0, ("layer1.1.conv2", False): 3.0}
         first = "" if run.first is None else run.first.name
         return worth.get((first, run.following is not None), -1.0)

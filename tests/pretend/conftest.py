@@ -1,4 +1,4 @@
-"""The pretend GPU that tests of host code run on."""
+"""The pretend GPU, on which the tests of host code run."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fastres.kernels.launch import INTERPRETED
 
 @pytest.fixture
 def pretence() -> Iterator[Pretence]:
-    """A pretend H100; a test that leaves a race behind fails."""
+    """A pretend H100. A test with a race fails."""
     with pretended() as found:
         yield found
         assert found.timeline.races == []
 
 
 def pretended(*args: object, **kwargs: object):  # type: ignore[no-untyped-def]
-    """``pretend_gpu``, where there can be one."""
+    """Return ``pretend_gpu``, or skip the test if this machine cannot have one."""
     if torch.backends.cuda.is_built() or not INTERPRETED:
-        pytest.skip("a GPU is pretended in Triton's interpreter, with a torch without CUDA")
+        pytest.skip("a pretend GPU needs Triton's interpreter and torch without CUDA")
     return pretend_gpu(*args, **kwargs)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def averages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of kernels, something quick that depends on the images."""
+    """Replace the kernels by something fast that depends on the images."""
 
     def average(self: GpuExecutor, x: Tensor, outputs: tuple[str, ...] = ()) -> list[Tensor]:
         return [x.float().mean((1, 2, 3))[:, None].expand(-1, 10).clone() for _ in outputs]

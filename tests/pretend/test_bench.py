@@ -1,4 +1,4 @@
-"""The benchmark, the tuner and their helpers on a pretend GPU: every line of Python up to the hardware."""
+"""The benchmark, the tuner and their helpers on a pretend GPU: all of the Python code above the hardware."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = Architecture("tiny", "bottleneck", (1,), (16,), stem="cifar", stem_widths
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A tiny network among the models, few repetitions, small ceilings, tables in a folder of the test's own."""
+    """A tiny network, few repetitions, small ceiling measurements, and tables in the test's own folder."""
     monkeypatch.setitem(architectures.ARCHITECTURES, "tiny", TINY)
     monkeypatch.setattr(ceilings, "_MATMUL_SIZE", {"cuda": 32, "cpu": 32})
     monkeypatch.setattr(ceilings, "_COPY_BYTES", {"cuda": 4096, "cpu": 4096})
@@ -57,7 +57,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 class Here:
-    """A pool of processes that all find whatever they are asked to compile good."""
+    """A process pool in which everything compiles well."""
 
     def __init__(self, **_: object) -> None:
         self.asked: list[Any] = []
@@ -101,7 +101,7 @@ def test_the_tuner_writes_a_table_that_is_then_used(
         assert [network.model for network in table.networks] == ["tiny"]
         assert all(entry.microseconds > 0 for entry in table.layers)
         assert json.loads(path.read_text())["arch"] == CARDS[card].arch
-        # What was tuned runs, and nothing is tuned twice.
+        # The tuned table is used, and nothing is tuned twice.
         expected = fastres.load("tiny", calibrated(TINY).state_dict(), num_classes=10)
         model = fastres.load("tiny", calibrated(TINY).state_dict(), num_classes=10, device="cuda")
         x = torch.randn(1, 3, 8, 8)
@@ -117,7 +117,7 @@ def progress(tmp_path: Path) -> Progress:
 
 
 def test_joined_runs_are_checked_and_timed(pretence: Pretence, tmp_path: Path) -> None:
-    """On Hopper, with kernels that read and write through descriptors."""
+    """Runs on a Hopper card, with kernels that read and write through descriptors."""
     tools = blocks.block_tools(H100, Here(), progress(tmp_path))  # type: ignore[arg-type]
     cases = blocks.cases(["tiny"], [1], 8, torch.float16, H100)
     assert cases
@@ -211,7 +211,7 @@ def test_kernel_benchmarks_time_graphs(pretence: Pretence, measured: bool) -> No
     x = torch.ones(4, device=CUDA)
 
     class Benchmark:
-        """pytest-benchmark's fixture."""
+        """Replaces the fixture of pytest-benchmark."""
 
         extra_info: dict[str, Any]
         stats = SimpleNamespace(stats=SimpleNamespace(median=0.02)) if measured else None
@@ -224,7 +224,7 @@ def test_kernel_benchmarks_time_graphs(pretence: Pretence, measured: bool) -> No
     layer = kernel_timing.layers("conv", 1, torch.float16, "resnet18", 32)[0]
     kernel_timing._ceilings.cache_clear()
     kernel_timing.time_kernel(benchmark, lambda: x.add_(1), layer, torch.float16, "config")
-    assert float(x[0]) == 2 + kernel_timing.LAUNCHES, "itself, and in one replay"
+    assert float(x[0]) == 2 + kernel_timing.LAUNCHES, "one plain call, and the launches of one replay"
     if measured:
         assert benchmark.extra_info["us"] == pytest.approx(0.02e6 / kernel_timing.LAUNCHES)
     else:

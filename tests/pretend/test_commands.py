@@ -32,7 +32,7 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def _kernels_by_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks too large for the interpreter run by what their steps mean."""
+    """Run networks too large for the interpreter with the reference functions of their steps."""
     init = GpuExecutor.__init__
 
     def keep_plan(self: GpuExecutor, plan: Any) -> None:
@@ -77,14 +77,14 @@ def test_predict_takes_the_gpu(pretence: Pretence, folder: Path, capsys: pytest.
     on_cpu = capsys.readouterr().out
 
     def best(text: str) -> list[str]:
-        return [line.split()[-1] for line in text.splitlines()[:2]]  # the picture, and the class that it most likely is
+        return [line.split()[-1] for line in text.splitlines()[:2]]  # the picture and its most likely class
 
     assert best(on_gpu) == best(on_cpu)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_classify_copies_ahead(pretence: Pretence, folder: Path, tmp_path: Path, workers: int) -> None:
-    """Batches are copied on a stream of their own; the fixture looks for races and for memory that goes too early."""
+    """Batches are copied on a separate stream. The fixture checks for races and for memory that is freed too early."""
     pq = pytest.importorskip("pyarrow.parquet")
     tables = []
     for device in ("cuda", "cpu"):
@@ -106,7 +106,7 @@ def test_classify_copies_ahead(pretence: Pretence, folder: Path, tmp_path: Path,
 
 
 def model_graphs(tmp_path: Path, folder: Path, pretence: Pretence) -> list[Any]:
-    """Keys of what a classification on the GPU called."""
+    """Return the keys of the graphs and of the plain calls after a classification on the GPU."""
     model = fastres.load("resnet20_digits", device="cuda")
     fastres.classify(folder, tmp_path / "again.csv", model=model, batch_size=3, workers=0, progress=False)
     executor: Any = model._executor
@@ -138,7 +138,7 @@ def test_the_demo(
 
 
 class OrtValue:
-    """ONNX Runtime's memory on the GPU."""
+    """Replaces ONNX Runtime's memory on the GPU."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
@@ -154,7 +154,7 @@ class OrtValue:
 
 
 class CudaSession:
-    """ONNX Runtime's session with a CUDA provider: binds by address, doubles what it is given."""
+    """Replaces ONNX Runtime's session with a CUDA provider: binds by address, and doubles its input."""
 
     def __init__(self, real: Any, provider: str, options: dict[str, Any]) -> None:
         self.real, self.provider, self.options = real, provider, options
@@ -191,7 +191,7 @@ class CudaSession:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Providers that sessions were asked for."""
+    """The providers that sessions were created with."""
     pytest.importorskip("onnx")
     from fastres.export import runtime
 

@@ -1,4 +1,4 @@
-"""CUDA graphs on a pretend GPU: replays under every mode, layout, stream and shortage that a caller brings."""
+"""CUDA graphs on a pretend GPU: replays with every mode, layout, stream and lack of memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def double_kernel(y_ptr, x_ptr, n, BLOCK: tl.constexpr):
 
 
 class Doubler:
-    """Stands for the executor: doubles a batch as it lies in memory, by a kernel that is specialised on its address."""
+    """Replaces the executor: doubles a batch in its memory order, with a kernel specialised on its address."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -59,7 +59,7 @@ def executor(pretence: Pretence) -> GraphExecutor:
 def check(executor: GraphExecutor, x: Tensor) -> None:
     (y,) = executor.run(x)
     assert torch.equal(y, 2 * x)
-    assert y.untyped_storage().nbytes() == y.nbytes, "the caller's own memory, and no more"
+    assert y.untyped_storage().nbytes() == y.nbytes, "memory for the caller, and no more"
 
 
 def captures(pretence: Pretence) -> int:
@@ -188,7 +188,7 @@ def test_seventeen_shapes_have_a_graph_each(pretence: Pretence, executor: GraphE
 
 
 def test_streams_wait_for_one_another(pretence: Pretence, executor: GraphExecutor) -> None:
-    """Graphs share memory: each replay waits for the one before, on whichever stream; the fixture looks for races."""
+    """Graphs share memory, so each replay waits for the one before, on any stream. The fixture checks for races."""
     streams = [torch.cuda.Stream() for _ in range(3)]
     inputs = [images(n, n) for n in (1, 2, 3)]
     torch.cuda.synchronize()
@@ -207,7 +207,7 @@ def test_a_graph_is_forgotten_while_another_stream_still_runs_it(pretence: Prete
     with torch.cuda.stream(side):
         executor.run(inputs[0])
     for _ in range(2):
-        executor.run(inputs[1])  # pushes out the graph whose input the other stream may still be reading
+        executor.run(inputs[1])  # drops the graph whose input the other stream may still be reading
     assert len(executor._captured) == 1
 
 

@@ -1,4 +1,4 @@
-"""Whole models on a pretend GPU: what users call, in every mode that they call it in, on every generation of cards."""
+"""Whole models on a pretend GPU: the public API in every mode, on every generation of cards."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from .conftest import pretended
 pytestmark = pytest.mark.interpreter
 
 TINY = Architecture("tiny", "basic", (1,), (16,), stem="cifar", stem_widths=(16,), num_classes=10)
-SIZE = 8  # pixels: the least that a network takes; the interpreter's time is in the number of tiles
+SIZE = (
+    8  # pixels: the smallest size that a network takes, because the interpreter's time grows with the number of tiles
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_every_generation_of_cards(network: nn.Module, card: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.usefixtures("small_buckets")
 def test_results_are_as_good_on_every_call(pretence: Pretence, dtype: torch.dtype) -> None:
-    """Each kind of step, in a bucket that is filled up: the first call runs plainly, the others replay."""
+    """Each kind of step, in a bucket that is padded. The first call runs without a graph, the others replay."""
     network = calibrated(replace(TINY, squeeze_excitation=True))
     model = fastres.from_module(network, dtype=dtype).cuda()
     inputs = [smooth_images(3, SIZE, SIZE, seed=seed) for seed in range(2)]
@@ -110,7 +112,7 @@ def test_feature_maps_of_a_bucket_are_the_callers_rows(model: fastres.Model) -> 
     x = x_nan[:3]
     first = model.features(x)
     model.features(x)
-    model.features(x_nan)  # leaves NaN in the rows that fill up
+    model.features(x_nan)  # leaves NaN in the padding rows
     again = model.features(x)
     for name, value in again.items():
         assert value.shape[0] == 3
@@ -155,7 +157,7 @@ def test_predict_is_warm_after_warmup(model: fastres.Model, pretence: Pretence) 
 
 
 def test_other_streams_may_read_the_weights_at_once(model: fastres.Model) -> None:
-    """One thread's first call packs them on its stream; the fixture looks for races."""
+    """The first call of one thread packs them on its stream. The fixture checks for races."""
     x = batch(1)
     side = torch.cuda.Stream()
     torch.cuda.synchronize()
@@ -201,7 +203,7 @@ def test_a_first_call_in_a_callers_graph_says_what_to_do(model: fastres.Model) -
     x = batch(2)
     with pytest.raises(DeviceError, match="warmup"), torch.cuda.graph(torch.cuda.CUDAGraph()):
         model(x)
-    assert torch.cuda.current_stream() is torch.cuda.default_stream(), "the capture has ended well"
+    assert torch.cuda.current_stream() is torch.cuda.default_stream(), "the capture ended properly"
     assert model(x).shape == (2, 10)
 
 
@@ -284,7 +286,7 @@ def test_a_call_after_the_newer_setting(model: fastres.Model) -> None:
 def test_tuned_ways_to_run_a_network(
     network: nn.Module, pretence: Pretence, monkeypatch: pytest.MonkeyPatch, early: bool
 ) -> None:
-    """In micro-batches; with kernels that start early, as far as host code goes."""
+    """Tests micro-batches, and kernels that start early (only the host code)."""
     way = Network("custom", 3, SIZE, SIZE, "float16", False, "" if early else "layer1", 0 if early else 2, early)
     model = fastres.from_module(network).cuda()
     x = batch(3)

@@ -1,4 +1,4 @@
-"""Roofline arithmetic, on steps whose bound can be worked out by hand."""
+"""Roofline arithmetic, on steps whose bound can be calculated by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastres.network.plan import StepCost
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings, step_seconds
 
-MACHINE = Ceilings(tflops=2.0, gb_per_s=100.0)  # 20 FLOPs a byte
+MACHINE = Ceilings(tflops=2.0, gb_per_s=100.0)  # 20 FLOPs per byte
 COMPUTE_BOUND = StepCost("conv", "conv", (), (), flops=4_000_000_000, bytes=100_000_000)  # 2 ms against 1 ms
 MEMORY_BOUND = StepCost("head", "head", (), (), flops=1_000_000, bytes=50_000_000)  # 0.5 µs against 0.5 ms
 
@@ -24,7 +24,7 @@ def test_a_step_is_bound_by_the_slower_of_its_two_ceilings() -> None:
 
 
 def test_steps_add_up_one_by_one() -> None:
-    # Not max(Σ FLOPs, Σ bytes), which would be 2.0005 ms: steps follow one another.
+    # Steps run one after another, so it is not max(Σ FLOPs, Σ bytes), which would be 2.0005 ms.
     bound = roofline([COMPUTE_BOUND, MEMORY_BOUND], MACHINE)
     assert bound.seconds == pytest.approx(2.5e-3)
     assert bound.memory_seconds == pytest.approx(0.5e-3)

@@ -1,4 +1,4 @@
-"""Shared by the tests of other libraries' checkpoints: calibrated live modules, and fastres's models next to them."""
+"""Shared by the tests of other libraries' checkpoints: calibrated modules, and their comparison with fastres."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import fastres
 from fastres.bench.measure.calibration import calibrate_, smooth_images
 from tests.measures import Yardstick
 
-# Two odd sizes: every window and stride ends differently on each side.
+# Two odd sizes, so that every window and stride ends differently in height and width.
 SIZES = ((64, 64), (75, 97))
 
 
 class Logits(nn.Module):
-    """A transformers model as a function from images to logits."""
+    """Wraps a transformers model as a function from images to logits."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class Logits(nn.Module):
 
 
 def calibrated_live(module: nn.Module, seed: int = 0) -> nn.Module:
-    """``module`` with random weights whose logits depend on the image, in eval mode."""
+    """Return ``module`` in eval mode, with random weights for which the logits depend on the image."""
     calibrate_(module, count=8, seed=seed)
     return module
 
 
 def check_logits(module: nn.Module, model: fastres.Model, sizes: tuple[tuple[int, int], ...] = SIZES) -> None:
-    """Fails where ``model`` is further from ``module`` in float64 than float32 allows."""
+    """Fail if ``model`` is further from ``module`` in float64 than float32 allows."""
     images = (smooth_images(batch, h, w, seed=h) for batch, (h, w) in zip((3, 2), sizes, strict=False))
     Yardstick(module, *images, least_spread=0.15).check(model)

@@ -1,4 +1,4 @@
-"""State dicts for tests: every tensor different, so that one in another's place is seen."""
+"""State dicts for tests. All tensors differ, so that a tensor in the wrong place is detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastres.network.architectures import get_architecture, state_dict_shapes
 
 
 def distinct_state(model: str, num_classes: int | None = None, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors under torchvision's names and in its order, counters of batches (1, 2, …) among them."""
+    """Return random tensors with torchvision's names and order, including counters of batches (1, 2, …)."""
     arch = get_architecture(model)
     arch = arch if num_classes is None else arch.with_classes(num_classes)
     generator = torch.Generator().manual_seed(seed)
@@ -23,7 +23,7 @@ def distinct_state(model: str, num_classes: int | None = None, seed: int = 0) ->
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Whether both hold the same names in the same order, and tensors equal in dtype and bits."""
+    """Return True if both have the same names in the same order, and tensors with equal dtypes and bits."""
     return list(left) == list(right) and all(
         left[key].dtype == right[key].dtype and torch.equal(left[key], right[key]) for key in left
     )

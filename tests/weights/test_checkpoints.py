@@ -31,7 +31,7 @@ def state() -> dict[str, Tensor]:
 
 
 class Exploit:
-    """Unpickled by a careless reader, this makes a folder."""
+    """If a careless reader unpickles this, it makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)

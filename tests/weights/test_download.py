@@ -34,9 +34,9 @@ RESNET20 = get_architecture("resnet20")
 
 
 class CheckpointServer(ThreadingHTTPServer):
-    """Serves ``files``; ``fault`` says how it fails: ``cut`` (closes half-way), ``reset``, ``stall``, or not at all.
+    """Serves ``files``. ``fault`` is how it fails: ``cut`` (closes half-way), ``reset``, ``stall``, or not at all.
 
-    With ``meeting`` every answer waits until that many requests are in.
+    With ``meeting``, every answer waits until that many requests have arrived.
     """
 
     daemon_threads = True
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[CheckpointServer]:
-    """A running server that fastres downloads from, into an empty cache."""
+    """A running server from which fastres downloads, into an empty cache."""
     server = CheckpointServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -341,7 +341,7 @@ print(len(read_checkpoint(cached_checkpoint(sys.argv[1], sys.argv[2]))))
 def test_two_processes_may_download_at_once(
     server: CheckpointServer, entry: WeightsEntry, state: dict[str, Tensor]
 ) -> None:
-    server.meeting = threading.Barrier(2)  # neither is answered before both have asked
+    server.meeting = threading.Barrier(2)  # neither gets an answer before both have asked
     command = [sys.executable, "-c", DOWNLOAD, entry.file, entry.sha256]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]

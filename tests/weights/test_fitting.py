@@ -1,4 +1,4 @@
-"""State dicts made to fit an architecture, and random ones."""
+"""Fitting state dicts to an architecture, and random state dicts."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_random_weights_are_torchvisions_for_the_same_seed(model: str) -> None:
     after = torch.rand(3)
     torch.manual_seed(11)
     state = random_state(get_architecture(model).with_classes(12))
-    assert torch.equal(torch.rand(3), after), "another number of draws from the global generator"
+    assert torch.equal(torch.rand(3), after), "the same number of draws from the global generator"
     assert same(state, dict(expected))
 
 

@@ -1,4 +1,4 @@
-"""``fastres inspect``: what is said of checkpoints of every kind, and that what it promises to run runs."""
+"""``fastres inspect``: its report on every kind of checkpoint, and that the code in the report runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(obj: Any, path: Path, **options: Any) -> Path:
 
 
 def load_as_told(report: CheckpointReport) -> fastres.Model:
-    """Runs the line that the report gives."""
+    """Run the line of code in the report."""
     assert report.load is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -58,7 +58,7 @@ def test_a_plain_file(state: dict[str, Tensor], tmp_path: Path) -> None:
 
 
 def checkpoints(state: dict[str, Tensor]) -> dict[str, tuple[Any, tuple[str, ...], tuple[str, ...]]]:
-    """What training codes save: the object, the wrappers around its weights, what lies beside them."""
+    """The files that training scripts save: the object, the wrappers around its weights, and other entries."""
     average = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
     return {
         "Lightning": (

@@ -1,4 +1,4 @@
-"""The table of published weights, and the model in the box."""
+"""The table of published weights, and the bundled model."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_url_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_entry("resnet20_digits", "DEFAULT").url is None
 
 
-# The model in the box
+# The bundled model
 
 
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package's data folder that may be changed."""
+    """A copy of the package's data folder that tests may change."""
     folder = tmp_path / "data"
     shutil.copytree(DATA, folder)
     monkeypatch.setattr(published, "_data_folder", lambda: folder)

@@ -123,7 +123,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_state(RESNET20, path)
 
 
-# State dicts, None, and what is none of these
+# State dicts, None, and unsupported objects
 
 
 def test_state_dicts_load_and_are_copied(state: dict[str, Tensor]) -> None:
@@ -195,7 +195,7 @@ def test_a_module_is_sent_to_from_module() -> None:
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """A stand-in for ResNet-18's published file, in a cache of its own and registered with its own hash."""
+    """A replacement for ResNet-18's published file, in its own cache and registered with its own hash."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     state = distinct_state("resnet18")
     entry = get_entry("resnet18", "DEFAULT")

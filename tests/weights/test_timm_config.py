@@ -1,4 +1,4 @@
-"""timm's checkpoints against timm's own models and transforms."""
+"""timm's checkpoints, compared with timm's own models and transforms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .other_libraries import calibrated_live, check_logits
 timm = pytest.importorskip("timm")
 hub = pytest.importorskip("timm.models._hub")
 
-# Of timm's names, those that are fastres's too; the CIFAR and the plain networks are not timm's.
+# The names that timm and fastres share. timm has no CIFAR and no plain networks.
 SHARED = [name for name in ARCHITECTURES if timm.is_model(name)]
 
 
@@ -118,12 +118,12 @@ def test_live_modules_of_no_row(options: dict[str, Any]) -> None:
 
 
 def test_another_gate_is_refused_in_a_network_that_was_never_trained() -> None:
-    """timm starts residual branches at zero, so that nothing of the gates shows in the logits."""
+    """timm initialises residual branches to zero, so the gates would not affect the logits."""
     attention = functools.partial(timm.layers.SEModule, gate_layer="hard_sigmoid")
     module = timm.create_model("resnet18", block_args={"attn_layer": attention})
     with pytest.raises(ArchitectureError, match="its forward does not compute a ResNet"):
         fastres.from_module(module)
-    assert not module.layer1[0].bn2.weight.any(), "the module is left as it was"
+    assert not module.layer1[0].bn2.weight.any(), "the module does not change"
 
 
 @pytest.mark.parametrize("attention", ["eca", "ese"])
@@ -162,7 +162,7 @@ def test_class_names_are_read(resnet18: nn.Module, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnetaa50", "resnetblur50", "resnetblur18"])
 def test_anti_aliased_networks_are_refused_by_name(name: str, tmp_path: Path) -> None:
-    """Their tensors are a plain ResNet's; running them as one would give other logits without a word."""
+    """They have the tensors of a plain ResNet. Running them as one would silently give different logits."""
     module = timm.create_model(name)
     plain = f"resnet{name[-2:]}"
     assert {key: v.shape for key, v in module.state_dict().items()} == {
@@ -243,7 +243,7 @@ def test_old_names_are_known(old: str, new: str) -> None:
 
 
 def test_what_a_training_script_saves_is_read(resnet18: nn.Module, tmp_path: Path) -> None:
-    """timm's CheckpointSaver keeps the command line, an argparse.Namespace, beside the weights."""
+    """timm's CheckpointSaver stores the command line, an argparse.Namespace, next to the weights."""
     import argparse
 
     from timm.utils import CheckpointSaver, ModelEmaV3

@@ -1,4 +1,4 @@
-"""transformers' checkpoints, in folders and in the hub's cache, against transformers' own models and processors."""
+"""transformers' checkpoints, in folders and in the hub's cache, compared with its own models and processors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ transformers = pytest.importorskip("transformers")
 hub = pytest.importorskip("huggingface_hub")
 
 SMALL: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 2, 1], "num_labels": 5}
-# What the published files of microsoft/resnet-50 hold.
+# The contents of the published files of microsoft/resnet-50.
 PROCESSOR = {
     "crop_pct": 0.875,
     "do_normalize": True,
@@ -85,7 +85,7 @@ def test_logits_of_saved_folders(config: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_where_the_stride_is_changes_the_logits(small: Logits, tmp_path: Path) -> None:
-    """The flag does not show in the tensors: reading it wrongly would go unnoticed."""
+    """The tensors do not show the flag, so reading it wrongly would go unnoticed."""
     x = torch.randn(1, 3, 64, 64)
     plain = fastres.load(str(saved(small, tmp_path / "a")))
     moved = fastres.load(str(saved(small, tmp_path / "b", downsample_in_bottleneck=True)))
@@ -170,7 +170,7 @@ def test_half_precision_folders_become_float32(small: Logits, tmp_path: Path) ->
 def photos() -> list[Image.Image]:
     datasets = pytest.importorskip("sklearn.datasets")
     china, flower = (Image.fromarray(image) for image in datasets.load_sample_images().images)
-    # 383, 376 and 258 pixels on the longer side once resized to 256: what cannot be halved is rounded down.
+    # 383, 376 and 258 pixels on the longer side after resizing to 256. Odd differences are halved and rounded down.
     return [china, flower.crop((7, 0, 298, 427)), flower.resize((100, 101))]
 
 
@@ -186,7 +186,7 @@ def test_transforms_are_the_processors(changes: dict[str, Any], photos: list[Ima
         theirs = by_pillow(photo, return_tensors="pt")["pixel_values"][0]
         assert (own(photo) - theirs).abs().max() < 1e-5  # they scale and normalise in another order
         theirs = by_torchvision(photo, return_tensors="pt")["pixel_values"][0]
-        assert (own(photo) - theirs).abs().max() < 2.01 / 255 / min(own.std)  # PyTorch resizes otherwise than Pillow
+        assert (own(photo) - theirs).abs().max() < 2.01 / 255 / min(own.std)  # PyTorch resizes differently from Pillow
         assert (own(photo) - theirs).abs().mean() < 0.1 / 255 / min(own.std)
 
 

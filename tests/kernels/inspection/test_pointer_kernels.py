@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation, with no GPU: a ResNet-50's kernels fit, do not spill, and use the tensor cores."""
+"""Ahead-of-time compilation without a GPU: a ResNet-50's kernels fit, do not spill, and use the tensor cores."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from fastres.network.folding import outline
 
 
 def one_of_a_kind(items: Iterable[Compilation]) -> list[Compilation]:
-    """Of the convolutions that differ in channels and residual alone the one that asks most of the compiler.
+    """Of the convolutions that differ only in channels and residual, return the hardest one for the compiler.
 
-    That is one that reads a residual, if there is any, with the most channels; what the compiler makes of the others
-    is hardly different. ``python -m fastres.kernels.inspection`` has them all.
+    That is the one with the most channels, with a residual if there is any. The code of the others hardly differs.
+    ``python -m fastres.kernels.inspection`` inspects all of them.
     """
     most: dict[object, tuple[tuple[bool, int], Compilation]] = {}
     for item in items:
@@ -120,7 +120,7 @@ def test_float32_does_not_spill() -> None:
 
 
 def test_relu_keeps_nan() -> None:
-    """In the PTX: the interpreter's maximum keeps NaN in any case, a GPU's only where it is asked to."""
+    """Checks the PTX. The interpreter's maximum always keeps NaN; a GPU's keeps it only if the kernel asks for it."""
     plan = outline(ARCHITECTURES["resnet18"], torch.float16)
     items = {item.label.split(" ")[0]: item for item in plan_compilations(plan, H100, batch=1)}
     for label, kernel in (("3×3/1", conv_kernel), ("stem", stem_kernel)):
@@ -131,7 +131,7 @@ def test_relu_keeps_nan() -> None:
 
 
 def test_a_tile_that_is_too_large_is_reported() -> None:
-    """The checks above can fail: this configuration needs more registers than there are."""
+    """The checks above can fail: this configuration needs too many registers."""
     shape = ConvShape(64, 14, 14, 256, 256, 3, 3, 1, 1)
     config = ConvConfig("conv", 256, 128, 64, 4, 2)
     report = inspect(compile_conv(shape, torch.float16, config, residual=True, relu=True), H100)
@@ -169,7 +169,7 @@ def test_targets(arch: str, number: int | str, width: int) -> None:
 
 @pytest.mark.parametrize("gpu", [gpu for gpu in CARDS if gpu.arch not in KNOWN_GPUS], ids=lambda gpu: gpu.name)
 def test_every_card_has_a_kernel_compiled_for_it(gpu: Gpu) -> None:
-    """A small one: what is asked of the larger ones, ``python -m fastres.kernels.inspection --arch`` says."""
+    """Tests a small one. ``python -m fastres.kernels.inspection --arch`` checks the larger ones."""
     shape, config = ConvShape(1, 8, 8, 64, 64, 1, 1, 1, 0), ConvConfig("conv", 32, 32, 32, 4, 2)
     report = inspect(compile_conv(shape, torch.float16, config, residual=False, relu=True), gpu)
     assert report.fits
@@ -180,7 +180,7 @@ def test_every_card_has_a_kernel_compiled_for_it(gpu: Gpu) -> None:
 
 
 def test_a_stem_of_few_images_refills_its_buffer_after_a_barrier() -> None:
-    """Triton leaves it out between what threads exchange for the pool and the copy of the next row's weights."""
+    """Triton omits it between the exchange of the threads for the pool and the copy of the next row's weights."""
     gpu, half = KNOWN_GPUS["sm_80"], torch.float16
     config = route_stem(64, (8, 112, 112), half, gpu, True)
     assert (config.rows, config.num_warps, config.num_stages) == (4, 8, 2)
@@ -197,7 +197,7 @@ def test_bfloat16_stem_compiles() -> None:
 
 @pytest.mark.parametrize("source", [torch.float32, torch.uint8], ids=str)
 def test_images_of_another_dtype_do_not_overwrite_operands_in_flight(source: torch.dtype) -> None:
-    """They reach the product through registers. In a pipeline of two stages the compiler gets that wrong."""
+    """They reach the product through registers. The compiler makes this wrong in a pipeline of two stages."""
     config = route_stem(64, (1, 112, 112), torch.float16, H100, pool=True)
     reports = [
         inspect(compile_stem((64, 7, 7, 3), torch.float16, source, tried, stride=2, padding=3, pool=True), H100)
@@ -219,7 +219,7 @@ def test_tf32_does_not_overwrite_operands_in_flight() -> None:
 
 
 def test_partial_sums_are_published_before_the_arrival_and_read_from_l2() -> None:
-    """In the PTX: stores, a barrier, the atomic with acquire and release, a barrier, loads that bypass L1."""
+    """Checks the PTX: stores, a barrier, the atomic with acquire and release, a barrier, loads that bypass L1."""
     shape, config = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), ConvConfig("conv", 64, 64, 64, 4, 4, split=8)
     item = compile_conv(shape, torch.float16, config, residual=True, relu=True)
     ptx = compile_for(item, conv_kernel, "sm_90").asm["ptx"].splitlines()
@@ -244,7 +244,7 @@ def test_prepared_images_are_loaded_16_bytes_at_a_time_ahead_of_the_products() -
     copies = re.findall(r"cp\.async\.c[ag][^\n]*", ptx)
     assert copies
     assert all("0x10" in copy for copy in copies)
-    # What is loaded otherwise is the bias: float32, not two bytes at a time as from images in another layout.
+    # The only other loads are of the bias: float32, not two bytes at a time as from images in another layout.
     assert "ld.global.b16" not in ptx
     report = inspect(item, H100)
     assert report.registers <= 128, "two programs of 8 warps fit a multiprocessor"

@@ -1,4 +1,4 @@
-"""Reading PTX: each rule holds for what the compiler makes of the kernels, and is seen to be broken where it is."""
+"""Reading PTX: the compiled kernels follow each rule, and violations of each rule are detected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ $L__BB0_1:                              // =>This Inner Loop Header: Depth=1
 
 
 def without(text: str, line: str, occurrence: int = 0) -> str:
-    """``text`` less one of the lines that begin with ``line``."""
+    """Return ``text`` without one of the lines that begin with ``line``: the one numbered ``occurrence``."""
     found = list(re.finditer(rf"^\s*{re.escape(line)}.*\n", text, re.MULTILINE))[occurrence]
     return text[: found.start()] + text[found.end() :]
 
@@ -62,7 +62,7 @@ def test_operands_through_registers_and_missing_barriers_are_seen() -> None:
 def test_a_loop_is_followed_round() -> None:
     assert read_ptx(LOOP) == Ptx(1, 0, 0, 0, 0, 0)
     assert read_ptx(without(LOOP, "bar.sync", 1)).unguarded == 1
-    # The refill comes first in the loop, the wait for who read last; in the text no wait precedes it.
+    # The refill comes first in the loop, and the wait for the last reader after it, so no wait precedes it in the text.
     copy, wait = "cp.async.cg.shared.global [ %r1 + 0 ], [ %rd1 + 0 ], 0x10, %r2;", "cp.async.wait_group 1;"
     turned = without(without(LOOP, copy, 1), "bar.sync", 1).replace(wait, f"{copy}\n{wait}")
     assert read_ptx(turned).unguarded == 1
@@ -107,7 +107,9 @@ def test_the_pointer_kernel_is_guarded_and_that_would_show(gpu: object) -> None:
     assert found.unguarded == 0
     assert bool(found.products) == (gpu is H100)
     loop = ptx.index("=>This Inner Loop")
-    before_refill = len(re.findall(r"bar\.sync", ptx[:loop])) + 1  # the loop's first barrier says that copies are there
+    before_refill = (
+        len(re.findall(r"bar\.sync", ptx[:loop])) + 1
+    )  # the first barrier of the loop waits for the copies to arrive
     doctored = without(ptx, "bar.sync", before_refill)
     assert read_ptx(doctored).unguarded >= 4
     assert "refills a buffer with no barrier" in replace(REPORT, unguarded=1).problems

@@ -1,4 +1,4 @@
-"""Reading SASS: what is written while a product in flight reads it is seen, round loops and on every path."""
+"""Reading SASS: registers written while a product in flight reads them are detected, in loops and on every path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastres.kernels.routing.rules import ConvShape
 
 
 def listing(*lines: str) -> str:
-    """Instructions as ``cuobjdump -sass`` prints them, 16 bytes each."""
+    """Return instructions as ``cuobjdump -sass`` prints them, 16 bytes each."""
     return "\n".join(f"        /*{16 * i:04x}*/                   {line} ;   /* 0x0 */" for i, line in enumerate(lines))
 
 
@@ -53,7 +53,7 @@ WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
         ("R2UR UR4, R86", False),
         ("ISETP.GE.AND P0, PT, R86, 0x7, PT", False),
         ("BAR.SYNC R86, R87", False),
-        ("HGMMA.64x64x16.F32 R24, R90, gdesc[UR12], R24, gsb0", False),  # sums in the same accumulator
+        ("HGMMA.64x64x16.F32 R24, R90, gdesc[UR12], R24, gsb0", False),  # it accumulates in the same registers
         ("HGMMA.64x64x16.F32 R86, gdesc[UR4], R86, gsb0", True),
     ],
 )
@@ -69,27 +69,27 @@ def test_a_wait_retires_all_but_the_last_groups() -> None:
     assert found(PRODUCT, other, most, "MOV R86, R1", "EXIT") == []
     assert found(PRODUCT, other, most, "MOV R90, R1", "EXIT") == [3]
     assert found(PRODUCT, most, "MOV R86, R1", "EXIT") == [2]
-    # Not yet a group: no wait covers it.
+    # It is not in a group yet, so no wait covers it.
     assert found(PRODUCT.replace(", gsb0", ""), WAIT, "MOV R86, R1", "EXIT") == [2]
-    # A group ends with the product that says so.
+    # A group ends with the product that is marked as its end.
     assert found(PRODUCT.replace(", gsb0", ""), other, WAIT, "MOV R86, R1", "EXIT") == []
     assert found(PRODUCT, "@P0 " + WAIT, "MOV R86, R1", "EXIT") == [2]
 
 
 def test_paths() -> None:
-    # Round a loop: the product at its end is in flight at its start.
+    # In a loop, the product at the end is in flight at the start.
     assert found("MOV R86, R1", PRODUCT, "@P0 BRA 0x0", WAIT, "EXIT") == [0]
     assert found("MOV R86, R1", PRODUCT, WAIT, "@P0 BRA 0x0", "EXIT") == []
-    # Past a wait.
+    # A jump past a wait.
     assert found(PRODUCT, "@P0 BRA 0x30", WAIT, "MOV R86, R1", "EXIT") == [3]
     assert found(PRODUCT, "BRA 0x30", "MOV R86, R1", WAIT, "MOV R86, R1", "EXIT") == []
-    # To where the text does not say: anywhere.
+    # A jump to an unknown address may go anywhere.
     assert found("MOV R86, R1", PRODUCT, "BRX R2 -0x10", "EXIT") == [0]
     assert found("BSSY B0, 0x40", PRODUCT, "BSYNC B0", WAIT, "MOV R86, R1", "EXIT") == [4]
 
 
 def test_the_hand_over_of_a_compiled_kernel() -> None:
-    """The fused kernel hands on results through registers; each of them, written too early, is seen."""
+    """The fused kernel passes on results in registers. Writing any of them too early is detected."""
     shape = ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1)
     item = compile_fused(shape, 256, torch.float16, fused.CANDIDATES[0], next_channels=64)
     text = disassemble(compile_for(item, fused.fused_kernel, "sm_90").asm["cubin"])

@@ -32,7 +32,7 @@ SHAPE_3X3 = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
 
 
 def deepest(configs: Iterable[ConvConfig]) -> list[ConvConfig]:
-    """Of the configurations that differ in their number of stages alone the deepest, which needs the most of all."""
+    """Of the configurations that differ only in their number of stages, return the deepest, which needs the most."""
     found: dict[object, ConvConfig] = {}
     for config in sorted(configs, key=lambda config: config.num_stages):
         found[replace(config, num_stages=0)] = config
@@ -65,7 +65,7 @@ def test_conv_with_a_strided_shortcut(config: ConvConfig) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("stride", "residual"), [(1, True), (2, False)])
 def test_every_specialised_candidate_compiles_well(stride: int, residual: bool) -> None:
-    """In layer3's 3×3 convolutions: one program fills a multiprocessor's registers, each product 64 of the rows."""
+    """In layer3's 3×3 convolutions one program fills a multiprocessor's registers, and each product has 64 rows."""
     shape = ConvShape(256, 28 // (3 - stride), 28 // (3 - stride), 256, 256, 3, 3, stride, 1)
     configs = deepest(config for config in conv_specialized.CANDIDATES if config.kernel.endswith("compact") == residual)
     assert len(configs) == 5
@@ -74,16 +74,16 @@ def test_every_specialised_candidate_compiles_well(stride: int, residual: bool) 
     assert faults(reports) == []
     for config, tma in zip(configs, reports, strict=True):
         assert tma.report.spills == 0
-        assert tma.report.registers * 32 * (config.num_warps + 4) <= 65_536, "the producer has a warp group to itself"
+        assert tma.report.registers * 32 * (config.num_warps + 4) <= 65_536, "the producer has its own warp group"
         assert tma.ptx.products == config.block_m // 128 * config.block_k // 16
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "shape"), [(gemm, SHAPE_1X1), (conv_tma, SHAPE_3X3)], ids=["gemm", "conv_tma"])
 def test_every_tile_compiles_well(module: object, shape: ConvShape) -> None:
-    """With a residual where that fits; then the bound on shared memory is one, and not far off.
+    """Tests with a residual if that fits, and then checks that the bound on shared memory holds and is close.
 
-    Persistent, which takes more registers and more shared memory; one tile a program for the largest.
+    The kernels are persistent, which takes more registers and shared memory; the largest have one tile per program.
     """
     configs = deepest(
         config
@@ -148,7 +148,7 @@ def test_layers_of_a_resnet50_compile_well() -> None:
 
 @pytest.mark.parametrize("kernel", ["gemm", "conv_tma", "conv_specialized", "fused"])
 def test_relu_keeps_nan(kernel: str) -> None:
-    """In the PTX: the interpreter's maximum keeps NaN in any case, a GPU's only where it is asked to."""
+    """Checks the PTX. The interpreter's maximum always keeps NaN; a GPU's keeps it only if the kernel asks for it."""
     if kernel == "fused":
         item = compile_fused(ConvShape(256, 56, 56, 64, 64, 3, 3, 1, 1), 256, torch.float16, fused.CANDIDATES[1])
     else:
@@ -161,7 +161,7 @@ def test_relu_keeps_nan(kernel: str) -> None:
 
 
 def test_a_tile_that_is_too_large_is_reported() -> None:
-    """The checks above can fail: this one spills and does not fit."""
+    """The checks above can fail: this configuration spills and does not fit."""
     config = ConvConfig("gemm_persistent", 256, 256, 64, 8, 3)
     report = inspect_tma(compile_gemm(256, 1024, torch.float16, config, residual=True, relu=True))
     assert report.report.loop_spills > 0

@@ -1,4 +1,4 @@
-"""Every configuration of every tuned table compiles well for the GPU that it is meant for."""
+"""Every configuration of every tuned table compiles well for its GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing is a pure function: what it gives for the family's layers, on every known card, with no GPU."""
+"""Routing is a pure function. These tests check its choices for all layers on every known card, without a GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WIDE = ConvShape(256, 14, 14, 256, 256, 3, 3, 1, 1)
 
 
 def layers(model: str, batches: tuple[int, ...], size: int = 224) -> set[tuple[ConvShape, bool]]:
-    """The distinct convolutions of a model, and whether they add a residual."""
+    """Return the distinct convolutions of a model, and whether they add a residual."""
     plan = outline(ARCHITECTURES[model], torch.float16)
     found = set()
     for batch in batches:
@@ -93,7 +93,7 @@ def test_the_reduction_of_one_image_is_split_on_every_gpu(gpu: Gpu, dtype: torch
 
 
 def test_a_reduction_is_cut_into_parts_of_at_least_four_blocks() -> None:
-    # The kernel gives parts ⌈72 / split⌉ blocks: of 10 parts the last would have nothing left to do.
+    # Each part has ⌈72 / split⌉ blocks, so the last of 10 parts would have nothing to do.
     assert splits(72, 100) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 12]
     assert splits(72, 5) == [1, 2, 3, 4, 5]
     assert splits(7, 100) == splits(100, 1) == splits(100, 0) == [1]
@@ -105,10 +105,10 @@ def test_wide_tiles_for_many_channels_of_large_batches() -> None:
         return config.block_m, config.block_n
 
     assert tile(H100) == (128, 256)
-    assert tile(A100) == tile(L40S) == (128, 128), "their products are no faster than what L2 brings"
+    assert tile(A100) == tile(L40S) == (128, 128), "their products are no faster than L2 delivers data"
     assert tile(H100, residual=True) == (128, 128), "it spills"
     assert tile(H100, replace(WIDE, K=128)) == (128, 128)
-    # 196 tiles on 132 multiprocessors are two waves, 392 of half the width three: a third more arithmetic.
+    # 196 tiles on 132 multiprocessors take two waves. 392 tiles of half the width take three: a third more arithmetic.
     assert tile(H100, ConvShape(256, 7, 7, 512, 512, 3, 3, 1, 1)) == (128, 128)
     assert (route_conv_plainly(WIDE, torch.float16, H100).block_n) == 128
 
