@@ -31,7 +31,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal -q -p tests.progress -o conso
 INTERPRETED := $(shell grep -rl --include='test_*.py' 'mark\.interpreter' tests)
 NUMERICS := $(addprefix tests/,executors/test_cpu.py model look/test_figures.py weights/test_timm_config.py \
 	weights/test_transformers_config.py export classification/test_classify.py \
-	bench/measure/test_checking.py bench/engines/test_peers.py)
+	bench/measure/test_checking.py bench/engines)
 
 .PHONY: demo test test-smaller lint docs gpu gpu-home clean installed
 

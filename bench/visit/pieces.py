@@ -212,7 +212,7 @@ def _suites(scale: Scale) -> list[Piece]:
     ]  # fmt: skip
 
 
-GPU_TESTS = ("test_tune", "tuning/test_blocks", "measure/test_layers", "measure/test_kernel_timing")
+GPU_TESTS = ("tuning/test_configurations", "tuning/test_blocks", "measure/test_layers", "measure/test_kernel_timing")
 
 
 def _longest() -> list[Piece]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastres.bench.measure import ceilings
 from fastres.network.architectures import get_architecture
 from fastres.network.folding import outline
 from fastres.network.plan import StepCost
@@ -45,21 +44,3 @@ def test_a_faster_machine_lowers_the_bound_in_proportion() -> None:
     costs = outline(get_architecture("resnet18"), torch.float32).costs(4, 64, 96)
     twice = Ceilings(2 * MACHINE.tflops, 2 * MACHINE.gb_per_s)
     assert roofline(costs, twice).seconds == pytest.approx(roofline(costs, MACHINE).seconds / 2)
-
-
-def test_ceilings_are_the_best_try_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table, small in (("_COPY_BYTES", 4096), ("_MATMUL_SIZE", 10), ("_REPEATS", 3)):
-        monkeypatch.setattr(ceilings, table, {"cpu": small})
-    calls: list[str] = []
-    times = iter([4.0, 2.0, 8.0, 5.0, 10.0, 2.5])  # milliseconds: three products, three copies
-
-    def elapsed(call: object, device: torch.device) -> float:
-        calls.append("timed")
-        call()  # type: ignore[operator]
-        return next(times)
-
-    monkeypatch.setattr(ceilings, "elapsed_ms", elapsed)
-    found = ceilings.measure(torch.device("cpu"), torch.float32)
-    assert found.tflops == pytest.approx(2 * 10**3 / 2e-3 / 1e12)
-    assert found.gb_per_s == pytest.approx(2 * 4096 / 2.5e-3 / 1e9)  # each byte read and written
-    assert len(calls) == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,13 @@ from fastres.bench.estimates import by_card
 from fastres.bench.estimates.rooflines import joined_plan, main, parts, roofline_table, tiles_seconds
 from fastres.bench.tuning.configurations import candidates
 from fastres.kernels.routing.cards import CARDS, H100
-from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Layer
 from fastres.network.architectures import get_architecture
 from fastres.network.folding import outline
 from fastres.network.plan import Conv, Joined
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings
-from fastres.roofline.estimate import L2_RATE, LOAD, chain_seconds, conv_seconds
+from fastres.roofline.estimate import conv_seconds
 from fastres.roofline.gpu_shapes import conv_shape
 
 
@@ -116,29 +115,3 @@ def test_split_reductions_shorten_a_batch_of_one() -> None:
             found = [config for config in candidates(layer, H100) if config.split == 1]
             unsplit += min(conv_seconds(layer, config, H100, limits) for config in found)
     assert roofline(plan.costs(1), limits).seconds < one < 0.75 * unsplit
-
-
-def test_a_programs_chain_is_worked_out_by_hand() -> None:
-    """72 blocks of 64×64×64 in float16, 16 KiB each: bound by L2's bandwidth or by its latency."""
-    layer = Layer(ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), "float16", False)
-    tile = ConvConfig("conv", 64, 64, 64, 4, 4)
-    step = max(2 * 64 * 64 * 2 / L2_RATE, LOAD / 3)
-    assert chain_seconds(layer, tile, 8, H100) == pytest.approx(2 * LOAD + 72 * step)
-    assert chain_seconds(layer, replace(tile, num_stages=2), 8, H100) == pytest.approx(2 * LOAD + 72 * LOAD)
-    # With a split of eight, the last program waits for the counter and reads the sums of all others.
-    shared = chain_seconds(layer, replace(tile, split=8), 64, H100)
-    assert shared == pytest.approx(3 * LOAD + 9 * step + 4 * 9 * 64 * 64 / L2_RATE)
-    # At most four programs of four warps run at once, so some of ten wait for others.
-    assert chain_seconds(layer, tile, 10 * 132, H100) > 2 * chain_seconds(layer, tile, 132, H100)
-    # A persistent program fills its pipeline only once.
-    persistent = ConvConfig("conv_tma_persistent", 64, 64, 64, 4, 4)
-    assert chain_seconds(layer, persistent, 1320, H100) < chain_seconds(layer, tile, 1320, H100)
-
-
-def test_activations_that_the_cache_holds_are_no_traffic() -> None:
-    tile, limits = ConvConfig("conv", 128, 64, 64, 4, 4), Ceilings(1e6, 100.0)
-    layer = Layer(ConvShape(8, 56, 56, 64, 64, 1, 1, 1, 0), "float16", False)
-    weights, activations = 64 * 64 * 2, 2 * 8 * 56 * 56 * 64 * 2
-    without = conv_seconds(layer, tile, replace(H100, l2_cache=0), limits)
-    assert without == pytest.approx((weights + activations) / 100e9)
-    assert conv_seconds(layer, tile, H100, limits) < without / 2
