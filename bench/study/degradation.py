@@ -241,7 +241,7 @@ def _verdict(data: Data) -> str:
             f"{sum(value > 0 for value in plain)} of {len(plain)} seeds ({_points(plain)}). "
         )
     if mean(residual) <= NEGLIGIBLE * abs(mean(plain)):
-        return text + f"With shortcuts, depth does no such harm ({_points(residual)}). "
+        return text + f"With shortcuts, depth does no harm ({_points(residual)}). "
     return text + f"With shortcuts, the deeper network is worse too ({_points(residual)}). "
 
 

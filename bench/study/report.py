@@ -33,8 +33,8 @@ PAGE_NAME = "index.html"
 TITLE = "Why residual networks"
 INTRODUCTION = (
     "This page reproduces four observations that motivate residual networks, on real images and with this project's "
-    "own networks. Each observation is one command. That command also writes the sentences with numbers below, from "
-    "its measurements."
+    "own networks. One command measures each observation and writes the sentences with numbers below from its "
+    "measurements."
 )
 RUNNING = (
     "To run them from a checkout, use `python -m bench.study all --out DIR`. It takes under an hour on two cores, or "

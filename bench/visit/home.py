@@ -194,7 +194,7 @@ def measured_text(cards: Iterable[tuple[str, Results]], estimate: Any = None) ->
             reason = entry["error"].splitlines()[0] if entry["error"] else ""
             lines.append(f"\nLeft out: `{entry['family']}`, {entry['status']}: {reason}")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) if parts else "No card has been visited yet: nothing here was measured on a GPU."
+    return "\n\n".join(parts) if parts else "fastres has not been measured on a GPU yet."
 
 
 def estimated(gpu_name: str, model: str, batch: int, size: int, dtype: str) -> float | None:
