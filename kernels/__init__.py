@@ -1,8 +1,8 @@
 """Triton kernels for ResNet inference: fused conv + bias + residual + ReLU, stem, head.
 
-Import them as ``fastres.kernels``. The bare name ``kernels`` belongs to a package of Hugging Face's that
-``transformers`` looks for. If the checkout's root is on ``sys.path``, this folder makes way for the installed package;
-if none is installed, it acts as an empty package.
+Import them as ``fastres.kernels``. The bare name ``kernels`` belongs to a Hugging Face package that ``transformers``
+looks for. If the checkout's root is on ``sys.path``, ``import kernels`` finds this folder. It then loads the installed
+package instead, or acts as an empty package if none is installed.
 """
 
 if __name__ == "kernels":

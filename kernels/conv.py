@@ -13,7 +13,7 @@ multiprocessors. Each program writes its partial sum to a workspace and incremen
 adds the partial sums in a fixed order, so that results do not depend on timing, and finishes the tile.
 
 Activations are NHWC, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S, stride, padding and
-group size. Sizes where C is not a multiple of BLOCK_K are the least efficient.
+group size work. The kernel is least efficient if C is not a multiple of BLOCK_K.
 """
 
 from __future__ import annotations

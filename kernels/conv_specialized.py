@@ -35,8 +35,8 @@ from .conv_tma import check_conv_tma, conv_tma_shape
 from .launch import cdiv, device_guard
 from .tma import why_not_tma
 
-# Two ways to choose tiles. The first minimises products: one pixel of many images, if there are many. The compact one
-# takes the fewest images that waste nothing more: its boxes span less memory, and so fewer pages.
+# Two ways to choose tiles. The first minimises products: if there are many images, a tile is one pixel of many images.
+# The compact one needs the fewest tiles and, among those, spans the fewest images. Its boxes span fewer memory pages.
 KERNELS = ("conv_specialized", "conv_specialized_compact")
 
 BLOCK_K = 64  # 128 bytes, the row that TMA and wgmma swizzle
@@ -69,7 +69,7 @@ def why_no_gluon() -> str:
     except (ImportError, AttributeError) as error:
         import triton
 
-        return f"Triton {triton.__version__} has a different Gluon from the one this kernel is written in ({error})"
+        return f"the kernel does not support the version of Gluon in Triton {triton.__version__} ({error})"
     return ""
 
 
@@ -80,7 +80,7 @@ def why_not_conv_specialized(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> 
     if shape.groups != 1:
         return "the convolution with specialised warps takes no groups"
     if shape.padding >= min(shape.R, shape.S):
-        return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
+        return f"padding {shape.padding} must be smaller than the {shape.R}×{shape.S} filter"
     if shape.stride not in (1, 2) or (shape.stride == 2 and (shape.H % 2 or shape.W % 2)):
         return f"stride {shape.stride} on {shape.H}×{shape.W} pixels; the kernel takes stride 1, or 2 on even sizes"
     if shape.C % BLOCK_K:
@@ -95,7 +95,7 @@ def why_not_conv_specialized(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> 
 
 @functools.lru_cache(maxsize=4096)
 def box_of(shape: ConvShape, pixels: int, kernel: str = KERNELS[0]) -> tuple[int, int, int]:
-    """Return the tile (TN, TH, TW) of ``pixels``, a power of two, that suits ``shape`` best for ``kernel``.
+    """Return the best tile (TN, TH, TW) for ``shape`` and ``kernel``, with ``pixels`` pixels, a power of two.
 
     Pixels past the edge are wasted work. Taps past the edge are skipped; tiles with few pixels per image skip more.
     """
@@ -175,9 +175,9 @@ def conv_specialized_into(
     """Write the convolution of ``x`` into ``y``.
 
     ``x`` [N, H, W, C], ``weight`` [K, R·S·C] (KRSC, flattened), ``bias`` float32 [K], ``y`` and ``residual``
-    [N, P, Q, K]; ``filter_size`` is (R, S). All are contiguous, on one device and start on 16 bytes; all but ``bias``
-    share a dtype, float16 or bfloat16. ``y`` may be ``residual`` itself, but no other input. Arguments are not checked
-    here; :func:`conv_specialized` checks them.
+    [N, P, Q, K]; ``filter_size`` is (R, S). All are contiguous, on one device and aligned to 16 bytes; all but ``bias``
+    share a dtype, float16 or bfloat16. ``y`` may be the same tensor as ``residual``, but must not overlap any other
+    tensor. Arguments are not checked here; :func:`conv_specialized` checks them.
     """
     from .conv_specialized_gluon import conv_specialized_kernel, describe
 

@@ -1,10 +1,10 @@
 """The device side of ``conv_specialized.py``: a producer warp and two warp groups of consumers, in Gluon.
 
-Gluon is Triton's lower level, and experimental: names move between versions. If an import here fails, the routing
-leaves this kernel alone; it is never an error.
+Gluon is Triton's lower level. It is experimental, and names move between versions. If an import here fails, routing
+does not use this kernel; no error is raised.
 
-Two kinds of buffers in shared memory are handed over by mbarriers. ``full`` mbarriers count the bytes that arrive;
-``empty`` ones count the consumers' signals that they have read:
+The producer and the consumers hand over two kinds of buffers in shared memory by mbarriers. ``full`` mbarriers count
+the bytes that arrive; ``empty`` ones count the consumers' signals that they have read:
 
 - STAGES pairs, two or more, of a box of x and a box of w. The consumers release a pair once the next product has been
   issued and the pair's own is done; the compiler puts a barrier of both warp groups before that.

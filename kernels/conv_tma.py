@@ -14,9 +14,9 @@ Stride, padding and filter only select the pixel, and no tile crosses rows. With
 image are skipped instead of multiplied as zeros (18 % of the taps of a 3×3 filter on 7×7 pixels). The unit dimensions
 come first, so Triton drops them and wgmma reads both operands from shared memory.
 
-Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S,
-stride, and any padding smaller than the filter; channel counts are multiples of 8. Batches under 64 waste most of a
-tile; the pointer kernel (``conv.py``) suits them better. Needs an NVIDIA GPU of the sm_90 family.
+Activations are NHWC of float16 or bfloat16, weights KRSC, bias float32 [K]; accumulation is float32. Any N, H, W, R, S
+and stride work, and any padding smaller than the filter; channel counts are multiples of 8. Batches under 64 waste most
+of a tile; the pointer kernel (``conv.py``) suits them better. Needs an NVIDIA GPU of the sm_90 family.
 """
 
 from __future__ import annotations
@@ -211,9 +211,9 @@ def why_not_conv_tma(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
     if shape.groups != 1:
         return "the TMA convolution takes no groups"
     if shape.padding >= min(shape.R, shape.S):
-        return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
+        return f"padding {shape.padding} must be smaller than the {shape.R}×{shape.S} filter"
     if shape.N < MIN_BATCH:
-        return f"tiles of the TMA convolution are {MIN_BATCH} images or more, the batch has {shape.N}"
+        return f"the TMA convolution takes batches of {MIN_BATCH} images or more, not {shape.N}"
     return why_not_tma(dtype, gpu, shape.C, shape.K)
 
 

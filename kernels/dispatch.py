@@ -118,7 +118,8 @@ def _hint(gpu: Gpu, others: tuple[str, ...]) -> None:
     if gpu is INTERPRETER or not torch.cuda.is_available():
         return
     used = f"the table of {others[0]} (same architecture)" if others else "rules"
-    advice = "The general kernels run" if gpu.is_amd else "python -m fastres.bench.tune finds faster configurations"
+    tune = "Run python -m fastres.bench.tune to find faster configurations"
+    advice = "The general kernels run" if gpu.is_amd else tune
     warnings.warn(
         f"fastres has no table of tuned configurations for {gpu.name} ({gpu.arch}) and uses {used} instead. Results "
         f"are the same. {advice}. This warning is shown once",
@@ -141,7 +142,7 @@ def convolve_into(
     config: ConvConfig | None = None,
     arrived: Tensor | None = None,
 ) -> None:
-    """Write the convolution of ``x`` into ``y`` with the kernel that ``config`` names, or else the routing.
+    """Write the convolution of ``x`` into ``y`` with the kernel that ``config`` names. Without it, routing chooses one.
 
     The tensors, including ``arrived``, are as in :func:`fastres.kernels.conv.conv2d_into`.
     """

@@ -223,13 +223,14 @@ def why_not_fused(
     """
     held = [channels for channels in (shape.K, shortcut_channels, next_channels) if channels]
     if bad := [n for n in held if n & (n - 1) or not FEWEST_HELD <= n <= MOST_HELD]:
-        return f"channels held whole must be a power of two from {FEWEST_HELD} to {MOST_HELD}, not {bad[0]}"
+        known = f"a power of two from {FEWEST_HELD} to {MOST_HELD}"
+        return f"the channel counts of the 3×3, the shortcut and the next 1×1 must each be {known}, not {bad[0]}"
     if k % MOST_HELD:
         return f"the block's {k} output channels are not a multiple of {MOST_HELD}"
     if shape.groups != 1:
         return "the fused kernel takes no groups"
     if shape.padding >= min(shape.R, shape.S):
-        return f"padding {shape.padding} leaves output pixels with no tap of a {shape.R}×{shape.S} filter"
+        return f"padding {shape.padding} must be smaller than the {shape.R}×{shape.S} filter"
     if shape.N < MIN_BATCH:
         return f"the fused kernel takes batches of {MIN_BATCH} images or more, not {shape.N}"
     return why_not_tma(dtype, gpu, shape.C)
@@ -257,10 +258,10 @@ def fused_into(
 
     ``x`` [N, H, W, C], ``weight1`` [J, R, S, C], ``weight2`` [K, J + U] (``tma.merge_shortcut_weight``; U is 0 without
     a shortcut), ``weight3`` [I, K], biases float32; ``y`` and ``residual`` [N, P, Q, K], ``z`` [N, P, Q, I],
-    ``shortcut`` [N, H', W', U], read at multiples of ``shortcut_stride``. Give either a residual or a shortcut, and
-    all or none of ``z``, ``weight3`` and ``bias3``. All are contiguous, on one device and start on 16 bytes; all but
-    the biases share a dtype, float16 or bfloat16. ``y`` may be ``residual`` itself; no other output may be an input.
-    Arguments are not checked here; :func:`check_fused` checks them.
+    ``shortcut`` [N, H', W', U], read at multiples of ``shortcut_stride``. Give either a residual or a shortcut, and all
+    or none of ``z``, ``weight3`` and ``bias3``. All are contiguous, on one device and aligned to 16 bytes; all but the
+    biases share a dtype, float16 or bfloat16. ``y`` may be the same tensor as ``residual``, but no other output may
+    overlap an input. Arguments are not checked here; :func:`check_fused` checks them.
     """
     shape = fused_shape(x, weight1, stride, padding)
     k = weight2.shape[0]

@@ -13,7 +13,8 @@ the loads of a tile are in flight while the previous tile is stored. The epilogu
 which halves the shared memory it needs.
 
 Activations are row-major [M, C] of float16 or bfloat16, weights [K, C], bias float32 [K]; accumulation is float32. C, U
-and K are multiples of 8 (TMA strides are multiples of 16 bytes); M is any. Needs an NVIDIA GPU of the sm_90 family.
+and K are multiples of 8 (TMA strides are multiples of 16 bytes). M can be any number. Needs an NVIDIA GPU of the sm_90
+family.
 """
 
 from __future__ import annotations

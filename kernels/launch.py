@@ -1,6 +1,6 @@
 """Shared by all kernels: the interpreter switch, device guards, op registration, argument checks.
 
-Of the rest of fastres, ``kernels`` may import only ``fastres.errors`` and ``fastres.text``.
+From the rest of fastres, ``kernels`` may import only ``fastres.errors`` and ``fastres.text``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def wait_for_inputs():
 
 
 def kernel_op(name: str, mutates_args: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]:
-    """Register a host function as the torch op ``fastres::name``, which ``torch.compile`` sees through."""
+    """Register a host function as the torch op ``fastres::name``, which ``torch.compile`` can trace into."""
     return torch.library.triton_op(f"fastres::{name}", mutates_args=mutates_args)
 
 

@@ -3,7 +3,7 @@
     y[n, h, w, c] = v[n, c, h − padding, w − padding],  0 outside the image and in the fourth channel
 
 v is the input itself (floating point) or ``x · scale[c] + shift[c]`` (uint8 pixels). The input has three channels in
-any memory layout: its strides are arguments. Rows of y are a multiple of 4 pixels long, so that each starts on 16
+any memory layout: its strides are arguments. Rows of y are a multiple of 4 pixels long, so that each is aligned to 16
 bytes, and long enough for the taps of the last filter position. Each pixel is read once and written once.
 """
 
@@ -76,7 +76,7 @@ def prepare(
     taps: int,
     traceable: bool = False,
 ) -> Tensor:
-    """Prepare ``x`` [N, 3, H, W] in any strides, uint8 pixels or floats.
+    """Prepare ``x`` [N, 3, H, W], uint8 pixels or floats with any strides.
 
     ``scale`` and ``shift`` float32 [4 or more] normalise pixels; ``taps`` is the number of columns that a load of the
     stem covers. Returns a new tensor [N, H + 2·padding, W', 4] of ``dtype``. Arguments are not checked here;

@@ -289,7 +289,7 @@ def stem_into(
 ) -> None:
     """Write the stem of ``x`` into ``y``; ``config`` overrides the routing.
 
-    ``x`` [N, 3, H, W] in any strides, uint8 or floating point; ``weight`` [K, R, J] from :func:`pack_stem_weight`
+    ``x`` [N, 3, H, W] with any strides, uint8 or floating point; ``weight`` [K, R, J] from :func:`pack_stem_weight`
     (square filters), ``bias`` float32 [K], ``scale`` and ``shift`` float32 [J], ``y`` [N, P, Q, K] contiguous with
     ``weight``'s dtype. With a ``prepared`` configuration, :mod:`fastres.kernels.prepare` runs first.
     """

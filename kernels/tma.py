@@ -166,7 +166,7 @@ def tma_candidates(kernels: tuple[str, ...]) -> tuple[ConvConfig, ...]:
 def why_not_tma(dtype: torch.dtype, gpu: Gpu, *channels: int) -> str:
     """Return the reason why the TMA kernels cannot run layers with these channel counts; empty if they can."""
     if gpu is not INTERPRETER and gpu.arch != "sm_90":
-        return f"the TMA kernels are written for sm_90, {gpu.name} is {gpu.arch}"
+        return f"the TMA kernels need sm_90, but {gpu.name} is {gpu.arch}"
     if dtype not in TMA_DTYPES:
         return f"the TMA kernels take float16 and bfloat16, not {dtype_name(dtype)}"
     if odd := [channel for channel in channels if channel % TMA_CHANNELS]:
@@ -192,7 +192,7 @@ def check_tma(op: str, gpu: Gpu, x: Tensor, **tensors: Tensor | None) -> None:
 def check_operands(
     op: str, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, shortcut: Tensor | None
 ) -> None:
-    """Raise if the tensors of a TMA kernel do not fit each other. The caller checks the sizes of weight and y."""
+    """Raise an error if the tensors of a TMA kernel do not fit each other. The caller checks weight's and y's sizes."""
     check_tensors(op, x.device, x=x, weight=weight, bias=bias, residual=residual, shortcut=shortcut, y=y)
     check_tma(op, gpu_of(x.device), x, weight=weight, residual=residual, shortcut=shortcut, y=y)
     check_dtype(op, "bias", bias, torch.float32)

@@ -1,8 +1,8 @@
-"""Compile kernels without a GPU and report what the compiler made of them.
+"""Compile kernels without a GPU, and report their resources and problems.
 
-``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch, for NVIDIA sm_80, sm_89 and
-sm_90 and AMD gfx942 or for the cards that ``--arch`` names. It prints registers, spills, shared memory, matrix
-instructions and problems. All numbers are read from the compiled code; nothing runs.
+``python -m fastres.kernels.inspection`` compiles every kernel that a model would launch: for NVIDIA sm_80, sm_89 and
+sm_90 and AMD gfx942, or for the architectures or cards that ``--arch`` names. It prints registers, spills, shared
+memory, matrix instructions and problems. All numbers are read from the compiled code; nothing runs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastres.kernels.inspection", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", default="resnet50", help="name of the model (default: %(default)s)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 256], help="batch sizes (default: 1 256)")
+    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument(
         "--arch", nargs="+", metavar="ARCH", default=list(KNOWN_GPUS),

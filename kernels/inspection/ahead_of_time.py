@@ -1,8 +1,8 @@
 """Compile kernels without a GPU, exactly as a launch would.
 
-A compilation follows a launch up to the point where Triton asks the driver: Triton binds the arguments, specialises on
-them and compiles for the GPU that stands in for the real one. The result is the code that a launch with these arguments
-runs. It is in Triton's cache under the same key, so that a later launch on such a GPU finds it there.
+A compilation does what a launch does before it needs the GPU: Triton binds the arguments, specialises on them and
+compiles. A stand-in for the driver names the architecture to compile for. The result is the code that a launch with
+these arguments runs. Triton caches it under the same key, so a later launch on such a GPU finds it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def descriptor_type(dtype: torch.dtype, box: list[int]) -> str:
 
 
 def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
-    """Compile ``kernel``, which ``item`` names, for ``arch``. Raise ``KernelError`` if that is not an architecture."""
+    """Compile ``kernel``, which ``item`` names, for ``arch``. Raise ``KernelError`` if ``arch`` is unknown."""
     constants = dict(item.constants)
     arguments = {name: _example(kind, kernel.is_gluon()) for name, kind in item.types} | constants
     options: dict[str, int | bool] = {"num_warps": item.num_warps}
@@ -62,7 +62,7 @@ def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
 
 
 def _example(kind: str, gluon: bool) -> Any:
-    """Return an argument of a type; Triton does not specialise on its numbers."""
+    """Return an argument of a type. Triton does not specialise on its values."""
     if kind == "i32":
         return 7
     if kind.startswith("*"):
@@ -78,7 +78,7 @@ def _example(kind: str, gluon: bool) -> Any:
 
 
 class _Driver:
-    """The part of a driver that a launch uses before there is something to run."""
+    """The part of a driver that a launch uses before it runs anything."""
 
     def __init__(self, arch: str) -> None:
         self.arch = arch
@@ -94,14 +94,14 @@ class _Driver:
 
 
 def target(arch: str) -> GPUTarget:
-    """Return Triton's target for a GPU of ``arch``. Raise ``KernelError`` if ``arch`` is not an architecture."""
+    """Return Triton's target for a GPU of ``arch``. Raise ``KernelError`` if ``arch`` is unknown."""
     if re.fullmatch(r"sm_(7[5-9]|[89]\d|1\d\d)", arch):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     if re.fullmatch(r"gfx[0-9a-f]{3,4}", arch):
         return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
     raise KernelError(
-        f"There is no GPU architecture {arch!r}; give one of NVIDIA's from sm_75 on (sm_80, sm_90, sm_120, …) or of "
-        "AMD's (gfx90a, gfx942, …)"
+        f"There is no GPU architecture {arch!r}; give an NVIDIA architecture, sm_75 or later (sm_80, sm_90, sm_120, …) "
+        "or an AMD architecture (gfx90a, gfx942, …)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Compile or inspect many kernels on every core."""
+"""Compile or inspect many kernels in parallel, on all cores."""
 
 from __future__ import annotations
 

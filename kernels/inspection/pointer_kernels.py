@@ -1,4 +1,4 @@
-"""Compile kernels that load through pointers, without a GPU, and report what the compiler made of them."""
+"""Compile kernels that load through pointers, without a GPU, and report their resources and problems."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .sass import read_cubin
 
 @dataclass(frozen=True)
 class Report:
-    """What the compiler made of a kernel. Counts are of instructions, in the machine code unless PTX is named."""
+    """The resources of a compiled kernel. Counts are of instructions in the machine code, unless the PTX is named."""
 
     label: str
     gpu: Gpu
@@ -248,7 +248,7 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def fence_note(reports: Sequence[Report]) -> str:
-    """Return a note on the fences that Triton leaves out; empty if it leaves out none."""
+    """Return a note on the fences that Triton leaves out; empty if none is missing."""
     unfenced = sum(report.unfenced > 0 for report in reports)
     if not unfenced or not leaves_out_fence(triton.__version__):
         return ""

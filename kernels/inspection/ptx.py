@@ -8,7 +8,7 @@ instruction touches is not known here.
   them and the next copy into shared memory, or the signal to a producer that it may copy (``mbarrier.arrive``).
 - wgmma reads shared memory through a different proxy from the one through which ``cp.async`` writes. So a
   ``fence.proxy.async`` must stand between the wait for such copies and the next wgmma.
-- Products take their operands from shared memory, unless a kernel chains them on purpose: it passes on a result.
+- Products take their operands from shared memory, unless a kernel chains products on purpose.
 
 Two things are not detected: a copy with no wait before it, and ordinary stores into a buffer. A store after a read is
 often right (to another place, or by the warp that has read).
@@ -109,5 +109,5 @@ def parse(ptx: str) -> list[Instruction]:
 
 
 def _nearest(places: list[int], index: int) -> int:
-    """Return where a label is. Inline assembly repeats names; each is for the code just after it."""
+    """Return the place of a label. Inline assembly repeats labels; each one is for the code just after it."""
     return max((place for place in places if place <= index), default=places[0])

@@ -1,9 +1,9 @@
 """Read SASS, NVIDIA's machine code: registers, spills, products, and operands of products in flight.
 
-A warp-group product (HGMMA) runs on after it was issued. It reads its register operands and its accumulator until a
-wait retires it (``WARPGROUP.DEPBAR.LE gsb0, n``: all but the last n groups; a group ends with the product that carries
-``gsb0``). Until then nothing may write these registers. ptxas of CUDA 12.8, which Triton bundles, has been seen to
-break this rule: https://github.com/triton-lang/triton/issues/9433.
+A warp-group product (HGMMA) keeps running after it is issued. It reads its register operands and its accumulator until
+a wait retires it (``WARPGROUP.DEPBAR.LE gsb0, n``: all but the last n groups; a group ends with the product that
+carries ``gsb0``). Until then nothing may write these registers. ptxas of CUDA 12.8, which Triton bundles, has been seen
+to break this rule: https://github.com/triton-lang/triton/issues/9433.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _read_in_flight(product: Instruction) -> tuple[frozenset[int], frozenset[int
 
 @functools.lru_cache(maxsize=4096)
 def _written(instruction: Instruction) -> frozenset[int]:
-    """Return the general registers that an instruction writes; if in doubt, those that it might."""
+    """Return the general registers that an instruction writes, including those that it may write."""
     name, *modifiers = instruction.opcode.split(".")
     operands = [operand.strip() for operand in instruction.operands.split(",")]
     operands = [operand for operand in operands if not re.fullmatch(r"!?U?P(\d+|T|R)", operand)]

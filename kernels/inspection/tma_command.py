@@ -1,8 +1,8 @@
-"""Compile the TMA kernels for sm_90 without a GPU and report what the compiler made of them.
+"""Compile the TMA kernels for sm_90 without a GPU, and report their resources and problems.
 
 ``python -m fastres.kernels.inspection_tma`` compiles two of the candidate configurations for every convolution of a
 model that a TMA kernel takes. It prints registers, spills and shared memory, and three counts: wgmma instructions that
-take an operand through registers, copies into a buffer that do not wait for all warps to have left it, and instructions
+take an operand through registers, copies into a buffer that do not wait until all warps have read it, and instructions
 that write a register that a wgmma in flight still reads. All three should be 0, except the first in the fused kernel.
 """
 
@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fastres.kernels.inspection_tma", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", default="resnet50", help="name of the model (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=256, help="batch size (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Compile kernels that load through TMA for sm_90, without a GPU, and report what the compiler made of them."""
+"""Compile kernels that load through TMA for sm_90, without a GPU, and report their resources and problems."""
 
 from __future__ import annotations
 

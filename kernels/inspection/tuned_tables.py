@@ -1,6 +1,6 @@
 """Compile every configuration of the tuned tables, without a GPU: ``python -m fastres.kernels.inspection_tables``.
 
-A table is for a GPU that this machine may not have. The command compiles each of its kernels for that GPU's
+The GPU of a table does not have to be in this machine. The command compiles each kernel of the table for that GPU's
 architecture and checks four things: the kernel fits, does not spill in its main loop, multiplies on the tensor cores,
 and writes to shared memory or registers only after all reads of the old contents.
 """
@@ -32,7 +32,7 @@ from .tma_kernels import compile_block, compile_tma, inspect_tma
 
 @dataclass(frozen=True)
 class Entry:
-    """One configuration of a table, for its GPU or another of the architecture."""
+    """One configuration of a table, and the GPU to compile it for: the table's or one of the same architecture."""
 
     gpu: Gpu
     layer: Layer | Block
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the compiler made of an entry; ``problem`` is empty if it is good."""
+    """The result of compiling an entry; ``problem`` is empty if it is good."""
 
     entry: Entry
     registers: int

@@ -1,4 +1,7 @@
-"""GPUs as routing sees them: the one in use, and known cards to compile for and to estimate without having one."""
+"""The facts about GPUs that routing uses, for the GPU in use and for known cards.
+
+Kernels can be compiled, and times estimated, for a known card without having one.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Gpu:
 
     @property
     def has_tensor_cores(self) -> bool:
-        """Return True if Triton multiplies 16-bit numbers on its matrix units; on Turing (sm_75) it no longer does."""
+        """True if Triton multiplies 16-bit numbers on the GPU's matrix units. On Turing (sm_75), it no longer does."""
         return self.arch != "sm_75" and not self.arch.startswith("gfx10")
 
 

@@ -145,7 +145,7 @@ def without_tensor_cores(dtype: torch.dtype, gpu: Gpu, precision: str = "ieee") 
 def route_conv(
     shape: ConvShape, dtype: torch.dtype, gpu: Gpu, precision: str = "ieee", *, residual: bool = False
 ) -> ConvConfig:
-    """Return the kernel and configuration for one convolution; ``residual`` says whether it adds one."""
+    """Return the kernel and configuration for one convolution; ``residual`` is True if it adds a residual."""
     if gpu is INTERPRETER:
         block_m, block_n = (max(16, min(256, next_power_of_2(size))) for size in (shape.M, shape.K))
         return ConvConfig("conv", block_m, block_n, max(16, min(512, next_power_of_2(shape.C))), 4, 1)
@@ -199,7 +199,7 @@ def _tile(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, block_m: int, block_n:
 
 
 def _wide(shape: ConvShape, gpu: Gpu) -> ConvConfig | None:
-    """Return the widest tile if its whole waves compute at most an eighth more than those of tiles half as wide."""
+    """Return the widest tile if it computes, in whole waves, at most an eighth more than tiles half as wide."""
     config = ConvConfig("conv", *WIDE_TILE, 64, 8, 4)
     if gpu.arch != "sm_90" or WIDE_TILE[1] > shape.K or shape.C % config.block_k:
         return None
@@ -237,15 +237,15 @@ def _shortest(configs: list[ConvConfig], shape: ConvShape, dtype: torch.dtype, g
 def splits(blocks: int, most: int) -> list[int]:
     """Return the numbers of parts, at most ``most``, that a reduction of ``blocks`` can be split into.
 
-    Each part has ``LEAST_BLOCKS`` or more. The kernel gives all parts but the last the same number of blocks. One part
-    is always among the answers.
+    Each part has ``LEAST_BLOCKS`` or more. The kernel gives all parts but the last the same number of blocks. The list
+    always includes one part.
     """
     found = range(2, min(most, MOST_SHARING, blocks // LEAST_BLOCKS) + 1)
     return [1, *(split for split in found if blocks - cdiv(blocks, split) * (split - 1) >= LEAST_BLOCKS)]
 
 
 def reduction_blocks(shape: ConvShape, config: ConvConfig) -> int:
-    """Return how many blocks of its reduction a tile adds up."""
+    """Return the number of blocks in the reduction of a tile."""
     return shape.R * shape.S * cdiv(shape.C, config.block_k)
 
 

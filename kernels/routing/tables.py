@@ -114,7 +114,7 @@ class TunedBlock:
 
 @dataclass(frozen=True)
 class Network:
-    """How a whole network runs fastest at one batch and image size, with its median time that way and run plainly.
+    """The fastest way to run a whole network at one batch and image size, with its median time and that of a plain run.
 
     ``joined`` says whether the joined runs in the table are used at all. With ``images``, the steps up to the feature
     ``through`` run on that many images at a time, so that their activations stay in the L2 cache. With ``early``,
@@ -140,7 +140,7 @@ class Network:
 
     @property
     def manner(self) -> str:
-        """How the network runs, in words, apart from joined runs; empty if plainly."""
+        """A description of how the network runs, without joined runs; empty for a plain run."""
         micro = f"up to {self.through} in micro-batches of {self.images} images" if self.images else ""
         return "; ".join(filter(None, (micro, "kernels start early" if self.early else "")))
 
@@ -249,7 +249,7 @@ def table_path(gpu_name: str, folder: Path = FOLDER) -> Path:
 
 @dataclass(frozen=True)
 class Found:
-    """A table and what its head says about the GPU; 0 multiprocessors means unknown."""
+    """A table and the facts about its GPU from its head. If ``multiprocessors`` is 0, their number is unknown."""
 
     table: Table
     gpu: str
@@ -258,7 +258,7 @@ class Found:
 
 
 class Index:
-    """Tables to look entries up in: a GPU's own, in order, then those of ``others`` of its architecture.
+    """An index of the entries in a GPU's own tables, in order, and then in those of ``others`` of its architecture.
 
     Entries of one 16-bit dtype also serve the other: both run equally fast.
     """
@@ -292,8 +292,8 @@ class Index:
     def network(self, model: str, batch: int, height: int, width: int, dtype: str) -> Network | None:
         """Return the entry for exactly this case, or None.
 
-        Another GPU's table only says whether to join runs and whether kernels start early. The number of images that
-        fit the L2 cache, the time that this saves, and all measured times hold for one GPU only.
+        From another GPU's table, only two settings are used: whether to join runs and whether kernels start early. The
+        number of images that fit the L2 cache and all measured times are valid for one GPU only.
         """
         case = (model, batch, height, width, dtype)
         if found := self._own.network(case):
@@ -305,7 +305,7 @@ class Index:
 
 
 class _Entries:
-    """The entries of one GPU's tables. If two have an entry for the same case, the first table's counts."""
+    """The entries of one GPU's tables. If two tables have an entry for the same case, the first one counts."""
 
     def __init__(self, tables: Sequence[Table]) -> None:
         entries: dict[Layer | Block, Tuned | TunedBlock] = {}
@@ -368,5 +368,5 @@ def _read(path: Path) -> Found:
     tuned, head = from_json(text, str(path)), json.loads(text)
     multiprocessors = head.get("multiprocessors", 0)
     if type(multiprocessors) is not int or multiprocessors < 0:
-        raise KernelError(f"{path} gives its GPU {multiprocessors!r} multiprocessors, not a whole number")
+        raise KernelError(f"{path}: multiprocessors is {multiprocessors!r} and must be a whole number, 0 or more")
     return Found(tuned, str(head.get("gpu", path.parent.name)), str(head.get("arch", "")), multiprocessors)

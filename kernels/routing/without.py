@@ -1,4 +1,4 @@
-"""Leave out kernels, or ways to use them, that misbehave: the environment variable ``FASTRES_WITHOUT``.
+"""Leave out kernels that misbehave, or ways to use them: the environment variable ``FASTRES_WITHOUT``.
 
 ``FASTRES_WITHOUT=fused,split`` names families of kernels, single kernels or ways to use them (``WAYS``), with
 commas between them.
@@ -31,7 +31,7 @@ WAYS = {
 
 @functools.cache
 def left_out() -> frozenset[str]:
-    """Return the kernels and ways that are left out. Raise ``KernelError`` for a name that is neither."""
+    """Return the kernels and ways that are left out. Raise ``KernelError`` for an unknown name."""
     names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     single = {kernel: (kernel,) for kernels in FAMILIES.values() for kernel in kernels}
     known = {**single, **FAMILIES, **{way: (way,) for way in WAYS}}

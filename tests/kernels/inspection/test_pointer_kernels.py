@@ -152,7 +152,7 @@ def test_unknown_architecture_is_named() -> None:
     shape = ConvShape(1, 8, 8, 64, 64, 1, 1, 1, 0)
     item = compile_conv(shape, torch.float16, ConvConfig("conv", 64, 64, 64, 4, 2), residual=False, relu=True)
     for arch in ("sm_1", "sm_70", "90", "gfx", "cuda"):
-        with pytest.raises(KernelError, match=rf"'{arch}'; give one of NVIDIA's from sm_75 on .* or of AMD's"):
+        with pytest.raises(KernelError, match=rf"'{arch}'; give an NVIDIA architecture, sm_75 or later .* or an AMD"):
             inspect(item, replace(H100, arch=arch))
     with pytest.raises(KernelError, match=r"'sm_1'; give an architecture \(sm_80, sm_90, .*\) or a card \(A100"):
         main(["--arch", "sm_1"])
