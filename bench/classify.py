@@ -239,7 +239,7 @@ def used_mb(process: int) -> float:
 
 
 def memory(runs: Runs) -> dict[str, Any]:
-    """Return the peak memory of each quarter of a whole run. It is flat if the last is no higher than the second."""
+    """Return the peak memory of each quarter of a whole run. It is flat if the last peak does not exceed the second."""
     samples: list[dict[str, float]] = []
     with sampled_memory(samples):
         runs.whole()
@@ -379,8 +379,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models", nargs="+", default=["resnet18", "resnet50"], help="models to run (default: resnet18 resnet50)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of decode, model, whole (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, help=f"default: {CPU_BATCH}, or {GPU_BATCH} on a GPU")
+    parser.add_argument("--rounds", type=int, default=3, help="timing rounds per decoder (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help=f"images (default: {CPU_BATCH}, or {GPU_BATCH} on a GPU)")
     parser.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--out", type=Path, help=f"output folder for {JSON_NAME}")

@@ -1,10 +1,10 @@
 """Run tests, tuning and benchmarks on this machine's GPU, and keep every result: ``make gpu VISIT=first``.
 
 A visit is a list of pieces (``visit/pieces.py``), most valuable first. Each piece runs in its own process and is
-stopped when its time is over, so that one failure does not stop the visit. If a kernel family's trial crashes, hangs or
-gives wrong results, only that family is left out of the later pieces. After each piece, all results so far go into
-one archive, which ``make gpu-home`` unpacks. A piece runs again only when a file that it depends on has changed, and
-even then its earlier rows are kept. Each card has its own folder. A visit does not use the network.
+stopped at its time limit, so that one failure does not stop the visit. If a kernel family's trial crashes, hangs or
+gives wrong results, only that family is left out of the later pieces. After each piece, all results so far go into one
+archive, which ``make gpu-home`` unpacks. A piece runs again only when a file that it depends on has changed, and even
+then its earlier rows are kept. Each card has its own folder. A visit does not access the internet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .visit.visit import Visit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a visit. Return 1 if a piece is not known to be good, and 2 without a GPU or after a ``FastresError``."""
+    """Make a visit. Return 1 if a piece failed or did not finish, and 2 without a GPU or after a ``FastresError``."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description="Run tests, tuning and benchmarks on this machine's GPU."
     )

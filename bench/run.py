@@ -61,7 +61,8 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
 
     ``command`` is recorded in the results. ``keep`` is called after each engine with the results so far;
     ``environment["complete"]`` is false until the last call. Raise ``FastresError`` if a model, size or weights entry
-    does not exist, or if a check cannot tell correct logits from wrong ones. An engine that cannot run becomes a row.
+    does not exist, or if a check cannot tell correct logits from wrong ones. An engine that cannot run gets a row with
+    the reason.
     """
     for name in options.models:
         check_image_size(get_architecture(name), options.size, options.size)
@@ -112,7 +113,7 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
 
 
 def _settings(options: Options) -> Iterator[Setting]:
-    """Yield every setting, float32 first. If float32 was not asked for, only eager runs in it, as the baseline."""
+    """Yield every setting, float32 first. If float32 was not requested, only eager runs in it, as the baseline."""
     supported = any(FASTRES.reason_absent(options.device, dtype) is None for dtype in options.dtypes)
     yardstick = [torch.float32] if supported and options.float32 else []
     dtypes = list(dict.fromkeys([*yardstick, *options.dtypes]))
@@ -188,7 +189,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, program: str = "python -m bench.run") -> int:
     """Run the command line; ``program`` is its name in messages.
 
-    Return 0 on success, 1 if fastres is wrong, fails or runs nowhere, and 2 if the benchmark cannot run.
+    Return 0 on success, 1 if fastres has wrong logits, fails or was never timed, and 2 if the benchmark cannot run.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     given = _parser(program).parse_args(arguments)

@@ -63,7 +63,7 @@ def tune(
 ) -> None:
     """Tune the layers that are not in the table yet.
 
-    Try the vetted candidates of a layer if there are any, and otherwise all promising ones. If the rules' own choice
+    Try the vetted candidates of a layer if there are any, and otherwise all promising ones. If the choice of the rules
     fails for a layer, record the problem and continue.
     """
 
@@ -74,7 +74,7 @@ def tune(
         return [own, *(c for c in configs if c != own and is_allowed(layer, c))]
 
     def is_allowed(layer: Layer, config: ConvConfig) -> bool:
-        """Vetted candidates were chosen without this GPU and without the kernel families left out on it."""
+        """Return True if ``config`` may run. Vetted candidates were chosen without this GPU and FASTRES_WITHOUT."""
         if (config.split > 1 and "split" in left_out()) or progress.ended_a_process(layer, config):
             return False
         return not dispatch.why_not(config.kernel, layer.shape, getattr(torch, layer.dtype), gpu)
@@ -119,14 +119,14 @@ def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], pr
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tune, and print tables of the results. Return 2 without a GPU, and 75 if the time ran out."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Tune the layers of models for this GPU.")
-    parser.add_argument("--model", nargs="+", default=["resnet50"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", nargs="+", default=["resnet50"], help="models to tune (default: resnet50)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64, 256], help="default: 1 8 64 256")
+    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--out", type=Path, default=Path("out/configs"), help="folder of tables (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="try only a few candidates per layer and run")
     parser.add_argument(
-        "--seconds", type=int, metavar="S", help="begin no entry after S seconds; run again to continue"
+        "--seconds", type=int, metavar="S", help="start no new entry after S seconds; run again to continue"
     )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"Left out: {problem}")
     print(f"Wrote {progress.path}; set FASTRES_CONFIGS={options.out} to use it")
     if progress.unfinished:
-        print(f"{progress.unfinished} entries were not begun within {options.seconds} s; run again to continue")
+        print(f"{progress.unfinished} entries were not started within {options.seconds} s; run again to continue")
         return os.EX_TEMPFAIL
     return 0
 

@@ -85,7 +85,7 @@ def draw(found: Similarity, images: Tensor, labels: Tensor, path: Path) -> None:
     columns = list(dict.fromkeys([*found.wrong, *spread]))[:QUERIES_DRAWN]
     figure = Figure(figsize=(len(columns) * 1.15, (VOTERS + 1) * 1.3 + 0.6), layout="constrained")
     right = found.accuracy.nearest
-    figure.suptitle(f"Nearest training scans by embedding: {right} of {len(found.queries)} held-out digits read right")
+    figure.suptitle(f"Nearest training scans by embedding: {right} of {len(found.queries)} held-out digits correct")
     axes = figure.subplots(VOTERS + 1, len(columns), squeeze=False)
     for column, query in enumerate(columns):
         digit = int(found.queries[query])

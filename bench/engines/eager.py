@@ -1,4 +1,4 @@
-"""The plain PyTorch module of an architecture, as a user would write it without fastres.
+"""The plain PyTorch module of an architecture, as you would write it without fastres.
 
 It is the eager engine of the benchmark, the float64 reference of the tests and the module that training uses. Its state
 dict has torchvision's names. For the ten torchvision models its results match ``torchvision.models`` (tested).

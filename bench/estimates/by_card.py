@@ -27,10 +27,10 @@ from fastres.text import text_table
 
 @dataclass(frozen=True)
 class CardEstimate:
-    """The estimate for a model at one batch size on one card, with the card's roofline. ``plain`` is without the rules.
+    """The estimate for a model at one batch size on one card, with the card's roofline.
 
-    ``split`` and ``wide`` are numbers of convolutions, out of ``convolutions``. ``through`` and ``images`` are the last
-    stage and the size of micro-batches.
+    ``plain`` means without the rules. ``split`` and ``wide`` are numbers of convolutions, out of ``convolutions``.
+    ``through`` and ``images`` are the last stage and the size of micro-batches.
     """
 
     gpu: str
@@ -59,7 +59,7 @@ class CardEstimate:
 
 
 def named(names: Sequence[str]) -> list[Gpu]:
-    """Return the known cards with these names, or all without names. Raise ``FastresError`` for an unknown name."""
+    """Return the cards with these names, or all if ``names`` is empty. Raise ``FastresError`` for an unknown name."""
     known = {gpu.name: gpu for gpu in CARDS}
     if unknown := [name for name in names if name not in known]:
         raise FastresError(f"There is no card called {unknown[0]!r}; give one of {', '.join(known)}")
@@ -67,10 +67,10 @@ def named(names: Sequence[str]) -> list[Gpu]:
 
 
 def estimate_card(gpu: Gpu, model: str, batch: int, size: int, dtype: torch.dtype, plain: bool) -> CardEstimate:
-    """Return the estimate for one card, at the rates that it is assumed to reach of its data sheet."""
+    """Return the estimate for one card, at the fraction of its data-sheet rates that it is assumed to reach."""
     limits, shape = attainable(gpu, dtype, float32_precision()), (batch, size, size, 3)
     if limits is None:
-        raise FastresError(f"No data sheet of {gpu.name} is known; add it to fastres/roofline/ceilings.py")
+        raise FastresError(f"The data-sheet rates of {gpu.name} are unknown; add them to fastres/roofline/ceilings.py")
     plan = outline(get_architecture(model), dtype)
     shapes = plan.shapes(batch, size, size)
     route = route_conv_plainly if plain else route_conv

@@ -1,9 +1,9 @@
 """The correctness check before timing: an engine's logits compared with the same network in float64.
 
-The check uses different images. The accepted error follows from eager PyTorch's own error in the same dtype on the same
-images: an engine rounds at other places, so its error may be about as large, but not larger. In float32, eager's error
-depends on the kernels that PyTorch chooses for the processor. There an engine's error may always be as large as that of
-plain sums (``rounding.py``).
+The check uses several different images. The accepted error is a small multiple of eager PyTorch's own error in the same
+dtype on the same images, because an engine may round in different places. In float32, eager's error depends on the
+kernels that PyTorch chooses for the processor. There an engine's error may always be as large as that of plain sums
+(``rounding.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Build all engines of one setting, check them against float64, and time them.
 
-A later failure never loses earlier measurements. Engines that build quickly come first and are timed. Then come those
-that compile for minutes, one by one. Each change is passed to ``keep`` at once. At the end, all engines are timed
+A failure never loses earlier measurements. Engines that build quickly are built and timed first. Engines that compile
+for minutes follow, one by one. Each change is passed to ``keep`` at once. At the end, all engines are timed
 alternately, so that the final values all come from the same few minutes.
 """
 
@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def unsupported(self) -> str | None:
-        """The reason why fastres does not support this dtype here, if so; then there is nothing to compare."""
+        """The reason why fastres does not support this dtype on this device, or ``None`` if it does."""
         reasons = [peer.reason_absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
         return reasons[0] if reasons else None
 

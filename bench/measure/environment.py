@@ -1,4 +1,4 @@
-"""The machine, versions and settings of a run, which are needed to interpret its values later."""
+"""The machine, versions and settings of a run. They are needed to interpret its results later."""
 
 from __future__ import annotations
 

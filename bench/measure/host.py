@@ -84,8 +84,8 @@ def measure(model: str = "resnet50", batch: int = 1) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the host time, and write it as JSON if ``--out`` is given."""
     parser = argparse.ArgumentParser(prog="python -m bench.host", description="Measure the host time of one warm call.")
-    parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--model", default="resnet50", help="name of the model (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON to this file")
     options = parser.parse_args(arguments)
     found = measure(options.model, options.batch)

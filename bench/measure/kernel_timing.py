@@ -1,7 +1,7 @@
 """Shared parts of the kernel benchmarks in ``bench/kernels``: layers, the correctness limit and timing on the GPU.
 
-A launch can take longer on the host than the kernel takes on the GPU. So many launches are captured in a CUDA graph,
-and the graph is timed. All launches use the same tensors, so data that fits in the L2 cache stays there.
+A launch can take longer on the host than the kernel takes on the GPU. Therefore, several launches are captured in one
+CUDA graph, and the graph is timed. All launches use the same tensors, so data that fits in the L2 cache stays there.
 """
 
 from __future__ import annotations

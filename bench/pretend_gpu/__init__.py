@@ -1,4 +1,4 @@
 """A pretend GPU: tensors on ``cuda:0``, streams, events and graphs, all on a CPU, to test host code that needs CUDA.
 
-It rejects what CUDA rejects and reports races. It does not tell anything about speed.
+It rejects calls that CUDA rejects and reports races. Its timings say nothing about the speed of a real GPU.
 """

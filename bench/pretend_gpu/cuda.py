@@ -7,8 +7,8 @@ For a whole command: ``python -m fastres.bench.pretend_gpu --card H200 -m fastre
 
 Tensors (``tensors.py``) are real torch tensors on device ``cuda:0``, with their data in CPU memory. All work runs
 immediately, so streams and events (``streams.py``) do not order it; they detect accesses that a GPU would not have
-ordered. A graph capture records kernels and operations without running them. It rejects what CUDA rejects, including
-the first launch of a kernel.
+ordered. A graph capture records kernels and operations without running them. It rejects calls that CUDA rejects,
+including the first launch of a kernel.
 
 Results are computed on the CPU. The pretend GPU tests neither speed nor compiled kernel code. It needs a build of torch
 without CUDA, and ``TRITON_INTERPRET=1`` set before Triton is imported.
@@ -47,7 +47,7 @@ from .tensors import Memory, install, on_cpu
 
 CARDS = {name: card for name, card in vars(cards).items() if isinstance(card, Gpu) and card is not cards.INTERPRETER}
 DEVICE = torch.device("cuda", 0)
-_MEMORY_BUS = 4000  # bits: an arbitrary width, for which whole GB/s give whole clock rates in kHz
+_MEMORY_BUS = 4000  # bits: an arbitrary width that turns whole GB/s into whole clock rates in kHz
 _FLUSHED = 1 << 20  # bytes that Triton's do_bench overwrites between launches instead of a real cache's size
 
 
@@ -103,7 +103,7 @@ def _compiling_children() -> Iterator[None]:
 
 
 def properties(card: Gpu, memory: int) -> SimpleNamespace:
-    """Return what ``torch.cuda.get_device_properties`` returns for ``card``."""
+    """Return the properties that ``torch.cuda.get_device_properties`` returns for ``card``."""
     major, minor = divmod(int(card.arch.removeprefix("sm_")), 10) if not card.is_amd else (9, 4)
     return SimpleNamespace(
         name=card.name,
@@ -363,7 +363,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _specialised(kernel: Any, parameter: inspect.Parameter, given: dict[str, Any]) -> Any:
-    """Return what Triton specialises a kernel on: the value of a constant, or the properties of another argument."""
+    """Return the facts that Triton specialises on: the value of a constant, or properties of another argument."""
     value = given.get(parameter.name, parameter.default)
     if "constexpr" in str(parameter.annotation):
         return value
@@ -381,7 +381,7 @@ def _specialised(kernel: Any, parameter: inspect.Parameter, given: dict[str, Any
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a module on a pretend GPU, as ``python -m`` does."""
     parser = argparse.ArgumentParser(prog="python -m bench.pretend_gpu", description="Run a module on a pretend GPU.")
-    parser.add_argument("--card", choices=CARDS, default="H100", help="the GPU to pretend (default: %(default)s)")
+    parser.add_argument("--card", choices=CARDS, default="H100", help="the GPU to imitate (default: %(default)s)")
     parser.add_argument("-m", dest="module", required=True, nargs=argparse.REMAINDER, help="module and its arguments")
     given = parser.parse_args(arguments)
     module, *rest = given.module

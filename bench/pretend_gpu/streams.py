@@ -1,8 +1,8 @@
-"""Streams, events and graphs of a pretend GPU (``cuda.py``): they detect races and reject what a capture forbids.
+"""Streams, events and graphs of a pretend GPU (``cuda.py``). They detect races and calls forbidden during a capture.
 
 Work runs immediately, on the CPU, so a missing wait never changes a result. It is detected here instead. Every stream
-has a vector clock, and every memory block remembers which streams wrote and read it last. An access that nothing orders
-after those is recorded as a race. So is memory that returns to the allocator while another stream may still use it.
+has a vector clock, and every memory block remembers which streams wrote and read it last. An access that is not ordered
+after those is recorded as a race. It is also a race if memory is freed while another stream may still use it.
 
 A captured graph holds recorded work that has not run. A replay runs it on the same memory.
 """
@@ -52,7 +52,7 @@ class Timeline:
     clock: Callable[[], float]  # in seconds
     log: list[str] = field(default_factory=list)  # calls, in order
     races: list[str] = field(default_factory=list)
-    host: Clock = field(default_factory=dict)  # what the CPU has waited for
+    host: Clock = field(default_factory=dict)  # the work that the CPU has waited for
     blocks: dict[int, Block] = field(default_factory=dict)  # by the address of a storage
     captures: list[CUDAGraph] = field(default_factory=list)  # in progress
     pools_open: set[Any] = field(default_factory=set)  # memory pools that the allocator allocates from

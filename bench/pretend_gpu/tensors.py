@@ -5,7 +5,7 @@ build of torch without CUDA has no kernels for such a tensor. So every ATen oper
 kernel here, which runs the CPU kernel on the same memory. Views, inference tensors, devices in error messages and
 ``numpy()`` are torch's own.
 
-New memory is filled with garbage, as on a GPU: NaN if the dtype has it.
+New memory is filled with garbage, because it has arbitrary contents on a GPU: NaN if the dtype has NaN.
 """
 
 from __future__ import annotations

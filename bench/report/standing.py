@@ -95,7 +95,7 @@ def verdict(rows: Sequence[Row]) -> tuple[str, list[Point]]:
     if not found:
         return "fastres was not timed together with another engine.", []
     if not lost:
-        everywhere = "the one point" if len(found) == 1 else f"all {len(found)} points"
+        everywhere = "the only point" if len(found) == 1 else f"all {len(found)} points"
         return f"fastres is the fastest engine at {everywhere}.", []
     return f"fastres is the fastest engine at {len(found) - len(lost)} of {len(found)} points.", lost
 

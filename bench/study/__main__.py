@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is given; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{value} was given; give 1 or more")
     return value
 
 

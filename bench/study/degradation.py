@@ -75,7 +75,7 @@ def measure(settings: Settings) -> Data:
     images, labels = dataset.normalise(dataset.test_images), dataset.test_labels
     train_images = dataset.normalise(dataset.train_images)
     networks, built, runs = [], [], []
-    for trained in tqdm(everything, desc="Looking at the trained networks", unit="network"):
+    for trained in tqdm(everything, desc="Evaluating the trained networks", unit="network"):
         model, seed = trained.job.model, trained.job.seed
         module = trained.module()
         runs.append(compare(f"{model}, seed {seed}", model, trained.state, images, labels))

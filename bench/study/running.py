@@ -39,7 +39,8 @@ def compare(label: str, model: str, state: dict[str, Tensor], images: Tensor, la
     off, eager_off = (float((found[:COMPARED] - exact).norm() / exact.norm()) for found in (ours, theirs))
     if not off <= FACTOR * eager_off + FLOOR:
         raise FastresError(
-            f"{label}: fastres is {off:.1e} from float64 but PyTorch only {eager_off:.1e}; please report this"
+            f"{label}: the logits of fastres differ from float64 by {off:.1e}, but those of PyTorch only by "
+            f"{eager_off:.1e}; please report this"
         )
     return {
         "network": label,

@@ -6,10 +6,10 @@ Networks with 200 units per layer at initialisation:
 
 A plain network has α = 0, β = 1. A residual one has α = 1 and a branch scale β (0.1 in the paper). There are two kinds
 of inputs. On the *line*, x runs along a grid in [−2, 2] and z = w (x − t), with the kinks t spread evenly over it. Then
-the gradient of the first layer is a random walk: brown noise. *Independent* inputs are as many Gaussian vectors. A unit
-is active at both of two such inputs with probability 1/4, as the paper's theorems assume.
+the gradient of the first layer is a random walk: brown noise. *Independent* inputs are the same number of Gaussian
+vectors. A unit is active at both of two such inputs with probability 1/4, as the paper's theorems assume.
 
-The batch of BN is all inputs, and its statistics count as constants when f is differentiated. Gradients come from
+BN's batch contains all inputs, and its statistics count as constants when f is differentiated. Gradients come from
 forward differentiation (along x, or along a fixed direction). Averages over the readout v are exact: the covariance of
 two gradients is the product of the two derivatives of x_L.
 """
@@ -111,7 +111,7 @@ def theory(net: Net, layers: int, centred: bool = False) -> list[float]:
     A plain layer halves the correlation. A residual branch adds β² times the variance of BN's input gradient to the
     variance, and half of that to the covariance. Without BN both grow by the same factors in each layer: (3/4)^L at
     β = 1. With BN the share of the branch falls as the variance of the stream grows: 1/√L at β = 1 if that variance is
-    taken about zero. BN takes it about the mean, which gives 1 − 1/π as much (``centred``).
+    taken about zero. BN takes it about the mean, which is (1 − 1/π) times as large (``centred``).
     """
     values, correlation = 1.0, 0.5
     result = [correlation]

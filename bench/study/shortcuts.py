@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("plain", "resnet")
-TIMES = 8  # multiplies ``Settings.images``: the number of test images, which each removed block takes a run over
-LEARNED = 0.5  # the accuracy that a network must have for the comparison to mean anything
+TIMES = 8  # test images per image of ``Settings.images``; every removed block needs a run over all of them
+LEARNED = 0.5  # below this accuracy, the comparison of networks is meaningless
 SPARED = 0.05  # a block is dispensable if removing it costs less accuracy than this
 
 

@@ -4,7 +4,7 @@ The first experiment uses fully connected networks with 128 units per layer and 
 the weights have spectral norm g, backpropagation through one layer multiplies the norm of the gradient
 
 - by at most g/4 for a sigmoid, because σ'(z) ≤ 1/4;
-- by g/√2 for a ReLU that half of the units pass;
+- by g/√2 for ReLU if half of the units are active;
 - with batch norm, by √(E[φ'²] / Var[φ]) whatever the scale of the weights (Yang et al., *A mean field theory of batch
   normalization*, ICLR 2019; √(π/(π−1)) = 1.21 for ReLU).
 
@@ -79,7 +79,7 @@ def mean_field_factor(activation: str) -> float:
 
 
 def _lab(settings: Settings, dataset: Dataset) -> list[Data]:
-    """Return a row per activation, gain and depth, with and without batch norm. Norms are relative to the last's."""
+    """Return a row per activation, gain, depth and use of batch norm. Norms are relative to that of the last layer."""
     pixels = dataset.normalise(dataset.train_images[:BATCH])
     features = nn.functional.avg_pool2d(pixels, POOL).flatten(1)
     features = features[:, features.std(0) > 0]  # the digits' corners are always paper

@@ -1,7 +1,7 @@
-"""Tune joined convolutions: find out when one kernel for a run of convolutions beats separate kernels.
+"""Tune joined convolutions: find out if one kernel for a run of convolutions is faster than separate kernels.
 
-Before a candidate is timed, its result is compared with the separate convolutions in float32. The time saved is
-measured against the same convolutions one after another, each with its tuned kernel.
+Before a candidate is timed, its result is compared with the separate convolutions in float32. The baseline is the same
+convolutions one after another, each with its tuned kernel.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tun
     times = {config: tools.microseconds(layer, config) for config in good if tools.is_right(layer, config)}
     if rules not in times:
         found = f"; {len(times)} of {len(configs)} configurations are correct" if times else ""
-        raise DeviceError(f"The rules' own configuration {rules} is wrong or does not compile for {layer}{found}")
+        failed = f"The rules' own configuration {rules} gives wrong results or does not compile"
+        raise DeviceError(f"{failed} for {layer}{found}")
     best = min(times, key=lambda config: times[config])
     return Tuned(layer, best, times[best], times[rules])
 

@@ -1,8 +1,8 @@
-"""Tune whole networks: whether to join convolutions, split the first stages into micro-batches or start kernels early.
+"""Tune whole networks: choose whether to join convolutions, run micro-batches in the first stages, start kernels early.
 
 Timing layers and runs alone misses some effects, such as data that one kernel leaves in the L2 cache for the next, or
-the time that the next kernel takes to start. So each way of running is timed on the whole network, as a CUDA graph as
-in real use, interleaved with the plain way.
+the time that the next kernel takes to start. So each way of running is timed on the whole network, interleaved with the
+plain way. As in real use, it is captured in a CUDA graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The progress of a tuning run: the table is written after every entry, so that a later run can continue it.
 
-Before a configuration is launched, its name is written to a file, and it is removed when the launch is done. If the
-process dies or is killed in between, the name stays, and the next run leaves that configuration out.
+Before a configuration is launched, it is listed in a file, and it is removed from the file when the launch is done. If
+the process dies or is killed in between, it stays in the file, and the next run leaves it out.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ DROPPED = "dropped.json"
 class Progress:
     """A table, its path, and the configurations and problems that were left out of it.
 
-    ``deadline`` is a time of ``time.monotonic`` after which no entry is begun. ``unfinished`` counts the entries that
-    were not begun.
+    ``deadline`` is a time of ``time.monotonic`` after which no entry is started. ``unfinished`` counts the entries that
+    were not started.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Progress:
         write_whole(self.path, to_json(self.table, self.facts).encode())
 
     def until(self, deadline: float | None) -> Progress:
-        """Begin no entry after ``deadline``."""
+        """Start no entry after ``deadline``."""
         self.deadline = deadline
         return self
 
@@ -99,7 +99,7 @@ def _named(layer: Layer | Block, config: ConvConfig) -> dict[str, Any]:
 
 
 def runs_right(error: Callable[[], float], dtype: str, what: str, progress: Progress) -> bool:
-    """Return True if a kernel's ``error`` is small, and record a problem if not or if the kernel raises.
+    """Return True if a kernel's ``error`` is small. Record a problem if it is not, or if the kernel raises.
 
     If the kernel leaves the GPU unusable, the exception ends the process.
     """

@@ -1,8 +1,8 @@
 """Choose and compile the candidates of a quick tuning, on a machine without the GPU: ``python -m bench.vetting``.
 
 For every layer and joined run of a model, it keeps some configurations of each kind of kernel: those with the best
-estimates whose compiled code neither spills registers nor is too large. The remaining candidates are few enough to be
-timed in minutes on a GPU. It writes ``bench/tuning/candidates/<architecture>.json``, which
+estimates, if their compiled code does not spill registers and fits the GPU. The remaining candidates are few enough to
+be timed in minutes on a GPU. It writes ``bench/tuning/candidates/<architecture>.json``, which
 ``python -m bench.tune --quick`` reads.
 """
 
@@ -154,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the candidates for a card's architecture."""
     parser = argparse.ArgumentParser(prog="python -m bench.vetting", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--card", default="H100", help="name of a card, or an architecture (default: %(default)s)")
-    parser.add_argument("--model", nargs="+", default=["resnet50"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[256, 64, 8, 1])
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--model", nargs="+", default=["resnet50"], help="models (default: resnet50)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[256, 64, 8, 1], help="default: 256 64 8 1")
+    parser.add_argument("--size", type=int, default=224, help="image height and width (default: %(default)s)")
     parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
     parser.add_argument("--out", type=Path, default=FOLDER, help="output folder (default: %(default)s)")
     options = parser.parse_args(arguments)

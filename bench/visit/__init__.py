@@ -1,1 +1,1 @@
-"""A visit to a GPU: a short benchmark run on a borrowed machine, whose results are brought back in one archive."""
+"""A visit to a GPU: tests and benchmarks on a borrowed machine. One archive brings all results back."""

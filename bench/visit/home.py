@@ -8,7 +8,7 @@ For each card in the archive it writes:
 - the tuned table to ``kernels/configs/<card>``.
 
 It also writes the measurements next to the estimates into ``docs/performance.md``. Existing results are kept. If one
-engine has two rows for one setting, the later row counts, unless it was not measured. It is safe to run this twice.
+engine has two rows for one setting, the later row counts, unless it was not measured. You can run this twice safely.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def unpack(archive: Path, into: Path) -> list[Path]:
         ) from error
     cards = sorted(path.parent for path in into.glob(f"*/{states.STATE}"))
     if not cards:
-        raise FastresError(f"{archive} holds no visit; give the {states.ARCHIVE} that make gpu writes")
+        raise FastresError(f"{archive} contains no visit; give the {states.ARCHIVE} that make gpu writes")
     return cards
 
 

@@ -70,7 +70,7 @@ class Piece:
     without: str = ""  # for FASTRES_WITHOUT, in addition to the families that did not pass
     after: str = ""  # another piece: if that one runs again, this one must too
     grace: int = 0  # seconds allowed until its first output, which do not count towards the limit
-    tries: int = 1  # how often to start it while it fails and time is left; for commands that resume where they stopped
+    tries: int = 1  # starts allowed if it fails and time is left; for commands that resume
 
     def argv(self, places: dict[str, str]) -> list[str]:
         """Return the command line, with the placeholders replaced by ``places``."""
@@ -85,7 +85,7 @@ def _filled(word: str, places: dict[str, str]) -> str:
 
 
 def pieces(visit: str, scale: Scale = FULL) -> list[Piece]:
-    """Return the pieces of a visit. ``"all"`` has the pieces of all four and the longest tests; it can take hours."""
+    """Return the pieces of a visit. ``"all"`` has those of all four visits and the longest tests; it can take hours."""
     made = {"first": _first, "tune": _tune, "peers": _peers, "suites": _suites}
     if visit == "all":
         return list({piece.name: piece for name in VISITS for piece in made[name](scale)}.values()) + _longest()

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"  # has a folder for each card, written by ``make gpu-home``
 PASSED, FAILED, LATE, ABSENT, UNFINISHED = "passed", "failed", "out of time", "absent", "unfinished"
 GOES_ON = 75  # exit status (EX_TEMPFAIL) of a command that stopped in time and has more to do
-FINAL = (PASSED, ABSENT)  # pieces with these are not run again while their inputs are the same
+FINAL = (PASSED, ABSENT)  # pieces that ended so are not run again while their inputs are unchanged
 LEAST_SECONDS = 8  # no piece is started with less time left
 ERROR_LINES = 3
 
@@ -81,7 +81,7 @@ class _Running:
     spoke: float | None = None  # when its first output came
 
     def is_late(self, now: float) -> bool:
-        """Return True if its time is over. With grace, time starts at its first output: torch and the GPU are ready."""
+        """Return True if its time is over. With grace, time starts at its first output, once torch and the GPU run."""
         with contextlib.suppress(OSError):  # there may be no log yet
             if self.spoke is None and self.log.stat().st_size:
                 self.spoke = now

@@ -2,7 +2,7 @@
 
 Each trial runs one kernel on random tensors, with an output full of NaN, and compares the result with float32. Then it
 repeats the run: a race shows up as different bits. The findings are written as JSON. The exit status is 1 if a result
-is wrong. Run it in a process of its own, because an illegal memory access of a kernel ends the whole process.
+is wrong. Run it in its own process, because an illegal memory access by a kernel ends the whole process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile", nargs="+", metavar=("MODEL", "BATCH"), help="only compile a model's kernels")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("fastres: the smoke test needs a CUDA GPU, and torch finds none here", file=sys.stderr)
+        print("fastres: the smoke test needs a CUDA GPU, but torch finds none on this machine", file=sys.stderr)
         return 2
     gpu = gpu_of(device_of_trials())
     if options.compile:

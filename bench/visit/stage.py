@@ -1,8 +1,8 @@
 """The process of one piece in a rehearsal: run its command on a pretend GPU, with fast replacements for slow parts.
 
-Only what takes minutes is replaced. Engines are timed a few times, on small tensors. Kernels are interpreted, so checks
-of compiled kernels always pass. ``torch.compile`` returns the module unchanged. Faults are injected where real ones
-would happen: in the kernels' host functions and in the process.
+Only steps that take minutes are replaced. Engines are timed a few times, on small tensors. Kernels are interpreted, so
+checks of compiled kernels always pass. ``torch.compile`` returns the module unchanged. Faults are injected where real
+ones would happen: in the kernels' host functions and in the process.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .pieces import Piece
 from .running import FINAL, Outcome, digest
 
 STATE, ARCHIVE = "visit.json", "gpu.tgz"
-LARGEST_ARCHIVE = 16 * 10**6  # bytes: the largest file that a borrowed machine lets out
+LARGEST_ARCHIVE = 16 * 10**6  # bytes: a borrowed machine may refuse to send larger files
 LONGEST_LOG = 100_000  # bytes at the end of a log that go into the archive
 FIRST, LOGS, CACHES = range(3)
 
@@ -48,7 +48,7 @@ def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object])
 
 
 def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:
-    """Return True if the piece passed or had nothing to run on, with the same inputs, after the piece it builds on."""
+    """Return True if the piece passed or had nothing to run, with the same inputs, after the piece it builds on."""
     outcome, before = state.get(piece.name), state.get(piece.after)
     if outcome is None or (before is not None and before.date > outcome.date):
         return False
@@ -62,7 +62,7 @@ def left_out(todo: Iterable[Piece], state: Mapping[str, Outcome]) -> dict[str, O
 
 
 def worst(state: Mapping[str, Outcome], todo: Iterable[Piece]) -> int:
-    """Return the exit status of a visit: 0 if every piece passed or has nothing to run on, else 1."""
+    """Return the exit status of a visit: 0 if every piece passed or had nothing to run, else 1."""
     return 0 if all(piece.name in state and state[piece.name].status in FINAL for piece in todo) else 1
 
 

@@ -297,7 +297,7 @@ FAMILIES = {
 
 
 def why_not(name: str, gpu: Gpu) -> str:
-    """Return why a family has nothing to run on ``gpu``, or an empty string if it has."""
+    """Return the reason why none of a family's kernels can run on ``gpu``; empty if they can."""
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
         return f"early launches need sm_90 or later, and {gpu.name} is {gpu.arch}"
     if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):

@@ -4,7 +4,7 @@ A visit is a list of pieces (``pieces.py``), the most valuable first. Each piece
 at its time limit. If the trial of a family of kernels crashes, hangs or gives a wrong result, the rest of the visit
 leaves that family out and reports its name. After each piece the visit writes all results so far into one archive,
 which ``make gpu-home`` unpacks. A piece that passed runs again only if a file that it depends on has changed; its
-earlier rows are kept even then. Each card has its own folder. A visit uses no network.
+earlier rows are kept even then. Each card has its own folder. A visit does not access the internet.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Visit:
         for index, group in enumerate(todo, start=1):
             if self.left < LEAST_SECONDS:
                 rest = [piece for later in todo[index - 1 :] for piece in later]
-                self._say(f"The {self.budget - RESERVE:.0f} s are over; not started: {_names(rest)}")
+                self._say(f"The time limit of {self.budget - RESERVE:.0f} s is reached; not started: {_names(rest)}")
                 break
             self._say(f"[{index}/{len(todo)}] {_names(group)} (about {estimate(group)} s) …")
             found = run_together(
@@ -103,14 +103,12 @@ class Visit:
             rows += [(piece.name, str(piece.seconds), str(piece.limit), str(total)) for piece in group]
         skipped = len(self.todo) - len(due)
         known = f" {skipped} of its pieces are already done." if skipped else ""
-        fits = (
-            "All pieces fit." if total <= self.budget else "Not all pieces fit: the last ones wait for another visit."
-        )
+        fits = "All pieces fit." if total <= self.budget else "Not all pieces fit. Run the visit again for the rest."
         title = f"{self.name} on {self.card}: about {total} s of {self.budget:.0f} s. {fits}{known}"
         return f"{text_table(rows, right=(1, 2, 3))}\n{title}"
 
     def environment(self, piece: Piece) -> dict[str, str]:
-        """Return a piece's environment variables: tuned tables, families left out, folder of compilers' caches, …"""
+        """Return a piece's environment variables: tuned tables, left-out families, the compilers' cache folder, …"""
         can_be = [family for family in self.left_out() if can_be_left_out(family)]
         without = [] if piece.family else [*can_be, *filter(None, [piece.without])]
         own = {
@@ -136,7 +134,7 @@ class Visit:
             self.troubles = [f"the archive had no room for {name}" for name in lost]
         except (OSError, FastresError) as error:
             self.troubles = [f"the archive dates from an earlier piece: {error}"]
-            self._say(f"    not written: {error}")
+            self._say(f"    The archive was not written: {error}")
 
     def _finish(self) -> None:
         rows: list[tuple[str, ...]] = [("piece", "status", "seconds", "commit", "last line")]

@@ -230,7 +230,7 @@ def test_what_does_not_fit_the_card_is_passed_over(configs: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"multiprocessors": "many"}, "'many' multiprocessors"),
+        ({"multiprocessors": "many"}, "multiprocessors is 'many'"),
         ({"layers": [{"N": 1}]}, "not a table"),
         ({"networks": [{"model": "m", "batch": 1, "height": 2, "width": 2, "dtype": "d", "images": 4}]}, "through ''"),
     ],

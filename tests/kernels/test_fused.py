@@ -187,7 +187,7 @@ def test_what_the_kernel_takes() -> None:
     assert "192 output channels" in why_not_fused(shape, 192, torch.float16, H100)
     assert "not 63" in why_not_fused(replace(shape, N=63), 256, torch.float16, H100)
     assert "groups" in why_not_fused(replace(shape, groups=2), 256, torch.float16, H100)
-    assert "no tap" in why_not_fused(replace(shape, padding=3), 256, torch.float16, H100)
+    assert "must be smaller than" in why_not_fused(replace(shape, padding=3), 256, torch.float16, H100)
 
 
 def test_bad_input_is_named() -> None:

@@ -56,7 +56,7 @@ def test_what_is_no_visit_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     with tarfile.open(tmp_path / "empty.tgz", "w:gz"):
         pass
     assert home.main([str(tmp_path / "empty.tgz")]) == 2
-    assert "holds no visit" in capsys.readouterr().err
+    assert "contains no visit" in capsys.readouterr().err
 
 
 def test_the_page_has_two_marks(tmp_path: Path) -> None:

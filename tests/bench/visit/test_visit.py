@@ -154,12 +154,12 @@ def test_a_piece_that_can_resume_is_started_again(tmp_path: Path) -> None:
 
 def test_an_unfinished_piece_is_due_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
-    code = f"open({str(count)!r}, 'a').write('x'); print('3 entries were not begun'); import sys; sys.exit(75)"
+    code = f"open({str(count)!r}, 'a').write('x'); print('3 entries were not started'); import sys; sys.exit(75)"
     todo = [piece("tuner", code, tries=3), piece("bench", "", after="tuner")]
     made = visit(tmp_path, *todo)
     assert made.run() == 1
     assert count.read_text() == "x", "it is not started again at once"
-    assert (made.state["tuner"].status, made.state["tuner"].error) == ("unfinished", "3 entries were not begun")
+    assert (made.state["tuner"].status, made.state["tuner"].error) == ("unfinished", "3 entries were not started")
     second = visit(tmp_path, *todo)
     assert [item.name for item in todo if second.is_due(item)] == ["tuner", "bench"]
 
