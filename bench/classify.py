@@ -41,9 +41,9 @@ from fastres.bench.report.results import significant, write_whole
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
 from fastres.classification.listing import write_listing
-from fastres.classification.pixels import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
 from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
+from fastres.images.jpeg import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
 from fastres.network.architectures import get_architecture
 from fastres.text import text_table
 

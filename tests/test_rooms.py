@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "bench.visit": "leaves kernels.launch kernels.routing kernels kernels.inspection network executors commands top "
     "bench.report bench.engines bench.pretend_gpu bench.measure bench.tuning bench.estimates bench.tune",
     "bench.run": "leaves network model top bench.report bench.engines bench.measure",
-    "bench.classify": "leaves network executors classification commands top bench.report bench.engines bench.measure",
+    "bench.classify": "leaves network executors images classification commands top bench.report bench.engines bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
     "bench": "leaves",
 }
@@ -57,7 +57,7 @@ COMMANDS = {
 }
 
 # Folders of tests that belong to no room, and rooms without a folder of tests.
-OTHER_TESTS = {"docs", "gpu", "pretend"}
+OTHER_TESTS = {"docs", "gpu", "on_pretend_gpu"}
 UNTESTED: set[str] = set()
 
 

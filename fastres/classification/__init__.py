@@ -60,7 +60,7 @@ def classify(
 
     ``model`` is a loaded model, or a name for ``fastres.load``, which also gets ``weights`` and ``dtype``. ``device``
     defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the pixels that ``model.predict``
-    gives it; with ``"fast"`` they differ slightly (see :mod:`fastres.classification.pixels`). ``workers`` is the number
+    gives it; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`). ``workers`` is the number
     of processes that decode images (default: one per core, up to 16; 0: decode in this process).
 
     Finished rows are kept in ``<output>.partial/`` until the run is complete. After an interruption, ``resume=True``
@@ -72,7 +72,7 @@ def classify(
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
     _check_numbers(top_k=(top_k, 0 if embed else 1), batch_size=(batch_size, 1), workers=(workers, 0))
-    from .pixels import DECODERS, FAST
+    from fastres.images.jpeg import DECODERS, FAST
 
     if decoder not in DECODERS:
         raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastres.errors import FastresError, ImageError, WorkerError
+from fastres.images.jpeg import Decoder, decoder
 from fastres.images.transforms import Transforms
 
-from .pixels import Decoder, decoder
 from .sources import Images
 
 PREFETCH = 2  # batches that each worker keeps ready

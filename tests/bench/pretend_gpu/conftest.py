@@ -1,5 +1,5 @@
 """The pretend GPU as a fixture."""
 
-from tests.pretend.conftest import pretence
+from tests.on_pretend_gpu.conftest import pretence
 
 __all__ = ["pretence"]

@@ -20,7 +20,7 @@ from fastres.bench.pretend_gpu.streams import CaptureError
 from fastres.errors import DeviceError
 from fastres.kernels import launch
 from fastres.kernels.routing import cards
-from tests.pretend.conftest import pretended
+from tests.on_pretend_gpu.conftest import pretended
 
 pytestmark = pytest.mark.interpreter
 

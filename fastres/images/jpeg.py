@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastres.images.decoding import load_image, orientation
-from fastres.images.transforms import MAX_RESIZED_PIXELS, Transforms, crop_start, cropped, resized_size
+from .decoding import load_image, orientation
+from .transforms import MAX_RESIZED_PIXELS, Transforms, crop_start, cropped, resized_size
 
 EXACT, FAST = DECODERS = ("exact", "fast")
 Decoder = Callable[["str | bytes", Transforms], Tensor]

@@ -1,4 +1,4 @@
-"""fastres.classification.pixels: the fast decoder gives the same pixels and errors as the exact one."""
+"""fastres.images.jpeg: the fast decoder gives the same pixels and errors as the exact one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastres.classification.pixels import exact_pixels, fast_pixels
 from fastres.errors import ImageError
+from fastres.images.jpeg import exact_pixels, fast_pixels
 from fastres.images.transforms import Transforms
-
-from .conftest import encoded
+from tests.classification.conftest import encoded
 
 TRANSFORMS = Transforms(resize=256, crop=224)
 
