@@ -27,7 +27,7 @@ Dimension = int | str
 
 
 class GraphBuilder:
-    """Add to ``model.graph`` in place. Large data (weights) is copied only once, into the message."""
+    """Adds nodes and constants to ``model.graph`` in place. Weights are copied only once, into the message."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph

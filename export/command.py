@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=5, help="number of classes in the output top_k (default: 5)")
     add("--no-verify", action="store_true", help="do not compare the file with fastres before it is put in place")
     add("--int8", action="store_true", help="quantise to int8; needs --calibration")
-    add("--calibration", metavar="DIR", help="folder of images of the kind that the int8 model will see")
+    add("--calibration", metavar="DIR", help="folder of images like those that the int8 model will see")
     add("--least-agreement", type=float, metavar="SHARE", help="fail if int8 and float32 agree less (default: 0.95)")
     add("--server-repository", metavar="DIR", help="write a model repository for NVIDIA Triton Inference Server")
     add("--max-batch-size", type=int, default=32, help="largest batch that the server forms (default: 32)")

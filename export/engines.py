@@ -1,6 +1,7 @@
-"""Exported files as engines for benchmarks: from a model and an example batch to a function from batch to logits.
+"""Benchmark engines that run exported files.
 
-Each export is fixed to the example's shape, and runs with as many CPU threads as torch does.
+Each ``…_engine`` function takes a model and an example batch, and returns a function from a batch to its logits. The
+export is fixed to the example's shape, and runs with as many CPU threads as torch does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Engine = Callable[[Tensor], Tensor]
 
 
 def onnxruntime_engine(model: Model, x: Tensor) -> Engine:
-    """Return ONNX Runtime on ``x``'s device, for batches ``[N, 3, H, W]`` of ``x``'s shape, dtype and device.
+    """Return a function that runs ONNX Runtime on ``x``'s device, for batches of its shape and dtype.
 
     On CUDA the batch is bound in place and the logits stay on the GPU. Raises ``DeviceError`` if the CUDA provider does
     not start, and the errors of :func:`fastres.export.onnx.export`.
@@ -47,9 +48,9 @@ def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def onnxruntime_tensorrt_engine(model: Model, x: Tensor) -> Engine:
-    """Return ONNX Runtime with TensorRT, and with CUDA for operators that TensorRT does not support.
+    """Return a function that runs TensorRT in ONNX Runtime, and CUDA for operators that TensorRT does not support.
 
-    Otherwise it is as :func:`onnxruntime_engine`. Raises ``DeviceError`` if the TensorRT provider does not start.
+    Everything else is as in :func:`onnxruntime_engine`. Raises ``DeviceError`` if the TensorRT provider does not start.
     """
     from .runtime import Session
 
@@ -74,7 +75,7 @@ def onnxruntime_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str
 
 
 def openvino_engine(model: Model, x: Tensor) -> Engine:
-    """Return OpenVINO on the CPU, tuned for latency, for float32 batches ``[N, 3, H, W]`` of ``x``'s shape."""
+    """Return a function that runs OpenVINO on the CPU, tuned for latency, for float32 batches of ``x``'s shape."""
     import openvino
 
     options = {

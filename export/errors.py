@@ -23,4 +23,4 @@ class CalibrationError(ExportError, ValueError):
 
 def missing(package: str, extra: str = "onnx") -> MissingDependencyError:
     """Return the error for a ``package`` that is not installed; ``extra`` is the fastres extra that contains it."""
-    return MissingDependencyError(f"{package} is needed here and is not installed: pip install 'fastres[{extra}]'")
+    return MissingDependencyError(f"{package} is needed here but is not installed: pip install 'fastres[{extra}]'")

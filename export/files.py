@@ -80,7 +80,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 def _check_parent(target: Path) -> None:
     if not target.parent.is_dir():
-        raise ExportFileError(f"The folder {target.parent} does not exist; make it first, or give another path")
+        raise ExportFileError(f"The folder {target.parent} does not exist; create it first, or give another path")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ExportFileError(f"The folder {target.parent} cannot be written to; give a path in another folder")
 

@@ -64,14 +64,14 @@ class Signature:
 
 
 def plan_value(plan: Plan, output: str) -> str:
-    """Return the name of the plan's value that ``output`` is, or is computed from."""
+    """Return the name of the plan's value from which ``output`` is computed."""
     if output in (LOGITS, SOFTMAX, TOP_K, TOP_K_SCORES, TOP_K_INDICES):
         return LOGITS
     return POOLED if output == EMBEDDING else plan.features[output]
 
 
 def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
-    """Raise ``InputError`` for an unknown output, for one given twice, and if there is none."""
+    """Raise ``InputError`` if an output is unknown or given twice, or if none is given."""
     classes = (LOGITS, SOFTMAX, TOP_K) if plan.architecture.num_classes else ()
     known = (*classes, EMBEDDING, *plan.features)
     accepted = f"{plan.architecture.name} has {', '.join(known)}"
@@ -219,13 +219,13 @@ class _Writer:
                 node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
 
     def _axes(self, name: str, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
-        """Return a mean's axes, as inputs and as attributes: opset 18 made the attribute an input."""
+        """Return the axes of a mean as inputs and as attributes; opset 18 turned the attribute into an input."""
         if self.signature.opset >= 18:
             return [self.builder.constant(f"{name}.axes", torch.tensor(axes))], {}
         return [], {"axes": axes}
 
     def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:
-        """Add a node whose value is also a float32 output, if wanted; return the value in the graph's own dtype."""
+        """Add a node. If ``wanted``, its value is also a float32 output. Return the value in the graph's own dtype."""
         if self.signature.dtype == torch.float32:
             return self.builder.node(op, inputs, output if wanted else value, **attributes)
         self.builder.node(op, inputs, value, **attributes)

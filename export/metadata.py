@@ -86,8 +86,8 @@ class Metadata:
 
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
-        """Parse the result of :meth:`as_strings`. Raise ``ExportFileError`` that names ``source`` if it cannot."""
-        strings = {"crop_rounding": "nearest", **strings}  # files of fastres 0.1 lack this key
+        """Parse the result of :meth:`as_strings`. Raise ``ExportFileError``, naming ``source``, if that fails."""
+        strings = {"crop_rounding": "nearest", **strings}  # older files lack this key
         absent = [key for key in KEYS if key not in strings]
         if absent:
             raise ExportFileError(
@@ -166,13 +166,14 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     try:
         content = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise ExportFileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ExportFileError(f"{path} cannot be read: {reason}; check the path and its permissions") from error
     try:
         model = onnx.ModelProto.FromString(content)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise ExportFileError(f"{path} is not an ONNX file ({error})") from error
+        raise ExportFileError(f"{path} is not an ONNX file ({error}); pass a file that fastres export wrote") from error
     if not model.graph.node:
-        raise ExportFileError(f"{path} is not an ONNX file: it has no graph")
+        raise ExportFileError(f"{path} is not an ONNX file: it has no graph; pass a file that fastres export wrote")
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     Metadata.from_strings(metadata, str(path))
     operators: dict[str, int] = {}
@@ -218,7 +219,7 @@ def _is_published(model: Model) -> bool:
 
 
 def _entry_sha256(entry: WeightsEntry) -> str:
-    """Return the whole hash if the file is there; the table has only the beginning of a downloaded file's."""
+    """Return the whole hash if the file is in the cache or bundled, else the published beginning of it."""
     path = cache_folder() / entry.file
     if entry.bundled or not path.is_file():
         return entry.sha256

@@ -1,4 +1,4 @@
-"""Export a model as one ONNX file with ``fastres.export.onnx.export``, which compares the two before it finishes."""
+"""Export a model as one ONNX file with ``fastres.export.onnx.export``, and compare the file with the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ except ImportError as error:
 __all__ = ["Check", "ExportReport", "Inspection", "Metadata", "export", "inspect"]
 
 DEFAULT_OPSET = 18
-# Opset 13 made the axes of ReduceSum an input and gave quantisation an axis: older opsets would need other graphs.
+# Opset 13 turned the axes of ReduceSum into an input and gave quantisation an axis. Older opsets need other graphs.
 OLDEST_OPSET = 13
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 DYNAMIC = "dynamic"
@@ -42,7 +42,7 @@ DYNAMIC = "dynamic"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The file written, and how far it is from the model; ``checks`` is empty if verification was turned off."""
+    """The file written, and its differences from the model; ``checks`` is empty if verification was turned off."""
 
     path: Path
     bytes: int
@@ -94,8 +94,8 @@ def export(
     are compared with fastres. Only then does the file replace an existing one.
 
     Raises ``InputError`` for an impossible opset, size, batch or output, ``DtypeError`` for another dtype, the errors
-    of :func:`fastres.load`, ``ExportFileError`` if the file cannot be written, ``VerificationError`` if it does not
-    compute what the model computes, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
+    of :func:`fastres.load`, ``ExportFileError`` if the file cannot be written, ``VerificationError`` if its
+    results differ from the model's, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
     """
     check_opset(opset)
     target = checked_target(path)
@@ -124,7 +124,10 @@ def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progres
     if isinstance(model, str):
         return load(model, weights, progress=progress)
     if not (isinstance(weights, str) and weights == "DEFAULT"):
-        raise InputError(f"weights were given for a {type(model).__name__}, which has its own; pass the model's name")
+        raise InputError(
+            f"weights were given for a {type(model).__name__}, which has its own; leave them out, or pass the "
+            "model's name"
+        )
     if not isinstance(model, nn.Module):
         raise InputError(f"model is of type {type(model).__name__}; give it by name or as a module")
     return from_module(model)
@@ -192,7 +195,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype. Raise ``DtypeError`` if it is neither float32 nor float16."""
     known = DTYPES.get(dtype_name(dtype))
     if known is None:
-        raise DtypeError(f"dtype is {dtype}; ONNX files are written in {' or '.join(DTYPES)}")
+        raise DtypeError(f"dtype is {dtype}, but exports are in {' or '.join(DTYPES)}; pass one of these")
     return known
 
 

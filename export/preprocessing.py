@@ -7,8 +7,9 @@ so each is one matrix product here, with a filter that the graph computes from t
     filter[i, j] = max(0, 1 − |(2j + 1)·new − (2i + 1)·size| / (2·max(size, new))),   rows normalised to sum 1
 
 for output pixel i of ``new`` and input pixel j of ``size``. For bicubic transforms, Keys's cubic (a = −1/2) of the same
-distance replaces the triangle, and grey levels beyond black and white are clipped after each pass. Only the rows i that
-the crop keeps are computed. Rows outside the resized picture are zero: black, as the transforms pad. Centres are
+distance replaces the triangle, and grey levels outside 0..255 are clipped after each pass. Only the rows i that the
+crop keeps are computed. Rows outside the resized picture are zero, so the padding is black, as in the transforms.
+Centres are
 compared as integers, so the weights have float32's full precision at any size. ONNX's own ``Resize`` is not used: its
 antialiasing needs opset 18 and TensorRT rejects it. Every runtime has the operators used here.
 """
@@ -130,7 +131,7 @@ class _Filters:
         return node("Add", [node("Mul", [value, self.two], f"{name}.doubled"), self.one], f"{name}.centre")
 
     def _crop_start(self, name: str, new: str) -> str:
-        """Compute the first row or column kept: half the surplus, rounded down or to even; negative halves go to zero.
+        """Compute the first row or column kept: half the surplus, rounded down or to even, or towards zero if negative.
 
         It is ``half + half % 2 · max(surplus, 0) % 2``, where ``half`` is the surplus over two, rounded towards zero.
         """

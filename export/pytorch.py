@@ -27,7 +27,7 @@ from .verification import TOLERANCE, Check, cases, relative_error, widened
 
 @dataclass(frozen=True)
 class TorchReport:
-    """The file written, and how far it is from the model; ``checks`` is empty if verification was turned off."""
+    """The file written, and its differences from the model; ``checks`` is empty if verification was turned off."""
 
     path: Path
     bytes: int
@@ -113,8 +113,8 @@ def export_torch(
 
     The arguments are those of :func:`fastres.export.onnx.export`. The program takes normalised images
     ``[batch, 3, height, width]`` in ``dtype`` and returns float32 logits. With ``image_size="dynamic"``, images must be
-    a little larger than the network's minimum size: one pixel after the last stage is a special case for
-    ``torch.export``. The metadata is in the file's extra file ``metadata.json``. With ``verify``, the file is loaded
+    a little larger than the network's minimum size, because ``torch.export`` treats one pixel after the last stage as
+    a special case. The metadata is in the file's extra file ``metadata.json``. With ``verify``, the file is loaded
     and compared with fastres before it replaces an existing one.
 
     Raises the errors of :func:`fastres.export.onnx.export`.
@@ -182,7 +182,7 @@ def _verify(path: Path, plan: Plan, signature: Signature) -> tuple[Check, ...]:
             error = relative_error(program(x), executor.run(x.float())[0])
         if not error <= TOLERANCE[signature.dtype]:
             raise VerificationError(
-                f"The exported {plan.architecture.name} does not compute what the model computes: on {batch} random "
+                f"The exported {plan.architecture.name} and the model give different results: on {batch} random "
                 f"images of {height}×{width} (seed {seed}), its logits differ by {error:.2g} (relative; "
                 f"{TOLERANCE[signature.dtype]:g} is accepted). Nothing was written"
             )

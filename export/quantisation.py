@@ -40,7 +40,7 @@ except ImportError as error:
 
 # An export fails below this share of images with the same best class.
 LEAST_AGREEMENT = 0.95
-# With at least this many images, a quarter is kept from calibration, for the report.
+# With at least this many images, a quarter is not used for calibration but for the report.
 ENOUGH_TO_SPLIT = 8
 OPERATORS = ["Conv", "Gemm", "Add", "MaxPool"]
 WITHOUT_OUTPUT_PAIRS = ["Conv", "Gemm", "Add"]
@@ -48,10 +48,10 @@ WITHOUT_OUTPUT_PAIRS = ["Conv", "Gemm", "Add"]
 
 @dataclass(frozen=True)
 class QuantisationReport:
-    """The file written, and how far it is from float32 on the images that judged it.
+    """The file written, and its differences from float32 on ``judged`` images.
 
-    ``agreement`` is the share of ``judged`` images with the same best class, ``logit_error`` the relative L2 error of
-    their logits. ``held_out`` says whether these images were kept from calibration.
+    ``agreement`` is the share of these images with the same best class, ``logit_error`` the relative L2 error of their
+    logits. ``held_out`` is True if these images were not used for calibration.
     """
 
     path: Path
@@ -63,7 +63,9 @@ class QuantisationReport:
     logit_error: float
 
     def __str__(self) -> str:
-        which = "kept from calibration" if self.held_out else "also used for calibration (too few to keep some apart)"
+        which = (
+            "not used for calibration" if self.held_out else "also used for calibration (too few to keep some apart)"
+        )
         return (
             f"{self.path}: {self.bytes / 1e6:,.1f} MB, int8, calibrated on {self.calibrated} images\n"
             f"against float32, on {self.judged} images {which}: same best class {self.agreement:.1%}, "
@@ -85,9 +87,9 @@ def export_int8(
 ) -> QuantisationReport:
     """Write ``model`` to ``path`` as one ONNX file quantised to int8.
 
-    ``calibration`` is a folder of images (with its subfolders) or a list of images of the kind that the model will see.
-    A few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`. So is the file's
-    signature: normalised float32 images in, float32 logits out.
+    ``calibration`` is a folder of images (with its subfolders) or a list of images like those that the model will see.
+    A few hundred are enough. The other arguments are those of :func:`fastres.export.onnx.export`. The file takes
+    normalised float32 images and returns float32 logits, like a float32 export.
 
     Raises the errors of :func:`fastres.export.onnx.export`, ``ImageError`` for a damaged image, and
     ``CalibrationError`` if a folder has no images or if the best class is the same as in float32 for less than
@@ -128,7 +130,7 @@ def export_int8(
                 raise CalibrationError(
                     f"The int8 {loaded.architecture.name} names the same best class as float32 for {agreement:.1%} of "
                     f"{len(judges)} images; at least {least_agreement:.1%} is required. Nothing was written. Calibrate "
-                    "on more images of the kind that the model will see, or lower least_agreement"
+                    "on more images like those that the model will see, or lower least_agreement"
                 )
             size = temporary.stat().st_size
     return QuantisationReport(target, size, len(fitted), len(judges), held_out, agreement, error)
@@ -149,7 +151,9 @@ def find_images(calibration: str | os.PathLike[str] | Sequence[Any]) -> list[Any
     try:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
     except OSError as error:
-        raise ExportFileError(f"The calibration folder {folder} cannot be read ({error.strerror or error})") from error
+        raise ExportFileError(
+            f"The calibration folder {folder} cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
     images = [path for path in files if path.suffix.lower() in suffixes]
     if not images:
         found = f"{len(files)} files, none of them an image" if files else "no files"
@@ -168,7 +172,7 @@ class _Inputs:
         self.bar = bar
 
     def batches(self, images: Sequence[Any]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number of images in a batch and the batch, normalised; the last one repeats images to fill up."""
+        """Yield the number of images in a batch and the batch, normalised; images are repeated to fill the last one."""
         for start in range(0, len(images), self.step):
             chunk = images[start : start + self.step]
             values = torch.stack([self.transforms(image) for image in chunk]).numpy()
@@ -225,7 +229,7 @@ def _quantise(source: Path, target: Path, reader: Any) -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Drop the quantiser's advice to fold batch norm first: this is done, and it repeats the advice on every call."""
+    """Drop the quantiser's advice to fold batch norm first: it is folded, and the advice is repeated on every call."""
     return "pre-processing before quantization" not in record.getMessage()
 
 

@@ -51,7 +51,7 @@ class Session:
 
     ``conv_search`` is CUDA's ``cudnn_conv_algo_search``: ``"EXHAUSTIVE"`` times cuDNN's algorithms at each new shape's
     first call, ``"HEURISTIC"`` asks cuDNN, ``"DEFAULT"`` takes one algorithm for all. In float32, CUDA uses TF32 if
-    ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``. It is by default, unless
+    ``torch.backends.cudnn.conv.fp32_precision`` is ``"tf32"``. That is torch's default, unless
     ``torch.backends.cudnn.allow_tf32`` or another of torch's settings turns it off. CUDA runs on torch's current GPU
     unless its option ``device_id`` names another.
 
@@ -69,7 +69,7 @@ class Session:
     ) -> None:
         self.path = Path(path).expanduser()
         if not self.path.is_file():
-            raise ExportFileError(f"{self.path} does not exist; fastres export writes such files")
+            raise ExportFileError(f"{self.path} does not exist; pass the path of a file that fastres export wrote")
         asked = _provider_list(providers, conv_search)
         wanted = asked[0][0]
         if wanted in ON_CUDA:
@@ -87,7 +87,7 @@ class Session:
         self.provider: str = self.session.get_providers()[0]
         if self.provider != wanted:
             raise DeviceError(
-                f"{wanted} was asked for and ONNX Runtime {onnxruntime.__version__} fell back to {self.provider}: the "
+                f"{wanted} was requested, but ONNX Runtime {onnxruntime.__version__} fell back to {self.provider}: the "
                 "provider did not start. Check the GPU, its driver and the CUDA and cuDNN libraries, or pass "
                 "providers='cpu'"
             )
@@ -165,7 +165,7 @@ class Session:
         if not fits or dtype != str(self.input_dtype):
             known = ", ".join(map(str, self.input_shape))
             raise InputError(
-                f"{self.path.name} takes {self.input_dtype} [{known}] and was given {dtype} {list(x.shape)}; "
+                f"{self.path.name} takes {self.input_dtype} [{known}] but was given {dtype} {list(x.shape)}; "
                 "session.predict(...) takes images of any kind"
             )
 
@@ -174,7 +174,7 @@ class Session:
         index = x.device.index
         if index != self._device_index:
             raise DeviceError(
-                f"{self.path.name} runs on cuda:{self._device_index} and was given a tensor on {x.device}; pass "
+                f"{self.path.name} runs on cuda:{self._device_index} but was given a tensor on {x.device}; pass "
                 f"providers=('cuda', {{'device_id': {index}}}) for a session there"
             )
         x = x.contiguous()

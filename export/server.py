@@ -22,7 +22,7 @@ from .metadata import Inspection, Value
 from .onnx import DYNAMIC, ExportReport, check_opset, check_runtime, export, inspect, load_model
 
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
-# How long a request waits for others to join its batch: much less than the time of a batch.
+# The time that a request waits for others to join its batch, much less than the time of a batch.
 QUEUE_DELAY_US = 500
 # Height and width of warm-up pictures if the input's are free.
 WARM_UP_SIZE = 256
@@ -57,7 +57,7 @@ def export_server_repository(
     :func:`fastres.export.onnx.export`, except ``batch``. The folder is created if needed. A model of the same name in
     it is replaced once the new one is complete.
 
-    Raises the errors of :func:`fastres.export.onnx.export`, ``InputError`` for a name that cannot be a folder's or a
+    Raises the errors of :func:`fastres.export.onnx.export`, ``InputError`` for a name that cannot be a folder name or a
     ``max_batch_size`` below 1, and ``ExportFileError`` if the folder cannot be written.
     """
     if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
@@ -71,7 +71,7 @@ def export_server_repository(
     name = loaded.architecture.name if name is None else name
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(
-            f"name is {name!r}, which names a folder and is part of URLs; use letters, digits, '_', '-' and '.'"
+            f"name is {name!r}, but it becomes a folder's name and part of URLs; use letters, digits, '_', '-' and '.'"
         )
     root = Path(folder).expanduser()
     try:

@@ -1,7 +1,7 @@
 """Verify an exported file: compare ONNX Runtime, on the CPU, with fastres on new random inputs.
 
-The reference is fastres' own CPU executor in float32. For a float16 file it gets the same half-precision weights and
-inputs, widened, so that the comparison is of the graph and not of the rounding of its weights.
+The reference is fastres's own CPU executor in float32. For a float16 file it gets the same half-precision weights and
+inputs, widened to float32, so that only the graph is compared, not the rounding of its weights.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _reference(executor: CpuExecutor, plan: Plan, x: Tensor, signature: Signatur
 
 
 def _errors(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Return the error of each output. The reference's scores judge the best classes."""
+    """Return the error of each output. The best classes are compared by their scores in the reference."""
     errors = {}
     for name, value in found.items():
         result, truth = torch.from_numpy(value), expected[name]
@@ -176,7 +176,7 @@ def _judge(check: Check, plan: Plan, signature: Signature, seed: int) -> None:
         half = signature.dtype == torch.float16
         advice = "float16 may be too coarse for these weights: try float32" if half else "Please report this"
         raise VerificationError(
-            f"The exported {plan.architecture.name} does not compute what the model computes: on {check.batch} random "
+            f"The exported {plan.architecture.name} and the model give different results: on {check.batch} random "
             f"images of {check.height}×{check.width} (seed {seed}), ONNX Runtime's results differ in "
             f"{', '.join(wrong)} (relative; {limit:g} is accepted). Nothing was written. {advice}"
         )

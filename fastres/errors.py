@@ -95,7 +95,7 @@ class WorkerError(FastresError, RuntimeError):
 
 
 class DatasetError(FastresError, ValueError):
-    """The data set on disk is missing, damaged or a different one."""
+    """The data set on disk is missing, damaged or not the expected one."""
 
 
 class KernelError(FastresError, RuntimeError):

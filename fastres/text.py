@@ -11,7 +11,7 @@ def dtype_name(dtype: object) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Format rows of cells as aligned columns, two spaces apart; ``right`` numbers the right-aligned columns."""
+    """Format rows of cells as aligned columns, two spaces apart; ``right`` has the indices of right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

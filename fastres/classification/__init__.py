@@ -60,7 +60,7 @@ def classify(
 
     ``model`` is a loaded model, or a name for ``fastres.load``, which also gets ``weights`` and ``dtype``. ``device``
     defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the pixels that ``model.predict``
-    gives it; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`). ``workers`` is the number
+    uses; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`). ``workers`` is the number
     of processes that decode images (default: one per core, up to 16; 0: decode in this process).
 
     Finished rows are kept in ``<output>.partial/`` until the run is complete. After an interruption, ``resume=True``

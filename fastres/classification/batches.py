@@ -27,9 +27,10 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """The images from ``start`` on: their identity, their pixels and their errors, ``None`` for an image without one.
+    """The images from ``start`` on: their identity, pixels and errors.
 
-    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last. An image with an error is black.
+    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last. ``errors`` has a message or ``None`` for each
+    image. An image with an error is black.
     """
 
     start: int
@@ -113,7 +114,7 @@ class Reading:
 
 
 def default_workers() -> int:
-    """Return one worker per core that this process may run on, up to 16."""
+    """Return the default number of workers: one per core that this process may run on, up to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_WORKERS)
 

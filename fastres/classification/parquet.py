@@ -1,4 +1,4 @@
-"""Read images from Parquet files: from a binary column, or a struct with a field ``bytes`` as Hugging Face writes."""
+"""Read images from Parquet files: from a binary column, or a struct with a field ``bytes`` (Hugging Face's format)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class ParquetImages:
     def of(cls, listing: pa.Table, image_column: str | None, columns: tuple[str, ...]) -> ParquetImages:
         """Return the images of the files in ``listing``; if ``image_column`` is ``None``, find the column.
 
-        Raises ``SourceError`` if the columns of the files differ, or if a column does not exist.
+        Raises ``SourceError`` if the columns of the files differ, a column does not exist, or the image column holds no
+        bytes.
         """
         files = tuple(map(os.fsdecode, listing["path"].to_pylist()))
         schema = pq.read_schema(files[0])
@@ -88,7 +89,7 @@ class ParquetImages:
             try:
                 rows = self._cursor.rows(file, start - first, count)
             except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{file!r} cannot be read: {error}") from error
+                raise SourceError(f"{file!r} cannot be read: {error}; write the file again") from error
             name = file.encode("utf-8", "backslashreplace").decode()
             numbers = pa.array(range(start - first, start - first + count), pa.int64())
             carried = [rows[column].combine_chunks() for column in self.columns.names]
@@ -116,8 +117,12 @@ def _image_column(file: str, schema: pa.Schema) -> str:
     if "image" in fitting or len(fitting) == 1:
         return "image" if "image" in fitting else fitting[0]
     names = ", ".join(fitting or schema.names)
-    found = f"several columns are binary ({names})" if fitting else f"none of the columns is binary ({names})"
-    raise SourceError(f"The column of images in {file!r} cannot be found: {found}; pass a binary one as image_column")
+    found = (
+        f"several columns are binary ({names}); pass one of them as image_column"
+        if fitting
+        else f"none of the columns is binary ({names}); use files with a binary column of images"
+    )
+    raise SourceError(f"The column of images in {file!r} cannot be found: {found}")
 
 
 class _Cursor:

@@ -117,7 +117,7 @@ def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
         if worker_died(error):
             raise WorkerError(
                 f"A process that reads images died ({error}). {kept}. If it ran out of memory, use fewer workers or "
-                "smaller batches. If it dies at the same images again, try --decoder exact"
+                "smaller batches. If it dies on the same images again, try --decoder exact"
             ) from error
         raise
 
@@ -144,7 +144,7 @@ def _settings(model: Model, decoder: str, layout: Layout, image_column: str | No
 
 
 def _weights_sha256(model: Model) -> str:
-    """Return the sha256 of the parameters' names and values, which identifies also random and edited weights."""
+    """Return the sha256 of the parameters' names and values. It also identifies random and edited weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -40,7 +40,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """The user's source after a quick look: its ``kind``, and its files and folders in the given order."""
+    """The files and folders of the user's source in the given order, their ``kind``, and the source as given."""
 
     kind: str
     paths: tuple[str, ...]
@@ -123,7 +123,7 @@ def _named_file_entry(path: str) -> Entry:
     try:
         return _file_entry(path, os.stat(path))
     except OSError as error:
-        raise SourceError(f"{path!r} cannot be read: {error.strerror}") from error
+        raise SourceError(f"{path!r} cannot be read: {error.strerror}; check the path and its permissions") from error
 
 
 def _file_entry(path: str, facts: os.stat_result) -> Entry:
@@ -133,7 +133,10 @@ def _file_entry(path: str, facts: os.stat_result) -> Entry:
 def opened(found: Found, listing: Path, image_column: str | None, columns: Sequence[str]) -> Images:
     """Return the images in ``listing``. Raises ``SourceError`` if there are none, or if ``columns`` do not exist."""
     if found.kind != PARQUET and (image_column or columns):
-        raise SourceError(f"image_column and columns work only for Parquet files; the source is of kind {found.kind!r}")
+        raise SourceError(
+            f"image_column and columns work only for Parquet files, but the source is of kind {found.kind!r}; leave "
+            "them out"
+        )
     images: Images
     if found.kind == PARQUET:
         images = ParquetImages.of(read_listing(listing), image_column, tuple(columns))

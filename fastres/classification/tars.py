@@ -101,7 +101,9 @@ def _members(places: Iterator[tuple[bytes, int, int]]) -> Iterator[bytes]:
                 )
             yield data
     except OSError as error:
-        raise SourceError(f"{os.fsdecode(name or b'')!r} cannot be read: {error.strerror}") from error
+        raise SourceError(
+            f"{os.fsdecode(name or b'')!r} cannot be read: {error.strerror}; check that it still exists and is readable"
+        ) from error
     finally:
         if file is not None:
             file.close()

@@ -68,15 +68,17 @@ class Work:
         """Start, or continue where the last run ended; return the number of errors in the finished rows.
 
         ``new_listing`` is the current list of the source, ``fingerprint`` its sha256. Raises ``ResumeError`` if the
-        interrupted run had other ``settings`` or images, or if its shards are incomplete.
+        interrupted run had different ``settings`` or images, or if its shards are incomplete.
         """
         if self._manifest.exists():
             before = _read_manifest(self._manifest)
             if before["settings"] != settings:
-                raise ResumeError(f"{self._kept(before)} had other settings: {_changes(before['settings'], settings)}")
+                raise ResumeError(
+                    f"{self._kept(before)} had different settings: {_changes(before['settings'], settings)}"
+                )
             if before["fingerprint"] != fingerprint:
                 changed = difference(self.listing, self.new_listing)
-                raise ResumeError(f"{self._kept(before)} had other images: {changed}")
+                raise ResumeError(f"{self._kept(before)} had different images: {changed}")
         os.replace(self.new_listing, self.listing)
         manifest = {"fastres": __version__, "settings": settings, "fingerprint": fingerprint}
         with self.writing(self._manifest) as path:

@@ -125,8 +125,8 @@ class CpuExecutor:
         self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
         head = plan.head
         self._classifier = (head.weight, head.bias.to(dtype))
-        # oneDNN's ReLU turns NaN into 0, which would hide broken weights or pixels. Any value there that is not finite
-        # makes a guard NaN. The guard is added to all outputs of the image; otherwise it is 0.
+        # oneDNN's ReLU turns NaN into 0, which would hide broken weights or pixels. So a guard is added to all outputs
+        # of an image. It is 0 if all weights and pixels are finite, and NaN otherwise.
         parameters = [pair for step in plan for pair in step.parameters]
         self._weights_guard = 0 * sum(
             float(weight.sum(dtype=torch.float32) + bias.sum()) for weight, bias in parameters
@@ -192,7 +192,7 @@ class CpuExecutor:
             values[step.output] = _pool(y, "max") if pooled else y
 
     def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
-        """Return ``value`` ``[N, …]`` with NaN for images with non-finite pixels, or everywhere for such weights."""
+        """Return ``value`` ``[N, …]`` as NaN for images with non-finite pixels, or for all if a weight is."""
         if not math.isfinite(self._weights_guard):
             value = value + self._weights_guard
         if guard is not None and not bool(guard.isfinite().all()):
@@ -245,7 +245,8 @@ class CpuExecutor:
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:
     """Return how many images of a batch of ``shape`` (NHWC) run at once. Needs no weight data.
 
-    All of them if each activation then takes less than ``MAPPED_BYTES``; otherwise equal parts for which this holds.
+    The whole batch runs at once if each of its activations takes less than ``MAPPED_BYTES``. Otherwise it is split into
+    the fewest equal parts for which this is true.
     """
     n, h, w, _ = shape
     activations = [plan.stem.conv_shape((1, h, w, 3)), *plan.shapes(1, h, w).values()]

@@ -289,7 +289,7 @@ def run_joined(step: Joined, values: Mapping[str, Tensor], config: rules.ConvCon
 
 
 def tuned_network(plan: Plan, shape: Shape, dtype: torch.dtype, device: torch.device) -> Network | None:
-    """Return the fastest measured way to run a batch of ``shape`` (NHWC), else the rules' micro-batches, else None.
+    """Return the fastest measured way to run a batch of ``shape`` (NHWC), or the rules' micro-batches, or None.
 
     An entry from another card's table gets its micro-batches from this card's rules, because they depend on the L2
     cache.

@@ -105,7 +105,7 @@ class Pool:
         Raises ``torch.OutOfMemoryError`` if there is not enough memory, and the errors of ``runner.run``. After an
         error the current stream and torch's allocator are as before.
         """
-        # Do not use the caller's mode: later callers, in other modes, write to this memory.
+        # Do not use the caller's inference mode: later callers, in other modes, write to this memory.
         with torch.inference_mode(False), torch.no_grad():
             # Loading a module during a capture breaks the capture. This run loads all that the capture launches.
             runner.run(torch.zeros(tuple(shape), dtype=dtype, device=self._device), outputs)
@@ -156,7 +156,7 @@ class GraphExecutor:
         self._pool = pool
         self._captured: Recent[tuple[Any, ...], Captured] = Recent(kept)
         self._called: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)
-        self._too_large: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)  # with the memory available then
+        self._too_large: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)  # shapes that did not fit into memory
         self._lock = threading.Lock()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:

@@ -25,7 +25,7 @@ INSTRUCTION_SETS = {
     "i8mm": "I8MM",
 }
 
-# Environment variables that make PyTorch (ATEN) and oneDNN leave some of them unused.
+# Environment variables that keep PyTorch (ATEN) and oneDNN from using some of them.
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 
 
@@ -44,7 +44,7 @@ def cpu_name() -> str:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Return the entries of :data:`INSTRUCTION_SETS` that the processor has, or none if the system does not say."""
+    """Return the entries of :data:`INSTRUCTION_SETS` that the processor has; empty if they are unknown."""
     flags = (_field("flags") or _field("Features")).split()
     return tuple(dict.fromkeys(name for flag, name in INSTRUCTION_SETS.items() if flag in flags))
 

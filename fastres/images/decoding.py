@@ -42,7 +42,7 @@ _ORIENTATIONS = {
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Return ``source`` as an upright PIL image in mode RGB; a PIL image that is already both is returned as it is.
+    """Return ``source`` as an upright PIL image in mode RGB. A PIL image that is upright and RGB is returned unchanged.
 
     ``source`` is a path, an open binary file, the bytes of one, a PIL image, an array or a tensor.
     :mod:`fastres.images.transforms` documents their layouts and ranges. Every PIL mode is accepted. Modes deeper than 8

@@ -6,7 +6,7 @@ the model's resize is decoded at 1/2, 1/4 or 1/8 of its size, directly by the in
 still at least twice the resize. That changes pixels by less than one grey level on average. (docs/classify.md has the
 measurements.)
 
-Both decoders accept and reject the same files, with Pillow's reasons: ``fast`` leaves other formats, CMYK and JPEGs
+Both decoders accept and reject the same files, with the same messages: ``fast`` passes other formats, CMYK and JPEGs
 with libjpeg-turbo warnings to Pillow.
 """
 
@@ -29,8 +29,8 @@ EXACT, FAST = DECODERS = ("exact", "fast")
 Decoder = Callable[["str | bytes", Transforms], Tensor]
 
 # A JPEG is decoded at a fraction of its size only if at least this many times the resized size remain, so that the
-# resize still averages out aliasing. The pixels of eleven photographs changed by 0.8 grey levels on average at 1, by
-# 0.2 at 2 (2026-11-23).
+# resize still averages out aliasing. The pixels of eleven photographs changed by 0.8 grey levels on average with
+# a margin of 1, and by 0.2 with 2 (2026-11-23).
 MARGIN = 2
 FRACTIONS = (8, 4, 2)  # other fractions have no vectorised inverse DCT and take longer than the whole image
 

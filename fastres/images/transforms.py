@@ -50,9 +50,9 @@ class Transforms:
 
     ``resize`` and ``crop`` are in pixels; ``mean`` and ``std`` are per RGB channel, for pixels scaled to [0, 1]. An
     image smaller than the crop after resizing is padded with black, as torchvision does. ``interpolation`` is
-    ``"bilinear"`` or ``"bicubic"``, both antialiased. If an odd number of pixels lies outside the crop, the position of
-    the crop is rounded to the nearest, halves to even (``crop_rounding="nearest"``, as torchvision and timm do), or
-    down (``"down"``, as transformers does).
+    ``"bilinear"`` or ``"bicubic"``, both antialiased. If an odd number of pixels lies outside the crop, the centred
+    crop would start at half a pixel. The position is then rounded to the even neighbour (``crop_rounding="nearest"``,
+    as torchvision and timm do) or down (``"down"``, as transformers does).
 
     Raises ``ImageError`` for sizes below 1, a ``std`` that is not positive, and any other interpolation or rounding.
     """
@@ -161,7 +161,7 @@ class Transforms:
         return to_uint8(self._cropped(image))
 
     def _cropped(self, image: ImageSource) -> Tensor:
-        """Return ``[3, crop, crop]``: floating point in 0..1 for a floating-point tensor, uint8 for all else."""
+        """Return ``[3, crop, crop]``: floating point in 0..1 for a floating-point tensor, uint8 for everything else."""
         source = checked_tensor(image) if isinstance(image, Tensor) else load_image(image)
         size = source.shape[1:] if isinstance(source, Tensor) else (source.height, source.width)
         new = resized_size(size[0], size[1], self.resize)

@@ -35,8 +35,8 @@ WIDTH = 16.0  # inches; 1600 pixels at DPI
 DPI = 100
 COLOURS = "inferno"  # perceptually uniform; the lowest value is black
 CHANNELS = 9  # channels drawn for each stage
-LARGEST_SIDE = 1024  # maximal pixels per side of a drawn photograph
-TILE = 56  # minimal pixels per side of a tile in a mosaic
+LARGEST_SIDE = 1024  # most pixels per side of a drawn photograph
+TILE = 56  # fewest pixels per side of a tile in a mosaic
 ACCENT = "#d1495b"
 
 

@@ -57,7 +57,7 @@ class Backbone(nn.Module):
         super().__init__()
         if not isinstance(model, Model):
             raise ArchitectureError(
-                "Backbone takes a fastres model, from fastres.load or fastres.from_module, and was given "
+                "Backbone takes a fastres model, from fastres.load or fastres.from_module, but was given "
                 f"{type(model).__name__}; Backbone.from_module takes torchvision's IntermediateLayerGetter"
             )
         self.return_layers = return_layers
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         layers = getattr(module, "return_layers", None)
         if not isinstance(module, nn.ModuleDict) or not isinstance(layers, Mapping):
             raise ArchitectureError(
-                "Backbone.from_module takes torchvision's IntermediateLayerGetter, such as detector.backbone.body, and "
+                "Backbone.from_module takes torchvision's IntermediateLayerGetter, such as detector.backbone.body, but "
                 f"was given {type(module).__name__}; for a whole network use Backbone(from_module(network), layers)"
             )
         own = next(tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point())
@@ -146,5 +146,6 @@ def _check_agreement(module: nn.Module, backbone: Backbone) -> None:
         if not error < AGREEMENT:
             raise ArchitectureError(
                 f"{type(module).__name__} cannot be run: its map {name!r} differs from a ResNet's (relative difference "
-                f"{error:.2g} on random input)"
+                f"{error:.2g} on random input). Backbone.from_module takes an IntermediateLayerGetter over an "
+                "unmodified ResNet"
             )

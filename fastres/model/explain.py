@@ -188,7 +188,7 @@ def _position(
         return "", None, us, None, source
     bound, least = bound_by(cost, ceilings)
     if source == ESTIMATED and seconds is not None:
-        us = max(us or 0.0, least * 1e6)  # an estimate counts merged groups and leaves out some bytes
+        us = max(us or 0.0, least * 1e6)  # estimates leave out some bytes, so they can fall below the bound
     share = None if us is None else least * 1e6 / us
     return bound, least * 1e6, us, share, source
 

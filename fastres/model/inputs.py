@@ -14,32 +14,32 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
 
 
 def check_input(x: Tensor, arch: Architecture, device: torch.device) -> None:
-    """Raise an error unless ``x`` is a batch of images ``[N, 3, H, W]`` that a network of ``arch`` on ``device`` takes.
+    """Raise an error unless ``x`` is a batch of images ``[N, 3, H, W]`` for a network of ``arch`` on ``device``.
 
     Raises ``InputError`` for a wrong type, shape or size, ``DtypeError`` for a dtype other than float32, float16,
     bfloat16 and uint8, ``DeviceError`` for another device, and ``GradientError`` if ``x`` requires grad.
     """
     if not isinstance(x, Tensor):
         raise InputError(
-            f"The model takes a tensor [N, 3, H, W] and was given {type(x).__name__}; "
+            f"The model takes a tensor [N, 3, H, W] but was given {type(x).__name__}; "
             "model.predict(...) takes paths, PIL images and arrays"
         )
     shape = tuple(x.shape)
     if x.dim() != 4 or shape[1] != 3:
-        raise InputError(f"The model takes images [N, 3, H, W] and was given {list(shape)}. {_shape_hint(shape)}")
+        raise InputError(f"The model takes images [N, 3, H, W] but was given {list(shape)}. {_shape_hint(shape)}")
     if x.dtype not in INPUT_DTYPES:
         raise DtypeError(
-            f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) and was given "
+            f"The model takes float32, float16 or bfloat16 (normalised) or uint8 (raw RGB pixels) but was given "
             f"{dtype_name(x.dtype)}; call x.float() for normalised values, x.to(torch.uint8) for pixels"
         )
     if x.device != device:
         raise DeviceError(
-            f"The input is on {x.device} and the model on {device}; call x.to({str(device)!r}) "
+            f"The input is on {x.device}, but the model is on {device}; call x.to({str(device)!r}) "
             f"or model.to({str(x.device)!r})"
         )
     if x.requires_grad and torch.is_grad_enabled():
         raise GradientError(
-            "The input requires grad, and fastres computes no gradients (its kernels are for inference). "
+            "The input requires grad, but fastres computes no gradients (its kernels are for inference). "
             "Pass x.detach(), or call inside torch.no_grad()"
         )
     check_image_size(arch, shape[2], shape[3])

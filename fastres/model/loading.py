@@ -44,7 +44,7 @@ def load(
     ``.safetensors``), a folder or hub id, a state dict, or ``None`` for random weights, initialised as in torchvision.
 
     Published weights are downloaded once into torch's hub cache and checked against their sha256 at every load.
-    If ``num_classes`` differs from the weights' number of classes, the classifier is new and a warning says so. With
+    If ``num_classes`` differs from the weights' number of classes, the classifier is random and a warning says so. With
     ``num_classes=0`` there is no classifier, and ``model(x)`` returns the same as :meth:`Model.embed`. ``dtype="auto"``
     computes in float16 on CUDA and float32 on the CPU.
 
@@ -119,7 +119,7 @@ def from_module(module: nn.Module, *, dtype: torch.dtype | str = "auto") -> Mode
     The structure is read from the module's layers, or from a transformers model's configuration, so custom depths,
     widths and classifiers work. Then both models run on one small random batch, and their results must agree. This
     detects a subclass with a different ``forward``. The preprocessing of a timm model and the class names of a
-    transformers model are kept. Raises ``ArchitectureError``, which says what differs.
+    transformers model are kept. Raises ``ArchitectureError``, with the reason, if fastres cannot run the module.
     """
     if isinstance(module, Model):
         return module

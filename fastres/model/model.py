@@ -34,7 +34,7 @@ WARMUP_CALLS = 2  # on a GPU the first call compiles and the second captures
 
 
 class Executor(Protocol):
-    """Runs a plan: :class:`fastres.executors.cpu.CpuExecutor` or :class:`fastres.executors.gpu.GpuExecutor`."""
+    """Runs a plan: ``CpuExecutor``, ``GpuExecutor`` or ``GraphExecutor`` of :mod:`fastres.executors`."""
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]: ...
 
@@ -163,12 +163,14 @@ class Model(nn.Module):
     def predict(
         self, images: Any, top_k: int = 5, *, batch_size: int = 32, progress: bool | None = None
     ) -> list[list[Prediction]]:
-        """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of them.
+        """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of these.
 
         ``transforms`` resizes, crops and normalises each image. Returns the ``top_k`` classes of each image, the most
-        probable first. Raises ``ImageError`` for anything that is not an image, and ``ClassifierError`` if the model
-        has no classifier. On a terminal, a progress bar is shown if there is more than one batch; ``progress`` turns it
-        on or off.
+        probable first. On a terminal, a progress bar is shown if there is more than one batch; ``progress`` turns it on
+        or off.
+
+        Raises ``ImageError`` for anything that is not an image, ``ClassifierError`` if the model has no classifier, and
+        ``InputError`` unless ``top_k`` and ``batch_size`` are whole numbers of at least 1.
         """
         return predict(self, images, top_k, batch_size=batch_size, progress=progress)
 
@@ -352,14 +354,16 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
     names = {dtype_name(known): known for known in COMPUTE_DTYPES}
     known = names.get(dtype_name(dtype))
     if known is None:
-        raise DtypeError(f"fastres computes in {', '.join(names)} or 'auto' and was asked for {dtype}")
+        raise DtypeError(f"dtype is {dtype}, but fastres computes in {', '.join(names)}; pass one of these or 'auto'")
     return known
 
 
 def check_device(device: torch.device) -> None:
     """Raise ``DeviceError`` if fastres has no executor for this type of device."""
     if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"fastres runs on 'cpu' and 'cuda' devices and was asked for {str(device)!r}")
+        raise DeviceError(
+            f"The device is {str(device)!r}, but fastres runs only on 'cpu' and 'cuda' devices; use one of these"
+        )
 
 
 def make_executor(model: Model) -> Executor:

@@ -27,8 +27,8 @@ def layer_values(plan: Plan) -> dict[str, str]:
 def returned_values(plan: Plan, return_layers: Mapping[str, str] | Sequence[str] | None) -> OrderedDict[str, str]:
     """Return a dictionary from returned names to values of the plan, in the network's order.
 
-    ``None`` selects the stem and each stage. Raises ``InputError`` if there is no layer, an unknown layer, or two
-    layers with one returned name.
+    ``None`` selects the stem and each stage. Raises ``InputError`` if ``return_layers`` is empty, names an unknown
+    layer, or gives two layers the same returned name.
     """
     if return_layers is None:
         return OrderedDict(plan.features)
@@ -42,7 +42,7 @@ def returned_values(plan: Plan, return_layers: Mapping[str, str] | Sequence[str]
     returned = OrderedDict((names[layer], value) for layer, value in known.items() if layer in names)
     if not names or len(returned) < len(names):
         problem = "names no layer" if not names else f"returns two layers under one name: {dict(names)}"
-        raise InputError(f"return_layers {problem}; give layer → name, such as {{'layer4': 'out'}}")
+        raise InputError(f"return_layers {problem}; pass a mapping from layers to names, such as {{'layer4': 'out'}}")
     return returned
 
 

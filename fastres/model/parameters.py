@@ -49,8 +49,8 @@ class Parameters(nn.Module):
     def _refuse(self, what: str) -> NoReturn:
         raise ArchitectureError(
             f"A layer of a fastres model cannot be {what}: layers run fused, not one by one. "
-            "model.features(x) returns what the stem and each stage compute, model.embed(x) the pooled features, and "
-            "fastres.Backbone(model, return_layers) replaces IntermediateLayerGetter"
+            "model.features(x) returns the outputs of the stem and of each stage, model.embed(x) returns the pooled "
+            "features, and fastres.Backbone(model, return_layers) replaces IntermediateLayerGetter"
         )
 
 

@@ -65,7 +65,7 @@ def require_classifier(model: Classifier, what: str) -> None:
     """Raise ``ClassifierError`` if ``model`` has no classifier. ``what`` names the caller, which needs one."""
     if not model.num_classes:
         raise ClassifierError(
-            f"{what} needs classes, and this {model.architecture.name} has no classifier (num_classes=0); "
+            f"{what} needs a classifier, but this {model.architecture.name} has none (num_classes=0); "
             "load the model with its classifier, or call model.embed(x) for the pooled features [N, C]"
         )
 

@@ -1,4 +1,5 @@
-"""The network as data: the architectures, and the Plan into which a checkpoint is folded.
+"""The network as data: the architectures, and the Plan that a checkpoint is folded into.
 
-It describes shapes, weights and what each step computes. It knows nothing about devices, kernels or files.
+This package describes shapes, weights and the computation of each step. It does not depend on devices, kernels or
+files.
 """

@@ -26,7 +26,7 @@ class Architecture:
 
     ``depths`` is the number of blocks in each stage. ``widths`` is the number of channels of each stage before the
     block's expansion. ``stem_widths`` is the number of channels of the stem's convolutions: one convolution, or three
-    3×3 ones in a ``deep`` stem. ``shortcut`` is what a block adds to its output if the shapes differ: a 1×1
+    3×3 ones in a ``deep`` stem. ``shortcut`` is the branch that a block adds if the shapes differ: a 1×1
     ``projection`` (option B), an ``average_pool`` of 2×2 pixels before an unstrided projection (ResNet-D), a strided
     copy with zero channels (``pad``, option A), or nothing (``none``, a plain network). With ``squeeze_excitation``, a
     gate scales each channel of a block's output before the addition. A bottleneck has its stride in its 3×3

@@ -90,7 +90,7 @@ def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN
 
 @dataclass(frozen=True)
 class _Layers:
-    """Functions that give weight and bias of a convolution with its batch norm, a linear layer, and option A."""
+    """Functions that return weight and bias: of a convolution with its batch norm, a linear layer, and option A."""
 
     conv: Callable[[ConvSpec], WeightAndBias]
     linear: Callable[[str, int, int], WeightAndBias]  # name, outputs, inputs

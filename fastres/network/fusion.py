@@ -93,7 +93,7 @@ def _follows(following: Conv, last: Conv) -> bool:
 def cover(
     steps: Sequence[Step], candidates: Candidates, saves: Callable[[Joined], float], keep: Collection[str] = ()
 ) -> tuple[Step, ...]:
-    """Return ``steps`` with those runs of ``candidates`` joined that together save the most time.
+    """Join the runs of ``candidates`` that together save the most time, and return the steps.
 
     ``saves`` returns the time that a run saves compared with its single steps, in any unit. Runs that save nothing are
     not joined, and neither are runs that would not write a value in ``keep``.
@@ -119,9 +119,9 @@ def cover(
 
 
 def join(plan: Plan, saves: Callable[[Joined], float], keep: Collection[str] = ()) -> Plan:
-    """Return the plan with those runs joined that save the most time; see :func:`cover`.
+    """Join the runs that together save the most time, and return the plan; see :func:`cover`.
 
-    Features stay readable if ``keep`` names them. The joined plan computes the same as ``plan``. Only GPUs of the sm_90
-    family have kernels for joined steps.
+    The values named in ``keep`` are still written. The joined plan gives the same results as ``plan``. Only GPUs of the
+    sm_90 family have kernels for joined steps.
     """
     return replace(plan, steps=cover(plan.steps, joinable(plan.steps), saves, keep))

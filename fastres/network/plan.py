@@ -96,7 +96,7 @@ class Plan:
     ) -> list[StepCost]:
         """Return FLOPs (two per multiply-accumulate) and bytes of each step, with activations and weights in ``dtype``.
 
-        Logits and biases count four bytes an element, and so does the input: three channels, as given.
+        Logits and biases count four bytes an element. The input counts as three channels in ``dtype``.
         """
         shapes = self.shapes(batch, height, width)
         return [step_cost(step, shapes, dtype or self.stem.weight.dtype) for step in self.steps]
@@ -154,6 +154,6 @@ def check_image_size(arch: Architecture, height: int, width: int) -> None:
     least = arch.minimum_size
     if height < least or width < least:
         raise InputError(
-            f"{arch.name} takes images of at least {least}×{least} pixels and was given {height}×{width}; "
+            f"{arch.name} takes images of at least {least}×{least} pixels but was given {height}×{width}; "
             "resize them first"
         )

@@ -1,4 +1,4 @@
-"""The steps of a :class:`~fastres.network.plan.Plan`: what each computes, reads and writes, and its shapes."""
+"""The steps of a :class:`~fastres.network.plan.Plan`: their computation, inputs, outputs and shapes."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     T = max(FLOPs / (FLOP/s), bytes / (bytes/s))
 
 Williams, Waterman, Patterson: *Roofline*, CACM 52(4), 2009. The benchmark measures ceilings
-(``fastres.bench.measure.ceilings``). ``PEAKS`` has the makers' figures, for ``model.explain()`` on a GPU without
-measurements.
+(``fastres.bench.measure.ceilings``). ``PEAKS`` has the manufacturers' figures, for ``model.explain()`` on a GPU
+without measurements.
 """
 
 from __future__ import annotations

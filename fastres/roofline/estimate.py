@@ -1,10 +1,10 @@
-"""Estimate the time of one step, or of a network, on a GPU: the tuner's measurement, or an estimate from the tiles.
+"""The time of one step, or of a network, on a GPU: measured by the tuner, or estimated from the tiles.
 
-The time of a step is the longest of four: the arithmetic of whole waves of programs; the tiles' traffic through L2; the
-unavoidable traffic to memory, without activations that the L2 cache still holds; and the chain of a program's reduction
-steps, each of which waits for its loads. A network adds the gap between dependent kernels. The rates below are assumed,
-not fitted to data. **Nothing here was measured on the GPUs that it describes**. Otherwise the kernels are assumed to be
-perfect.
+The estimate of a step is the longest of four times: the arithmetic of whole waves of programs; the tiles' traffic
+through L2; the unavoidable traffic to memory, without activations that the L2 cache still holds; and the chain of a
+program's reduction steps, each of which waits for its loads. A network adds the gap between dependent kernels. The
+rates below are assumed, not fitted to data. **They were not measured on the GPUs that they describe.** In all other
+respects the kernels are assumed to be perfect.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def attainable(gpu: Gpu, dtype: torch.dtype, precision: str = "ieee") -> Ceiling
 
 
 def conv_seconds(layer: Layer, config: ConvConfig, gpu: Gpu, limits: Ceilings) -> float:
-    """Estimate a layer from whole waves of tiles, traffic to L2 and memory, and the chain of reduction steps."""
+    """Estimate a layer's time from whole waves of tiles, traffic to L2 and memory, and the chain of reduction steps."""
     shape, size = layer.shape, getattr(torch, layer.dtype).itemsize
     rows = cdiv(shape.M, config.block_m)
     if config.kernel in conv_tma.KERNELS:  # a tile is one pixel of BLOCK_M images
@@ -129,7 +129,7 @@ def network_seconds(
 
 
 def kernels(step: Step) -> int:
-    """Return how many dependent kernels run a step. The kernel that prepares a stem's images counts with the stem."""
+    """Return the number of dependent kernels of a step. The kernel that prepares a stem's images is not counted."""
     return 4 if isinstance(step, SqueezeExcite) else 2 if isinstance(step, Head) and step.weight.shape[0] else 1
 
 
@@ -141,7 +141,7 @@ def _step_seconds(
     limits: Ceilings,
     route: Callable[..., ConvConfig],
 ) -> float:
-    """Return the time of a step by the rules alone."""
+    """Estimate the time of a step. ``route`` configures its convolutions."""
     shape = shapes[step.input]
     if isinstance(step, Conv):
         layer = Layer.of(conv_shape(step, shape), dtype, step.residual is not None)
@@ -241,5 +241,5 @@ def _pool_seconds(shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) 
 
 
 def _idle(programs: int, gpu: Gpu) -> float:
-    """Return the factor by which whole waves of ``programs`` are slower than without idle multiprocessors."""
+    """Return the slowdown of ``programs`` because some multiprocessors are idle in the last wave."""
     return cdiv(programs, gpu.multiprocessors) * gpu.multiprocessors / programs

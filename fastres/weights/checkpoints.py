@@ -28,7 +28,7 @@ OTHER_SUFFIXES = (".th", ".ckpt", ".bin", ".tar")  # used for PyTorch files in o
 # Training scripts (torchvision's, timm's) save their command line beside the weights. It has attributes, but no code.
 PLAIN_CLASSES: list[Any] = [argparse.Namespace]
 
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 2020 and before
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # the formats of torch.save since 2020 and before 2020
 _REMEDY = (
     "If you trust the file, load it in the program that made it and save only the weights: "
     "torch.save(model.state_dict(), path) or safetensors.torch.save_file(model.state_dict(), path). Or pass the state "

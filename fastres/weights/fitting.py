@@ -74,8 +74,8 @@ def random_state(arch: Architecture) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for spec in conv_specs(arch):
-        # torchvision first fills each convolution with PyTorch's default. Draw as many numbers, to be at the same place
-        # in the random sequence; the values are overwritten below.
+        # torchvision first fills each convolution with PyTorch's default. Draw the same number of values, so that the
+        # random sequence continues at the same place. They are overwritten below.
         state[f"{spec.conv}.weight"] = torch.empty(spec.weight_shape, dtype=torch.float32, device="cpu").uniform_()
     state.update(_fresh_head(arch))
     for name, shape in gate_shapes(arch):
@@ -184,7 +184,7 @@ def _lines(problems: Mapping[str, list[str]]) -> list[str]:
 
 
 def known_fits(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the models with exactly the names and shapes of ``state``, for any number of classes, also headless."""
+    """Return the models with exactly the names and shapes of ``state``, for any number of classes or no head."""
     found = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
     headless = not any(key in found for key in HEAD)
     fits = []

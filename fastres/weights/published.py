@@ -101,7 +101,7 @@ def get_entry(model: str, name: str) -> WeightsEntry:
 
 
 def entry_of_enum(model: str, member: Any) -> WeightsEntry:
-    """Return the entry with the same file as a torchvision enum member."""
+    """Return the entry with the same file as a torchvision enum member. Raise ``UnknownWeightsError`` for others."""
     file = str(member.url).rpartition("/")[2]
     for entry in entries(model).values():
         if entry.file == file:

@@ -22,7 +22,7 @@ from .timm_config import refuse_anti_aliasing
 
 @dataclass(frozen=True)
 class Source:
-    """A source of weights, described by ``text``: a published ``entry``, a file at ``path``, or what was ``given``.
+    """A source of weights, described by ``text``: a published ``entry``, a file at ``path``, or an object ``given``.
 
     ``saved`` is the configuration of the folder that the file is in, if timm or transformers saved it.
     """

@@ -82,7 +82,7 @@ def architecture(config: Mapping[str, Any], source: str) -> Architecture:
 
 
 def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
-    """Return the class names of ``id2label`` in the order of the logits; transformers omits its default of two."""
+    """Return the class names of ``id2label`` in logit order; transformers does not write its default, two labels."""
     table = config.get("id2label")
     if table is None:
         return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))

@@ -114,7 +114,7 @@ class TestRows:
 
     def test_embeddings_alone(self, folder: Path, tmp_path: Path) -> None:
         headless = fastres.load("resnet20_digits", num_classes=0)
-        with pytest.raises(ClassifierError, match="classify needs classes"):
+        with pytest.raises(ClassifierError, match="classify needs a classifier"):
             classify(folder, tmp_path / "out.parquet", headless)
         classify(folder, tmp_path / "out.parquet", headless, top_k=0, embed=True)
         table = pq.read_table(tmp_path / "out.parquet")

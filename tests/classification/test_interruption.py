@@ -138,7 +138,7 @@ def test_resume_with_other_images(interrupted: Path, folder: Path, model: fastre
         path.unlink()
     else:
         path.write_bytes(path.read_bytes())
-    with pytest.raises(ResumeError, match=r"had other images: .*(x|zz)\.jpg"):
+    with pytest.raises(ResumeError, match=r"had different images: .*(x|zz)\.jpg"):
         classify(folder, interrupted, model, resume=True)
     assert classify(folder, interrupted, model, overwrite=True).resumed == 0
     assert pq.read_table(interrupted).num_rows == len([*folder.rglob("[!.]*.jpg")])

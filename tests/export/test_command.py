@@ -63,7 +63,7 @@ def test_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         as_image(scan).save(images / f"{index}.png")
     words = ["--int8", "--calibration", images, "--least-agreement", 0.5]
     assert command("resnet20_digits", tmp_path / "int8.onnx", *words) == 0
-    assert "on 3 images kept from calibration: same best class" in capsys.readouterr().out
+    assert "on 3 images not used for calibration: same best class" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path)) == ["images", "int8.onnx", "m.pt2", "models"]
     assert "max_batch_size: 4" in (tmp_path / "models" / "resnet20_digits" / "config.pbtxt").read_text()
 

@@ -93,7 +93,7 @@ def test_a_silent_fallback_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(runtime.onnxruntime, "get_available_providers", lambda: list(runtime.PROVIDERS.values()))
     monkeypatch.setattr(runtime.onnxruntime, "InferenceSession", falls_back)
     monkeypatch.setattr(runtime.onnxruntime, "preload_dlls", lambda: preloaded.append(True), raising=False)
-    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider was asked for and .* fell back to CPU"):
+    with pytest.raises(DeviceError, match=r"CUDAExecutionProvider was requested, but .* fell back to CPU"):
         Session(path, "cuda", conv_search="HEURISTIC")
     assert asked[0][0] == "CUDAExecutionProvider"
     assert asked[0][1]["cudnn_conv_algo_search"] == "HEURISTIC"

@@ -104,7 +104,7 @@ class TestNames:
             ({"layer5": "0"}, r"No layer is called 'layer5'\. Did you mean 'layer4'"),
             ({"relu": "0"}, "'relu' is computed inside the stem's kernel and cannot be returned; resnet18 has maxpool"),
             (["fc"], "No layer is called 'fc'"),
-            ({}, "names no layer; give layer → name"),
+            ({}, "names no layer; pass a mapping from layers to names"),
             ({"layer1": "a", "layer2": "a"}, "two layers under one name"),
         ],
     )

@@ -93,7 +93,10 @@ def test_random_weights() -> None:
 
 def test_predict_says_what_to_use_instead(module: nn.Module) -> None:
     model = fastres.load("resnet18", module.state_dict(), num_classes=0)
-    with pytest.raises(ClassifierError, match=r"no classifier \(num_classes=0\); load .* call model\.embed\(x\)"):
+    with pytest.raises(
+        ClassifierError,
+        match=r"needs a classifier, but this resnet18 has none \(num_classes=0\); load .* call model\.embed\(x\)",
+    ):
         model.predict(np.zeros((64, 64, 3), dtype=np.uint8))
     with pytest.raises(ArchitectureError, match="or 0 for no classifier"):
         fastres.load("resnet18", module.state_dict(), num_classes=-1)

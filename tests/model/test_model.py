@@ -296,7 +296,7 @@ class TestErrors:
             model(torch.zeros(shape))
 
     def test_small_images(self, model: fastres.Model) -> None:
-        with pytest.raises(InputError, match="at least 32×32 pixels and was given 20×64"):
+        with pytest.raises(InputError, match="at least 32×32 pixels but was given 20×64"):
             model(torch.zeros(1, 3, 20, 64))
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.int64, torch.bool, torch.complex64, torch.int8], ids=str)
@@ -309,7 +309,7 @@ class TestErrors:
             model(np.zeros((1, 3, 64, 64)))
 
     def test_another_device(self, model: fastres.Model) -> None:
-        with pytest.raises(DeviceError, match="The input is on meta and the model on cpu"):
+        with pytest.raises(DeviceError, match="The input is on meta, but the model is on cpu"):
             model(torch.zeros(1, 3, 64, 64, device="meta"))
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -320,13 +320,15 @@ class TestErrors:
         assert model(x).shape == (3, 1000), "the model still works on its old device"
 
     def test_other_devices(self, model: fastres.Model) -> None:
-        with pytest.raises(DeviceError, match="runs on 'cpu' and 'cuda' devices and was asked for 'meta'"):
+        with pytest.raises(
+            DeviceError, match="The device is 'meta', but fastres runs only on 'cpu' and 'cuda' devices"
+        ):
             model.to("meta")
         with pytest.raises(DeviceError, match="give 'cpu', 'cuda'"):
             fastres.load("resnet18", None, device="gpu")
 
     def test_dtypes_that_fastres_does_not_compute_in(self, model: fastres.Model) -> None:
-        with pytest.raises(DtypeError, match=r"or 'auto' and was asked for torch\.float64"):
+        with pytest.raises(DtypeError, match=r"dtype is torch\.float64, but fastres computes in float32"):
             model.double()
         with pytest.raises(DtypeError, match="int8"):
             fastres.load("resnet18", None, dtype="int8")

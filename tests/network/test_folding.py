@@ -130,5 +130,5 @@ def test_plan_prints_as_a_table() -> None:
 
 
 def test_images_below_the_least_size_are_refused() -> None:
-    with pytest.raises(InputError, match=r"resnet50 takes images of at least 32×32 pixels and was given 31×64"):
+    with pytest.raises(InputError, match=r"resnet50 takes images of at least 32×32 pixels but was given 31×64"):
         outline(get_architecture("resnet50"), torch.float32).shapes(1, 31, 64)
