@@ -37,20 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="DEFAULT",
         help="entry, checkpoint file, or 'none' for random weights (default: the best entry)",
     )
-    add("--num-classes", type=int, help="number of classes, if it differs from the weights'")
+    add("--num-classes", type=int, help="number of classes, if different from the number in the weights")
     add("--opset", type=int, default=18, help="ONNX opset (default: 18)")
     add("--dtype", default="float32", help="float32 (default) or float16")
     add(
-        "--image-size", nargs="+", metavar="PIXELS", help="side, height and width, or 'dynamic' (default: the weights')"
+        "--image-size",
+        nargs="+",
+        metavar="PIXELS",
+        help="one side, height and width, or 'dynamic' (default: the weights' size)",
     )
     add("--batch", default="dynamic", help="batch size, or 'dynamic' (default)")
     add("--preprocessing", action="store_true", help="take uint8 pictures; resize, crop and normalise in the graph")
     add("--outputs", nargs="+", default=["logits"], help="logits (default), softmax, top_k, embedding, stem, layer1, …")
     add("--top-k", type=int, default=5, help="number of classes in the output top_k (default: 5)")
-    add("--no-verify", action="store_true", help="do not compare the file with fastres before it is put in place")
+    add("--no-verify", action="store_true", help="do not compare the file's results with fastres's")
     add("--int8", action="store_true", help="quantise to int8; needs --calibration")
     add("--calibration", metavar="DIR", help="folder of images like those that the int8 model will see")
-    add("--least-agreement", type=float, metavar="SHARE", help="fail if int8 and float32 agree less (default: 0.95)")
+    add(
+        "--least-agreement",
+        type=float,
+        metavar="SHARE",
+        help="fail if int8 and float32 agree on fewer images (default: 0.95)",
+    )
     add("--server-repository", metavar="DIR", help="write a model repository for NVIDIA Triton Inference Server")
     add("--max-batch-size", type=int, default=32, help="largest batch that the server forms (default: 32)")
     add("--torch", metavar="FILE.pt2", help="write a torch.export program, which loads with torch alone")

@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all, with errors that say why they cannot be written."""
+"""Write files and folders completely or not at all, with errors that give the reason if this fails."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def check_opset(opset: int) -> None:
-    """Raise ``InputError`` for an opset that the graph cannot be written in or that onnx does not know."""
+    """Raise ``InputError`` for an opset that fastres cannot write or that onnx does not know."""
     newest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
         raise InputError(

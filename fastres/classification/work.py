@@ -65,7 +65,7 @@ class Work:
         return self.done + sum(batch.num_rows for batch in self._rows)
 
     def begin(self, settings: dict[str, Any], fingerprint: str) -> int:
-        """Start, or continue where the last run ended; return the number of errors in the finished rows.
+        """Start a run or continue the interrupted one; return the number of errors in the finished rows.
 
         ``new_listing`` is the current list of the source, ``fingerprint`` its sha256. Raises ``ResumeError`` if the
         interrupted run had different ``settings`` or images, or if its shards are incomplete.

@@ -62,7 +62,7 @@ def predict(
 
 
 def require_classifier(model: Classifier, what: str) -> None:
-    """Raise ``ClassifierError`` if ``model`` has no classifier. ``what`` names the caller, which needs one."""
+    """Raise ``ClassifierError`` if ``model`` has no classifier. ``what`` is the caller's name."""
     if not model.num_classes:
         raise ClassifierError(
             f"{what} needs a classifier, but this {model.architecture.name} has none (num_classes=0); "
