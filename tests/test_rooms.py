@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "bench.visit": "leaves kernels.launch kernels.routing kernels kernels.inspection network executors commands top "
     "bench.report bench.engines bench.pretend_gpu bench.measure bench.tuning bench.estimates bench.tune",
     "bench.run": "leaves network model top bench.report bench.engines bench.measure",
-    "bench.classify": "leaves network executors images classification commands top bench.report bench.engines bench.measure",
+    "bench.classify": "leaves network executors images classification commands top bench.report bench.engines "
+    "bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
     "bench": "leaves",
 }
