@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from fastres.errors import DtypeError, InputError
+from fastres.folding.build import build_plan
 from fastres.model.loading import from_module, load
 from fastres.model.model import Model
-from fastres.network.folding import build_plan
 from fastres.network.plan import LOGITS, Plan, check_image_size
 from fastres.text import dtype_name
 

@@ -16,7 +16,8 @@ from types import CodeType, ModuleType
 
 # Former names of modules, by the package that they are in now. ``old:new`` if the module was also renamed.
 _MOVED = {
-    "network": "architectures folding fusion plan steps",
+    "network": "architectures plan steps",
+    "folding": "fusion",
     "roofline": "ceilings gpu_shapes prediction:estimate",
     "executors": "arena cpu gpu graphs micro_batches processor recent",
     "images": "categories classification.pixels:jpeg decoding",

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fastres.bench.measure.calibration import calibrated, smooth_images
 from fastres.bench.measure.rounding import float32_sums, sum_error
 from fastres.export.verification import widened
+from fastres.folding.build import build_plan
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import build_plan
 from fastres.network.plan import Conv, Plan
 from tests.network.reference_plan import run_plan
 

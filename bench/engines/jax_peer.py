@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastres.network.folding import build_plan
+from fastres.folding.build import build_plan
 from fastres.network.plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
 from .eager import EagerResNet

@@ -13,11 +13,11 @@ import torch
 
 from fastres.errors import FastresError
 from fastres.executors.micro_batches import micro_batches
+from fastres.folding.build import outline
 from fastres.kernels.launch import float32_precision
 from fastres.kernels.routing.cards import CARDS, Gpu
 from fastres.kernels.routing.rules import WIDE_TILE, route_conv, route_conv_plainly
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv
 from fastres.roofline.bound import roofline
 from fastres.roofline.estimate import attainable, network_seconds

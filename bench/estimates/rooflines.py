@@ -23,11 +23,11 @@ from fastres.bench.tuning.blocks import candidates as block_candidates
 from fastres.bench.tuning.configurations import candidates
 from fastres.errors import FastresError
 from fastres.executors.gpu import block_of, conv_shape
+from fastres.folding.build import outline
+from fastres.folding.fusion import join
 from fastres.kernels.routing.cards import H100
 from fastres.kernels.routing.tables import Layer
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
-from fastres.network.fusion import join
 from fastres.network.plan import Conv, Joined, Plan, StepCost, step_cost
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings

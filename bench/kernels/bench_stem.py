@@ -19,7 +19,7 @@ from fastres.bench.measure.kernel_timing import (
 )
 from fastres.kernels import reference, stem
 from fastres.kernels.routing import cards, rules
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.network.plan import Stem
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="times kernels, which needs a CUDA GPU")

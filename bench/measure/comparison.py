@@ -22,7 +22,7 @@ from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.engines.peers import EAGER, FASTRES, Engine, Peer
 from fastres.bench.report.results import ABSENT, FAILED, OK, WRONG, LayerRow, Row, significant
 from fastres.errors import FastresError
-from fastres.network.folding import outline
+from fastres.folding.build import outline
 from fastres.roofline.bound import roofline
 from fastres.text import dtype_name
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.folding.build import outline
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv, Shape, Step, describe
 
 from . import ceilings

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastres.errors import ArchitectureError
+from fastres.folding.build import BATCH_NORM_EPSILON
 from fastres.network.architectures import Architecture, BlockSpec, ConvSpec, block_specs, state_dict_shapes
-from fastres.network.folding import BATCH_NORM_EPSILON
 
 State = dict[str, Tensor]
 

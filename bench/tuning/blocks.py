@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fastres.bench.measure.timing import launch_microseconds
 from fastres.executors.gpu import block_of, run_joined
+from fastres.folding.build import outline
+from fastres.folding.fusion import joinable, joined
 from fastres.kernels import conv_tma, dispatch, fused, gemm, reference
 from fastres.kernels.inspection import tuned_tables
 from fastres.kernels.routing.cards import Gpu
@@ -24,8 +26,6 @@ from fastres.kernels.routing.rules import ConvConfig
 from fastres.kernels.routing.tables import Block, TunedBlock
 from fastres.kernels.tma import tma_fits
 from fastres.network.architectures import Architecture, get_architecture
-from fastres.network.folding import outline
-from fastres.network.fusion import joinable, joined
 from fastres.network.plan import Conv, Joined, Shape
 
 from .progress import Progress, runs_right

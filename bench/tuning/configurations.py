@@ -12,13 +12,13 @@ import triton
 
 from fastres.bench.measure.timing import launch_microseconds
 from fastres.errors import DeviceError
+from fastres.folding.build import outline
 from fastres.kernels import conv, conv_specialized, conv_tma, dispatch, gemm, reference
 from fastres.kernels.inspection import tuned_tables
 from fastres.kernels.routing.cards import Gpu
 from fastres.kernels.routing.rules import ConvConfig, reduction_blocks, route_conv, splits
 from fastres.kernels.routing.tables import Layer, Tuned
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv, Head
 from fastres.roofline.ceilings import Ceilings
 from fastres.roofline.estimate import conv_seconds

@@ -65,8 +65,8 @@ def on_gpu(name: str, batch: int, size: int, dtype: torch.dtype, has_blocks: boo
     """Tune ``name`` on the current GPU with calibrated random weights. ``quick`` tries fewer micro-batches."""
     from fastres.bench.measure.calibration import calibrated
     from fastres.executors.gpu import GpuExecutor
+    from fastres.folding.build import build_plan
     from fastres.network.architectures import get_architecture
-    from fastres.network.folding import build_plan
 
     device = torch.device("cuda", torch.cuda.current_device())
     arch = get_architecture(name)

@@ -21,7 +21,12 @@ RULES = "tables"  # for FASTRES_WITHOUT: only the rules choose configurations
 RUN, CONFIGS, SMOKE = "{run}", "{configs}", "{smoke}"
 
 # Files that a piece's outcome depends on. A piece runs again only if one of its files has changed.
-KERNELS = ("kernels/*.py", "kernels/routing/*.py", "fastres/executors/*.py", "fastres/network/*.py")
+KERNELS = (
+    "kernels/*.py",
+    "kernels/routing/*.py",
+    "fastres/executors/*.py",
+    *(f"fastres/{n}/*.py" for n in ("network", "folding")),
+)
 MEASURING = (
     "bench/run.py",
     "bench/engines/*.py",

@@ -73,9 +73,9 @@ def compile_ahead(model: str, batches: Sequence[int], gpu: Gpu) -> tuple[int, li
     Return the number of kernels, and a message for each one that does not compile.
     """
     from fastres.executors.compilations import plan_compilations
+    from fastres.folding.build import outline
     from fastres.kernels.inspection.parallel import in_processes
     from fastres.network.architectures import get_architecture
-    from fastres.network.folding import outline
 
     plan = outline(get_architecture(model), torch.float16)
     items = [item for batch in batches for item in plan_compilations(plan, gpu, batch=batch)]

@@ -212,8 +212,8 @@ def _network(small: bool) -> tuple[Any, Tensor]:
     """Return an executor of a small network, and images for it."""
     from fastres.bench.measure.calibration import calibrated, smooth_images
     from fastres.executors.gpu import GpuExecutor
+    from fastres.folding.build import build_plan
     from fastres.network.architectures import get_architecture
-    from fastres.network.folding import build_plan
 
     device = device_of_trials()
     arch = get_architecture("resnet20" if small else "resnet18")

@@ -9,8 +9,8 @@ from importlib import resources
 import torch
 
 from fastres.bench.report.words import todays_command
+from fastres.folding.build import outline
 from fastres.network.architectures import ARCHITECTURES, Architecture, state_dict_shapes
-from fastres.network.folding import outline
 from fastres.weights.download import PYTORCH_URL
 from fastres.weights.published import BUNDLED_MODEL, WeightsEntry, entries
 

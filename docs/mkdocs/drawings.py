@@ -8,8 +8,8 @@ from html import escape
 
 import torch
 
+from fastres.folding.build import outline
 from fastres.network.architectures import BlockSpec, block_specs, get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv, Plan, describe
 
 MODEL = "resnet50"

@@ -1,8 +1,8 @@
 """``fastres.classify`` and ``fastres classify``: classify a folder, tar shards or Parquet files of images into a table.
 
-``sources`` finds the images (with ``tars`` and ``parquet``), ``listing`` stores their list, ``pixels`` decodes one,
-``batches`` forms batches in worker processes, ``run`` runs the model on them, ``tables`` turns the results into rows,
-and ``work`` stores finished rows until the run is complete.
+``sources`` finds the images (with ``tars`` and ``parquet``), ``listing`` stores their list, ``batches`` forms
+batches in worker processes, ``run`` runs the model on them, ``tables`` turns the results into rows, and ``work`` stores
+finished rows until the run is complete. The decoders are in ``fastres.images``.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def _print_json(document: Any) -> None:
 def _list(options: argparse.Namespace) -> None:
     import torch
 
+    from fastres.folding.build import outline
     from fastres.network.architectures import ARCHITECTURES, state_dict_shapes
-    from fastres.network.folding import outline
     from fastres.text import text_table
     from fastres.weights.published import entries
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastres.folding.build import outline
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm
 from fastres.kernels.head import linear_shape
 from fastres.kernels.inspection.ahead_of_time import Compilation
@@ -32,7 +33,6 @@ from fastres.kernels.launch import next_power_of_2
 from fastres.kernels.routing.cards import H100, Gpu
 from fastres.kernels.routing.rules import ConvShape, route_conv, route_pool, route_stem, route_window_pool
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv, Head, Plan, Pool, SqueezeExcite, Stem
 from fastres.roofline.gpu_shapes import conv_shape
 

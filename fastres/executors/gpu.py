@@ -3,7 +3,7 @@
 Weights are packed once, when the executor is built. A call takes one buffer from torch's allocator for all its
 activations (:mod:`fastres.executors.arena` plans it) and launches one kernel per step, on the input's device and
 current stream. Several threads and streams can therefore call one model. If the GPU's tuned table says so, runs of
-convolutions are joined into one kernel (:mod:`fastres.network.fusion`), and the first stages run in micro-batches small
+convolutions are joined into one kernel (:mod:`fastres.folding.fusion`), and the first stages run in micro-batches small
 enough for their activations to stay in the L2 cache. With TRITON_INTERPRET=1 the same code runs on CPU tensors.
 """
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from fastres.errors import InputError
+from fastres.folding.build import outline
+from fastres.folding.fusion import Candidates, cover, joinable
 from fastres.kernels import conv, dispatch, fused, head, launch, pool, squeeze_excite, stem
 from fastres.kernels.routing import cards, grouping, rules
 from fastres.kernels.routing.tables import Network, TunedBlock
 from fastres.kernels.routing.without import left_out
-from fastres.network.folding import outline
-from fastres.network.fusion import Candidates, cover, joinable
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Joined, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from fastres.roofline.gpu_shapes import block_of, conv_shape, linear_shape
 from fastres.text import dtype_name

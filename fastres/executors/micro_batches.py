@@ -11,11 +11,11 @@ import functools
 
 import torch
 
+from fastres.folding.build import outline
 from fastres.kernels.launch import cdiv
 from fastres.kernels.routing.cards import INTERPRETER, Gpu
 from fastres.kernels.routing.tables import Network
 from fastres.network.architectures import Architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Plan, Shape
 from fastres.roofline.estimate import L2_SHARE, attainable, network_seconds
 from fastres.text import dtype_name

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastres.errors import ImageError
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD, Triple
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD, Triple
 
 from .decoding import ACCEPTED, ImageSource, checked_tensor, load_image, to_uint8
 

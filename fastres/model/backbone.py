@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError
-from fastres.network.folding import BATCH_NORM_EPSILON
+from fastres.folding.build import BATCH_NORM_EPSILON
 
 from .model import Model, parse_dtype
 from .outputs import returned_values, strides_and_channels

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError, DeviceError, FastresError, WeightsError
+from fastres.folding.build import BATCH_NORM_EPSILON
 from fastres.images import categories
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, get_architecture, state_dict_shapes
-from fastres.network.folding import BATCH_NORM_EPSILON, IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import timm_config, transformers_config
 from fastres.weights.folders import SavedModel, find_saved
 from fastres.weights.layouts import to_torchvision

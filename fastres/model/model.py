@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError, DeviceError, DtypeError, GradientError
 from fastres.executors import cpu
+from fastres.folding.build import build_plan, outline
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
-from fastres.network.folding import build_plan, outline
 from fastres.network.plan import LOGITS, POOLED, Plan, Shape
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name

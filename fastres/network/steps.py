@@ -186,7 +186,7 @@ class Joined(Step):
     ``first`` is the convolution before it, whose result is then not written. ``shortcut`` is the projection that it
     adds, merged into it by concatenating the reductions. ``following`` is the 1×1 convolution that reads its result;
     both results are written. ``weight`` is the last convolution's, flattened to ``[K, R·S·C]``, or ``[K, R·S·C + U]``
-    with a shortcut. ``bias`` is then the sum of the two biases. :mod:`fastres.network.fusion` builds these steps.
+    with a shortcut. ``bias`` is then the sum of the two biases. :mod:`fastres.folding.fusion` builds these steps.
     """
 
     kind: ClassVar[str] = "joined"

@@ -22,7 +22,7 @@ from fastres.errors import (
     near_matches,
 )
 from fastres.network.architectures import Architecture, block_specs, get_architecture, state_dict_shapes, stem_specs
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD, Triple
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fastres.network.steps import conv_size
 
 from . import download

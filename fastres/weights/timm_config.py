@@ -16,7 +16,7 @@ from fastres.errors import ArchitectureError, ConfigError, near_matches
 from fastres.images import categories
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 from .config_fields import field
 

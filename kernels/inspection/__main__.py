@@ -23,8 +23,8 @@ from .pointer_kernels import Report, fence_note, inspect_all, table
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; return 1 if a kernel has a problem, else 0."""
     from fastres.executors.compilations import plan_compilations
+    from fastres.folding.build import outline
     from fastres.network.architectures import get_architecture
-    from fastres.network.folding import outline
 
     parser = argparse.ArgumentParser(
         prog="python -m fastres.kernels.inspection", description=(__doc__ or "").split("\n\n")[0]

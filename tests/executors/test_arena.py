@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastres.executors.arena import plan_arena
+from fastres.folding.build import outline
 from fastres.network.architectures import ARCHITECTURES, get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import INPUT, Conv, Head, Plan, SqueezeExcite
 
 

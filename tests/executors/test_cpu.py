@@ -19,8 +19,9 @@ from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
 from fastres.errors import DtypeError
 from fastres.executors import cpu
 from fastres.executors.cpu import CpuExecutor
+from fastres.folding.build import build_plan, outline
 from fastres.network.architectures import ARCHITECTURES, get_architecture
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.network.plan import Shape, Stem, Step
 from fastres.text import dtype_name
 from tests.measures import Yardstick, relative_error

@@ -20,14 +20,15 @@ from fastres.executors.gpu import (
     pack,
     tuned_network,
 )
+from fastres.folding.build import build_plan, outline
+from fastres.folding.fusion import joinable
 from fastres.kernels import dispatch
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import gpu_of
 from fastres.kernels.routing.rules import ConvConfig
 from fastres.kernels.routing.tables import Index, Layer, Network, Table, Tuned, TunedBlock
 from fastres.network.architectures import Architecture, get_architecture
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD, build_plan, outline
-from fastres.network.fusion import joinable
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.network.plan import Conv, Head, Stem
 from fastres.roofline.gpu_shapes import linear_shape
 from fastres.text import dtype_name

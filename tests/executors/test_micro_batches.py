@@ -10,12 +10,12 @@ import torch
 from fastres.executors import gpu as executors
 from fastres.executors.arena import plan_arena
 from fastres.executors.micro_batches import images_in_cache, micro_batches
+from fastres.folding.build import outline
 from fastres.kernels import dispatch
 from fastres.kernels.routing import cards
 from fastres.kernels.routing.cards import A100, CARDS, H100, H200, INTERPRETER, L4, L40S, RTX_4090, Gpu
 from fastres.kernels.routing.tables import Index, Network, Table
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.roofline.estimate import L2_SHARE, attainable, network_seconds
 
 RESNET50 = get_architecture("resnet50")

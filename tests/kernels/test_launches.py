@@ -15,6 +15,8 @@ import torch
 from fastres.bench.measure.calibration import calibrated
 from fastres.executors.compilations import plan_compilations
 from fastres.executors.gpu import GpuExecutor, block_of
+from fastres.folding.build import build_plan, outline
+from fastres.folding.fusion import joinable
 from fastres.kernels import conv_specialized, dispatch
 from fastres.kernels.inspection import pointer_kernels, tma_kernels
 from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for
@@ -24,8 +26,6 @@ from fastres.kernels.routing.cards import H100
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Index, Network, Table, TunedBlock
 from fastres.network.architectures import Architecture, get_architecture
-from fastres.network.folding import build_plan, outline
-from fastres.network.fusion import joinable
 from tests.subjects import EVERY_STEP
 
 from .dry_launches import dry_launches

@@ -10,7 +10,7 @@ from fastres.errors import DtypeError, KernelError
 from fastres.kernels import prepare, reference, stem
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.rules import StemConfig
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from tests.measures import kernel_tolerance, relative_error
 
 pytestmark = pytest.mark.interpreter if INTERPRETED else pytest.mark.gpu

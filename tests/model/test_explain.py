@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastres
+from fastres.folding.build import outline
 from fastres.kernels import dispatch
 from fastres.kernels.routing import cards, rules, tables
 from fastres.kernels.routing.cards import Gpu
@@ -16,7 +17,6 @@ from fastres.kernels.routing.rules import ConvShape
 from fastres.kernels.routing.tables import Layer, Tuned
 from fastres.model.explain import Explanation
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import StepCost
 from fastres.roofline.ceilings import PEAKS, Ceilings, bound_by, stated
 from fastres.roofline.estimate import LOAD, conv_seconds

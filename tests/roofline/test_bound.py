@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastres.folding.build import outline
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import StepCost
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings, step_seconds

@@ -14,7 +14,7 @@ import torchvision
 import fastres
 from fastres.errors import CorruptCheckpointError, UnknownModelError, UnknownWeightsError, WeightsError
 from fastres.network.architectures import get_architecture, list_models
-from fastres.network.folding import IMAGENET_MEAN, IMAGENET_STD
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import published
 from fastres.weights.published import entries, get_entry
 from fastres.weights.state import load_state

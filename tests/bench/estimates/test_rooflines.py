@@ -12,10 +12,10 @@ import torch
 from fastres.bench.estimates import by_card
 from fastres.bench.estimates.rooflines import joined_plan, main, parts, roofline_table, tiles_seconds
 from fastres.bench.tuning.configurations import candidates
+from fastres.folding.build import outline
 from fastres.kernels.routing.cards import CARDS, H100
 from fastres.kernels.routing.tables import Layer
 from fastres.network.architectures import get_architecture
-from fastres.network.folding import outline
 from fastres.network.plan import Conv, Joined
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings

@@ -11,6 +11,7 @@ import torch
 
 from fastres.errors import KernelError
 from fastres.executors.compilations import plan_compilations
+from fastres.folding.build import outline
 from fastres.kernels.conv import conv_kernel
 from fastres.kernels.inspection.__main__ import main
 from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for, target
@@ -26,7 +27,6 @@ from fastres.kernels.routing.cards import CARDS, H100, KNOWN_GPUS, RTX_5090, Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape, StemConfig, route_conv, route_stem, shared_memory
 from fastres.kernels.stem import stem_kernel
 from fastres.network.architectures import ARCHITECTURES
-from fastres.network.folding import outline
 
 
 def one_of_a_kind(items: Iterable[Compilation]) -> list[Compilation]:

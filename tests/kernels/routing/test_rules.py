@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastres.executors.gpu import conv_shape
+from fastres.folding.build import outline
 from fastres.kernels.conv import conv_grid
 from fastres.kernels.launch import cdiv
 from fastres.kernels.routing.cards import A100, CARDS, H100, INTERPRETER, L40S, T4, Gpu
@@ -26,7 +27,6 @@ from fastres.kernels.routing.rules import (
     stem_programs,
 )
 from fastres.network.architectures import ARCHITECTURES
-from fastres.network.folding import outline
 from fastres.network.plan import Conv
 
 DEEP = ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1)

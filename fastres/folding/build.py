@@ -14,15 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
-from .plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
+from fastres.network.architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
+from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD, Triple
+from fastres.network.plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_NORM_EPSILON = 1e-5
 
 StateDict = Mapping[str, Tensor]
-Triple = tuple[float, float, float]
 WeightAndBias = tuple[Tensor, Tensor]
 
 

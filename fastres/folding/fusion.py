@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from .plan import Conv, Joined, Plan, Step
+from fastres.network.plan import Conv, Joined, Plan, Step
 
 # Runs of steps that can be joined, by the index of their first step.
 Candidates = dict[int, list[Joined]]

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from fastres.bench.measure.calibration import calibrated, smooth_images, spread
+from fastres.folding.build import build_plan, outline
+from fastres.folding.fusion import join, joinable
 from fastres.network.architectures import ARCHITECTURES, get_architecture
-from fastres.network.folding import build_plan, outline
-from fastres.network.fusion import join, joinable
 from fastres.network.plan import Conv, Joined, Plan
 from tests.measures import relative_error
-
-from .reference_plan import run_plan
+from tests.network.reference_plan import run_plan
 
 
 def everything(run: Joined) -> float:

@@ -8,13 +8,12 @@ from torch import nn
 
 from fastres.bench.measure.calibration import calibrated
 from fastres.errors import InputError
+from fastres.folding.build import build_plan, fold_batch_norm, outline, pad_shortcut_weight
 from fastres.kernels.reference import nchw
 from fastres.network.architectures import ARCHITECTURES, get_architecture, state_dict_shapes
-from fastres.network.folding import build_plan, fold_batch_norm, outline, pad_shortcut_weight
 from fastres.network.plan import Conv, Plan
 from fastres.weights.published import entries
-
-from .test_architectures import TORCHVISION
+from tests.network.test_architectures import TORCHVISION
 
 
 def plan_of(name: str, dtype: torch.dtype = torch.float32) -> Plan:
