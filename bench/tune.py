@@ -3,7 +3,7 @@
 For every distinct convolution of the given models and batches, the tuner
 
 1. lists the configurations that could run it,
-2. drops those that the roofline predicts to be slow,
+2. drops those whose estimates are far above the best one,
 3. compiles the rest in parallel without launching them, and drops those that spill registers or do not fit,
 4. checks each result against float32, and
 5. times the correct ones.
