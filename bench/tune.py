@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,91 +29,19 @@ import triton
 
 from fastres.bench.measure.ceilings import measure
 from fastres.bench.measure.environment import commit
-from fastres.bench.tuning.blocks import BlockTools, Case
-from fastres.bench.tuning.configurations import (
-    Tools,
-    by_rules,
-    by_weight,
-    candidates,
-    gpu_tools,
-    layers_of,
-    promising,
-    tune_layer,
-)
+from fastres.bench.tuning.configurations import by_weight, gpu_tools, layers_of
 from fastres.bench.tuning.progress import Progress
 from fastres.bench.tuning.tables import blocks_table, networks_table, table
-from fastres.bench.tuning.vetting import Vetted
-from fastres.errors import DeviceError
+from fastres.bench.tuning.tuner import tune, tune_blocks, tune_networks
 from fastres.kernels import dispatch
 from fastres.kernels.routing import tables
-from fastres.kernels.routing.cards import Gpu, gpu_of
-from fastres.kernels.routing.rules import ConvConfig
-from fastres.kernels.routing.tables import VARIABLE, Layer, Network, Tuned, TunedBlock, table_path
-from fastres.kernels.routing.without import left_out
-from fastres.roofline.ceilings import Ceilings
+from fastres.kernels.routing.cards import gpu_of
+from fastres.kernels.routing.tables import VARIABLE, Network, table_path
 
 from .tuning import blocks, networks, vetting
 
 # With --seconds, layers end after the first share of the time and joined runs after the second; networks get the rest.
 LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85
-
-
-def tune(
-    todo: Sequence[Layer], gpu: Gpu, limits: Ceilings, tools: Tools, progress: Progress, vetted: Vetted | None = None
-) -> None:
-    """Tune the layers that are not in the table yet.
-
-    Try the vetted candidates of a layer if there are any, and otherwise all promising ones. If the choice of the rules
-    fails for a layer, record the problem and continue.
-    """
-
-    def chosen(layer: Layer) -> list[ConvConfig]:
-        known = None if vetted is None else vetted.layers.get(layer)
-        configs = promising(layer, candidates(layer, gpu), gpu, limits) if known is None else known
-        own = by_rules(layer, gpu)
-        return [own, *(c for c in configs if c != own and is_allowed(layer, c))]
-
-    def is_allowed(layer: Layer, config: ConvConfig) -> bool:
-        """Return True if ``config`` may run. Vetted candidates were chosen without this GPU and FASTRES_WITHOUT."""
-        if (config.split > 1 and "split" in left_out()) or progress.ended_a_process(layer, config):
-            return False
-        return not dispatch.why_not(config.kernel, layer.shape, getattr(torch, layer.dtype), gpu)
-
-    known = {entry.layer for entry in progress.table.layers}
-    plans = {layer: chosen(layer) for layer in todo if layer not in known}
-    tools.announce(plans)
-
-    def run(layer: Layer) -> Tuned | None:
-        try:
-            return tune_layer(layer, plans[layer], tools)
-        except DeviceError as error:
-            progress.problems.append(str(error))
-            return None
-
-    progress.fill("layers", {layer: layer for layer in plans}, (), run)
-
-
-def tune_blocks(
-    todo: Sequence[Case], gpu: Gpu, tools: BlockTools, progress: Progress, vetted: Vetted | None = None
-) -> None:
-    """Tune the joined runs that are not in the table yet."""
-
-    def run(case: Case) -> TunedBlock | None:
-        known = None if vetted is None else vetted.blocks.get(case.block)
-        configs = blocks.candidates(case.block, gpu) if known is None else known
-        dtype = getattr(torch, case.block.dtype)
-        allowed = [config for config in configs if not dispatch.why_not_block(config.kernel, case.block, dtype, gpu)]
-        usable = [config for config in allowed if not progress.ended_a_process(case.block, config)]
-        return blocks.tune_block(case, usable, tools)
-
-    known = (entry.layer for entry in progress.table.blocks)
-    progress.fill("blocks", {case.block: case for case in todo}, known, run)
-
-
-def tune_networks(todo: Sequence[Network], run: Callable[[Network], Network], progress: Progress) -> None:
-    """Tune the networks that are not in the table yet."""
-    known = (entry.case for entry in progress.table.networks)
-    progress.fill("networks", {network.case: network for network in todo}, known, run)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -113,8 +113,8 @@ class PoolConfig:
 DENSE_GROUP = 32
 
 
-# In a split reduction, each program adds up at least this many blocks, so that its pipeline fills. At most this many
-# programs share a tile, because the last to arrive adds up the partial sums of all.
+# In a split reduction (split-K), each program adds up at least this many blocks, so that its pipeline fills. At most
+# this many programs share a tile, because the last to arrive adds up the partial sums of all.
 LEAST_BLOCKS, MOST_SHARING = 4, 16
 
 # Bytes that must be in flight to a multiprocessor to use its full bandwidth: 0.5 µs from a load to its use, times

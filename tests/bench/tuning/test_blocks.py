@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastres.bench import tune
-from fastres.bench.tuning import blocks, networks, tables
+from fastres.bench.tuning import blocks, networks, tables, tuner
 from fastres.bench.tuning.blocks import BlockTools, Case
 from fastres.bench.tuning.progress import Progress
 from fastres.executors.gpu import block_of
@@ -83,7 +82,7 @@ def test_the_fastest_right_one_wins_and_is_compared_with_the_run_apart() -> None
 def test_the_table_keeps_runs_and_networks_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "gpu" / "conv.json"
     todo = resnet50_cases()[:3]
-    tune.tune_blocks(todo[:1], H100, tools(), Progress.resume(path, {}))
+    tuner.tune_blocks(todo[:1], H100, tools(), Progress.resume(path, {}))
     tried: list[Block] = []
 
     def counted(block: Block, configs: Sequence[ConvConfig]) -> list[ConvConfig]:
@@ -91,7 +90,7 @@ def test_the_table_keeps_runs_and_networks_and_goes_on(tmp_path: Path) -> None:
         return list(configs)
 
     progress = Progress.resume(path, {})
-    tune.tune_blocks(todo, H100, tools(compiles_well=counted), progress)
+    tuner.tune_blocks(todo, H100, tools(compiles_well=counted), progress)
     assert tried == [case.block for case in todo[1:]]
     network = Network("resnet50", 256, 224, 224, "float16")
     asked: list[Network] = []
@@ -101,7 +100,7 @@ def test_the_table_keeps_runs_and_networks_and_goes_on(tmp_path: Path) -> None:
         return replace(network, through="layer1", images=32, microseconds=4000.0, plain_microseconds=4400.0)
 
     for _ in range(2):
-        tune.tune_networks([network], run, Progress.resume(path, {}))
+        tuner.tune_networks([network], run, Progress.resume(path, {}))
     assert asked == [network]
     table = from_json(path.read_text(), "it")
     assert [entry.layer for entry in table.blocks] == [case.block for case in todo]
