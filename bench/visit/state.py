@@ -18,7 +18,7 @@ from .pieces import Piece
 from .running import FINAL, Outcome, digest
 
 STATE, ARCHIVE = "visit.json", "gpu.tgz"
-LARGEST_ARCHIVE = 16 * 10**6  # bytes: a borrowed machine may refuse to send larger files
+LARGEST_ARCHIVE = 16 * 10**6  # bytes: the machine with the GPU may refuse to send larger files
 LONGEST_LOG = 100_000  # bytes at the end of a log that go into the archive
 FIRST, LOGS, CACHES = range(3)
 
