@@ -101,10 +101,9 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "an image processor")
     convnext = name.startswith(_CONVNEXT)
     needed = {"do_resize": True, "do_rescale": True, "do_convert_grayscale": False, "do_pad": False}
-    mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
     said = fields(
         config, source, **needed, rescale_factor=1 / 255, resample=3 if convnext else 2, do_center_crop=False,
-        do_normalize=True, image_mean=mean, image_std=std, **({"crop_pct": 224 / 256} if convnext else {}),
+        do_normalize=True, **({"crop_pct": 224 / 256} if convnext else {}),
     )  # fmt: skip
     for key, wanted in needed.items():
         if said[key] != wanted:
@@ -118,12 +117,15 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
         resize, crop = _convnext_sizes(config, said["crop_pct"], crops, source)
     else:
         resize, crop = _sizes(config, name, crops, source)
-    normalise = said["do_normalize"]
+    colours = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    if said["do_normalize"]:
+        mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
+        colours = fields(config, source, image_mean=mean, image_std=std)
     return Transforms(
         resize,
         crop,
-        mean=tuple(said["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(said["image_std"]) if normalise else (1.0, 1.0, 1.0),
+        mean=tuple(colours["image_mean"]),  # type: ignore[arg-type]
+        std=tuple(colours["image_std"]),  # type: ignore[arg-type]
         interpolation=_PILLOW_FILTERS[resample],  # type: ignore[arg-type]
         crop_rounding="down",
     )

@@ -235,6 +235,12 @@ def test_processors_that_crop(photos: list[Image.Image]) -> None:
         assert (own(photo) - theirs(photo, return_tensors="pt")["pixel_values"][0]).abs().max() < 1e-5
 
 
+def test_colours_of_a_processor_that_does_not_normalise_are_not_read() -> None:
+    unused = {"do_normalize": False, "image_mean": 0.5, "image_std": 0.5}
+    own = transformers_config.transforms({**PROCESSOR, **unused}, "a test")
+    assert (own.mean, own.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
