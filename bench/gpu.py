@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
+from fastres.bench.visit import state as states
 from fastres.bench.visit.pieces import BUDGET, VISITS
 from fastres.bench.visit.running import RESULTS
+from fastres.bench.visit.visit import Visit
 from fastres.errors import FastresError
 from fastres.kernels.routing import tables
-
-from .visit import state as states
-from .visit.visit import Visit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

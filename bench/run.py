@@ -23,17 +23,16 @@ from tqdm import tqdm
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.engines.peers import EAGER, FASTRES, PEERS, Peer, select
+from fastres.bench.measure import ceilings, environment, timing
 from fastres.bench.measure.calibration import calibrated
 from fastres.bench.measure.comparison import TICKS, Setting, benchmark, release
+from fastres.bench.report import results
 from fastres.bench.report.results import UNSUPPORTED, LayerRow, Results, Row
 from fastres.errors import DeviceError, FastresError, MissingDependencyError
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import check_image_size
 from fastres.text import dtype_name
-
-from .measure import ceilings, environment, timing
-from .report import results
 
 RANDOM = "random"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"

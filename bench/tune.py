@@ -29,6 +29,7 @@ import triton
 
 from fastres.bench.measure.ceilings import measure
 from fastres.bench.measure.environment import commit
+from fastres.bench.tuning import blocks, networks, vetting
 from fastres.bench.tuning.configurations import by_weight, gpu_tools, layers_of
 from fastres.bench.tuning.progress import Progress
 from fastres.bench.tuning.tables import blocks_table, networks_table, table
@@ -37,8 +38,6 @@ from fastres.kernels import dispatch
 from fastres.kernels.routing import tables
 from fastres.kernels.routing.cards import gpu_of
 from fastres.kernels.routing.tables import VARIABLE, Network, table_path
-
-from .tuning import blocks, networks, vetting
 
 # With --seconds, layers end after the first share of the time and joined runs after the second; networks get the rest.
 LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85

@@ -41,8 +41,7 @@ FORMER_NAMES = {
 
 def serve_former_names() -> None:
     """Make the names in :data:`FORMER_NAMES` importable, and runnable with ``python -m``."""
-    if not any(isinstance(finder, _SecondNames) and finder.moved for finder in sys.meta_path):
-        sys.meta_path.append(_SecondNames(FORMER_NAMES.get, moved=True))
+    sys.meta_path.append(_SecondNames(FORMER_NAMES.get, moved=True))
 
 
 def serve(name: str) -> None:
@@ -62,7 +61,7 @@ class _SecondNames(MetaPathFinder, InspectLoader):
 
     def __init__(self, real_name: Callable[[str], str | None], *, moved: bool) -> None:
         self._real_name = real_name
-        self.moved = moved
+        self._moved = moved
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -74,7 +73,8 @@ class _SecondNames(MetaPathFinder, InspectLoader):
         return ModuleSpec(fullname, self, origin=real.origin, is_package=package)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        name, _ = self._real(spec.name)
+        name = self._real_name(spec.name)
+        assert name is not None
         module = importlib.import_module(name)
         spec.loader_state = module.__spec__
         return module
@@ -85,7 +85,7 @@ class _SecondNames(MetaPathFinder, InspectLoader):
 
     def get_code(self, fullname: str) -> CodeType | None:
         name, loader = self._real(fullname)
-        if self.moved:
+        if self._moved:
             source = f"import runpy\nrunpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
             return compile(source, f"<{fullname}, now {name}>", "exec")
         return loader.get_code(name)

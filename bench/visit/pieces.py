@@ -24,13 +24,16 @@ RUN, CONFIGS, SMOKE = "{run}", "{configs}", "{smoke}"
 KERNELS = (
     "kernels/*.py",
     "kernels/routing/*.py",
+    "fastres/network/*.py",
+    "fastres/folding/*.py",
     "fastres/executors/*.py",
-    *(f"fastres/{n}/*.py" for n in ("network", "folding")),
 )
 MEASURING = (
     "bench/run.py",
     "bench/engines/*.py",
-    *(f"bench/measure/{n}.py" for n in ("timing", "checking", "comparison")),
+    "bench/measure/timing.py",
+    "bench/measure/checking.py",
+    "bench/measure/comparison.py",
 )
 TUNING = ("bench/tune.py", "bench/tuning/*.py", "bench/tuning/candidates/*.json", "fastres/roofline/*.py")
 TABLES = ("kernels/configs/*/conv.json",)
