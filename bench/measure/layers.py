@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fastres.bench.report.results import LayerRow, significant
 from fastres.errors import FastresError
+from fastres.model.derived import make_executor
 from fastres.model.explain import ExplainedStep
-from fastres.model.model import Model, make_executor
+from fastres.model.model import Model
 from fastres.network.plan import Step
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
@@ -83,7 +84,7 @@ def _row(model: Model, setting: tuple[int, int], parts: list[ExplainedStep], us:
 @torch.inference_mode()
 def step_times(model: Model, x: Tensor) -> list[Times]:
     """Return the times of every step, for each of several runs of ``model`` on ``x``."""
-    executor: Any = make_executor(model)
+    executor: Any = make_executor(model.plan, model.device)
     executor = getattr(executor, "runner", executor)  # bypasses CUDA graphs, which replay all steps at once
     stamps: list[Stamp] = []
     mark = _event if x.is_cuda else time.perf_counter

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastres.errors import OutputError, ResumeError
+from fastres.forks import Guard
 from fastres.version import __version__
 
 from .listing import difference
@@ -34,7 +34,7 @@ SHARD_ROWS, SHARD_SECONDS = 4096, 15.0
 _SHARD = re.compile(r"rows-(\d{12})-(\d{12})\.parquet")
 
 _active: set[Path] = set()  # fcntl locks belong to a process, so they do not exclude its other threads
-_active_guard = threading.Lock()
+_active_guard = Guard()
 
 
 class Work:

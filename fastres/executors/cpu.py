@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,13 +20,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastres.errors import DeviceError, DtypeError
+from fastres.forks import Guard
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from fastres.text import dtype_name
 
 from .recent import Recent
 
-# Number of image shapes whose packed weights are kept. Shapes with the same oneDNN layout share a packed copy.
-SHAPES_KEPT = 8
+# Number of image shapes whose packed weights are kept, as long as these take at most COPIES_KEPT times the memory of
+# the plan's own weights. Shapes with the same oneDNN layout share a packed copy, so most shapes take a few kilobytes.
+SHAPES_KEPT, COPIES_KEPT = 1024, 4
 
 # From this size on, glibc's malloc always maps a separate block and returns it to the system when it is freed (on 64
 # bits, DEFAULT_MMAP_THRESHOLD_MAX). Each call then pages it in again.
@@ -119,10 +120,14 @@ class CpuExecutor:
         self._last_reads = plan.last_reads()
         self._packed: Recent[tuple[Shape, int], dict[str, PackedConv]] = Recent(SHAPES_KEPT)
         self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
-        self._lock = threading.Lock()
-        scale = torch.tensor([1 / (255 * std) for std in plan.stem.std])
-        shift = torch.tensor([-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)])
-        self._scale, self._shift = scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
+        convolutions = (step for step in plan if isinstance(step, (Stem, Conv)))
+        self._most_bytes = COPIES_KEPT * sum(step.weight.numel() * dtype.itemsize for step in convolutions)
+        self._guard = Guard()
+        scale = [1 / (255 * std) for std in plan.stem.std]
+        shift = [-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)]
+        self._scale, self._shift = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1) for values in (scale, shift)
+        )
         head = plan.head
         self._classifier = (head.weight, head.bias.to(dtype))
         # oneDNN's ReLU turns NaN into 0, which would hide broken weights or pixels. So a guard is added to all outputs
@@ -138,6 +143,9 @@ class CpuExecutor:
         Returns one tensor for each name in ``outputs``: float32 logits ``[N, classes]``, the pooled features ``[N,
         C]``, or a value of the plan as a channels-last ``[N, C, H, W]`` tensor, the last two in the executor's dtype.
         """
+        if torch.is_autocast_enabled("cpu"):  # would run the classifier in another dtype
+            with torch.autocast("cpu", enabled=False):
+                return self.run(x, outputs)
         n, _, h, w = x.shape
         # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
         if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
@@ -213,15 +221,19 @@ class CpuExecutor:
             values[LOGITS] = functional.linear(pooled, *self._classifier).to(torch.float32)
 
     def _micro_batch(self, shape: Shape) -> int:
-        with self._lock:
+        with self._guard:
             return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self.dtype))
 
     def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
         """Return weights packed for images of ``shape`` (NHWC). The first call with a shape packs them."""
         # oneDNN's layouts also depend on the number of threads. With another number it would reorder at every call.
         key = (shape, torch.get_num_threads())
-        with self._lock:
-            return self._packed.get_or_make(key, lambda: self._pack(shape))
+        with self._guard:
+            known = key in self._packed
+            packed = self._packed.get_or_make(key, lambda: self._pack(shape))
+            while not known and len(self._packed) > 1 and self._bytes_kept() > self._most_bytes:
+                self._packed.popitem(last=False)
+            return packed
 
     def _pack(self, shape: Shape) -> dict[str, PackedConv]:
         n, h, w, _ = shape
@@ -236,10 +248,13 @@ class CpuExecutor:
     def _shared(self, name: str, conv: PackedConv) -> PackedConv:
         """Return an equal packing of another shape if one is kept, else ``conv``. Most shapes share most layouts."""
         data = _packed_bytes(conv.weight)
-        for packed in self._packed.values():
-            if np.array_equal(_packed_bytes(packed[name].weight), data):
-                return packed[name]
-        return conv
+        distinct = {id(packed[name]): packed[name] for packed in self._packed.values()}
+        return next((kept for kept in distinct.values() if np.array_equal(_packed_bytes(kept.weight), data)), conv)
+
+    def _bytes_kept(self) -> int:
+        """Return the memory of all packed weights, in bytes."""
+        distinct = {id(conv): conv for packed in self._packed.values() for conv in packed.values()}
+        return sum(torch.ops.mkldnn._nbytes(conv.weight) for conv in distinct.values())
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:

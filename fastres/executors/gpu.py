@@ -9,7 +9,6 @@ enough for their activations to stay in the L2 cache. With TRITON_INTERPRET=1 th
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from fastres.errors import InputError
 from fastres.folding.build import outline
 from fastres.folding.fusion import Candidates, cover, joinable
+from fastres.forks import Guard
 from fastres.kernels import conv, dispatch, fused, head, launch, pool, squeeze_excite, stem
 from fastres.kernels.routing import cards, grouping, rules
 from fastres.kernels.routing.tables import Network, TunedBlock
@@ -61,7 +61,7 @@ class GpuExecutor:
         self._candidates = candidates(self._plan, self.device)
         self._schedules: Recent[tuple[Shape, tuple[str, ...], str, bool], Schedule] = Recent(SCHEDULES_KEPT)
         self._outline = outline(plan.architecture, self.dtype)
-        self._lock = threading.Lock()
+        self._guard = Guard()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
         """Run the plan on ``x`` ``[N, 3, H, W]`` (normalised floats or uint8 pixels), as far as ``outputs`` need.
@@ -167,7 +167,7 @@ class GpuExecutor:
 
     def _schedule(self, shape: Shape, outputs: tuple[str, ...], done: str = INPUT, joined: bool = True) -> Schedule:
         key = (shape, outputs, done, joined)
-        with self._lock:
+        with self._guard:
             return self._schedules.get_or_make(key, lambda: self._make_schedule(*key))
 
     def _make_schedule(self, shape: Shape, outputs: tuple[str, ...], done: str, joined: bool) -> Schedule:

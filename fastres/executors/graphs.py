@@ -21,7 +21,6 @@ call waits, on its own stream, for the previous one.
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fastres.errors import GraphMemoryWarning
+from fastres.forks import Guard
 from fastres.kernels.launch import cdiv, device_guard, float32_precision
 from fastres.network.plan import LOGITS
 
@@ -157,7 +157,7 @@ class GraphExecutor:
         self._captured: Recent[tuple[Any, ...], Captured] = Recent(kept)
         self._called: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)
         self._too_large: Recent[tuple[Any, ...], None] = Recent(FIRST_CALLS_KEPT)  # shapes that did not fit into memory
-        self._lock = threading.Lock()
+        self._guard = Guard()
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
         """Run like :meth:`fastres.executors.gpu.GpuExecutor.run`."""
@@ -165,7 +165,7 @@ class GraphExecutor:
             return self.runner.run(x, outputs)
         shape = (images_run(x.shape[0]), *x.shape[1:])
         key = (shape, x.dtype, tuple(outputs), float32_precision())
-        with self._lock, device_guard(x.device):
+        with self._guard, device_guard(x.device):
             captured = self._captured.get(key)
             if captured is None and key in self._called and key not in self._too_large:
                 captured = self._capture(key)

@@ -22,7 +22,7 @@ from fastres.executors.cpu import CpuExecutor
 from fastres.folding.build import build_plan, outline
 from fastres.network.architectures import ARCHITECTURES, get_architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from fastres.network.plan import Shape, Stem, Step
+from fastres.network.plan import Conv, Shape, Stem, Step
 from fastres.text import dtype_name
 from tests.measures import Yardstick, relative_error
 from tests.network.test_architectures import TORCHVISION
@@ -139,13 +139,34 @@ def test_pixels_are_normalised(layout: torch.memory_format) -> None:
     Yardstick(module, *given, forward=normalised).check(logits_of(executor(module, "resnet18")))
 
 
+def packed_weights(run: CpuExecutor) -> dict[int, int]:
+    """Return the bytes of every packed weight that ``run`` keeps, each counted once."""
+    kept = (conv.weight for packed in run._packed.values() for conv in packed.values())
+    return {id(weight): torch.ops.mkldnn._nbytes(weight) for weight in kept}
+
+
 def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
     run = executor(calibrated(get_architecture("resnet20")), "resnet20")
-    for size in range(32, 32 + 2 * cpu.SHAPES_KEPT):
+    for size in range(32, 64):
         run.run(smooth_images(1, size, size))
-    assert len(run._packed) == cpu.SHAPES_KEPT
-    weights = {id(packed[step.name].weight) for packed in run._packed.values() for step in run._plan.steps[:-1]}
-    assert len(weights) < 3 * len(run._plan), "equal layouts are shared"
+    assert len(run._packed) == 32
+    assert len(packed_weights(run)) < 3 * len(run._plan), "equal layouts are shared"
+
+
+@pytest.mark.parametrize("copies", [1.0, 1.5, 3.0])
+def test_the_memory_of_packed_weights_is_bounded(monkeypatch: pytest.MonkeyPatch, copies: float) -> None:
+    monkeypatch.setattr(cpu, "COPIES_KEPT", copies)
+    monkeypatch.setattr(cpu.CpuExecutor, "_shared", lambda self, name, conv: conv)  # as if every layout were another
+    module = calibrated(get_architecture("resnet20"))
+    run = executor(module, "resnet20")
+    for batch, size in ((1, 32), (2, 40), (1, 48), (1, 32), (3, 56)):
+        x = smooth_images(batch, size, size)
+        assert relative_error(run.run(x)[0], module(x).detach()) < 1e-5
+        assert (batch, size, size, 3) in {shape for shape, _ in run._packed}, "the newest shape is kept"
+        assert len(run._packed) == 1 or sum(packed_weights(run).values()) <= run._most_bytes
+    weights = sum(step.weight.numel() * 4 for step in run._plan if isinstance(step, (Conv, Stem)))
+    assert run._most_bytes == copies * weights
+    assert len(run._packed) <= max(1, copies)
 
 
 def test_another_number_of_threads_packs_anew() -> None:

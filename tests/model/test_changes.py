@@ -1,0 +1,419 @@
+"""After any change of a model's tensors, a call uses the tensors that ``state_dict()`` shows, or a named error says why
+not. torchvision's model, changed in the same way, gives the expected logits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.utils.prune
+import torchvision
+from torch import Tensor, nn
+
+import fastres
+from fastres.bench.measure.calibration import calibrated, smooth_images
+from fastres.errors import ArchitectureError, GradientError, InputError
+from fastres.network.architectures import get_architecture
+from tests.measures import relative_error
+
+Change = Callable[[Any, Any], nn.Module | None]
+
+
+def resnet(seed: int) -> nn.Module:
+    module = torchvision.models.resnet18(num_classes=10)
+    module.load_state_dict(calibrated(get_architecture("resnet18").with_classes(10), seed=seed).state_dict())
+    return module.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def first() -> nn.Module:
+    return resnet(1)
+
+
+@pytest.fixture(scope="module")
+def second() -> nn.Module:
+    return resnet(2)
+
+
+X = smooth_images(2, 64, 72, seed=3)
+
+
+# -- changes that both follow ---------------------------------------------------------------------------------
+
+
+def load_inside_another_module(m: Any, other: Any) -> nn.Module:
+    outer = nn.Sequential(m)
+    outer(X)
+    outer.load_state_dict(nn.Sequential(other).state_dict())
+    return outer
+
+
+def load_a_layer(m: Any, other: Any) -> None:
+    m.layer4.load_state_dict(other.layer4.state_dict())
+
+
+def load_by_assignment(m: Any, other: Any) -> None:
+    m.load_state_dict({key: value.clone() for key, value in other.state_dict().items()}, assign=True)
+    m(X)
+    m.conv1.weight.data.mul_(1.1)
+
+
+def average_in_place(m: Any, other: Any) -> None:
+    for ours, theirs in zip(m.parameters(), other.parameters(), strict=True):
+        ours.mul_(0.5).add_(theirs, alpha=0.5)
+
+
+def average_through_data(m: Any, other: Any) -> None:
+    for ours, theirs in zip(m.parameters(), other.parameters(), strict=True):
+        ours.data.mul_(0.5).add_(theirs.data, alpha=0.5)
+
+
+def average_through_the_state_dict(m: Any, other: Any) -> None:
+    for ours, theirs in zip(m.state_dict().values(), other.state_dict().values(), strict=True):
+        ours.copy_(theirs)
+
+
+def average_with_foreach(m: Any, other: Any) -> None:
+    torch._foreach_lerp_(list(m.parameters()), list(other.parameters()), 0.3)
+
+
+def average_with_torch(m: Any, other: Any) -> nn.Module:
+    averaged = torch.optim.swa_utils.AveragedModel(m, use_buffers=True)
+    averaged(X)
+    averaged.update_parameters(m)
+    averaged(X)
+    m.load_state_dict(other.state_dict())
+    averaged.update_parameters(m)
+    return averaged
+
+
+def vector_to_parameters(m: Any, other: Any) -> None:
+    vector = nn.utils.parameters_to_vector(other.parameters())
+    nn.utils.vector_to_parameters(vector, m.parameters())
+
+
+def step_of_an_optimiser(m: Any, other: Any) -> None:
+    for parameter in m.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(m.parameters(), lr=1e-3).step()
+
+
+def change_a_buffer(m: Any, other: Any) -> None:
+    m.bn1.running_mean.add_(0.5)
+    m(X)
+    m.bn1.running_var = other.bn1.running_var.clone()
+    m(X)
+    m.bn1.running_var.mul_(2)
+
+
+def assign_a_parameter(m: Any, other: Any) -> None:
+    weight = nn.Parameter(other.fc.weight.clone())
+    m.fc.weight = weight
+    m(X)
+    weight.data.mul_(2)
+    m(X)
+    weight.add_(0.1)
+    m(X)
+    weight.data = weight.data * 3
+
+
+def replace_the_head(m: Any, other: Any) -> None:
+    head = nn.Linear(512, 7)
+    m.fc = head
+    m(X)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head.weight.data.normal_()
+    m(X)
+    nn.init.zeros_(head.bias)
+
+
+def tie_two_layers(m: Any, other: Any) -> None:
+    m.layer1[1].conv1.weight = m.layer1[0].conv1.weight
+    m(X)
+    m.layer1[0].conv1.weight.mul_(1.2)
+
+
+def fill_with_apply(m: Any, other: Any) -> None:
+    def fill(layer: nn.Module) -> None:
+        for parameter in layer.parameters(recurse=False):
+            parameter.data.fill_(0.01)
+
+    m.apply(fill)
+
+
+def change_a_view(m: Any, other: Any) -> None:
+    m.conv1.weight.view(-1)[::7] = 0
+    m(X)
+    m.conv1.weight.detach()[0].zero_()
+
+
+def change_in_inference_mode(m: Any, other: Any) -> None:
+    with torch.inference_mode():
+        m.fc.weight.copy_(other.fc.weight)
+        m(X)
+        m.fc.bias = nn.Parameter(other.fc.bias * 2, requires_grad=False)
+        m(X)
+        m.fc.bias.mul_(0.5)
+
+
+def swap_in_functional_call(m: Any, other: Any) -> None:
+    tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    assert relative_error(torch.func.functional_call(m, tensors, (X,)), other(X)) < 1e-5
+
+
+def deep_copy(m: Any, other: Any) -> nn.Module:
+    twin = copy.deepcopy(m)
+    twin.layer3.load_state_dict(other.layer3.state_dict())
+    m.load_state_dict(other.state_dict())
+    return twin
+
+
+def shallow_copy(m: Any, other: Any) -> nn.Module:
+    twin = copy.copy(m)
+    twin(X)
+    m.layer3.load_state_dict(other.layer3.state_dict())
+    return twin
+
+
+def pickle_and_change(m: Any, other: Any) -> nn.Module:
+    twin = pickle.loads(pickle.dumps(m))
+    twin(X)
+    twin.layer3[0].conv1.weight.data = other.layer3[0].conv1.weight.clone()
+    return twin
+
+
+def save_and_load(m: Any, other: Any) -> nn.Module:
+    m.conv1.weight.mul_(1.2)
+    file = io.BytesIO()
+    torch.save(m, file)
+    file.seek(0)
+    twin = torch.load(file, weights_only=False)
+    twin.conv1.weight.mul_(1.1)
+    return twin
+
+
+def move(m: Any, other: Any) -> None:
+    weight = m.conv1.weight
+    m.cpu().float().to("cpu")
+    m(X)
+    weight.data.mul_(1.2)  # a reference from before the move
+    m.layer1.to("cpu")
+    m(X)
+    m.layer1[0].conv1.weight.mul_(1.2)
+
+
+def round_a_layer(m: Any, other: Any) -> None:
+    m.layer1.half()
+    m.layer1.float()
+
+
+def share_memory(m: Any, other: Any) -> None:
+    m.share_memory()
+    assert m.conv1.weight.is_shared()
+    m(X)
+    m.conv1.weight.mul_(1.2)
+
+
+def set_under_the_tables(m: Any, other: Any) -> None:
+    m.fc._parameters["bias"] = nn.Parameter(other.fc.bias * 3)
+    m(X)
+    m.bn1._buffers.update(running_mean=other.bn1.running_mean.clone())
+
+
+FOLLOWED: list[Change] = [
+    load_inside_another_module, load_a_layer, load_by_assignment, average_in_place, average_through_data,
+    average_through_the_state_dict, average_with_foreach, average_with_torch, vector_to_parameters,
+    step_of_an_optimiser, change_a_buffer, assign_a_parameter, replace_the_head, tie_two_layers, fill_with_apply,
+    change_a_view, change_in_inference_mode, swap_in_functional_call, deep_copy, shallow_copy, pickle_and_change,
+    save_and_load, move, round_a_layer, share_memory, set_under_the_tables,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", FOLLOWED, ids=lambda change: change.__name__)
+@torch.no_grad()
+def test_the_next_call_follows(first: nn.Module, second: nn.Module, change: Change) -> None:
+    theirs = copy.deepcopy(first)
+    ours = fastres.load("resnet18", theirs.state_dict())
+    before = ours(X)
+    assert relative_error(before, theirs(X)) < 1e-5
+    changed_theirs = change(theirs, second) or theirs
+    changed_ours: Any = change(ours, second) or ours
+    expected = changed_theirs(X)
+    assert relative_error(changed_ours(X), expected) < 1e-5
+    assert relative_error(changed_ours(X), expected) < 1e-5, "a warm call too"
+    shown = {key.removeprefix("module.").removeprefix("0."): v for key, v in changed_ours.state_dict().items()}
+    assert relative_error(fastres.load("resnet18", shown)(X), expected) < 1e-5, "these are the weights shown"
+    if change not in (round_a_layer, swap_in_functional_call):  # which have little or no effect in the end
+        assert relative_error(expected, before) > 1e-2 if expected.shape == before.shape else True
+
+
+def test_writes_that_pytorch_does_not_count(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    before = model(X)
+    model.fc.bias.numpy()[:] += 1  # type: ignore[union-attr,operator]
+    model.bn1.running_mean.data.add_(0)  # type: ignore[union-attr,operator]
+    model.refresh()
+    assert relative_error(model(X), before + 1) < 1e-6
+
+
+def test_assigned_data_are_copied(first: nn.Module, second: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    weight = second.fc.weight.detach().clone()  # type: ignore[operator,union-attr]
+    model.fc.weight.data = weight.data  # type: ignore[union-attr]
+    expected = model(X)
+    weight.mul_(2)
+    assert torch.equal(model.state_dict()["fc.weight"], second.fc.weight)  # type: ignore[arg-type,union-attr]
+    assert torch.equal(model(X), expected)
+
+
+def test_all_derived_values_follow(first: nn.Module, second: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    model(X)
+    nn.Sequential(model).load_state_dict(nn.Sequential(second).state_dict())
+    other = fastres.load("resnet18", second.state_dict())
+    assert torch.equal(model.embed(X), other.embed(X))
+    for name, value in model.features(X).items():
+        assert torch.equal(value, other.features(X)[name])
+    for step, expected in zip(model.plan, other.plan, strict=True):
+        for part, truth in zip(step.parameters, expected.parameters, strict=True):
+            assert torch.equal(part[0], truth[0])
+            assert torch.equal(part[1], truth[1])
+    assert model.weights == "a state dict, changed since"
+    assert other.weights == "a state dict"
+    assert pickle.loads(pickle.dumps(model)).weights == "a state dict, changed since"
+
+
+def test_new_transforms_reach_the_first_kernel(first: nn.Module) -> None:
+    pictures = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    model = fastres.load("resnet18", first.state_dict())
+    before = model(pictures)
+    model.transforms = fastres.images.transforms.Transforms(32, 32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.transforms.mean, model.transforms.std))
+    assert relative_error(model(pictures), model((pictures / 255 - mean) / std)) < 1e-5
+    assert relative_error(model(pictures), before) > 0.01
+    with pytest.raises(InputError, match="takes a fastres Transforms, but was given function"):
+        model.transforms = lambda x: x  # type: ignore[assignment]
+
+
+def test_without_a_change_nothing_is_folded_again(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    model(X)
+    executor = model._executor
+    model(X)
+    model.state_dict()
+    list(model.parameters())
+    repr(model)
+    copy.deepcopy(model)
+    model.eval()
+    model.requires_grad_(False)
+    assert model._executor is executor
+    assert model.weights == "a state dict"
+
+
+def test_unpickled_parameters_are_ordinary(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    for made in (pickle.loads(pickle.dumps(model.conv1.weight)), copy.deepcopy(model.conv1.weight)):
+        assert type(made) is nn.Parameter
+    assert type(model.state_dict()["conv1.weight"]) is Tensor
+    again = nn.Parameter(model.fc.weight, requires_grad=False)  # type: ignore[arg-type,union-attr]
+    assert again.data_ptr() == model.fc.weight.data_ptr()  # type: ignore[union-attr,operator]
+    layer = nn.Linear(512, 10)
+    layer.weight = again
+    assert torch.equal(layer.weight, first.fc.weight)  # type: ignore[union-attr,arg-type]
+
+
+# -- changes that fastres refuses ------------------------------------------------------------------------------
+
+
+def weight_norm(m: Any) -> None:
+    nn.utils.parametrizations.weight_norm(m.fc)
+
+
+def swap_tensors(m: Any) -> None:
+    torch.utils.swap_tensors(m.fc.weight, nn.Parameter(torch.zeros(10, 512)))
+
+
+REFUSED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a layer": (lambda m: setattr(m.layer1[0], "conv1", nn.Conv2d(64, 64, 3)), "conv1 cannot be replaced by a Conv2d"),
+    "an activation": (lambda m: setattr(m, "relu", nn.ReLU6()), "model.relu cannot be set"),
+    "a stage": (lambda m: setattr(m, "layer4", nn.Identity()), "model.layer4 cannot be replaced by Identity"),
+    "a stride": (lambda m: setattr(m.conv1, "stride", (1, 1)), "stride cannot be set on a layer"),
+    "an epsilon": (lambda m: setattr(m.bn1, "eps", 1e-3), "eps cannot be set on a layer"),
+    "another parameter": (lambda m: m.fc.register_parameter("scale", nn.Parameter(torch.ones(1))), "scale cannot be"),
+    "another buffer": (lambda m: m.fc.register_buffer("mask", torch.ones(1)), "mask cannot be set"),
+    "removal": (lambda m: delattr(m.fc, "bias"), "bias cannot be taken from a layer"),
+    "pruning": (lambda m: torch.nn.utils.prune.l1_unstructured(m.fc, "weight", amount=0.5), "make pruning and"),
+    "a parametrisation": (weight_norm, "make it permanent, and use fastres.from_module"),
+    "a hook": (lambda m: m.layer1.register_forward_hook(print), "cannot be hooked"),
+    "a backward hook": (lambda m: m.layer1.register_full_backward_hook(print), "cannot be hooked"),
+    "the architecture": (lambda m: setattr(m, "architecture", None), "model.architecture cannot be set"),
+    "scripting": (lambda m: torch.jit.script(m), "torch.jit.script cannot compile a fastres model"),
+    "scripting around it": (lambda m: torch.jit.script(nn.Sequential(m)), "'fastres export' writes files"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_plan_would_ignore_is_refused(first: nn.Module, what: str) -> None:
+    change, message = REFUSED[what]
+    model = fastres.load("resnet18", first.state_dict())
+    before = model(X)
+    with pytest.raises(ArchitectureError, match=message):
+        change(model)
+    assert torch.equal(model(X), before), "the model is unharmed"
+
+
+def test_training_a_layer_is_refused(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    for start in (model.layer1.train, model.layer1.requires_grad_, model.train, model.requires_grad_):
+        with pytest.raises(GradientError):
+            start()  # type: ignore[operator]
+    assert model.layer1.eval() is model.layer1  # type: ignore[operator,union-attr]
+
+
+def test_swapped_tensors_are_refused_by_pytorch(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    before = model(X)
+    with pytest.raises(RuntimeError, match="weakref"):
+        swap_tensors(model)
+    assert torch.equal(model(X), before)
+
+
+BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
+    "no head": (lambda m: delattr(m, "fc"), r"2 missing \(fc.weight, fc.bias\)"),
+    "a module in the table": (lambda m: m._modules.update(fc=nn.Linear(512, 10)), r"1 replaced \(fc\)"),
+    "a parameter of its own": (lambda m: m.register_parameter("a", nn.Parameter(torch.ones(1))), r"1 additional \(a\)"),
+    "another shape": (lambda m: setattr(m.fc, "bias", nn.Parameter(torch.ones(3))), r"fc.bias \[3\] instead of \[10\]"),
+    "no tensor": (lambda m: setattr(m.fc, "bias", None), r"1 missing \(fc.bias\)"),
+    "whole numbers": (
+        lambda m: setattr(m.bn1, "running_mean", torch.ones(64, dtype=torch.int64)), "running_mean .torch.int64"
+    ),
+    "a sparse tensor": (lambda m: setattr(m.bn1, "running_mean", torch.ones(64).to_sparse()), "torch.sparse_coo"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_call_names_what_no_longer_fits(first: nn.Module, what: str) -> None:
+    change, message = BROKEN[what]
+    model = fastres.load("resnet18", first.state_dict())
+    model(X)
+    change(model)
+    for _ in range(2):
+        with pytest.raises(ArchitectureError, match=message):
+            model(X)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_change_that_fails_half_way_is_named(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    with pytest.raises(ArchitectureError, match="weight_g cannot be set"):
+        nn.utils.weight_norm(model.fc)
+    with pytest.raises(ArchitectureError, match=r"1 missing \(fc.weight\)"):
+        model(X)
+    model.fc.weight = nn.Parameter(first.fc.weight.clone())  # type: ignore[union-attr,operator]
+    assert relative_error(model(X), first(X)) < 1e-5
