@@ -40,11 +40,11 @@ class GraphBuilder:
         self.graph.output.append(onnx.helper.make_tensor_value_info(name, ELEMENT_TYPES[dtype], list(shape)))
         return name
 
-    def constant(self, name: str, value: Tensor | np.ndarray | int | float) -> str:
-        """Add an initialiser of ``value``'s dtype and shape; a Python int is an int64 scalar, a float a float32 one."""
-        if isinstance(value, (int, float)):
-            value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
-        tensor = torch.as_tensor(value).detach().cpu().contiguous()
+    def constant(self, name: str, value: Tensor | np.ndarray | list[int] | int | float) -> str:
+        """Add an initialiser of ``value``'s dtype and shape; Python ints become int64, a float float32."""
+        if isinstance(value, (int, float, list)):
+            value = np.asarray(value, np.float32 if isinstance(value, float) else np.int64)
+        tensor = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value)
         proto = self.graph.initializer.add()
         proto.name = name
         proto.data_type = ELEMENT_TYPES[tensor.dtype]

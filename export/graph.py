@@ -215,13 +215,13 @@ class _Writer:
         if SOFTMAX in outputs or TOP_K in outputs:
             scores = node("Softmax", [LOGITS], SOFTMAX, axis=1)
             if TOP_K in outputs:
-                count = self.builder.constant("top_k.count", torch.tensor([self._top_k()]))
+                count = self.builder.constant("top_k.count", [self._top_k()])
                 node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
 
     def _axes(self, name: str, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
         """Return the axes of a mean as inputs and as attributes; opset 18 turned the attribute into an input."""
         if self.signature.opset >= 18:
-            return [self.builder.constant(f"{name}.axes", torch.tensor(axes))], {}
+            return [self.builder.constant(f"{name}.axes", axes)], {}
         return [], {"axes": axes}
 
     def _returned(self, op: str, inputs: list[str], value: str, output: str, wanted: bool, **attributes: Any) -> str:

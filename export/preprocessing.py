@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from fastres.images.transforms import Transforms
@@ -50,7 +51,10 @@ def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms
 
     pixels = whole(node("MatMul", [pixels, columns], f"{PREFIX}.horizontal"))  # [batch, 3, height, crop]
     pixels = whole(node("MatMul", [rows, pixels], f"{PREFIX}.vertical"))  # [batch, 3, crop, crop]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
+        for values in (transforms.mean, transforms.std)
+    )
     scaled = node("Div", [pixels, white], f"{PREFIX}.unit")
     centred = node("Sub", [scaled, builder.constant(f"{PREFIX}.mean", mean)], f"{PREFIX}.centred")
     return node("Div", [centred, builder.constant(f"{PREFIX}.std", std)], f"{PREFIX}.normalised")
@@ -72,8 +76,8 @@ class _Filters:
             self.pair = builder.constant(f"{PREFIX}.two.float", 2.0)
         self.resize = builder.constant(f"{PREFIX}.resize", transforms.resize)
         self.crop = builder.constant(f"{PREFIX}.crop", transforms.crop)
-        self.cropped = builder.constant(f"{PREFIX}.cropped", torch.arange(transforms.crop)[:, None])  # [crop, 1]
-        self.sum_axis = builder.constant(f"{PREFIX}.sum.axis", torch.tensor([1]))
+        self.cropped = builder.constant(f"{PREFIX}.cropped", np.arange(transforms.crop, dtype=np.int64)[:, None])
+        self.sum_axis = builder.constant(f"{PREFIX}.sum.axis", [1])
         sizes = [self._size("height", _ROWS), self._size("width", _COLUMNS)]
         self.sizes = dict(zip((_ROWS, _COLUMNS), sizes, strict=True))
         self.short = builder.node("Min", sizes, f"{PREFIX}.short")

@@ -152,7 +152,7 @@ def trace(plan: Plan, signature: Signature) -> torch.export.ExportedProgram:
     least = least_size(plan)
     # torch.export would treat an example size of 1 as a constant, and equal sizes as one size.
     height, width = signature.image_size or (2 * least + 1, 3 * least + 3)
-    example = torch.zeros(signature.batch or 2, 3, height, width, dtype=signature.dtype)
+    example = torch.zeros(signature.batch or 2, 3, height, width, dtype=signature.dtype, device="cpu")
     dims: dict[int, Any] = {} if signature.batch else {0: torch.export.Dim("batch", min=1)}
     if signature.image_size is None:
         dims |= {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
@@ -177,7 +177,9 @@ def _verify(path: Path, plan: Plan, signature: Signature) -> tuple[Check, ...]:
     generator = torch.Generator().manual_seed(seed)
     checks = []
     for batch, height, width in cases(signature, least_size(plan)):
-        x = torch.randn(batch, 3, height, width, generator=generator).to(signature.dtype)
+        x = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float32, device="cpu").to(
+            signature.dtype
+        )
         with torch.no_grad():
             error = relative_error(program(x), executor.run(x.float())[0])
         if not error <= TOLERANCE[signature.dtype]:

@@ -154,7 +154,10 @@ class Session:
         """Return normalised images ``[N, 3, crop, crop]`` in the file's dtype."""
         transforms = self.metadata.transforms
         pixels = transforms.batch(chunk, first_index=start).to("cpu", torch.float32)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transforms.mean, transforms.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
+            for values in (transforms.mean, transforms.std)
+        )
         return ((pixels / 255 - mean) / std).contiguous().numpy().astype(self.input_dtype)
 
     def _check(self, x: np.ndarray | Tensor) -> None:

@@ -231,10 +231,13 @@ def pack_normalisation(
 
     ``pixel · scale + shift`` is ``(pixel / 255 − mean) / std`` for each channel.
     """
-    channel = torch.arange(j) % LANES
-    scale = torch.tensor([*(1 / (255 * s) for s in std), 0.0])[channel]
-    shift = torch.tensor([*(-m / s for m, s in zip(mean, std, strict=True)), 0.0])[channel]
-    return scale.to(device), shift.to(device)
+    scale = [*(1 / (255 * s) for s in std), 0.0]
+    shift = [*(-m / s for m, s in zip(mean, std, strict=True)), 0.0]
+    scales, shifts = (
+        torch.tensor([values[lane % LANES] for lane in range(j)], dtype=torch.float32, device=device)
+        for values in (scale, shift)
+    )
+    return scales, shifts
 
 
 def stem_output_sizes(h: int, w: int, kernel: int, stride: int, padding: int, pool: bool) -> tuple[int, int, int, int]:

@@ -65,7 +65,7 @@ class _Batches(Dataset[Any]):
 
     def _batch(self, start: int, stop: int) -> Batch:
         crop, decode = self.transforms.crop, decoder(self.decoder)
-        pixels = torch.zeros(stop - start, crop, crop, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        pixels = torch.zeros(stop - start, crop, crop, 3, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
         errors: list[str | None] = [None] * (stop - start)
         identity, sources = self.images.read(start, stop)
         for index, source in enumerate(sources):

@@ -96,7 +96,7 @@ def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tup
         pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
     wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
     values = model.values(pixels, wanted)
-    logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0)
+    logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0, dtype=torch.float32, device="cpu")
     scores, indices = logits.softmax(1).topk(layout.top_k, dim=1)
     embedding = values["embedding"][:count].flatten(1).float().cpu() if layout.embedding else None
     return indices.cpu(), scores.cpu(), embedding

@@ -55,13 +55,15 @@ def build_plan(
 
     def linear(name: str, outputs: int, inputs: int) -> WeightAndBias:
         if not outputs:
-            return torch.empty(0, inputs, dtype=dtype, device=device), torch.empty(0, device=device)
+            return torch.empty(0, inputs, dtype=dtype, device=device), torch.empty(
+                0, dtype=torch.float32, device=device
+            )
         weight = state[f"{name}.weight"].reshape(outputs, inputs)  # a 1×1 convolution's is [K, C, 1, 1]
         return weight.to(dtype).contiguous(), state[f"{name}.bias"].to(torch.float32)
 
     def pad(in_channels: int, out_channels: int) -> WeightAndBias:
         weight = pad_shortcut_weight(in_channels, out_channels).to(device, dtype)
-        return weight, torch.zeros(out_channels, device=device)
+        return weight, torch.zeros(out_channels, dtype=torch.float32, device=device)
 
     return _assemble(arch, _Layers(conv, linear, pad), mean, std)
 
@@ -71,7 +73,7 @@ def outline(arch: Architecture, dtype: torch.dtype, mean: Triple = IMAGENET_MEAN
     """Return the plan of ``arch`` without weight data (tensors on the ``meta`` device): shapes and costs only."""
 
     def empty(*shape: int) -> WeightAndBias:
-        return torch.empty(shape, dtype=dtype, device="meta"), torch.empty(shape[0], device="meta")
+        return torch.empty(shape, dtype=dtype, device="meta"), torch.empty(shape[0], dtype=torch.float32, device="meta")
 
     def conv(spec: ConvSpec) -> WeightAndBias:
         k, c, r, s = spec.weight_shape
@@ -166,6 +168,6 @@ def pad_shortcut_weight(in_channels: int, out_channels: int) -> Tensor:
     as in the widely used CIFAR training codes.
     """
     before = (out_channels - in_channels) // 2
-    weight = torch.zeros(out_channels, 1, 1, in_channels)
-    weight[before : before + in_channels, 0, 0] = torch.eye(in_channels)
+    weight = torch.zeros(out_channels, 1, 1, in_channels, dtype=torch.float32, device="cpu")
+    weight[before : before + in_channels, 0, 0] = torch.eye(in_channels, dtype=torch.float32, device="cpu")
     return weight

@@ -85,8 +85,11 @@ class Transforms:
         Raises ``ImageError`` for images that :func:`load_image` rejects.
         """
         pixels = self._cropped(image)
-        scaled = pixels / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
-        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        scaled = pixels.to(torch.float32) / (255 if pixels.dtype == torch.uint8 else 1)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (scaled - mean) / std
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
@@ -264,10 +267,10 @@ def _filter(size: int, new: int, outputs: range, device: torch.device, interpola
     scale = size / new
     unit = max(scale, 1.0)
     support = unit if interpolation == "bilinear" else 2 * unit
-    centres = (torch.arange(outputs.start, outputs.stop, dtype=torch.float64) + 0.5) * scale
+    centres = (torch.arange(outputs.start, outputs.stop, dtype=torch.float64, device="cpu") + 0.5) * scale
     first = max(int(float(centres[0]) - support), 0)
     last = min(int(float(centres[-1]) + support) + 1, size)
-    inputs = torch.arange(first, last, dtype=torch.float64) + 0.5
+    inputs = torch.arange(first, last, dtype=torch.float64, device="cpu") + 0.5
     distance = (inputs[None] - centres[:, None]).abs() / unit  # [outputs, inputs]
     near, far = (1 - distance).clamp_(min=0), (2 - distance).clamp_(min=0)
     weights = near if interpolation == "bilinear" else near**2 * (2 * distance - 1) + far**2 * (1 - distance) / 2

@@ -51,7 +51,7 @@ def at_pixels(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     of the nearest cell.
     """
     rows, columns = (
-        (torch.arange(length, device=maps.device) / stride).clamp(max=cells - 1)
+        (torch.arange(length, dtype=torch.int64, device=maps.device) / stride).clamp(max=cells - 1)
         for length, cells in zip(size, maps.shape[-2:], strict=True)
     )
     return _interpolate(_interpolate(maps, rows, dim=-2), columns, dim=-1)

@@ -66,10 +66,10 @@ def _example(kind: str, gluon: bool) -> Any:
     if kind == "i32":
         return 7
     if kind.startswith("*"):
-        return torch.empty(8, dtype=DTYPES[kind[1:]])
+        return torch.empty(8, dtype=DTYPES[kind[1:]], device="cpu")
     name, sizes = re.fullmatch(r"(\w+)\[(.+)\]", kind).groups()  # type: ignore[union-attr]
     box = [int(size) for size in sizes.split(",")]
-    tensor = torch.empty(box, dtype=DTYPES[name])
+    tensor = torch.empty(box, dtype=DTYPES[name], device="cpu")
     if gluon:
         from fastres.kernels.conv_specialized_gluon import describe
 

@@ -117,7 +117,7 @@ def compile_stem(
     It is for contiguous images [N, 3, H, W], as in :func:`compile_prepare`: the compiler treats a stride of 1 as a
     constant.
     """
-    weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype))
+    weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype, device="cpu"))
     input_dtype = dtype if config.prepared else input_dtype
     constants = stem_constants(
         weight, config, stride=stride, padding=padding, pool=pool, normalise=input_dtype == torch.uint8

@@ -31,6 +31,6 @@ def merge_groups(weight: Tensor, groups: int, dense: int = DENSE_GROUP) -> tuple
     # [groups / merge, merge, K per group, R, S, C], each group's block on the diagonal of (merge, merge)
     blocks = weight.view(groups // merge, merge, k // groups, r, s, c)
     merged = weight.new_zeros(groups // merge, merge, k // groups, r, s, merge, c)
-    index = torch.arange(merge, device=weight.device)
+    index = torch.arange(merge, dtype=torch.int64, device=weight.device)
     merged[:, index, :, :, :, index] = blocks.transpose(0, 1)
     return merged.view(k, r, s, merge * c), groups // merge
