@@ -10,8 +10,9 @@ import torch
 import fastres
 from fastres.bench.measure import layers
 from fastres.errors import FastresError
+from fastres.model.derived import make_executor
 from fastres.model.explain import Explanation
-from fastres.model.model import Model, make_executor
+from fastres.model.model import Model
 from fastres.roofline.ceilings import Ceilings
 
 CEILINGS = Ceilings(0.1, 20.0)
@@ -36,7 +37,7 @@ def test_every_step_has_a_time_and_its_place_under_the_roofline(model: Model) ->
 
 
 def test_marks_stand_around_steps_and_go_away(model: Model) -> None:
-    executor: Any = make_executor(model)
+    executor: Any = make_executor(model.plan, model.device)
     x = torch.randn(1, 3, 32, 32)
     (expected,) = executor.run(x)
     clock = iter(float(tick) for tick in range(1000))
