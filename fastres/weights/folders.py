@@ -47,9 +47,11 @@ def names_a_folder(name: object) -> bool:
     """Return True if ``name`` is an existing folder or looks like a hub id, such as ``"timm/resnet50.a1_in1k"``."""
     if not isinstance(name, (str, os.PathLike)):
         return False
-    if Path(name).expanduser().is_dir():
-        return True
-    return isinstance(name, str) and not Path(name).expanduser().exists() and _hub_id(name) is not None
+    try:
+        path = Path(os.fsdecode(name)).expanduser()
+        return path.is_dir() or (isinstance(name, str) and not path.exists() and _hub_id(name) is not None)
+    except (OSError, RuntimeError, ValueError, TypeError):  # a name that the system does not accept
+        return False
 
 
 def find_saved(weights: object) -> SavedModel | None:

@@ -13,20 +13,26 @@ from typing import Any
 
 from torch import Tensor
 
-from fastres.errors import ArchitectureError, ConfigError, FastresError, WeightsError
+from fastres.errors import ArchitectureError, ConfigError, FastresError, StateDictMismatchError, WeightsError
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, state_dict_shapes
 from fastres.text import dtype_name
 
-from .checkpoints import read_checkpoint
+from .checkpoints import is_path_like, open_checkpoint
 from .download import file_sha256
 from .fitting import describe_misfits, known_fits
-from .folders import SavedModel, architecture_beside, find_folder, names_a_folder, read_saved, weights_file
-from .layouts import LAYOUTS, Unwrapped, recognise, unwrap_traced
-from .state import load_state
-from .timm_config import refuse_anti_aliasing
+from .folders import SavedModel, find_folder, names_a_folder, read_saved, weights_file
+from .layouts import LAYOUTS, recognise
+from .sources import find_source, usable_path
+from .state import fit_source
+from .wrapping import Unwrapped, unwrap_traced
 
 _LISTED = 6
+_FORMATS = {
+    "safetensors": "safetensors",
+    "zip": "PyTorch, zip archive",
+    "pickle": "PyTorch, pickle (the format before 1.6)",
+}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -109,20 +115,18 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
         except (ArchitectureError, ConfigError) as error:  # the tensors can still be described
             refusal = error
     else:
-        path = Path(name).expanduser()
-    if path.suffix.lower() == ".onnx":
-        raise WeightsError(
-            f"{path} is an ONNX file, not a checkpoint; call fastres.export.onnx.inspect(path) to read it."
-        )
-    found = unwrap_traced(read_checkpoint(path))
+        path = usable_path(name)
+    checkpoint = open_checkpoint(path)
+    found = unwrap_traced(checkpoint.content)
     layout, state = _recognise(found.state)
     models, nearest = _models(state, saved)
-    refusal = refusal or _refusal(path, state, models, nearest, saved)
     head = state.get("fc.weight")
+    if refusal is None:
+        refusal = _refusal(path, found, models, nearest, saved, headless=head is None)
     classes = head.shape[0] if head is not None and head.ndim == 2 else None
     return CheckpointReport(
         path=str(path),
-        format=_format(path),
+        format=_FORMATS[checkpoint.format] + (", under the name of another format" if checkpoint.misnamed else ""),
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
         names=layout,
@@ -145,14 +149,8 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
 def _load_line(name: str, models: tuple[str, ...], classes: int | None, saved: SavedModel | None) -> str:
     if saved is not None:
         return f"fastres.load({name!r})"
-    return f"fastres.load({models[0]!r}, {name!r}{', num_classes=0' if classes is None else ''})"
-
-
-def _format(path: Path) -> str:
-    if path.suffix.lower() == ".safetensors":
-        return "safetensors"
-    with open(path, "rb") as stream:
-        return "PyTorch, zip archive" if stream.read(2) == b"PK" else "PyTorch, pickle (the format before 1.6)"
+    path = name if is_path_like(name) else os.path.join(".", name)
+    return f"fastres.load({models[0]!r}, {path!r}{', num_classes=0' if classes is None else ''})"
 
 
 def _dtypes(found: Unwrapped) -> dict[str, int]:
@@ -182,22 +180,26 @@ def _models(state: Mapping[str, Tensor], saved: SavedModel | None) -> tuple[tupl
 
 
 def _refusal(
-    path: Path, state: dict[str, Tensor], models: tuple[str, ...], nearest: Architecture, saved: SavedModel | None
+    path: Path,
+    found: Unwrapped,
+    models: tuple[str, ...],
+    nearest: Architecture,
+    saved: SavedModel | None,
+    headless: bool,
 ) -> FastresError | None:
-    """Return the reason why fastres cannot run the checkpoint, or ``None`` if it can."""
+    """Return the reason why ``fastres.load`` refuses the checkpoint, or ``None`` if it loads: fit it as it does."""
+    arch = saved.arch if saved is not None else ARCHITECTURES[models[0]] if models else nearest
+    num_classes = 0 if headless and saved is None else None
     try:
-        refuse_anti_aliasing(path.stem, str(path))
-        if saved is not None:
-            load_state(saved.arch, saved)
-        else:
-            beside = architecture_beside(path)
-            if beside is not None and beside.name not in models:
-                raise ArchitectureError(f"The config.json beside it names {beside.name}; load the folder instead.")
+        source = find_source(arch, path if saved is None else saved)
+        source.verify()
+        fit_source(source, arch, found, num_classes, copy=False)
     except FastresError as error:
-        return error
-    if models:
-        return None
-    return WeightsError(f"Compared with {nearest.name}: {'; '.join(describe_misfits(state, nearest))}.")
+        if models or saved is not None or not isinstance(error, StateDictMismatchError):
+            return error
+        misfits = describe_misfits(_recognise(found.state)[1], nearest)
+        return WeightsError(f"Compared with {nearest.name}: {'; '.join(misfits)}.") if misfits else error
+    return None
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import importlib.resources
 import json
 import math
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,14 @@ from fastres.errors import (
     WeightsError,
     near_matches,
 )
-from fastres.network.architectures import Architecture, block_specs, get_architecture, state_dict_shapes, stem_specs
+from fastres.network.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    block_specs,
+    get_architecture,
+    state_dict_shapes,
+    stem_specs,
+)
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD, Triple
 from fastres.network.steps import conv_size
 
@@ -100,25 +108,52 @@ def get_entry(model: str, name: str) -> WeightsEntry:
     return known[name]
 
 
-def entry_of_enum(model: str, member: Any) -> WeightsEntry:
-    """Return the entry with the same file as a torchvision enum member. Raise ``UnknownWeightsError`` for others."""
-    file = str(member.url).rpartition("/")[2]
-    for entry in entries(model).values():
+def entries_of(model: str) -> list[WeightsEntry]:
+    """Return the published weights of ``model``, or nothing if it is not in the table of models."""
+    return list(entries(model).values()) if model in ARCHITECTURES else []
+
+
+def name_in_enum(model: str, text: str) -> str | None:
+    """Return ``"IMAGENET1K_V1"`` for ``"ResNet50_Weights.IMAGENET1K_V1"``, which torchvision's ``get_model`` accepts.
+
+    Returns ``None`` for another text. Raises ``UnknownWeightsError`` for the weights of another model.
+    """
+    enum, dot, name = text.partition(".")
+    owner = enum.lower().removesuffix("_weights")
+    if not dot or not enum.endswith("_Weights") or not name.isidentifier() or owner not in _torchvision_entries():
+        return None
+    if owner != model:
+        raise _of_another(text, owner, model)
+    return name
+
+
+def entry_of_enum(model: str, member: Any, url: str) -> WeightsEntry:
+    """Return the entry with the same file as the ``url`` of a torchvision enum member, or of the member's value.
+
+    Raises ``UnknownWeightsError`` for others.
+    """
+    file = url.rpartition("/")[2]
+    for entry in entries_of(model):
         if entry.file == file:
             return entry
+    shown = f"{type(member).__name__}.{member.name}" if isinstance(member, Enum) else f"a {type(member).__name__}"
     others = [name for name, table in _torchvision_entries().items() if any(e.file == file for e in table.values())]
     if others:
-        raise UnknownWeightsError(
-            f"{member} are weights of {others[0]}, not of {model}. {_accepted(model)}, or load {others[0]!r}."
-        )
+        raise _of_another(shown, others[0], model)
     raise UnknownWeightsError(
-        f"fastres does not know the weights {member} ({file}). {_accepted(model)}, or pass their state dict: "
+        f"fastres does not know the weights {shown} ({file}). {_accepted(model)}, or pass their state dict: "
         "weights=member.get_state_dict()."
     )
 
 
+def _of_another(shown: str, owner: str, model: str) -> UnknownWeightsError:
+    return UnknownWeightsError(
+        f"{shown} are weights of {owner}, not of {model}. {_accepted(model)}, or load {owner!r}."
+    )
+
+
 def _accepted(model: str) -> str:
-    names = ", ".join(map(repr, entries(model)))
+    names = ", ".join(repr(entry.name) for entry in entries_of(model))
     return (
         f"Pass one of {model}'s entries ({names})"
         if names

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from os import PathLike
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fastres.errors import StateDictMismatchError, UnknownWeightsError
+from fastres.errors import (
+    CorruptCheckpointError,
+    StateDictMismatchError,
+    UnknownWeightsError,
+    WeightsError,
+)
 from fastres.network.architectures import Architecture
 
 from . import published
-from .checkpoints import SUFFIXES, is_path_like, read_checkpoint
+from .checkpoints import SUFFIXES, is_path_like, open_checkpoint, warn_misnamed
+from .download import file_sha256
 from .folders import CONFIG, SavedModel, architecture_beside, find_saved
 from .published import DEFAULT, WeightsEntry
 from .timm_config import refuse_anti_aliasing
+
+_ACCEPTED = (
+    f"pass 'DEFAULT', the name of an entry, a torchvision enum member, a path ({', '.join(SUFFIXES)}), a state dict, "
+    "or None for random weights."
+)
 
 
 @dataclass(frozen=True)
 class Source:
     """A source of weights, described by ``text``: a published ``entry``, a file at ``path``, or an object ``given``.
 
-    ``saved`` is the configuration of the folder that the file is in, if timm or transformers saved it.
+    A published file that was given by its path has both ``entry`` and ``path``. ``saved`` is the configuration of the
+    folder that the file is in, if timm or transformers saved it.
     """
 
     text: str
@@ -33,26 +46,41 @@ class Source:
     saved: SavedModel | None = None
     given: object = field(default=None, repr=False)
 
-    @property
-    def shared(self) -> bool:
-        """True if the tensors read must be copied: they are the caller's, or mapped from a file that may change."""
-        mapped = self.path is not None and (self.saved is not None or self.path.suffix.lower() == ".safetensors")
-        return mapped or (self.entry is None and self.path is None)
+    def read(self, progress: bool) -> tuple[object, bool]:
+        """Return the content, a state dict or a dictionary around one, and whether its tensors must be copied.
 
-    def read(self, progress: bool) -> object:
-        """Return the source's content: a state dict, or a dictionary around one. May download it, with a bar."""
+        They must if they are the caller's, or mapped from a file that may change. May download the file, with a bar.
+        """
+        if self.path is not None:
+            self.verify()
+            checkpoint = open_checkpoint(self.path)
+            warn_misnamed(self.path, checkpoint, stacklevel=5)  # the caller of fastres.load
+            return checkpoint.content, checkpoint.mapped
         if self.entry is not None:
-            return published.read_entry(self.entry, progress)
-        return self.given if self.path is None else read_checkpoint(self.path)
+            return published.read_entry(self.entry, progress), False
+        return self.given, True
+
+    def verify(self) -> None:
+        """Raise ``CorruptCheckpointError`` if a published file that was given by its path has another hash."""
+        if self.entry is None or self.path is None or not self.path.is_file():
+            return
+        digest = file_sha256(self.path)
+        if not digest.startswith(self.entry.sha256):
+            raise CorruptCheckpointError(
+                f"{self.path} is not the published {self.entry.file}: its SHA-256 begins with "
+                f"{digest[: len(self.entry.sha256)]}, not {self.entry.sha256}. Download it again, or rename it if it "
+                "holds weights of your own."
+            )
 
 
 def find_source(arch: Architecture, weights: Any) -> Source:
     """Return the source that ``weights`` means for ``arch``; see :func:`fastres.weights.load_state`.
 
-    Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name,
-    ``StateDictMismatchError`` if a folder holds another network, and the errors of
-    :func:`~fastres.weights.folders.read_saved`.
+    Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name or object, ``WeightsError``
+    for a path that the system does not accept, ``StateDictMismatchError`` if a folder holds another network, and the
+    errors of :func:`~fastres.weights.folders.read_saved`.
     """
+    weights = _plain(weights)
     saved = find_saved(weights)
     if saved is not None:
         _check_same(arch, saved.arch, saved.source, saved.source)
@@ -60,14 +88,36 @@ def find_source(arch: Architecture, weights: Any) -> Source:
     entry = _entry_of(arch.name, weights)
     if entry is not None:
         return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
-    if not isinstance(weights, (str, PathLike)):
-        return Source("a state dict", given=weights)
-    path = Path(weights).expanduser()
+    return _file(arch, weights) if isinstance(weights, (str, Path)) else Source("a state dict", given=weights)
+
+
+def usable_path(name: str | os.PathLike[str]) -> Path:
+    """Return ``name`` as a path, with ``~`` expanded; raises ``WeightsError`` if the system does not accept it."""
+    if "://" in str(name):
+        raise WeightsError(
+            f"{name} is a URL. fastres downloads only published weights; download the file, and pass its path."
+        )
+    try:
+        path = Path(name).expanduser()
+        path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, or of an unknown user
+        raise WeightsError(
+            f"{str(name)!r:.200} is not a path that can be used ({error!s:.200}). Pass the path of a "
+            f"{', '.join(SUFFIXES)} file."
+        ) from error
+    return path
+
+
+def _file(arch: Architecture, weights: str | Path) -> Source:
+    path = usable_path(weights)
     refuse_anti_aliasing(path.stem, str(path))
     beside = architecture_beside(path)
     if beside is not None:
         _check_same(arch, beside, str(path), path.parent)
-    return Source(str(path), path=path)
+    entry = next((entry for entry in published.entries_of(arch.name) if entry.file == path.name), None)
+    return Source(str(path), entry=entry, path=path)
 
 
 def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:
@@ -79,18 +129,58 @@ def _check_same(arch: Architecture, held: Architecture, source: str, folder: str
         )
 
 
+def _plain(weights: Any) -> Any:
+    """Return a path of any class as a ``Path``, and a string of any class, such as an enum's, as a ``str``."""
+    if isinstance(weights, str):
+        return str.__str__(weights)
+    if isinstance(weights, os.PathLike):
+        try:
+            path = os.fspath(weights)
+        except Exception as error:
+            raise WeightsError(
+                f"weights is a {type(weights).__name__} whose path cannot be read ({error!s:.80}). Pass a str or a "
+                "pathlib.Path."
+            ) from error
+        return Path(os.fsdecode(path))
+    return weights
+
+
 def _entry_of(model: str, weights: object) -> WeightsEntry | None:
     """Return the published entry for a string or an enum member; ``None`` for a path or a state dict."""
     if isinstance(weights, str):
+        qualified = published.name_in_enum(model, weights)
+        if qualified is not None:
+            return published.get_entry(model, qualified)
         if is_path_like(weights):
             return None
         known = weights == DEFAULT or weights in published.entries(model)
-        return None if not known and Path(weights).is_file() else published.get_entry(model, weights)
-    if isinstance(weights, (Mapping, PathLike, nn.Module)):
+        return None if not known and os.path.isfile(weights) else published.get_entry(model, weights)
+    if isinstance(weights, (Mapping, Path, nn.Module)):
         return None
-    if all(hasattr(weights, attribute) for attribute in ("url", "meta", "name")):
-        return published.entry_of_enum(model, weights)
-    raise UnknownWeightsError(
-        f"weights has type {type(weights).__name__} ({weights!r:.80}); pass 'DEFAULT', the name of an entry, a "
-        f"torchvision enum member, a path ({', '.join(SUFFIXES)}), a state dict, or None for random weights."
-    )
+    url = _attribute(weights, "url")
+    if isinstance(url, str) and not isinstance(weights, type):
+        return published.entry_of_enum(model, weights, url)
+    raise UnknownWeightsError(f"weights {_what(weights)}; {_ACCEPTED}")
+
+
+def _what(weights: object) -> str:
+    """Describe an object that is no form of weights, and say what it may have been meant for."""
+    if isinstance(weights, type):
+        members = list(weights) if issubclass(weights, Enum) else []
+        hint = f", not one of its members, such as {weights.__name__}.{members[0].name}" if members else ""
+        return f"is the class {weights.__name__}{hint}"
+    if isinstance(weights, Enum):
+        return f"is {type(weights).__name__}.{weights.name}, an enum member without a url; pass its value, if it is one"
+    try:
+        shown = f"{weights!r:.80}"
+    except Exception:
+        shown = "its repr fails"
+    return f"has type {type(weights).__name__} ({shown})"
+
+
+def _attribute(obj: object, name: str) -> object:
+    """Return an attribute, or ``None`` if the object has none or computing it fails."""
+    try:
+        return getattr(obj, name, None)
+    except Exception:
+        return None

@@ -12,9 +12,10 @@ from fastres.network.architectures import Architecture
 
 from .fitting import fit_state, random_state
 from .folders import CONFIG, SavedModel
-from .layouts import to_torchvision, unwrap
+from .layouts import to_torchvision
 from .published import WeightsEntry
-from .sources import find_source
+from .sources import Source, find_source
+from .wrapping import Unwrapped, unwrap_traced
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,11 @@ def load_state(
 
     ``weights`` is one of:
 
-    - ``"DEFAULT"``, an entry's name, or a torchvision enum member;
-    - the path of a ``.pth``, ``.pt`` or ``.safetensors`` file;
+    - ``"DEFAULT"``, an entry's name (also as ``"ResNet50_Weights.IMAGENET1K_V1"``), or a torchvision enum member;
+    - the path of a ``.pth``, ``.pt`` or ``.safetensors`` file; under the name of a published file of this model it must
+      be that file, and is treated as its entry;
     - a folder that transformers or timm saved, or its hub id if it is cached (:mod:`fastres.weights.folders`);
-    - a state dict, possibly wrapped and with prefixes (:mod:`fastres.weights.layouts`);
+    - a state dict, possibly wrapped and with prefixes (:mod:`fastres.weights.wrapping`);
     - ``None`` for random weights, initialised as in torchvision.
 
     A string with a checkpoint's suffix or a path separator is a path. Any other string is an entry's name or, only if
@@ -61,11 +63,20 @@ def load_state(
         arch = arch if num_classes is None else arch.with_classes(num_classes)
         return LoadedWeights(random_state(arch), arch, None, "random initialisation", False)
     source = find_source(arch, weights)
-    state = to_torchvision(unwrap(source.read(progress)), arch)
-    fitted = fit_state(state, arch, num_classes, source.text, copy=source.shared)
+    content, shared = source.read(progress)
+    return fit_source(source, arch, unwrap_traced(content), num_classes, copy=shared)
+
+
+def fit_source(
+    source: Source, arch: Architecture, unwrapped: Unwrapped, num_classes: int | None, copy: bool
+) -> LoadedWeights:
+    """Translate and fit what was read from ``source``; the second half of :func:`load_state`, with its errors."""
+    text = source.text if unwrapped.part is None else f"{source.text}, its part {unwrapped.part!r}"
+    state = to_torchvision(unwrapped.state, arch)
+    fitted = fit_state(state, arch, num_classes, text, copy)
     if source.saved is not None:
         _check_classes(source.saved, arch, state)
-    return LoadedWeights(fitted.state, fitted.arch, source.entry, source.text, fitted.missing_head, source.saved)
+    return LoadedWeights(fitted.state, fitted.arch, source.entry, text, fitted.missing_head, source.saved)
 
 
 def _check_classes(saved: SavedModel, arch: Architecture, state: dict[str, Tensor]) -> None:

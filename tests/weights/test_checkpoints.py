@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import datetime
+import enum
 import os
 import pickle
+import warnings
+import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,8 +24,9 @@ from torch import Tensor
 from fastres.bench.engines.eager import EagerResNet
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
 from fastres.network.architectures import get_architecture
-from fastres.weights.checkpoints import is_path_like, read_checkpoint
-from fastres.weights.layouts import unwrap
+from fastres.weights.checkpoints import MisnamedFileWarning, is_path_like, read_checkpoint
+from fastres.weights.unpickling import Inert
+from fastres.weights.wrapping import unwrap
 
 from .state_dicts import distinct_state, same
 
@@ -161,20 +169,219 @@ def test_a_whole_pickled_module_is_refused_with_advice(tmp_path: Path) -> None:
         read_checkpoint(path)
 
 
-def test_objects_beside_the_weights_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:
+class Schedule:
+    """An object of a training script."""
+
+    def __init__(self) -> None:
+        self.steps = [1, 2]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def beside_the_weights() -> dict[str, Any]:
+    """Objects that training scripts save with the weights."""
+    history: dict[str, list[float]] = collections.defaultdict(list)
+    history["loss"].append(0.5)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    return {
+        "args": argparse.Namespace(lr=0.1, data=PurePosixPath("images")),
+        "path": Path("images"),
+        "score": np.float64(0.7),
+        "seed": np.int64(3),
+        "array": np.arange(4.0),
+        "history": history,
+        "counter": collections.Counter("aab"),
+        "when": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+        "classes": {"cat", "dog"},
+        "frozen": frozenset({1}),
+        "size": torch.Size([2, 3]),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "colour": Colour.RED,
+        "by colour": {Colour.RED: 1, (1, 2): 3, None: 4},
+        "loss": torch.nn.MSELoss(),
+        "schedule": Schedule(),
+        "class": torch.nn.Linear,
+        "optimizer": optimizer.state_dict(),
+        "number": 1j,
+        "bytes": b"ab",
+        "bytearray": bytearray(b"ab"),
+        "sparse": torch.eye(3).to_sparse(),
+        "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.quint8),
+        "meta": torch.empty(3, device="meta"),
+        "random state": np.random.RandomState(0).get_state(),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*")
+def test_objects_beside_the_weights_do_no_harm(
+    state: dict[str, Tensor], tmp_path: Path, zipped: bool, protocol: int
+) -> None:
     path = tmp_path / "training.pth"
-    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, path)
-    assert same(unwrap(read_checkpoint(path)), state)
-    torch.save({"model": state, "args": argparse.Namespace(data=PurePosixPath("images"))}, path)
-    with pytest.raises(UnsafeCheckpointError, match=r"training\.pth .*uses pathlib\.PurePosixPath"):
+    content = {"epoch": 2, **beside_the_weights(), "state_dict": state}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(path)
+    assert isinstance(found, dict)
+    assert list(found) == list(content)
+    assert same(unwrap(found), state)
+    assert isinstance(found["schedule"], Inert)
+    assert "Schedule" in found["schedule"].name
+    assert isinstance(found["loss"], Inert)
+    assert found["dtype"] is torch.float16
+    assert found["history"] == {"loss": [0.5]}
+    assert found["number"] == 1j
+    assert torch.equal(found["optimizer"]["state"][0]["exp_avg"], content["optimizer"]["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_dtype_view_and_mark_is_read(tmp_path: Path, zipped: bool) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    whole = torch.complex(base, base + 1)
+    names = "float64 float32 float16 bfloat16 complex64 int64 int32 int16 int8 uint8 bool"
+    tensors = {name: base.to(getattr(torch, name)) for name in names.split()}
+    tensors |= {"float8": base.to(torch.float8_e4m3fn), "uint16": base.to(torch.uint16)}
+    tensors |= {"transposed": base.t(), "part": base[1:3, ::2], "expanded": torch.ones(1).expand(5, 3)}
+    tensors |= {"empty": torch.empty(0, 3), "scalar": torch.tensor(2.0), "parameter": torch.nn.Parameter(base)}
+    tensors |= {"conjugate": whole.conj(), "negative": torch._neg_view(torch.arange(3.0))}
+    path = tmp_path / "tensors.pt"
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(path)
+    assert isinstance(found, dict)
+    for name, tensor in tensors.items():
+        other = found[name]
+        assert type(other) is Tensor
+        assert (other.dtype, other.shape, other.stride()) == (tensor.dtype, tensor.shape, tensor.stride()), name
+        assert (other.is_conj(), other.is_neg()) == (tensor.is_conj(), tensor.is_neg()), name
+        assert other.tolist() == tensor.tolist(), name
+    assert found["part"].untyped_storage().data_ptr() == found["transposed"].untyped_storage().data_ptr()
+
+
+def test_a_file_of_a_big_endian_machine_is_read(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1 + 2j]), "c": torch.tensor([True, False])}
+    swapped = {
+        "a": torch.tensor(tensors["a"].numpy().byteswap()),
+        "b": torch.tensor(tensors["b"].numpy().byteswap()),
+        "c": tensors["c"],
+    }
+    path, foreign = tmp_path / "little.pth", tmp_path / "big.pth"
+    torch.save(swapped, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(foreign, "w") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, b"big" if info.filename.endswith("byteorder") else old.read(info))
+    found = read_checkpoint(foreign)
+    assert isinstance(found, dict)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_compressed_archive_is_read_unless_it_is_a_bomb(state: dict[str, Tensor], tmp_path: Path) -> None:
+    def compressed(path: Path) -> Path:
+        packed = path.with_name(f"packed-{path.name}")
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+            for info in old.infolist():
+                new.writestr(info.filename, old.read(info))
+        return packed
+
+    torch.save(state, tmp_path / "a.pth")
+    found = read_checkpoint(compressed(tmp_path / "a.pth"))
+    assert isinstance(found, dict)
+    assert same(found, state)
+    torch.save({"a": torch.zeros(10_000_000)}, tmp_path / "b.pth")
+    with pytest.raises(CorruptCheckpointError, match="far more bytes than the file"):
+        read_checkpoint(compressed(tmp_path / "b.pth"))
+
+
+def test_checksums_are_verified_if_there_are_any(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=r"the checksum of its entry data/\d+ is wrong"):
+        read_checkpoint(path)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    found = read_checkpoint(path)
+    assert isinstance(found, dict)
+    assert same(found, state)
+
+
+OTHER_FORMATS: dict[str, tuple[bytes, str]] = {
+    "keras.h5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file"),
+    "weights.pth.gz": (b"\x1f\x8b\x08" + bytes(40), "a gzip file.*Unpack it"),
+    "weights.pth": (b"\x28\xb5\x2f\xfd" + bytes(40), "a zstd file"),
+    "model.gguf": (b"GGUF" + bytes(40), "a GGUF file"),
+    "array.npy": (b"\x93NUMPY" + bytes(40), "a NumPy array file.*from_numpy"),
+    "pointer.bin": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer.*git lfs pull"),
+    "page.pth": (b"\n<!DOCTYPE html><html>", "a web page"),
+    "model.tflite": (b"\x1c\0\0\0TFL3" + bytes(40), "a TensorFlow Lite model"),
+    "saved_model.pb": (b"\x08\x01\x12\x80", "a TensorFlow SavedModel"),
+    "model.pth": (b"\x08\x08\x12\x07pytorch", "an ONNX file.*export.onnx.inspect"),
+    "flax.msgpack": (b"\x82\xa6params\x82", "a msgpack file, as Flax"),
+    "model.index": (b"\0\0\0" + bytes(40) + b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "a TensorFlow checkpoint's index"),
+    "weights.tar": (bytes(257) + b"ustar" + bytes(250), "a tar archive.*Unpack it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_other_formats_are_named(tmp_path: Path, name: str, suffix: str) -> None:
+    content, message = OTHER_FORMATS[name]
+    path = tmp_path / f"{name}{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=rf"is {message}"):
         read_checkpoint(path)
 
 
-def test_a_harmless_pickle_of_a_newer_protocol_is_refused_with_advice(state: dict[str, Tensor], tmp_path: Path) -> None:
-    path = tmp_path / "protocol5.pth"
-    torch.save(state, path, pickle_protocol=5)
-    with pytest.raises(UnsafeCheckpointError, match=r"protocol 3 or above.*torch\.save"):
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["a.npy", "b.npy"], r"a NumPy archive \(\.npz\)"),
+        (["model/archive_format", "model/data/weights/w_0"], r"an exported program \(\.pt2\).*torch\.export\.load"),
+        (["config.json", "model.weights.h5"], "a Keras model"),
+        (["run/last.pth"], "a zip archive that torch.save did not write.*Unpack"),
+        ([], "not a"),
+    ],
+)
+def test_other_archives_are_named(tmp_path: Path, entries: list[str], message: str) -> None:
+    path = tmp_path / "archive.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry in entries:
+            archive.writestr(entry, b"x")
+    with pytest.raises(CorruptCheckpointError, match=message):
         read_checkpoint(path)
+
+
+def test_a_plain_pickle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"a": [1, 2], "b": torch.ones(2)}))
+    with pytest.raises(CorruptCheckpointError, match=r"a pickle that torch\.save did not write"):
+        read_checkpoint(path)
+
+
+def test_a_misnamed_file_is_read_with_a_warning(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "b.safetensors", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file(state, tmp_path / "c.pth")
+    for name, right in (("a.safetensors", "pth"), ("b.safetensors", "pth"), ("c.pth", "safetensors")):
+        with pytest.warns(MisnamedFileWarning, match=rf"{name} was read.*Rename it to \*\.{right}") as warned:
+            found = read_checkpoint(tmp_path / name)
+        assert warned[0].filename == __file__
+        assert isinstance(found, dict)
+        assert same({key: found[key] for key in state}, state)
+    safetensors.torch.save_file(state, tmp_path / "pytorch_model.bin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_checkpoint(tmp_path / "pytorch_model.bin")  # the suffix says nothing
 
 
 @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file:UserWarning")

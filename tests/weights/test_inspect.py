@@ -113,14 +113,23 @@ def test_wrappers(kind: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["layer3.0.conv2.weight"], state["layer3.0.conv2.weight"])
 
 
-def test_real_lightning_keys_beside_the_network_are_named(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_keys_of_other_parts_are_named_and_left_out(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = written({"state_dict": {**prefixed(state, "model."), "loss.weight": torch.ones(7)}}, tmp_path / "a.ckpt")
     report = inspect(path)
+    assert (report.wrappers, report.beside) == (("state_dict", "model."), ("loss.weight",))
+    model = load_as_told(report)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
+    assert "its part 'model.'" in repr(model.weights)
+
+
+def test_keys_that_the_network_does_not_have_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    inside = {**prefixed(state, "model."), "model.loss.weight": torch.ones(7)}
+    report = inspect(written({"state_dict": inside}, tmp_path / "a.ckpt"))
     assert not report.runs
     assert report.nearest == "resnet18"
     assert "1 unexpected: loss.weight" in str(report.reason)
     with pytest.raises(StateDictMismatchError, match=r"1 unexpected: loss\.weight"):
-        fastres.load("resnet18", path)
+        fastres.load("resnet18", tmp_path / "a.ckpt")
 
 
 def test_without_a_classifier(state: dict[str, Tensor], tmp_path: Path) -> None:

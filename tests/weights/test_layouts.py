@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fastres.bench.engines.eager import EagerResNet
 from fastres.errors import StateDictMismatchError, WeightsError
 from fastres.network.architectures import get_architecture
-from fastres.weights.layouts import WRAPPERS, to_torchvision, unwrap
+from fastres.weights.layouts import to_torchvision
+from fastres.weights.wrapping import WRAPPERS, unwrap
 
 from .state_dicts import distinct_state, same
 
