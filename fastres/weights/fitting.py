@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastres.errors import StateDictMismatchError
+from fastres.errors import StateDictMismatchError, WeightsError
 from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, gate_shapes, state_dict_shapes
+from fastres.text import dtype_name
 
 HEAD = ("fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
@@ -52,7 +53,8 @@ def fit_state(
     if problems:
         raise StateDictMismatchError(_mismatch(problems, floating, given, source))
     fresh = wanted.num_classes > 0 and (headless or wanted.num_classes != given.num_classes)
-    fitted = {key: _own(floating[key], copy) for key in state_dict_shapes(wanted) if not (fresh and key in HEAD)}
+    kept = [key for key in state_dict_shapes(wanted) if not (fresh and key in HEAD)]
+    fitted = _owned({key: floating[key] for key in kept}, copy, source)
     if fresh:
         fitted.update(_fresh_head(wanted))
         held = "no classifier" if headless else f"a classifier of {given.num_classes} classes"
@@ -60,7 +62,7 @@ def fit_state(
             f"The weights from {source} have {held}, so the head for num_classes={wanted.num_classes} is random. Its "
             "logits are meaningless until you load a trained head of that size",
             FreshHeadWarning,
-            stacklevel=4,  # the caller of fastres.load
+            stacklevel=5,  # the caller of fastres.load
         )
     return Fitted(_with_counters(fitted, wanted, state), wanted, fresh)
 
@@ -105,14 +107,49 @@ def _with_counters(state: Mapping[str, Tensor], arch: Architecture, given: Mappi
         whole[key] = state[key]
         norm, _, part = key.rpartition(".")
         if part == "running_var":
-            counter = given.get(f"{norm}.{_COUNTER}")
-            count = int(counter) if counter is not None and counter.numel() == 1 and not counter.is_meta else 0
+            count = _count(given.get(f"{norm}.{_COUNTER}"))
             whole[f"{norm}.{_COUNTER}"] = torch.tensor(count, dtype=torch.int64, device="cpu")
     return whole
 
 
-def _own(tensor: Tensor, copy: bool) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32, copy=copy, memory_format=torch.contiguous_format)
+def _count(counter: Tensor | None) -> int:
+    """Return a counter's value, or 0 if it has none; it has no effect on the results, so any tensor may be there."""
+    try:
+        value = 0 if counter is None or counter.numel() != 1 else int(counter.detach().item())
+    except Exception:  # NaN, infinity, complex numbers, tensors without data or of other layouts
+        return 0
+    return value if abs(value) < 2**63 else 0
+
+
+def _owned(state: Mapping[str, Tensor], copy: bool, source: str) -> dict[str, Tensor]:
+    """Return plain contiguous float32 tensors on the CPU, each with its own memory.
+
+    Without ``copy``, a tensor is kept if it has no other's memory and not only a part of its storage.
+    """
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, tensor in state.items():
+        try:
+            plain = tensor.detach().resolve_neg().to("cpu", torch.float32).contiguous()
+            if type(plain) is not Tensor:
+                plain = plain.as_subclass(Tensor)
+            memory = plain.untyped_storage()
+            given = copy and memory.data_ptr() == tensor.untyped_storage().data_ptr()
+            if given or memory.data_ptr() in seen or memory.nbytes() != plain.nbytes:
+                plain = plain.clone(memory_format=torch.contiguous_format)
+            seen.add(plain.untyped_storage().data_ptr())
+        except (RuntimeError, MemoryError, NotImplementedError) as error:
+            what = str(error).partition("\n")[0]
+            raise WeightsError(
+                f"{key} of {source} cannot be converted to float32: it is {_described(tensor)} ({what:.120}). Pass "
+                "dense tensors of float32, or of a type that PyTorch converts to it, and have enough memory."
+            ) from error
+        owned[key] = plain
+    return owned
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)} {list(tensor.shape)} on {tensor.device}"
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
@@ -146,6 +183,8 @@ def _kind(tensor: Tensor) -> str | None:
         return "on the meta device, without data"
     if tensor.layout is not torch.strided:
         return str(tensor.layout)
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:  # it computes its values when it is used
+        return f"a {type(tensor).__name__}"
     return None if tensor.is_floating_point() else str(tensor.dtype)
 
 
@@ -153,7 +192,10 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
     lines = [f"The weights from {source} do not fit {arch.name}.", *(f"  {line}" for line in _lines(problems))]
     fitting = known_fits(state)
     if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
-        lines.append("They have no classifier. Pass num_classes=N for a random one, or num_classes=0 for none.")
+        lines.append(
+            "They have no classifier. Pass num_classes=N for a random one, or num_classes=0 for an embedder, whose "
+            "model(x) returns the pooled features."
+        )
     elif arch.name in fitting:
         lines.append("Names and shapes are right; pass the weights as dense floating-point tensors.")
     elif fitting:

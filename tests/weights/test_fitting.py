@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from fastres.errors import ArchitectureError, StateDictMismatchError
+from fastres.errors import ArchitectureError, StateDictMismatchError, WeightsError
 from fastres.network.architectures import ARCHITECTURES, get_architecture, state_dict_shapes
 from fastres.weights.fitting import HEAD, Fitted, FreshHeadWarning, fit_state, known_fits, random_state
 
@@ -210,3 +210,107 @@ def test_what_is_drawn_ignores_default_dtype_and_device() -> None:
         for key, value in tensors.items():
             assert value.device.type == "cpu"
             assert value.dtype == (torch.int64 if key.endswith("num_batches_tracked") else torch.float32)
+
+
+COUNTERS: dict[str, tuple[Tensor, int]] = {
+    "not a number": (torch.tensor(float("nan")), 0),
+    "infinite": (torch.tensor(float("inf")), 0),
+    "complex": (torch.tensor(1j), 0),
+    "1e30": (torch.tensor(1e30), 0),
+    "past int64": (torch.tensor(2**64 - 1, dtype=torch.uint64), 0),
+    "negative": (torch.tensor(-5), -5),
+    "boolean": (torch.tensor(True), 1),
+    "a vector": (torch.tensor([3]), 3),
+    "two": (torch.tensor([3, 4]), 0),
+    "empty": (torch.tensor([]), 0),
+    "meta": (torch.tensor(1, device="meta"), 0),
+    "with a gradient": (torch.tensor(2.0, requires_grad=True), 2),
+}
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_counters_of_any_kind_do_no_harm(name: str) -> None:
+    given, expected = COUNTERS[name]
+    counter = fit("resnet20", {**distinct_state("resnet20"), "bn1.num_batches_tracked": given}).state[
+        "bn1.num_batches_tracked"
+    ]
+    assert (counter.dtype, counter.shape, int(counter)) == (torch.int64, (), expected)
+
+
+class Tagged(Tensor):
+    """A tensor subclass that computes as a tensor does."""
+
+
+def odd_heads() -> dict[str, Tensor]:
+    """Harmless forms of a weight [10, 64]."""
+    weight = torch.randn(10, 64)
+    return {
+        "float64": weight.double(),
+        "float8": weight.to(torch.float8_e4m3fn),
+        "with a gradient": weight.clone().requires_grad_(),
+        "result of a computation": weight.clone().requires_grad_() * 2,
+        "parameter": torch.nn.Parameter(weight),
+        "expanded": torch.randn(1, 64).expand(10, 64),
+        "one value": torch.tensor(2.0).expand(10, 64),
+        "transposed": torch.randn(64, 10).t(),
+        "part of a larger one": torch.randn(20, 128)[5:15, ::2],
+        "lazily negated": torch.complex(weight, weight).conj().imag,
+        "subclass": weight.as_subclass(Tagged),
+        "not finite": weight.masked_fill(weight > 1, float("nan")).masked_fill(weight < -1, float("inf")),
+        "inference tensor": torch.inference_mode()(lambda: weight * 2)(),
+    }
+
+
+@pytest.mark.parametrize("name", odd_heads())
+@pytest.mark.parametrize("copy", [True, False])
+def test_harmless_forms_of_a_weight_load_with_their_values(name: str, copy: bool) -> None:
+    given = odd_heads()[name]
+    weight = fit("resnet20", {**distinct_state("resnet20"), "fc.weight": given}, copy=copy).state["fc.weight"]
+    assert (type(weight), weight.dtype, weight.requires_grad, weight.is_neg()) == (Tensor, torch.float32, False, False)
+    assert weight.is_contiguous()
+    assert weight.untyped_storage().nbytes() == weight.nbytes
+    assert torch.equal(weight.nan_to_num(7.0), given.detach().resolve_neg().float().nan_to_num(7.0))
+
+
+def test_no_two_weights_share_memory() -> None:
+    state = distinct_state("resnet20")
+    state["bn1.bias"] = state["bn1.weight"]
+    fitted = fit("resnet20", state, copy=False).state
+    fitted["bn1.bias"].fill_(3)
+    assert not (fitted["bn1.weight"] == 3).any()
+
+
+def odd_kinds() -> dict[str, Tensor]:
+    """Forms of a weight [10, 64] that are refused."""
+    weight = torch.randn(10, 64)
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(10, 64)
+    return {
+        "torch.sparse_coo": weight.to_sparse(),
+        "torch.sparse_csr": weight.to_sparse_csr(),
+        "torch.qint8": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        "torch._mkldnn": weight.to_mkldnn(),
+        "on the meta device": weight.to("meta"),
+        "torch.complex64": weight.to(torch.complex64),
+        "torch.int32": weight.int(),
+        "torch.bool": weight > 0,
+        "a FakeTensor": fake,
+    }
+
+
+@pytest.mark.parametrize("name", odd_kinds())
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor.*", "ignore:Sparse CSR")
+def test_other_forms_of_a_weight_are_named(name: str) -> None:
+    message = mismatch("resnet20", {**distinct_state("resnet20"), "fc.weight": odd_kinds()[name]})
+    assert f"1 not dense floating-point data: fc.weight ({name}" in message
+
+
+def test_a_type_that_cannot_be_converted_is_named() -> None:
+    weight = torch.zeros(10, 64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    with pytest.raises(WeightsError, match=r"fc\.weight of a test cannot be converted to float32: it is float4"):
+        fit("resnet20", {**distinct_state("resnet20"), "fc.weight": weight})
+
+
+def test_an_all_zero_classifier_is_kept() -> None:
+    state = {**distinct_state("resnet20"), "fc.weight": torch.zeros(10, 64), "fc.bias": torch.zeros(10)}
+    assert same(fit("resnet20", state).state, state)
