@@ -23,6 +23,7 @@ from .checkpoints import is_checkpoint_name
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
+_DEEPEST = 50  # levels of a configuration
 _HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -102,7 +103,7 @@ def architecture_beside(weights: Path) -> Architecture | None:
 def read_json(path: Path, source: str) -> dict[str, Any]:
     """Return the JSON object in the file at ``path``, which belongs to ``source``."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise WeightsError(
             f"{source} has no {path.name} ({path.parent}). A folder that transformers or timm saved has {CONFIG} and "
@@ -110,13 +111,38 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path} is not JSON ({error}). Download or save it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{path} is not JSON ({error!s:.200}). Download or save it again.") from error
+    if _depth(value) > _DEEPEST:
+        raise CorruptCheckpointError(f"{path} is nested too deeply for a configuration. Download or save it again.")
     if not isinstance(value, dict):
         raise CorruptCheckpointError(
             f"{path} holds a {type(value).__name__}, not a JSON object. Download or save it again."
         )
     return value
+
+
+def _depth(value: object) -> int:
+    """Return how deeply lists and objects are nested in ``value``."""
+    depth, level = 0, [value]
+    while level:
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        depth += bool(level)
+    return depth
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object; raises ``ValueError`` if it gives one name two values."""
+    found = dict(pairs)
+    for key, value in pairs:
+        if found[key] is not value and found[key] != value:
+            raise ValueError(f"it has two values for {key!r:.80}")
+    return found
 
 
 def find_folder(name: str | os.PathLike[str]) -> Path:

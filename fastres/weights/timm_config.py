@@ -18,7 +18,7 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
-from .config_fields import field
+from .config_fields import MOST_CLASSES, MOST_PIXELS, field, made_transforms, shown, whole_numbers
 
 # Anti-aliasing filters before strides (Zhang, ICML 2019) have no parameters, so the tensors do not show them.
 _ANTI_ALIASED = re.compile(r"(?:^|[^a-z])(?:se|eca)?resne(?:x)?t(aa|blur)\d+", re.IGNORECASE)
@@ -61,8 +61,11 @@ def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, Transfo
     arch = architecture(name, source)
     _check_arguments(config, name, source)
     classes = field(config, "num_classes", int, source, field(pretrained, "num_classes", int, source, 1000))
-    if classes < 0:
-        raise ConfigError(f"{source}: num_classes is {classes} in its configuration; it must be 0 or more.")
+    if not 0 <= classes <= MOST_CLASSES:
+        raise ConfigError(
+            f"{source}: num_classes is {shown(classes)} in its configuration; it must be 0 or more, and at most "
+            f"{MOST_CLASSES:,}."
+        )
     arch = arch.with_classes(classes)
     return arch, transforms(pretrained, source), _class_names({**pretrained, **config}, arch.num_classes, source)
 
@@ -88,7 +91,7 @@ def _check_arguments(config: Mapping[str, Any], name: str, source: str) -> None:
         if key in _NEUTRAL or value is None or value in _SAME.get(key, ()):
             continue
         raise ArchitectureError(
-            f"{source} holds timm's {name} with {key}={value!r}, but fastres runs it only with timm's defaults "
+            f"{source} holds timm's {name} with {key}={shown(value)}, but fastres runs it only with timm's defaults "
             f"({', '.join(f'{key}={values[0]!r}' for key, values in _SAME.items())})."
         )
 
@@ -98,19 +101,23 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     size = field(config, "input_size", list, source, [3, 224, 224])
     if len(size) != 3 or size[0] != 3 or size[1] != size[2]:
-        raise ConfigError(f"{source}: input_size is {size!r}; fastres supports square RGB images, [3, size, size].")
+        raise ConfigError(
+            f"{source}: input_size is {shown(size)}; fastres supports square RGB images, [3, size, size]."
+        )
+    _, crop, _ = whole_numbers(size, "input_size", source, MOST_PIXELS)
     mode = field(config, "crop_mode", str, source, "center")
     if mode != "center":
-        raise ConfigError(f"{source}: crop_mode is {mode!r}; fastres supports only 'center'.")
+        raise ConfigError(f"{source}: crop_mode is {shown(mode)}; fastres supports only 'center'.")
     crop_pct = field(config, "crop_pct", float, source, 0.875)
     if not 0 < crop_pct <= 1:
         raise ConfigError(f"{source}: crop_pct is {crop_pct}; it must be above 0 and at most 1.")
-    return Transforms(
-        resize=math.floor(size[1] / crop_pct),
-        crop=size[1],
+    return made_transforms(
+        source,
+        resize=math.floor(crop / max(crop_pct, 1 / MOST_PIXELS)),
+        crop=crop,
         mean=tuple(field(config, "mean", list, source, list(IMAGENET_MEAN))),
         std=tuple(field(config, "std", list, source, list(IMAGENET_STD))),
-        interpolation=field(config, "interpolation", str, source, "bicubic"),  # type: ignore[arg-type]
+        interpolation=field(config, "interpolation", str, source, "bicubic"),
     )
 
 

@@ -18,7 +18,17 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
-from .config_fields import field, fields, whole_numbers
+from .config_fields import (
+    MOST_BLOCKS,
+    MOST_CHANNELS,
+    MOST_CLASSES,
+    MOST_PIXELS,
+    field,
+    fields,
+    made_transforms,
+    shown,
+    whole_numbers,
+)
 
 PROCESSOR = "preprocessor_config.json"
 _PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -35,8 +45,8 @@ def parse(config: Mapping[str, Any], source: str) -> tuple[Architecture, tuple[s
     kind = config.get("model_type")
     if kind != "resnet":
         raise ArchitectureError(
-            f"{source} holds a model of type {kind!r} ({_classes_of(config)}); fastres runs transformers' 'resnet' and "
-            "timm's ResNets."
+            f"{source} holds a model of type {shown(kind)} ({_classes_of(config)}); fastres runs transformers' "
+            "'resnet' and timm's ResNets."
         )
     labels = _labels(config, source)
     return architecture(config, source).with_classes(len(labels)), labels
@@ -55,18 +65,18 @@ def architecture(config: Mapping[str, Any], source: str) -> Architecture:
     )  # fmt: skip
     activation, channels, block = said["hidden_act"], said["num_channels"], said["layer_type"]
     if activation != "relu":
-        raise ArchitectureError(f"{source} has the activation {activation!r}; fastres runs only 'relu'.")
+        raise ArchitectureError(f"{source} has the activation {shown(activation)}; fastres runs only 'relu'.")
     if channels != 3:
-        raise ArchitectureError(f"{source} takes images of {channels} channels; fastres takes only 3 (RGB).")
+        raise ArchitectureError(f"{source} takes images of {shown(channels)} channels; fastres takes only 3 (RGB).")
     if block not in ("basic", "bottleneck"):
-        raise ConfigError(f"{source}: layer_type is {block!r}; it must be 'basic' or 'bottleneck'.")
-    depths = whole_numbers(config.get("depths", [3, 4, 6, 3]), "depths", source)
-    sizes = whole_numbers(config.get("hidden_sizes", [256, 512, 1024, 2048]), "hidden_sizes", source)
+        raise ConfigError(f"{source}: layer_type is {shown(block)}; it must be 'basic' or 'bottleneck'.")
+    depths = whole_numbers(config.get("depths", [3, 4, 6, 3]), "depths", source, MOST_BLOCKS)
+    sizes = whole_numbers(config.get("hidden_sizes", [256, 512, 1024, 2048]), "hidden_sizes", source, MOST_CHANNELS)
     if len(depths) != len(sizes):
         raise ConfigError(
             f"{source}: depths has {len(depths)} stages, but hidden_sizes has {len(sizes)}; they must be equally long."
         )
-    (stem,) = whole_numbers([config.get("embedding_size", 64)], "embedding_size", source)
+    (stem,) = whole_numbers([config.get("embedding_size", 64)], "embedding_size", source, MOST_CHANNELS)
     if block == "bottleneck" and any(size % 4 for size in sizes):
         raise ArchitectureError(f"{source} has bottlenecks of {sizes} channels; fastres runs only multiples of 4.")
     found = Architecture(
@@ -85,7 +95,8 @@ def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     """Return the class names of ``id2label`` in logit order; transformers does not write its default, two labels."""
     table = config.get("id2label")
     if table is None:
-        return tuple(f"LABEL_{index}" for index in range(field(config, "num_labels", int, source, 2)))
+        (count,) = whole_numbers([field(config, "num_labels", int, source, 2)], "num_labels", source, MOST_CLASSES)
+        return tuple(f"LABEL_{index}" for index in range(count))
     if isinstance(table, dict):
         table = {str(key): name for key, name in table.items()}  # the keys are numbers in a live model's configuration
     if not isinstance(table, dict) or set(table) != {str(index) for index in range(len(table))}:
@@ -121,12 +132,13 @@ def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     if said["do_normalize"]:
         mean, std = (_HALF, _HALF) if convnext else (list(IMAGENET_MEAN), list(IMAGENET_STD))
         colours = fields(config, source, image_mean=mean, image_std=std)
-    return Transforms(
-        resize,
-        crop,
-        mean=tuple(colours["image_mean"]),  # type: ignore[arg-type]
-        std=tuple(colours["image_std"]),  # type: ignore[arg-type]
-        interpolation=_PILLOW_FILTERS[resample],  # type: ignore[arg-type]
+    return made_transforms(
+        source,
+        resize=resize,
+        crop=crop,
+        mean=tuple(colours["image_mean"]),
+        std=tuple(colours["image_std"]),
+        interpolation=_PILLOW_FILTERS[resample],
         crop_rounding="down",
     )
 
@@ -141,7 +153,7 @@ def _convnext_sizes(config: Mapping[str, Any], share: float, crops: bool, source
         raise ConfigError(f"{source}: crop_pct is {share}; it must be above 0 and at most 1.")
     if crops:
         raise _unsupported(source, "ConvNextImageProcessor crops twice (do_center_crop)")
-    return int(size / share), size
+    return int(size / max(share, 1 / MOST_PIXELS)), size
 
 
 def _sizes(config: Mapping[str, Any], name: str, crops: bool, source: str) -> tuple[int, int]:
@@ -156,9 +168,9 @@ def _length(value: Any, key: str, side: str, source: str) -> int:
     """Return a number of pixels, given as a number, ``{side: …}``, or ``{"height": …, "width": …}`` of a square."""
     if isinstance(value, dict):
         if value.get("height") != value.get("width") or (side == "shortest_edge" and side not in value):
-            raise _unsupported(source, f"{key} is {value}")
+            raise _unsupported(source, f"{key} is {shown(value)}")
         value = value.get(side)
-    (length,) = whole_numbers([value], key, source)
+    (length,) = whole_numbers([value], key, source, MOST_PIXELS)
     return length
 
 
