@@ -4,6 +4,7 @@ This package finds, downloads, reads, translates and checks weights. It returns 
 networks.
 """
 
+from .checkpoints import MisnamedFileWarning
 from .fitting import FreshHeadWarning
 from .published import BUNDLED_MODEL, DEFAULT, WeightsEntry, entries, get_entry
 from .state import LoadedWeights, load_state
@@ -13,6 +14,7 @@ __all__ = [
     "DEFAULT",
     "FreshHeadWarning",
     "LoadedWeights",
+    "MisnamedFileWarning",
     "WeightsEntry",
     "entries",
     "get_entry",
