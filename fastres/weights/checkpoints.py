@@ -7,6 +7,7 @@ weights. A file with nothing but such objects is refused. Every error about a ba
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 import zipfile
@@ -137,11 +138,13 @@ def _read_torch(path: Path, beginning: bytes) -> object:
         if not beginning.startswith((ZIP, PICKLE)) and (not beginning or path.stat().st_size > _LARGEST_TEXT):
             raise DamageError("it is empty" if not beginning else f"it begins with {beginning[:16]!r}")
         found = read_zip(path) if is_zip else read_old(path)
-    except (MemoryError, OSError):
+    except MemoryError:
         raise
     except OtherFormatError as error:
         raise _other(path, is_zip, beginning, list(error.args[0])) from error
     except Exception as error:  # a damaged file can raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a seek to a damaged place
+            raise
         raise CorruptCheckpointError(_corrupt(path, "PyTorch checkpoint", _damage(beginning, error))) from error
     refusal = _refusal(found)
     if refusal is not None:

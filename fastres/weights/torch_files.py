@@ -26,6 +26,7 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of an 
 _LOCAL_HEADER = 30  # bytes before the name of an entry
 _EXPANSION = 16  # the storages of a compressed archive have at most this many times its bytes
 _THREADS = 4
+_SMALL = 1 << 22  # bytes that another thread is worth
 _PIECE = 1 << 18  # bytes that are read and checked at a time, while they are in the processor's cache
 _ORDERS = {b"little": "little", b"big": "big"}
 
@@ -143,11 +144,16 @@ class _Archive:
         self._left -= info.file_size
         if self._left < 0:
             raise DamageError("its entries have far more bytes than the file")
-        self._stream.seek(info.header_offset)
+        self._stream.seek(max(info.header_offset, 0))
         header = self._stream.read(_LOCAL_HEADER)
         lengths = [int.from_bytes(header[place : place + 2], "little") for place in (26, 28)]
         begin = info.header_offset + _LOCAL_HEADER + sum(lengths)
-        if header[:4] != b"PK\x03\x04" or info.flag_bits & 1 or begin + info.compress_size > self.size:
+        if (
+            info.header_offset < 0
+            or header[:4] != b"PK\x03\x04"
+            or info.flag_bits & 1
+            or begin + info.compress_size > self.size
+        ):
             raise DamageError(f"its entry {name} is damaged")
         return info, begin
 
@@ -250,7 +256,10 @@ def _empty(count: int) -> Tensor:
 
 def _fill(path: Path, parts: list[_Part]) -> None:
     """Read the bytes of all parts and check them."""
-    threads = min(_THREADS, os.cpu_count() or 1)
+    threads = min(_THREADS, os.cpu_count() or 1, 1 + sum(part.data.numel() for part in parts) // _SMALL)
+    if threads == 1:
+        _read_parts(path, parts)
+        return
     ordered = sorted(parts, key=lambda part: part.data.numel())
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda first: _read_parts(path, ordered[first::threads]), range(threads)))

@@ -8,6 +8,7 @@ import datetime
 import enum
 import os
 import pickle
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -358,6 +359,38 @@ def test_other_archives_are_named(tmp_path: Path, entries: list[str], message: s
         for entry in entries:
             archive.writestr(entry, b"x")
     with pytest.raises(CorruptCheckpointError, match=message):
+        read_checkpoint(path)
+
+
+class Ordered(dict[str, Any]):
+    """A mapping of a class of its own, which pickles its items."""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_items_of_any_mapping_are_read(state: dict[str, Tensor], tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "mapping.pth"
+    torch.save(Ordered(model=Ordered(state), epoch=3), path, _use_new_zipfile_serialization=zipped)
+    assert same(unwrap(read_checkpoint(path)), state)
+
+
+def test_a_module_under_a_wrappers_name_is_refused_unless_weights_come_first(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "both.pth"
+    module = EagerResNet(get_architecture("resnet20"))
+    torch.save({"epoch": 1, "model": module, "other": torch.ones(1)}, path)
+    with pytest.raises(UnsafeCheckpointError, match=r"'model' holds a whole pickled nn\.Module.*EagerResNet"):
+        unwrap(read_checkpoint(path))
+    torch.save({"model": module, "state_dict": state}, path)
+    assert same(unwrap(read_checkpoint(path)), state)
+
+
+def test_the_format_of_2016_is_refused_with_advice(tmp_path: Path) -> None:
+    path = tmp_path / "old.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(UnsafeCheckpointError, match=r"\.tar format of 2016.*state_dict\(\)"):
         read_checkpoint(path)
 
 
