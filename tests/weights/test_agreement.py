@@ -97,7 +97,7 @@ def by_load(path: Path, report: CheckpointReport | None, num_classes: int | None
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
+@pytest.mark.parametrize("form", ["zip", "safetensors"])
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_inspect_and_load_agree(tmp_path: Path, name: str, form: str) -> None:
     make, loads = CASES[name]
@@ -110,7 +110,7 @@ def test_inspect_and_load_agree(tmp_path: Path, name: str, form: str) -> None:
             pytest.skip("safetensors holds only dense tensors")
         safetensors.torch.save_file({k: v.contiguous().clone() for k, v in content.items()}, path)
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        torch.save(content, path)
     runs, report = by_inspect(path)
     assert runs == by_load(path, report, 0 if name.startswith("no head") else None) == loads, report and report.reason
     if runs:
