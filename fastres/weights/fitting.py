@@ -193,8 +193,8 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
     fitting = known_fits(state)
     if problems.keys() == {"missing"} and set(problems["missing"]) == set(HEAD):
         lines.append(
-            "They have no classifier. Pass num_classes=N for a random one, or num_classes=0 for an embedder, whose "
-            "model(x) returns the pooled features."
+            "They have no classifier. Pass num_classes=N for a random one, or num_classes=0 for none: an embedder, "
+            "whose model(x) returns the pooled features."
         )
     elif arch.name in fitting:
         lines.append("Names and shapes are right; pass the weights as dense floating-point tensors.")

@@ -64,7 +64,9 @@ def test_a_head_outside_the_prefix_belongs_to_the_network(state: dict[str, Tenso
 
 def test_a_head_of_several_layers_is_left_out(state: dict[str, Tensor]) -> None:
     mixed = {**prefixed(headless(state), "encoder."), "fc.0.weight": torch.ones(8, 64), "fc.2.weight": torch.ones(8, 8)}
-    with pytest.raises(StateDictMismatchError, match=r"no classifier.*num_classes=N.*num_classes=0 for an embedder"):
+    with pytest.raises(
+        StateDictMismatchError, match=r"no classifier.*num_classes=N.*num_classes=0 for none: an embedder"
+    ):
         load_state(RESNET20, mixed)
     loaded = load_state(RESNET20, mixed, num_classes=0)
     assert same(loaded.state, headless(state))
