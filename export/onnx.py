@@ -14,7 +14,8 @@ from torch import nn
 
 from fastres.errors import DtypeError, InputError
 from fastres.folding.build import build_plan
-from fastres.model.loading import from_module, load
+from fastres.model.conversion import from_module
+from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, Plan, check_image_size
 from fastres.text import dtype_name

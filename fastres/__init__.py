@@ -10,7 +10,8 @@ from .classification import classify
 from .errors import FastresError
 from .model import Model, Prediction
 from .model.backbone import Backbone
-from .model.loading import from_module, load
+from .model.conversion import from_module
+from .model.loading import load
 from .network.architectures import list_models
 from .version import __version__
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from fastres.errors import FastresError, MissingDependencyError
 from fastres.look.pictures import checked_picture, save_picture
-from fastres.model.loading import from_module, load
+from fastres.model.conversion import from_module
+from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.architectures import get_architecture
 from fastres.text import dtype_name

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from fastres.errors import ArchitectureError
 from fastres.folding.build import BATCH_NORM_EPSILON
 
+from .agreement import check, reference_copy, undisturbed
+from .loading import default_transforms
 from .model import Model, parse_dtype
+from .modules import VOUCH, check_layers, refusal
 from .outputs import returned_values, strides_and_channels
-
-# Largest accepted relative difference from the module's own map. A wrong layer or weight differs a thousand times more.
-AGREEMENT = 1e-3
+from .reading import infer_architecture
 
 
 class Backbone(nn.Module):
@@ -99,23 +100,23 @@ class Backbone(nn.Module):
         Frozen batch norm is supported, with any epsilon. Raises ``ArchitectureError`` for networks that fastres does
         not run, such as dilated ones, and if the results of the two differ on a random batch.
         """
-        from .loading import default_transforms, infer_architecture
-
         layers = getattr(module, "return_layers", None)
         if not isinstance(module, nn.ModuleDict) or not isinstance(layers, Mapping):
             raise ArchitectureError(
                 "Backbone.from_module takes torchvision's IntermediateLayerGetter, such as detector.backbone.body, but "
                 f"was given {type(module).__name__}; for a whole network use Backbone(from_module(network), layers)"
             )
-        own = next(tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point())
-        network = _with_usual_epsilon(copy.deepcopy(module).float())
-        network["fc"] = nn.Identity()
-        arch = infer_architecture(network)
-        state = {key: value.detach() for key, value in network.state_dict().items()}
-        name = f"{type(module).__module__}.{type(module).__qualname__}"
-        model = Model(state, arch, transforms=default_transforms(arch), dtype=dtype, weights=f"from {name}")
-        backbone = cls(model, layers, dtype=own)
-        _check_agreement(module, backbone)
+        with undisturbed():
+            check_layers(module)
+            own = next(tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point())
+            network = _with_usual_epsilon(copy.deepcopy(module).float())
+            network["fc"] = nn.Identity()
+            arch = infer_architecture(network)
+            state = {key: value.detach() for key, value in network.state_dict().items()}
+            name = f"{type(module).__module__}.{type(module).__qualname__}"
+            model = Model(state, arch, transforms=default_transforms(arch), dtype=dtype, weights=f"from {name}")
+            backbone = cls(model, layers, dtype=own)
+            _check_agreement(module, network, backbone)
         return backbone
 
 
@@ -134,18 +135,22 @@ def _with_usual_epsilon(module: nn.ModuleDict) -> nn.ModuleDict:
     return module
 
 
-@torch.no_grad()
-def _check_agreement(module: nn.Module, backbone: Backbone) -> None:
-    """Run both on one small random batch, in float32 on the CPU. Raise ``ArchitectureError`` if they differ."""
-    reference, candidate = copy.deepcopy(module).float().cpu().eval(), copy.deepcopy(backbone).float().cpu()
-    x = torch.randn(2, 3, 64, 71, generator=torch.Generator().manual_seed(0))
-    expected: Mapping[str, Any] = reference(x)
-    found = candidate(x)
-    for name, value in expected.items():
-        error = float((found[name] - value).norm() / value.norm())
-        if not error < AGREEMENT:
-            raise ArchitectureError(
-                f"{type(module).__name__} cannot be run: its map {name!r} differs from a ResNet's (relative difference "
-                f"{error:.2g} on random input). Backbone.from_module takes an IntermediateLayerGetter over an "
-                "unmodified ResNet"
-            )
+def _check_agreement(module: nn.Module, network: nn.ModuleDict, backbone: Backbone) -> None:
+    """Raise ``ArchitectureError`` unless ``network``, which is ``module`` with the usual epsilon, gives the same maps.
+
+    The scales of the copy that become one (:func:`reference_copy`) become one in fastres's too.
+    """
+    twin = reference_copy(network)
+    candidate = copy.deepcopy(backbone).float().cpu()
+    candidate.model.load_state_dict(twin.state_dict(), strict=False)
+    values = backbone._returned
+
+    def results(output: Any) -> Mapping[str, Tensor]:
+        if not isinstance(output, Mapping) or set(output) != set(values):
+            raise refusal(module, f"its forward returns a {type(output).__name__} instead of its maps", VOUCH)
+        return {values[name]: output[name] for name in values}
+
+    def ours(x: Tensor) -> Mapping[str, Tensor]:
+        return {values[name]: value for name, value in candidate(x).items()}
+
+    check(module, twin, backbone.model.architecture, results, ours)
