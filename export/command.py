@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import InputError
+from fastres.images.categories import CATEGORIES_HELP
 
 EXAMPLES = """examples:
   fastres export resnet50 resnet50.onnx
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="entry, checkpoint file, or 'none' for random weights (default: the best entry)",
     )
     add("--num-classes", type=int, help="number of classes, if different from the number in the weights")
+    add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--opset", type=int, default=18, help="ONNX opset (default: 18)")
     add("--dtype", default="float32", help="float32 (default) or float16")
     add(
@@ -158,13 +160,20 @@ def _export_int8(options: argparse.Namespace, model: Any, batch: int | str, shar
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the model and weights for the exporters; load the model here only if the class count is given."""
+    """Return the model and weights for the exporters; load the model here only if its classes are described."""
     weights = None if options.weights.lower() == "none" else options.weights
-    if options.num_classes is None:
+    if options.num_classes is None and options.categories is None:
         return options.model, weights
     from fastres.model.loading import load
 
-    return load(options.model, weights, num_classes=options.num_classes, progress=not options.quiet), "DEFAULT"
+    model = load(
+        options.model,
+        weights,
+        num_classes=options.num_classes,
+        categories=options.categories,
+        progress=not options.quiet,
+    )
+    return model, "DEFAULT"
 
 
 def _refuse(options: argparse.Namespace, target: str, *defaults: tuple[str, Any]) -> None:

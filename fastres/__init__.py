@@ -8,6 +8,7 @@
 from .aliases import serve_former_names
 from .classification import classify
 from .errors import FastresError
+from .images.transforms import Transforms
 from .model import Model, Prediction
 from .model.backbone import Backbone
 from .model.conversion import from_module
@@ -20,6 +21,7 @@ __all__ = [
     "FastresError",
     "Model",
     "Prediction",
+    "Transforms",
     "__version__",
     "classify",
     "from_module",

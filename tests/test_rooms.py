@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "classification": "leaves network images model",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification look",
-    "top": "leaves network model classification commands",
+    "top": "leaves network images model classification commands",
     "export": "leaves network folding executors images weights model",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ def classify(
     workers: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
+    categories: Any = None,
     image_column: str | None = None,
     columns: Sequence[str] = (),
     resume: bool = False,
@@ -58,10 +60,11 @@ def classify(
     - ``label_1``, ``index_1``, ``score_1`` (softmax), and so on up to ``top_k``;
     - ``embedding`` if ``embed``: the pooled features, float32.
 
-    ``model`` is a loaded model, or a name for ``fastres.load``, which also gets ``weights`` and ``dtype``. ``device``
-    defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the pixels that ``model.predict``
-    uses; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`). ``workers`` is the number
-    of processes that decode images (default: one per core, up to 16; 0: decode in this process).
+    ``model`` is a loaded model, or a name for ``fastres.load``, which also gets ``weights``, ``dtype`` and
+    ``categories``. ``device`` defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the
+    pixels that ``model.predict`` uses; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`).
+    ``workers`` is the number of processes that decode images (default: one per core, up to 16; 0: decode in this
+    process).
 
     Finished rows are kept in ``<output>.partial/`` until the run is complete. After an interruption, ``resume=True``
     continues the run. Only ``overwrite=True`` replaces an existing output or discards an interrupted run.
@@ -77,7 +80,7 @@ def classify(
     if decoder not in DECODERS:
         raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
     _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
-    model = _model(model, weights, dtype, device)
+    model = _model(model, weights, dtype, device, categories)
     if top_k:
         require_classifier(model, "classify")
     from .batches import Reading, default_workers
@@ -109,15 +112,17 @@ def _model(
     weights: str | os.PathLike[str] | None,
     dtype: torch.dtype | str,
     device: torch.device | str | None,
+    categories: Any,
 ) -> Model:
     if isinstance(model, Model):
-        if (weights, dtype, device) != ("DEFAULT", "auto", None):
+        if (weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None:
             raise InputError(
-                "weights, dtype and device were given with a loaded model, which has its own; leave them out, or pass "
-                "a model's name"
+                "weights, dtype, device or categories were given with a loaded model, which has its own; leave them "
+                "out, or pass a model's name"
             )
         return model
-    return load(model, weights, dtype=dtype, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(model, weights, dtype=dtype, device=device, categories=categories)
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -137,10 +138,15 @@ def _settings(model: Model, decoder: str, layout: Layout, image_column: str | No
         "weights_sha256": _weights_sha256(model),
         "dtype": dtype_name(model.dtype),
         "transforms": transforms,
+        "class_names_sha256": _sha256(json.dumps(_labels(model)).encode()) if layout.top_k else None,
         "decoder": decoder,
         "image_column": image_column,
         "columns": layout.schema.names,
     }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _weights_sha256(model: Model) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastres.classification import CPU_BATCH, GPU_BATCH, classify
+from fastres.images.categories import CATEGORIES_HELP
 
 EXAMPLES = """examples:
   fastres classify photos/ -o photos.parquet
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, type=Path, help="file to write: .parquet, .csv or .jsonl")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
+    add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
     add("--embed", action="store_true", help="also write the pooled features; with --top-k 0, write only these")
     add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
@@ -56,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
         workers=options.workers,
         device=options.device,
         dtype=options.dtype,
+        categories=options.categories,
         image_column=options.image_column,
         columns=options.columns,
         resume=options.resume,

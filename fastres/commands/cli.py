@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import FastresError
+from fastres.images.categories import CATEGORIES_HELP
 from fastres.version import __version__
 
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint"
     )
+    command.add_argument("--categories", metavar="FILE", help=CATEGORIES_HELP)
     command.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
     command.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)"
@@ -158,7 +160,7 @@ def _predict(options: argparse.Namespace) -> None:
     from fastres.model.loading import load
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(options.model, options.weights, dtype=options.dtype, device=device)
+    model = load(options.model, options.weights, dtype=options.dtype, device=device, categories=options.categories)
     results = model.predict(options.images, options.top_k, batch_size=options.batch_size)
     if options.json:
         return _print_json(

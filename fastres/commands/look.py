@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastres.errors import InputError
+from fastres.images.categories import CATEGORIES_HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("image", type=Path, metavar="IMAGE", help="an image file")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
+    add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("-o", "--out", type=Path, default=Path("look.png"), help="PNG, JPEG, PDF or SVG file (default: %(default)s)")
     add("--top-k", type=int, default=3, metavar="K", help="number of classes to draw maps for (default: %(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with tqdm(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:
         bar.set_description_str("load")
-        model = load(options.model, options.weights, dtype=options.dtype, device=device)
+        model = load(options.model, options.weights, dtype=options.dtype, device=device, categories=options.categories)
         bar.update()
         bar.set_description_str("look")
         figure = look(model, options.image, options.top_k)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from fastres.errors import DeviceError, WeightsError
-from fastres.images import categories
+from fastres.images import presets
+from fastres.images.categories import load as load_names
+from fastres.images.categories import parse as parse_names
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, get_architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights.folders import SavedModel, find_saved
-from fastres.weights.published import DEFAULT
+from fastres.weights.published import DEFAULT, WeightsEntry
 from fastres.weights.state import LoadedWeights, load_state
 
 from .model import Model, parse_dtype
@@ -32,6 +34,8 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | int | None = None,
     progress: bool = True,
+    categories: Any = None,
+    transforms: Any = None,
 ) -> Model:
     """Load a model by name, or from a folder that transformers or timm saved.
 
@@ -46,13 +50,19 @@ def load(
     ``num_classes=0`` there is no classifier, and ``model(x)`` returns the same as :meth:`Model.embed`. ``dtype="auto"``
     computes in float16 on CUDA and float32 on the CPU.
 
+    ``categories`` are the class names, for weights that do not bring theirs: a list, or a file with one name a line or
+    in JSON (:func:`fastres.images.categories.parse`). ``transforms`` is the preprocessing of :meth:`Model.predict`: a
+    :class:`fastres.Transforms`, or the ``transforms()`` of torchvision's weights. Both replace those of the weights.
+
     Raises ``UnknownModelError``, ``WeightsError`` and its subclasses, ``ArchitectureError`` for another library's
-    network that fastres does not run, ``DtypeError`` and ``DeviceError``.
+    network that fastres does not run, ``InputError`` for ``categories`` that are not one name for each class and for
+    ``transforms`` that fastres cannot do, ``DtypeError`` and ``DeviceError``.
 
     >>> model = fastres.load("resnet50").cuda()
     >>> model.predict("cat.jpg")[0][0].label
     """
     parse_dtype(dtype)
+    preprocessing = None if transforms is None else presets.parse(transforms)
     saved = None if name in ARCHITECTURES else find_saved(name)
     if saved is None:
         arch = get_architecture(name)
@@ -62,8 +72,8 @@ def load(
     model = Model(
         loaded.state,
         loaded.arch,
-        transforms=_transforms(loaded),
-        categories=_categories(loaded),
+        transforms=preprocessing or _transforms(loaded),
+        categories=_categories(loaded) if categories is None else parse_names(categories, loaded.arch.num_classes),
         dtype=dtype,
         weights=loaded.source,
     )
@@ -90,10 +100,21 @@ def _device(device: torch.device | str | int) -> torch.device:
 def _transforms(loaded: LoadedWeights) -> Transforms:
     entry = loaded.entry
     if entry is not None:
-        return Transforms(resize=entry.resize, crop=entry.crop, mean=entry.mean, std=entry.std)
+        return entry_transforms(entry)
     if loaded.saved is not None and loaded.saved.transforms is not None:
         return loaded.saved.transforms
     return default_transforms(loaded.arch)
+
+
+def entry_transforms(entry: WeightsEntry) -> Transforms:
+    """Return the preprocessing of published weights."""
+    return Transforms(resize=entry.resize, crop=entry.crop, mean=entry.mean, std=entry.std)
+
+
+def entry_categories(entry: WeightsEntry, num_classes: int) -> tuple[str, ...] | None:
+    """Return the class names of published weights, or ``None`` if a network has another number of classes."""
+    names = load_names(entry.categories)
+    return names if len(names) == num_classes else None
 
 
 def default_transforms(arch: Architecture) -> Transforms:
@@ -107,5 +128,4 @@ def _categories(loaded: LoadedWeights) -> tuple[str, ...] | None:
         return loaded.saved.categories
     if loaded.entry is None or loaded.missing_head:
         return None
-    names = categories.load(loaded.entry.categories)
-    return names if len(names) == loaded.arch.num_classes else None
+    return entry_categories(loaded.entry, loaded.arch.num_classes)
