@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import fastres
 from fastres.bench.engines.eager import EagerResNet
@@ -45,6 +44,7 @@ from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
 from fastres.images.jpeg import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 from fastres.text import text_table
 
 JSON_NAME = "classify.json"
@@ -100,7 +100,7 @@ def make_folder(folder: Path, count: int) -> int:
     photos, scans = photographs(), digits()
     sizes = generator.choices([size for size, _ in SIZES], [share for _, share in SIZES], k=count)
     broken = 0
-    for index, size in enumerate(tqdm(sizes, desc="Making images", unit="image")):
+    for index, size in enumerate(progress_bar(sizes, desc="Making images", unit="image")):
         image = (
             scans[index % len(scans)].resize(size)
             if size == (96, 96)
@@ -172,7 +172,9 @@ def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
     calls: dict[str, Callable[[], float]] = {"decode": runs.decode, "model": runs.infer, "whole": runs.whole}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
-    for _ in tqdm(range(rounds), desc=f"Timing {runs.model.architecture.name}, {runs.reading.decoder}", unit="round"):
+    for _ in progress_bar(
+        range(rounds), desc=f"Timing {runs.model.architecture.name}, {runs.reading.decoder}", unit="round"
+    ):
         shuffle(order)
         for name in order:
             samples[name].append(calls[name]())
@@ -265,7 +267,7 @@ def compare_decoders(model: fastres.Model, rounds: int, each: int) -> list[dict[
     generator, photos = random.Random(1), photographs()
     functions = {EXACT: exact_pixels, "Pillow draft": pillow_draft, FAST: fast_pixels}
     rows = []
-    for size in tqdm(COMPARED, desc="Comparing decoders", unit="size"):
+    for size in progress_bar(COMPARED, desc="Comparing decoders", unit="size"):
         files = [jpeg(varied(photos[i % len(photos)], size, generator)) for i in range(each)]
         times: dict[str, list[float]] = {name: [] for name in functions}
         pixels: dict[str, torch.Tensor] = {}

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import fastres
 from fastres.bench.engines.eager import EagerResNet
@@ -32,6 +31,7 @@ from fastres.errors import DeviceError, FastresError, MissingDependencyError
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import check_image_size
+from fastres.terminal import progress_bar
 from fastres.text import dtype_name
 
 RANDOM = "random"
@@ -75,7 +75,7 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
     with (
         environment.settings(options.tf32),
         on_device,
-        tqdm(total=total, desc="Measuring this machine", bar_format=BAR, disable=None) as progress,
+        progress_bar(total=total, desc="Measuring this machine", bar_format=BAR, disable=None) as progress,
     ):
         dtypes = dict.fromkeys(setting.dtype for setting in settings if setting.unsupported is None)
         measured = {dtype: ceilings.measure(options.device, dtype) for dtype in dtypes}

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastres.arguments import image_sides, whole_number
 from fastres.errors import DtypeError, InputError
 from fastres.folding.build import build_plan
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, Plan, check_image_size
+from fastres.terminal import progress_bar
 from fastres.text import dtype_name
 
 from . import verification
@@ -171,12 +173,14 @@ def make_signature(
         size = (crop, crop)
     if size is not None:
         check_image_size(model.architecture, *size)
-    if batch != DYNAMIC and (isinstance(batch, (bool, str)) or not isinstance(batch, int) or batch < 1):
-        raise InputError(f"batch is {batch!r}; give 'dynamic' or a whole number of at least 1")
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-        raise InputError(f"top_k is {top_k!r}; give a whole number of at least 1")
+    fixed = None
+    if not (isinstance(batch, str) and batch == DYNAMIC):
+        try:
+            fixed = whole_number(batch, "batch")
+        except InputError as error:
+            raise InputError(f"batch is {batch!r}; give 'dynamic' or a whole number of at least 1") from error
+    top_k = whole_number(top_k, "top_k")
     names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    fixed = batch if isinstance(batch, int) else None
     transforms = model.transforms if preprocessing else None
     return Signature(opset, parse_dtype(dtype), size, fixed, names, top_k, transforms)
 
@@ -185,11 +189,10 @@ def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
     """Return (height, width), or ``None`` for ``"dynamic"``. Raise ``InputError`` for anything else."""
     if isinstance(size, str) and size == DYNAMIC:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
-    whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-    if len(sides) != 2 or not whole:
-        raise InputError(f"image_size is {size!r}; give a number of pixels, (height, width) or 'dynamic'")
-    return sides[0], sides[1]
+    try:
+        return image_sides(size)
+    except InputError as error:
+        raise InputError(f"image_size is {size!r}; give a number of pixels, (height, width) or 'dynamic'") from error
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -264,9 +267,7 @@ def _read_opsets(path: Path) -> dict[str, int]:
 @contextmanager
 def _bar(progress: bool, steps: int) -> Iterator[Callable[[str], None]]:
     """Show a bar on stderr with the name of the current step; yield the function that begins the next step."""
-    from tqdm import tqdm
-
-    with tqdm(total=steps, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
+    with progress_bar(total=steps, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
         begun = 0
 
         def advance(what: str) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from fastres.executors.cpu import CpuExecutor
 from fastres.model.model import Model
 from fastres.network.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
+from fastres.terminal import progress_bar
 
 from .errors import VerificationError
 from .files import checked_target, replacing
@@ -119,10 +120,8 @@ def export_torch(
 
     Raises the errors of :func:`fastres.export.onnx.export`.
     """
-    from tqdm import tqdm
-
     target = checked_target(path)
-    with tqdm(total=4, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
+    with progress_bar(total=4, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
         bar.set_description_str("load")
         loaded = load_model(model, weights, progress)
         signature = make_signature(loaded, DEFAULT_OPSET, dtype, image_size, batch, False, ("logits",), 5)

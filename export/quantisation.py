@@ -26,6 +26,7 @@ from torch import nn
 from fastres.errors import FastresError, InputError
 from fastres.model.model import Model
 from fastres.network.plan import INPUT, LOGITS
+from fastres.terminal import progress_bar
 
 from . import verification
 from .errors import CalibrationError, ExportFileError, missing
@@ -111,9 +112,7 @@ def export_int8(
     held_out = len(images) >= ENOUGH_TO_SPLIT
     fitted = [image for i, image in enumerate(images) if i % 4 != 3] if held_out else images
     judges = images[3::4] if held_out else images
-    from tqdm import tqdm
-
-    with tqdm(total=len(fitted) + 2 * len(judges), desc="int8", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(fitted) + 2 * len(judges), desc="int8", unit="image", disable=not progress) as bar:
         inputs = _Inputs(loaded, signature, bar)
         plan = fold(loaded, torch.float32)
         with replacing(target) as temporary, tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastres.arguments import whole_number
 from fastres.errors import DeviceError, InputError
 from fastres.images.decoding import load_image
 from fastres.images.transforms import batch_sources
@@ -129,9 +130,7 @@ class Session:
                 f"{self.path.name} has the outputs {', '.join(self.output_names)}, but predict needs logits; "
                 "export the model with logits among its outputs"
             )
-        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+        top_k, batch_size = whole_number(top_k, "top_k"), whole_number(batch_size, "batch_size")
         predictions: list[list[Prediction]] = []
         for count, x in self._batches(batch_sources(images), batch_size):
             logits = torch.as_tensor(self(x)[LOGITS])[:count]

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from fastres.arguments import whole_number
 from fastres.errors import InputError
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS
@@ -60,8 +61,7 @@ def export_server_repository(
     Raises the errors of :func:`fastres.export.onnx.export`, ``InputError`` for a name that cannot be a folder name or a
     ``max_batch_size`` below 1, and ``ExportFileError`` if the folder cannot be written.
     """
-    if isinstance(max_batch_size, bool) or not isinstance(max_batch_size, int) or max_batch_size < 1:
-        raise InputError(f"max_batch_size is {max_batch_size!r}; give a whole number of at least 1")
+    max_batch_size = whole_number(max_batch_size, "max_batch_size")
     if options.get("batch", DYNAMIC) != DYNAMIC:
         raise InputError(f"batch is {options['batch']!r}, but the server forms batches itself; give max_batch_size")
     check_opset(options.get("opset", 18))

@@ -6,7 +6,6 @@ Every kernel here computes ``reference.conv2d``. They differ in the shapes they 
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fastres.kernels.routing.rules import ConvConfig, ConvShape, route_conv, sha
 from fastres.kernels.routing.tables import Block, Index, Layer, Tuned, TunedBlock, table
 from fastres.kernels.routing.without import VARIABLE as WITHOUT
 from fastres.kernels.routing.without import left_out
+from fastres.terminal import warn
 
 from . import conv, conv_specialized, conv_tma, fused, gemm
 from .launch import float32_precision
@@ -120,7 +120,7 @@ def _hint(gpu: Gpu, others: tuple[str, ...]) -> None:
     used = f"the table of {others[0]} (same architecture)" if others else "rules"
     tune = "Run python -m fastres.bench.tune to find faster configurations"
     advice = "The general kernels run" if gpu.is_amd else tune
-    warnings.warn(
+    warn(
         f"fastres has no table of tuned configurations for {gpu.name} ({gpu.arch}) and uses {used} instead. Results "
         f"are the same. {advice}. This warning is shown once",
         UntunedGpuWarning,

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import fastres
 from fastres.bench.report.results import write_whole
 from fastres.commands.environment import environment
 from fastres.errors import FastresError
 from fastres.look.pictures import require_matplotlib, save_picture
+from fastres.terminal import progress_bar
 
 from .data import load_digits, split
 
@@ -65,7 +65,7 @@ class Similarity:
 
 def embeddings(model: fastres.Model, images: Tensor) -> Tensor:
     """Return pooled features of pixels ``[N, 3, H, W]`` uint8, scaled to unit length, float32 ``[N, C]`` on the CPU."""
-    parts = tqdm(images.split(BATCH), desc="embed", unit="batch", delay=1.0)
+    parts = progress_bar(images.split(BATCH), desc="embed", unit="batch", delay=1.0)
     return torch.nn.functional.normalize(torch.cat([model.embed(part.to(model.device)).cpu() for part in parts]))
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.report.results import write_whole
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 
 from .data import CLASSES, SIZE, load_digits, split, validation_split
 
@@ -102,7 +102,7 @@ def train(images: Tensor, labels: Tensor, recipe: Recipe, seed: int = 0, steps: 
     optimizer, scheduler = _optimizer(module, recipe, total)
     loss_function = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     losses: list[float] = []
-    with tqdm(total=stop, desc=f"Training {NAME}", unit="step") as progress:
+    with progress_bar(total=stop, desc=f"Training {NAME}", unit="step") as progress:
         while len(losses) < stop:
             order = torch.randperm(len(images), generator=generator)
             for batch in order.tensor_split(batches):

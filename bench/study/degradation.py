@@ -13,9 +13,9 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 
 from .common import (
     SHALLOW,
@@ -75,7 +75,7 @@ def measure(settings: Settings) -> Data:
     images, labels = dataset.normalise(dataset.test_images), dataset.test_labels
     train_images = dataset.normalise(dataset.train_images)
     networks, built, runs = [], [], []
-    for trained in tqdm(everything, desc="Evaluating the trained networks", unit="network"):
+    for trained in progress_bar(everything, desc="Evaluating the trained networks", unit="network"):
         model, seed = trained.job.model, trained.job.seed
         module = trained.module()
         runs.append(compare(f"{model}, seed {seed}", model, trained.state, images, labels))

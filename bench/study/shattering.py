@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from fastres.terminal import progress_bar
 
 from .common import Data, Number, Record, Settings, Study, mean, percent, rounded, signed, slope, title
 from .data import Dataset
@@ -134,7 +135,7 @@ def _average(net: Net, inputs: Inputs, count: int, depth: int, label: str) -> tu
     """
     covariance = torch.zeros(depth, POINTS, POINTS, dtype=torch.float64)
     coactive = torch.zeros(depth, dtype=torch.float64)
-    for seed in tqdm(range(count), desc=f"1-D networks, {net.name}, {label}", unit="network"):
+    for seed in progress_bar(range(count), desc=f"1-D networks, {net.name}, {label}", unit="network"):
         generator = torch.Generator().manual_seed(seed)
         for layer, (slopes, active) in enumerate(derivatives(net, *inputs(generator), depth, generator)):
             covariance[layer] += slopes @ slopes.T / (WIDTH * count)
@@ -217,7 +218,7 @@ def _own(settings: Settings, dataset: Dataset) -> tuple[list[Data], list[Data]]:
     rows, runs = [], []
     cases = list(itertools.product(settings.models(), range(settings.seeds)))
     found: dict[str, list[list[float]]] = {}
-    for model, seed in tqdm(cases, desc="Gradients along lines between images", unit="network"):
+    for model, seed in progress_bar(cases, desc="Gradients along lines between images", unit="network"):
         module = initialised(model, images[: settings.images], seed)
         pairs = [(2 * index, 2 * index + 1) for index in range(settings.lines)]
         for start, end in pairs:

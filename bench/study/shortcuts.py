@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastres.bench.engines.eager import Block, EagerResNet
 from fastres.network.architectures import block_specs, get_architecture
+from fastres.terminal import progress_bar
 
 from .common import (
     SHALLOW,
@@ -74,7 +74,7 @@ def measure(settings: Settings) -> Data:
     images, labels = dataset.normalise(dataset.test_images[shown]), dataset.test_labels[shown]
     rows, networks, runs = [], [], []
     total = sum(sum(get_architecture(trained.job.model).depths) for trained in everything)
-    with tqdm(total=total, desc="Removing one block at a time", unit="block") as bar:
+    with progress_bar(total=total, desc="Removing one block at a time", unit="block") as bar:
         for trained in everything:
             model, seed = trained.job.model, trained.job.seed
             arch = get_architecture(model)

@@ -25,11 +25,11 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.report.results import write_whole
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 
 from .data import CLASSES, Dataset, load_dataset
 
@@ -294,7 +294,7 @@ def train_all(jobs: Sequence[Job], folder: Path, workers: int) -> list[Trained]:
     pending.sort(key=lambda job: sum(get_architecture(job.model).depths), reverse=True)
     if pending:
         total = sum(job.recipe.epochs for job in pending)
-        with tqdm(total=total, desc=f"Training {len(pending)} networks", unit="epoch") as bar, threads(1):
+        with progress_bar(total=total, desc=f"Training {len(pending)} networks", unit="epoch") as bar, threads(1):
             if workers == 1:
                 for job in pending:
                     train(job, load_dataset(_path(job), job.limit), folder, bar.update)

@@ -20,10 +20,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastres.bench.engines.eager import EagerResNet
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 
 from .common import Data, Number, Picture, Record, Settings, Study, number, power, rounded, title
 from .data import CLASSES, Dataset
@@ -86,7 +86,9 @@ def _lab(settings: Settings, dataset: Dataset) -> list[Data]:
     features = (features - features.mean(0)) / features.std(0)
     cases = list(itertools.product(ACTIVATIONS, (1, 2), (False, True), DEPTHS))
     rows: list[Data] = []
-    for activation, times, norm, depth in tqdm(cases, desc="Gradients of fully connected networks", unit="case"):
+    for activation, times, norm, depth in progress_bar(
+        cases, desc="Gradients of fully connected networks", unit="case"
+    ):
         gain = times * USUAL_GAIN[activation]
         draws = [
             gradient_norms(features, dataset.train_labels[:BATCH], depth, activation, gain, norm, seed)
@@ -157,7 +159,7 @@ def _own(settings: Settings, dataset: Dataset) -> tuple[list[Data], list[Data]]:
     labels = dataset.train_labels[: settings.images]
     rows, runs = [], []
     models = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in settings.depths]
-    for model in tqdm(models, desc="Gradients of the CIFAR networks", unit="network"):
+    for model in progress_bar(models, desc="Gradients of the CIFAR networks", unit="network"):
         draws = [own_gradient_norms(model, images, labels, seed) for seed in range(settings.seeds)]
         state = initialised(model, images, seed=0).state_dict()
         runs.append(compare(f"{model}, untrained, seed 0", model, state, images, labels))

@@ -20,6 +20,7 @@ import triton
 from fastres.bench.report.results import write_whole
 from fastres.kernels.routing.rules import ConvConfig
 from fastres.kernels.routing.tables import Block, Layer, Network, Table, Tuned, TunedBlock, from_json, to_json
+from fastres.terminal import progress_bar
 
 DROPPED = "dropped.json"
 
@@ -64,11 +65,10 @@ class Progress:
         run: Callable[[Any], Tuned | TunedBlock | Network | None],
     ) -> None:  # fmt: skip
         """Add the result of ``run`` for each item of ``todo`` whose key is not in ``known``."""
-        from tqdm import tqdm
 
         done = set(known)
         left = [item for key, item in todo.items() if key not in done]
-        for index, item in enumerate(tqdm(left, desc=part, unit="entry")):
+        for index, item in enumerate(progress_bar(left, desc=part, unit="entry")):
             if self.deadline is not None and time.monotonic() > self.deadline:
                 self.unfinished += len(left) - index
                 break

@@ -154,7 +154,7 @@ def play(
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))

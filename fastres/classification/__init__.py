@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 
+from fastres.arguments import whole_number
 from fastres.errors import InputError, MissingDependencyError
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.model.predict import require_classifier
+from fastres.terminal import is_terminal
 
 from .report import Report
 
@@ -74,7 +76,9 @@ def classify(
 
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
-    _check_numbers(top_k=(top_k, 0 if embed else 1), batch_size=(batch_size, 1), workers=(workers, 0))
+    top_k = whole_number(top_k, "top_k", 0 if embed else 1)
+    batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
+    workers = None if workers is None else whole_number(workers, "workers", 0)
     from fastres.images.jpeg import DECODERS, FAST
 
     if decoder not in DECODERS:
@@ -103,7 +107,7 @@ def classify(
         columns=tuple(columns),
         resume=resume,
         overwrite=overwrite,
-        progress=sys.stderr.isatty() if progress is None else progress,
+        progress=is_terminal(sys.stderr) if progress is None else progress,
     )
 
 
@@ -123,12 +127,6 @@ def _model(
         return model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(model, weights, dtype=dtype, device=device, categories=categories)
-
-
-def _check_numbers(**numbers: tuple[int | None, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InputError(f"{name} is {value!r}; pass a whole number of at least {least}")
 
 
 def _check_dependencies(packages: Sequence[str]) -> None:

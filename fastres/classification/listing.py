@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
+
+from fastres.terminal import progress_bar
 
 Entry = dict[str, Any]
 CHUNK = 8192
@@ -31,7 +32,7 @@ SCHEMAS = {
 def write_listing(entries: Iterable[Entry], kind: str, path: Path, progress: bool) -> str:
     """Write ``entries`` to the Arrow file ``path``; return its sha256, which is the same for the same entries."""
     schema = SCHEMAS[kind]
-    entries = tqdm(entries, desc="Listing images", unit="", delay=1.0, disable=not progress)
+    entries = progress_bar(entries, desc="Listing images", unit="", delay=1.0, disable=not progress)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for chunk in _chunks(entries):
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))

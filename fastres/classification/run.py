@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from fastres.errors import OutputError, WorkerError
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, POOLED
+from fastres.terminal import is_terminal, progress_bar
 from fastres.text import dtype_name
 from fastres.version import __version__
 
@@ -72,9 +72,9 @@ def _classify(
 ) -> int:
     """Classify the images that are not done yet; return how many of them have an error."""
     failed = 0
-    bar = tqdm(
+    bar = progress_bar(
         total=len(images), initial=work.done, desc="classify", unit="image", disable=not progress, smoothing=0.05,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=0.2 if is_terminal(sys.stderr) else 30,
     )  # fmt: skip
     with bar, closing(reading.batches(images, work.done, model.device)) as batches:
         bar.set_postfix(errors=errors)

@@ -14,13 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastres.arguments import whole_number
 from fastres.errors import FastresError
 from fastres.images.categories import CATEGORIES_HELP
+from fastres.terminal import usable_streams
 from fastres.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    with usable_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["bench"]:  # has its own parser
@@ -159,6 +166,8 @@ def _predict(options: argparse.Namespace) -> None:
 
     from fastres.model.loading import load
 
+    for name, value in (("--top-k", options.top_k), ("--batch-size", options.batch_size)):
+        whole_number(value, name)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(options.model, options.weights, dtype=options.dtype, device=device, categories=options.categories)
     results = model.predict(options.images, options.top_k, batch_size=options.batch_size)

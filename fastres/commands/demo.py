@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastres.errors import FastresError, MissingDependencyError
 from fastres.look.pictures import checked_picture, save_picture
@@ -28,6 +27,7 @@ from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.architectures import get_architecture
+from fastres.terminal import progress_bar
 from fastres.text import dtype_name
 from fastres.version import __version__
 
@@ -201,7 +201,10 @@ def compare_speed(
     repetitions = {(False, False): 15, (False, True): 5, (True, False): 100, (True, True): 20}[on_gpu, quick]
     speeds = []
     total = len(BATCHES) * (warm_ups + repetitions)
-    with tqdm(total=total, desc=f"Timing {name}", unit="round", disable=None) as progress, torch.inference_mode():
+    with (
+        progress_bar(total=total, desc=f"Timing {name}", unit="round", disable=None) as progress,
+        torch.inference_mode(),
+    ):
         for batch in BATCHES:
             x = smooth_images(batch, size, size, seed=batch)
             found = model(x.to(device, model.dtype)).cpu()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastres.errors import InputError
+from fastres.arguments import whole_number
 from fastres.images.categories import CATEGORIES_HELP
+from fastres.terminal import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Check the picture's path and the image, load the model, draw the picture and write it."""
     import torch
-    from tqdm import tqdm
 
     from fastres.images.decoding import load_image
     from fastres.look.figures import DPI, look
@@ -33,12 +33,11 @@ def run(options: argparse.Namespace) -> None:
     from fastres.model.loading import load
 
     require_matplotlib()
-    if options.top_k < 1:
-        raise InputError(f"--top-k is {options.top_k}; pass a whole number of at least 1")
+    whole_number(options.top_k, "--top-k")
     out = checked_picture(options.out, "look.png")
     load_image(options.image)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with tqdm(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:
+    with progress_bar(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:
         bar.set_description_str("load")
         model = load(options.model, options.weights, dtype=options.dtype, device=device, categories=options.categories)
         bar.update()

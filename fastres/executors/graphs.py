@@ -21,7 +21,6 @@ call waits, on its own stream, for the previous one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from fastres.errors import GraphMemoryWarning
 from fastres.forks import Guard
 from fastres.kernels.launch import cdiv, device_guard, float32_precision
 from fastres.network.plan import LOGITS
+from fastres.terminal import warn
 
 from .recent import Recent
 
@@ -192,7 +192,7 @@ class GraphExecutor:
             captured: Captured = self._pool.capture(self.runner, shape, dtype, outputs)
         except torch.OutOfMemoryError:
             if not self._too_large:
-                warnings.warn(
+                warn(
                     f"No GPU memory is left to capture a CUDA graph for a batch of shape {list(shape)}. Batches of "
                     "this size run without a graph: the results are the same, but small batches are slower. To use "
                     "graphs, free GPU memory and load the model again. This warning is shown once per model",

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fastres.errors import ImageError
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD, Triple
+from fastres.terminal import progress_bar
 
 from .decoding import ACCEPTED, ImageSource, checked_tensor, load_image, to_uint8
 
@@ -130,9 +131,7 @@ class Transforms:
             positions.setdefault(id(source), []).append(index)
         results: Iterable[tuple[int, Tensor]] = self._each(sources, [i[0] for i in positions.values()], first_index)
         if progress:
-            from tqdm import tqdm
-
-            results = tqdm(results, total=len(positions), desc="Reading images", unit="image", delay=1.0)
+            results = progress_bar(results, total=len(positions), desc="Reading images", unit="image", delay=1.0)
         for index, pixels in results:
             for position in positions[id(sources[index])]:
                 batch[position] = pixels

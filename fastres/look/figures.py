@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fastres.errors import InputError
+from fastres.arguments import whole_number
 from fastres.images.transforms import ImageSource, load_image
 from fastres.model.model import Model
 from fastres.model.predict import Prediction, require_classifier, top_predictions
@@ -78,7 +78,7 @@ def filters_figure(model: Model) -> Figure:
 
 def features_figure(model: Model, image: ImageSource, channels: int = CHANNELS) -> Figure:
     """Draw feature maps of the stem and of each stage: the ``channels`` maps that vary most over the image."""
-    _check_count("channels", channels)
+    channels = whole_number(channels, "channels")
     photograph = Photograph.of(model, image)
     stages = len(model.outline.features)
     figure = _figure(WIDTH, WIDTH / stages + 0.7)
@@ -88,7 +88,7 @@ def features_figure(model: Model, image: ImageSource, channels: int = CHANNELS) 
 
 def cam_figure(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
     """Draw class-activation maps of the ``top_k`` most probable classes over the photograph, on one scale."""
-    _check_count("top_k", top_k)
+    top_k = whole_number(top_k, "top_k")
     require_classifier(model, "cam_figure")
     photograph = Photograph.of(model, image)
     (predictions,) = top_predictions(model(photograph.x), top_k, model.categories)
@@ -99,7 +99,7 @@ def cam_figure(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
 
 def look(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
     """Draw one picture with the photograph, its classes, first filters, feature maps and class-activation maps."""
-    _check_count("top_k", top_k)
+    top_k = whole_number(top_k, "top_k")
     require_classifier(model, "look")
     photograph = Photograph.of(model, image)
     (predictions,) = top_predictions(model(photograph.x), max(top_k, 5), model.categories)
@@ -129,11 +129,6 @@ def _figure(width: float, height: float) -> Figure:
 
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08, wspace=0.01, hspace=0.01)
     return Figure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}; pass a whole number of at least 1")
 
 
 def _draw_photograph(axis: Axes, photograph: Photograph) -> None:

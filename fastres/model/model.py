@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastres.arguments import image_sides, whole_number
 from fastres.network.plan import LOGITS, POOLED
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
@@ -132,6 +133,9 @@ class Model(Folded):
         this GPU, otherwise estimated. The ceilings come from the GPU's data sheet unless you pass ``ceilings``, which
         ``fastres.bench.measure.ceilings.measure`` measures. The ceilings of a CPU are unknown unless you pass them.
         ``microseconds`` are measured times of steps, by name.
+
+        Raises ``InputError`` unless ``batch`` is a whole number of at least 1 and ``image_size`` is one or a pair of
+        them, not below the network's minimum.
         """
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        batch, (height, width) = whole_number(batch, "batch"), image_sides(image_size)
         return Explanation.of(self.outline, self.device, self.dtype, batch, height, width, ceilings, microseconds)

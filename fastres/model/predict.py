@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastres.errors import ClassifierError, InputError
+from fastres.arguments import whole_number
+from fastres.errors import ClassifierError
 from fastres.images.transforms import Transforms, batch_sources
 from fastres.network.architectures import Architecture
+from fastres.terminal import is_terminal, progress_bar
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,13 @@ def predict(
     model: Classifier, images: Any, top_k: int, *, batch_size: int = 32, progress: bool | None = None
 ) -> list[list[Prediction]]:
     """See :meth:`fastres.Model.predict`."""
-    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    top_k, batch_size = whole_number(top_k, "top_k"), whole_number(batch_size, "batch_size")
     require_classifier(model, "predict")
     sources = batch_sources(images)
     if progress is None:
-        progress = len(sources) > batch_size and sys.stderr.isatty()
+        progress = len(sources) > batch_size and is_terminal(sys.stderr)
     predictions: list[list[Prediction]] = []
-    from tqdm import tqdm
-
-    with tqdm(total=len(sources), desc="predict", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(sources), desc="predict", unit="image", disable=not progress) as bar:
         for start in range(0, len(sources), batch_size):
             chunk = sources[start : start + batch_size]
             pixels = model.transforms.batch(chunk, first_index=start)

@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from fastres.errors import CorruptCheckpointError, DownloadError, WeightsError
+from fastres.terminal import progress_bar
 from fastres.version import __version__
 
 PYTORCH_URL = "https://download.pytorch.org/models/"
@@ -157,10 +158,8 @@ def _chunks(response: IO[bytes], url: str, total: int | None, file: str, progres
     """Yield the body in chunks, with a progress bar; a broken connection becomes a ``DownloadError``."""
     from http.client import HTTPException
 
-    from tqdm import tqdm
-
     options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    with tqdm(total=total, desc=file, disable=not progress, **options) as bar:
+    with progress_bar(total=total, desc=file, disable=not progress, **options) as bar:
         while True:
             try:
                 chunk = response.read(_CHUNK)

@@ -5,7 +5,6 @@ This module also creates random weights. All tensors that it returns are plain C
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fastres.errors import StateDictMismatchError, WeightsError
 from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, gate_shapes, state_dict_shapes
 from fastres.text import dtype_name
+from fastres.terminal import warn
 
 HEAD = ("fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
@@ -58,7 +58,7 @@ def fit_state(
     if fresh:
         fitted.update(_fresh_head(wanted))
         held = "no classifier" if headless else f"a classifier of {given.num_classes} classes"
-        warnings.warn(
+        warn(
             f"The weights from {source} have {held}, so the head for num_classes={wanted.num_classes} is random. Its "
             "logits are meaningless until you load a trained head of that size",
             FreshHeadWarning,

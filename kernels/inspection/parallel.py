@@ -9,6 +9,8 @@ from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
+from fastres.terminal import progress_bar
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,12 +23,10 @@ def in_processes(
     By default there is one worker per core; ``workers=1`` works in this process. Workers are forked from a server
     process without threads, because forking a process whose threads hold locks can hang.
     """
-    from tqdm import tqdm
-
-    progress_bar = partial(tqdm, total=len(items), desc=label, unit="kernel", disable=not progress)
+    bar = partial(progress_bar, total=len(items), desc=label, unit="kernel", disable=not progress)
     if workers == 1:
-        return list(progress_bar(map(function, items)))
+        return list(bar(map(function, items)))
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "triton.compiler"])
     with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(items) or 1), context) as pool:
-        return list(progress_bar(pool.map(function, items)))
+        return list(bar(pool.map(function, items)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import fastres
+from fastres.errors import InputError
 from fastres.folding.build import outline
 from fastres.kernels import dispatch
 from fastres.kernels.routing import cards, rules, tables
@@ -206,3 +208,16 @@ def test_the_tuned_classifier_is_a_row_of_the_table(
     head = explained(monkeypatch, H200, 256).rows[-1]
     assert head.kernel == "average_pool, gemm"
     assert str(config) in head.config
+
+
+def test_numbers_are_checked() -> None:
+    model = fastres.load("resnet20_digits")
+    assert str(model.explain(np.int64(2), (np.int32(32), 40))) == str(model.explain(2, (32, 40)))  # type: ignore
+    for batch in (0, -1, 2.0, True, "2", None):
+        with pytest.raises(InputError, match=r"batch is .*; give a whole number of at least 1"):
+            model.explain(batch)  # type: ignore[arg-type]
+    for size in (0, -32, 32.0, True, (32,), (32, 32, 3), (32, 32.5), "32", None):
+        with pytest.raises(InputError, match=r"image_size is .*; give a number of pixels, or a pair"):
+            model.explain(1, size)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least 8×8 pixels but was given 4×4"):
+        model.explain(1, 4)

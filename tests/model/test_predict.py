@@ -55,6 +55,13 @@ def test_batches_give_what_single_images_give() -> None:
         assert [p.label for p in row] == [p.label for p in alone]
 
 
+def test_numbers_of_numpy() -> None:
+    model = fastres.load("resnet20_digits")
+    images = [np.zeros((40, 40, 3), dtype=np.uint8)] * 3
+    rows = model.predict(images, top_k=np.int64(3), batch_size=np.int32(2))  # type: ignore[arg-type]
+    assert [len(row) for row in rows] == [3, 3, 3]
+
+
 @pytest.mark.parametrize(("name", "value"), [("top_k", 0), ("top_k", 2.5), ("batch_size", -1), ("top_k", True)])
 def test_bad_numbers(name: str, value: object) -> None:
     model = fastres.load("resnet20_digits")
