@@ -64,9 +64,8 @@ def parse(value: Any, count: int) -> tuple[str, ...]:
     if len(value) != count:
         advice = f"give one name for each of the {count} classes" if count else "leave the names out"
         has = f"{count} class{'es' if count != 1 else ''}" if count else "no classifier (num_classes=0)"
-        raise InputError(
-            f"{source} has {len(value)} name{'s' if len(value) != 1 else ''}, but the model has {has}; {advice}"
-        )
+        given = f"{len(value)} name{'s' if len(value) != 1 else ''}"
+        raise InputError(f"{source} has {given}, but the model has {has}; {advice}")
     return tuple(map(str, value))
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fastres.errors import StateDictMismatchError, WeightsError
 from fastres.network.architectures import ARCHITECTURES, Architecture, conv_specs, gate_shapes, state_dict_shapes
-from fastres.text import dtype_name
 from fastres.terminal import warn
+from fastres.text import dtype_name
 
 HEAD = ("fc.weight", "fc.bias")
 _COUNTER = "num_batches_tracked"
