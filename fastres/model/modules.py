@@ -114,6 +114,11 @@ def check_layers(module: nn.Module) -> None:
                 f"{type(module).__name__} has {bad} of {tensor.numel()} values in {name} that are NaN or infinite, so "
                 "its logits mean nothing. Give it finite weights"
             )
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise WeightsError(
+                f"{type(module).__name__} has negative variances in {name}, so its logits would be NaN. Give it "
+                "variances of at least 0"
+            )
 
 
 def _check_layer(module: nn.Module, name: str, layer: nn.Module) -> None:

@@ -79,8 +79,8 @@ def _check_shapes(module: nn.Module, arch: Architecture) -> None:
     shapes = {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
     expected = state_dict_shapes(arch)
     if shapes != expected:
-        odd = sorted(set(shapes.items()) ^ set(expected.items()))[:4]
-        raise refusal(module, f"its parameters differ from a ResNet's, for example {', '.join(key for key, _ in odd)}")
+        odd = [key for key in sorted({*shapes, *expected}) if shapes.get(key) != expected.get(key)][:4]
+        raise refusal(module, f"its parameters differ from a ResNet's, for example {', '.join(odd)}")
 
 
 def _inner(module: nn.Module) -> str | None:

@@ -20,7 +20,8 @@ Settings = tuple[Any, ...] | None
 Arguments = dict[str, Any]
 
 _SAME = ("alias", "detach", "clone", "lift_fresh", "_to_copy")  # the same numbers in the same places
-_RESHAPES = ("view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze")
+_RESHAPES = ("view", "_unsafe_view", "reshape", "flatten")
+_SQUEEZES = ("squeeze", "unsqueeze", "select")
 _READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose")
 _TAG = "_fastres_value"
 
@@ -143,12 +144,27 @@ def _same(recorder: Recorder, a: Arguments) -> int | None:
 def _reshaped(recorder: Recorder, a: Arguments) -> int | None:
     """Return the value of ``[N, C, 1, 1]`` that becomes ``[N, C]``, or the other way round."""
     x, size = a["self"], a.get("size", a.get("shape"))
-    if x.dim() < 2 or math.prod(x.shape[2:]) != 1:
+    if size is None or x.dim() < 2 or math.prod(x.shape[2:]) != 1:
         return None
-    if size is None:  # squeeze, unsqueeze
-        return recorder.value(x) if x.dim() > 2 and min(x.shape[:2]) > 1 else None
     full = [given if given != -1 else known for given, known in zip(size[:2], x.shape, strict=False)]
     return recorder.value(x) if full == list(x.shape[:2]) and math.prod(size[2:]) in (1, -1) else None
+
+
+def _squeezed(recorder: Recorder, a: Arguments) -> int | None:
+    """Return the value of ``[N, C, 1, 1]`` from which dimensions of length 1 are taken, or to which they are added."""
+    x, given = a["self"], a.get("dim")
+    dimensions = [given] if isinstance(given, int) else given
+    if dimensions is None or x.dim() < 2 or math.prod(x.shape[2:]) != 1:  # squeeze() would also take a batch of one
+        return None
+    return recorder.value(x) if all(index >= 2 or index < 0 <= index + x.dim() - 2 for index in dimensions) else None
+
+
+def _restrided(recorder: Recorder, a: Arguments) -> int | None:
+    """Return the value of a tensor whose strides change only where the length is 1, as in channels-last pooling."""
+    x = a["self"]
+    steps = zip(a["size"], a["stride"], x.stride(), strict=False)
+    same = list(a["size"]) == list(x.shape) and all(new == old or length == 1 for length, new, old in steps)
+    return recorder.value(x) if same and a["storage_offset"] in (None, x.storage_offset()) else None
 
 
 def _conv(recorder: Recorder, a: Arguments) -> int | None:
@@ -215,6 +231,8 @@ def _padding(a: Arguments) -> Settings:
 _OPERATIONS: dict[str, Callable[[Recorder, Arguments], int | None]] = {
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_RESHAPES, _reshaped),
+    **dict.fromkeys(_SQUEEZES, _squeezed),
+    "as_strided": _restrided,
     "convolution": _conv,
     "batch_norm": _norm,
     "relu": _unary("relu"),

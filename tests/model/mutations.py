@@ -305,26 +305,26 @@ def other_forward(forward: Callable[[Any, Tensor], Any]) -> Change:
     return change
 
 
-def _body(self: Any, x: Tensor) -> Tensor:
+def body(self: Any, x: Tensor) -> Tensor:
     x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
     return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # type: ignore[no-any-return]
 
 
 def _drops_before_the_classifier(self: Any, x: Tensor) -> Tensor:
-    x = torch.flatten(self.avgpool(_body(self, x)), 1)
+    x = torch.flatten(self.avgpool(body(self, x)), 1)
     return self.fc(F.dropout(x, 0.5, training=self.training))  # type: ignore[no-any-return]
 
 
 def _means_by_itself(self: Any, x: Tensor) -> Tensor:
-    return self.fc(_body(self, x).mean([-2, -1]))  # type: ignore[no-any-return]
+    return self.fc(body(self, x).mean([-2, -1]))  # type: ignore[no-any-return]
 
 
 def _mean_of_one_side(self: Any, x: Tensor) -> Tensor:
-    return self.fc(_body(self, x).mean(2).amax(2))  # type: ignore[no-any-return]
+    return self.fc(body(self, x).mean(2).amax(2))  # type: ignore[no-any-return]
 
 
 def _fixed_pool(self: Any, x: Tensor) -> Tensor:
-    return self.fc(F.avg_pool2d(_body(self, x), 2).flatten(1))  # type: ignore[no-any-return]
+    return self.fc(F.avg_pool2d(body(self, x), 2).flatten(1))  # type: ignore[no-any-return]
 
 
 def _normalises(self: Any, x: Tensor) -> Tensor:
@@ -366,7 +366,7 @@ def _returns_a_tuple(self: Any, x: Tensor) -> Any:
 
 
 def _returns_features(self: Any, x: Tensor) -> Tensor:
-    return torch.flatten(self.avgpool(_body(self, x)), 1)
+    return torch.flatten(self.avgpool(body(self, x)), 1)
 
 
 def _changes_weights(self: Any, x: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.errors import ArchitectureError, DtypeError, FastresError, WeightsError
-from fastres.network.architectures import Architecture
+from fastres.network.architectures import Architecture, get_architecture
 
-from .mutations import MUTATIONS, randomised, small
+from .mutations import MUTATIONS, body, randomised, small
 
 
 def images() -> list[Tensor]:
@@ -190,6 +190,13 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
         fastres.from_module(module)
 
 
+def test_negative_variances_are_refused() -> None:
+    module = small()
+    module.layer2[0].bn1.running_var[3] = -0.5
+    with pytest.raises(WeightsError, match=r"negative variances in layer2\.0\.bn1\.running_var"):
+        fastres.from_module(module)
+
+
 def test_overflowing_networks_are_accepted() -> None:
     module = small()
     with torch.no_grad():
@@ -220,6 +227,46 @@ def test_quantizable_networks_in_floating_point(block: type[nn.Module]) -> None:
 def test_traced_graphs() -> None:
     module = small()
     check_logits(module, fastres.from_module(torch.fx.symbolic_trace(module)))
+
+
+def _squeezed(self: Any, x: Tensor) -> Tensor:
+    return self.fc(self.avgpool(body(self, x)).squeeze(-1).squeeze(-1))  # type: ignore[no-any-return]
+
+
+def _selected(self: Any, x: Tensor) -> Tensor:
+    return self.fc(self.avgpool(body(self, x))[:, :, 0, 0])  # type: ignore[no-any-return]
+
+
+def _viewed(self: Any, x: Tensor) -> Tensor:
+    return self.fc(self.avgpool(body(self, x)).view(x.shape[0], -1))  # type: ignore[no-any-return]
+
+
+def _channels_last(self: Any, x: Tensor) -> Tensor:
+    return ResNet.forward(self, x.contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("forward", [_squeezed, _selected, _viewed, _channels_last])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_other_ways_to_write_a_forward(forward: Callable[[Any, Tensor], Tensor], layout: torch.memory_format) -> None:
+    module = small(kind=type("Other", (ResNet,), {"forward": forward})).to(memory_format=layout)
+    check_logits(module, fastres.from_module(module))
+
+
+@pytest.mark.parametrize("name", ["seresnet50", "resnet20"])
+def test_channels_last_gates_and_padded_shortcuts(name: str) -> None:
+    module = randomised(EagerResNet(get_architecture(name))).to(memory_format=torch.channels_last)
+    assert fastres.from_module(module).architecture.name == name
+
+
+def test_settings_of_torch_that_change_its_operations() -> None:
+    module = small()
+    with torch.backends.mkldnn.flags(enabled=False):
+        check_logits(module, fastres.from_module(module))
+    torch.use_deterministic_algorithms(True)
+    try:
+        check_logits(module, fastres.from_module(module))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("shift", [0, 1])
