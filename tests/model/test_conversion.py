@@ -252,10 +252,16 @@ def test_other_ways_to_write_a_forward(forward: Callable[[Any, Tensor], Tensor],
     check_logits(module, fastres.from_module(module))
 
 
-@pytest.mark.parametrize("name", ["seresnet50", "resnet20"])
-def test_channels_last_gates_and_padded_shortcuts(name: str) -> None:
-    module = randomised(EagerResNet(get_architecture(name))).to(memory_format=torch.channels_last)
-    assert fastres.from_module(module).architecture.name == name
+GATED = Architecture(
+    "custom", "bottleneck", (1, 1), (16, 32), stem="deep", stem_widths=(8, 8, 16), shortcut="average_pool",
+    squeeze_excitation=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", [GATED, get_architecture("resnet20")], ids=["gates", "padded shortcuts"])
+def test_channels_last_networks_of_other_kinds(arch: Architecture) -> None:
+    module = randomised(EagerResNet(arch)).to(memory_format=torch.channels_last)
+    check_logits(module, fastres.from_module(module))
 
 
 def test_settings_of_torch_that_change_its_operations() -> None:
