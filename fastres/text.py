@@ -1,4 +1,4 @@
-"""Format dtype names and tables as plain text."""
+"""Format the names of dtypes and types, and tables, as plain text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Collection, Sequence
 def dtype_name(dtype: object) -> str:
     """Return ``"float16"`` for ``torch.float16``, for NumPy's float16 and for the name itself."""
     return str(dtype).removeprefix("torch.")
+
+
+def article(value: object) -> str:
+    """Return the type's name of ``value`` with its article: ``"an int"``, ``"a Tensor"``."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -15,10 +15,11 @@ from fastres.images.categories import parse as parse_names
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture
 from fastres.network.plan import LOGITS, POOLED
-from fastres.text import dtype_name
+from fastres.text import article, dtype_name
 from fastres.weights import timm_config
 from fastres.weights.layouts import to_torchvision
-from fastres.weights.published import WeightsEntry, entry_of_enum, get_entry
+from fastres.weights.published import WeightsEntry
+from fastres.weights.sources import published_entry
 
 from .agreement import check, reference_copy, undisturbed
 from .loading import default_transforms, entry_categories, entry_transforms
@@ -116,7 +117,6 @@ def _described(model: Model, names: tuple[str, ...] | None, preprocessing: Trans
     twin = copy.deepcopy(model)
     twin.categories = twin.categories if names is None else names
     twin.transforms = preprocessing or twin.transforms
-    twin._reset()
     return twin
 
 
@@ -127,14 +127,13 @@ def _entry(name: str, weights: Any) -> WeightsEntry:
             "The module has an architecture of its own, which has no published weights; give its class names and its "
             "preprocessing with categories= and transforms="
         )
-    if isinstance(weights, str):
-        return get_entry(name, weights)
-    if not hasattr(weights, "url"):
+    entry = published_entry(name, weights)
+    if entry is None:
         raise InputError(
-            f"weights is a {type(weights).__name__}, but from_module takes the tensors from the module; give the name "
-            "of the published weights whose class names and preprocessing apply, such as 'DEFAULT'"
+            f"weights is {article(weights)}, but from_module takes the tensors from the module; give the name of the "
+            "published weights whose class names and preprocessing apply, such as 'DEFAULT'"
         )
-    return entry_of_enum(name, weights)
+    return entry
 
 
 def _dtype(module: nn.Module, dtype: torch.dtype | str) -> torch.dtype | str:

@@ -8,9 +8,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastres.errors import ArchitectureError, DeviceError, DtypeError, GradientError, InputError
+from fastres.errors import ArchitectureError, DeviceError, DtypeError, GradientError
 from fastres.folding.build import build_plan, outline
 from fastres.forks import Guard
+from fastres.images import presets
+from fastres.images.categories import parse as parse_names
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, POOLED, Plan, Shape
@@ -57,8 +59,7 @@ class Folded(nn.Module):
         super().__init__()
         self.training = False
         self._set(architecture=arch, transforms=transforms)
-        categories = categories if arch.num_classes else ()
-        self.categories: tuple[str, ...] | None = tuple(categories) if categories is not None else None
+        self.categories = categories if arch.num_classes else ()  # type: ignore[assignment]
         self._source = weights
         self._requested_dtype = parse_dtype(dtype)
         for name, child in tree(state).items():
@@ -256,10 +257,10 @@ class Folded(nn.Module):
                 "Change the torchvision model and use fastres.from_module"
             )
         elif name == "transforms":
-            if not isinstance(value, Transforms):
-                raise InputError(f"model.transforms takes a fastres Transforms, but was given {type(value).__name__}")
-            self._set(transforms=value)
+            self._set(transforms=presets.parse(value))
             self._changes.note()
+        elif name == "categories":
+            self._set(categories=None if value is None else parse_names(value, self.num_classes))
         elif name in ("architecture", "weights"):
             raise ArchitectureError(
                 f"model.{name} cannot be set; load another model, or change its tensors with model.load_state_dict"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastres.arguments import image_sides, whole_number
+from fastres.arguments import image_sides, is_whole, whole_number
 from fastres.network.plan import LOGITS, POOLED
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
@@ -109,13 +109,13 @@ class Model(Folded):
         for float32, ``dtype`` and uint8 (the input of :meth:`predict` and ``fastres classify``) on a GPU, and for
         float32 on a CPU. Raises the same errors as a call with such inputs.
         """
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = image_sides(image_size)
         if dtypes is None:
             dtypes = (torch.float32, self.dtype, torch.uint8) if self.device.type == "cuda" else (torch.float32,)
         given = [dtypes] if isinstance(dtypes, torch.dtype) else list(dict.fromkeys(dtypes))
-        for batch in [batch_sizes] if isinstance(batch_sizes, int) else batch_sizes:
+        for batch in [batch_sizes] if is_whole(batch_sizes) else batch_sizes:  # type: ignore[union-attr]
             for dtype in given:
-                x = torch.zeros(batch, 3, height, width, dtype=dtype, device=self.device)
+                x = torch.zeros(whole_number(batch, "batch_sizes"), 3, height, width, dtype=dtype, device=self.device)
                 for _ in range(WARMUP_CALLS):
                     self(x)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError, WeightsError
-from fastres.text import dtype_name
+from fastres.text import article, dtype_name
 
 ACCEPTED = (
     "fastres.from_module takes the ResNets, ResNeXts and Wide ResNets of torchvision.models and timm, and "
@@ -66,13 +66,13 @@ def _check_kind(module: Any) -> None:
     if isinstance(module, (str, bytes)) or hasattr(module, "__fspath__"):
         raise _wrong_kind(repr(module), "names, paths and hub ids are for fastres.load")
     if isinstance(module, Mapping):
-        raise _wrong_kind(_article(module), "load a state dict with fastres.load(name, weights=state_dict)")
+        raise _wrong_kind(article(module), "load a state dict with fastres.load(name, weights=state_dict)")
     if type(module).__name__ == "ExportedProgram":
-        raise _wrong_kind(_article(module), f"{_ORIGINAL} fastres.load(name, weights=program.state_dict)")
+        raise _wrong_kind(article(module), f"{_ORIGINAL} fastres.load(name, weights=program.state_dict)")
     if isinstance(module, torch.jit.ScriptModule):
         raise _wrong_kind("a TorchScript module", f"{_ORIGINAL} fastres.load(name, weights=module.state_dict())")
     if not isinstance(module, nn.Module):
-        raise _wrong_kind("None" if module is None else _article(module), "pass a module, an nn.Module")
+        raise _wrong_kind("None" if module is None else article(module), "pass a module, an nn.Module")
     if any("fsdp" in kind.__module__ for kind in type(module).__mro__):
         raise _wrong_kind("a sharded module (FSDP)", "gather its full state dict and load that with fastres.load")
 
@@ -165,15 +165,10 @@ def _name(function: Any) -> str:
 
 def _check_tensor(module: nn.Module, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
-        raise refusal(module, f"its state dict has {_article(tensor)} at {name}, but fastres reads only tensors")
+        raise refusal(module, f"its state dict has {article(tensor)} at {name}, but fastres reads only tensors")
     if type(tensor) not in _PLAIN_TENSORS:
         raise refusal(module, f"{name} is a {type(tensor).__name__}, but fastres reads plain tensors")
     if tensor.layout is not torch.strided:
         raise refusal(module, f"{name} is {tensor.layout}; fastres reads dense tensors: tensor.to_dense()")
     if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
         raise refusal(module, f"{name} is {dtype_name(tensor.dtype)}, but fastres reads floating-point weights")
-
-
-def _article(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

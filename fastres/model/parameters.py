@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError, GradientError
+from fastres.text import article
 
 from .changes import Changes, Table, set_data
 
@@ -64,7 +65,7 @@ class Parameters(nn.Module):
         inside = self.__dict__.get("_modules", {})
         if isinstance(value, nn.Module) or name in inside:
             raise ArchitectureError(
-                f"{name} cannot be replaced by {_article(value)} inside a fastres model, which runs a fixed plan. "
+                f"{name} cannot be replaced by {article(value)} inside a fastres model, which runs a fixed plan. "
                 "Assign its tensors (model.conv1.weight = nn.Parameter(…)), load a state dict, or change the "
                 "torchvision model and use fastres.from_module"
             )
@@ -203,8 +204,3 @@ def plain_tables(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _copy(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
-
-
-def _article(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

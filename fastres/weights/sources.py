@@ -85,7 +85,7 @@ def find_source(arch: Architecture, weights: Any) -> Source:
     if saved is not None:
         _check_same(arch, saved.arch, saved.source, saved.source)
         return Source(saved.source, path=saved.weights, saved=saved)
-    entry = _entry_of(arch.name, weights)
+    entry = published_entry(arch.name, weights)
     if entry is not None:
         return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
     return _file(arch, weights) if isinstance(weights, (str, Path)) else Source("a state dict", given=weights)
@@ -145,8 +145,11 @@ def _plain(weights: Any) -> Any:
     return weights
 
 
-def _entry_of(model: str, weights: object) -> WeightsEntry | None:
-    """Return the published entry for a string or an enum member; ``None`` for a path or a state dict."""
+def published_entry(model: str, weights: object) -> WeightsEntry | None:
+    """Return the published entry for a string or an enum member; ``None`` for a path or a state dict.
+
+    Raises ``UnknownWeightsError`` for an entry of another model, an unknown name, or an object of another kind.
+    """
     if isinstance(weights, str):
         qualified = published.name_in_enum(model, weights)
         if qualified is not None:

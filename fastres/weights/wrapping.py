@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import StateDictMismatchError, UnsafeCheckpointError, WeightsError
+from fastres.text import article
 
 from .checkpoints import REMEDY, whole_module
 from .unpickling import Inert
@@ -80,7 +81,7 @@ def unwrap_traced(obj: object) -> Unwrapped:
         )
     if not isinstance(obj, Mapping):
         raise StateDictMismatchError(
-            f"The checkpoint holds {_article(obj)}, not a state dict; pass a mapping from parameter names to tensors."
+            f"The checkpoint holds {article(obj)}, not a state dict; pass a mapping from parameter names to tensors."
         )
     wrappers: list[str] = []
     beside: list[str] = []
@@ -110,7 +111,7 @@ def _items(mapping: Mapping[object, object]) -> dict[object, object]:
         return {key: mapping[key] for key in mapping}
     except Exception as error:
         raise StateDictMismatchError(
-            f"The weights are {_article(mapping)} that cannot be read ({type(error).__name__}: {error!s:.80}). Pass a "
+            f"The weights are {article(mapping)} that cannot be read ({type(error).__name__}: {error!s:.80}). Pass a "
             "dict from parameter names to tensors."
         ) from error
 
@@ -216,7 +217,7 @@ def _tensors(items: Mapping[object, object]) -> dict[str, Tensor]:
     for key, value in items.items():
         if not isinstance(key, str):
             raise StateDictMismatchError(
-                f"The state dict has a key that is {_article(key)}; pass a mapping from parameter names to tensors."
+                f"The state dict has a key that is {article(key)}; pass a mapping from parameter names to tensors."
             )
         if isinstance(value, Tensor) and _has_shape(value):
             state[key] = value
@@ -278,7 +279,7 @@ def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[s
 def _described(value: object) -> str:
     if isinstance(value, Inert):
         return value.kind or value.name
-    return _article(value)
+    return article(value)
 
 
 def _few(items: list[str]) -> str:
@@ -287,8 +288,3 @@ def _few(items: list[str]) -> str:
 
 def _quoted(names: list[str]) -> str:
     return _few([repr(name) for name in names])
-
-
-def _article(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

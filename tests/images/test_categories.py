@@ -101,7 +101,7 @@ def test_other_files_are_refused(content: bytes | None, name: str, message: str,
 @pytest.mark.parametrize("weights", ["ResNet50_Weights.IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V2"])
 def test_torchvisions_presets_are_those_of_the_published_weights(weights: str) -> None:
     member = torchvision.models.get_weight(weights)
-    published = entry_transforms(entry_of_enum("resnet50", member))
+    published = entry_transforms(entry_of_enum("resnet50", member, member.url))
     assert presets.parse(member.transforms()) == presets.parse(member.transforms) == published
 
 

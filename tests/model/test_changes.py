@@ -297,8 +297,20 @@ def test_new_transforms_reach_the_first_kernel(first: nn.Module) -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.transforms.mean, model.transforms.std))
     assert relative_error(model(pictures), model((pictures / 255 - mean) / std)) < 1e-5
     assert relative_error(model(pictures), before) > 0.01
-    with pytest.raises(InputError, match="takes a fastres Transforms, but was given function"):
+    with pytest.raises(InputError, match=r"transforms is a function; give a fastres\.Transforms"):
         model.transforms = lambda x: x  # type: ignore[assignment]
+
+
+def test_new_class_names_are_checked(first: nn.Module) -> None:
+    model = fastres.load("resnet18", first.state_dict())
+    names = [f"kind {index}" for index in range(10)]
+    model.categories = names  # type: ignore[assignment]
+    assert model.categories == tuple(names)
+    with pytest.raises(InputError, match="3 names, but the model has 10 classes"):
+        model.categories = ("a", "b", "c")
+    assert model.categories == tuple(names)
+    model.categories = None
+    assert model.categories is None
 
 
 def test_without_a_change_nothing_is_folded_again(first: nn.Module) -> None:
