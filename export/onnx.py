@@ -14,7 +14,6 @@ from torch import nn
 
 from fastres.arguments import image_sides, whole_number
 from fastres.errors import DtypeError, InputError
-from fastres.folding.build import build_plan
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
@@ -138,9 +137,7 @@ def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progres
 
 def fold(model: Model, dtype: torch.dtype) -> Plan:
     """Return the model's plan in ``dtype``, on the CPU. Raise ``ExportError`` if a folded weight is not finite."""
-    transforms = model.transforms
-    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    plan = build_plan(state, model.architecture, dtype=dtype, mean=transforms.mean, std=transforms.std)
+    plan = model.plan_in(dtype, "cpu")
     for step in plan:
         if not all(w.isfinite().all() and b.to(dtype).isfinite().all() for w, b in step.parameters):
             name = dtype_name(dtype)

@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
+import time
+from collections.abc import Callable
 
+import pytest
+
+from fastres import forks
 from fastres.forks import Guard
 
 # Threads of the parent call the model with a new size each time, so they often hold its locks. Every child calls it
@@ -47,7 +51,10 @@ for attempt in range(CHILDREN):
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(4)
-    failed += os.waitpid(child, 0)[1] != 0
+    status = os.waitpid(child, 0)[1]
+    if status:
+        failed += 1
+        print("status", status, file=sys.stderr, flush=True)
 stop.set()
 for thread in threads:
     thread.join()
@@ -88,7 +95,68 @@ def test_guards_exclude_each_other() -> None:
     assert order == ["first", "second"]
 
 
-def test_children_of_a_busy_process_call_the_model(tmp_path: Path) -> None:
+def fork(inside: Callable[[], object]) -> int:
+    """Run ``inside`` in a child, and return its exit status."""
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        inside()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, events = forks.Calls(), list[str]()
+    inside, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with own:
+            inside.set()
+            leave.wait()
+            events.append("first call")
+
+    def later_call() -> None:
+        with own:
+            events.append("second call")
+
+    threads = [threading.Thread(target=call), threading.Thread(target=later_call)]
+    threads[0].start()
+    inside.wait()
+    forking = threading.Thread(target=lambda: (own.before_fork(), events.append("fork"), own.after_fork_in_parent()))
+    forking.start()
+    while not own._forks:
+        time.sleep(0.001)
+    threads[1].start()
+    leave.set()
+    for thread in (*threads, forking):
+        thread.join()
+    assert events == ["first call", "fork", "second call"]
+
+
+def test_a_fork_inside_a_call_does_not_wait_for_itself() -> None:
+    with forks.calls, forks.calls:
+        assert fork(lambda: forks.calls.__enter__()) == 0
+        assert fork(lambda: forks.calls.__exit__()) == 0
+
+
+def test_a_fork_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "LONGEST_WAIT", 0.05)
+    inside, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        with forks.calls:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    inside.wait()
+    assert fork(lambda: forks.calls.__enter__()) == 0
+    leave.set()
+    thread.join()
+
+
+def test_children_of_a_busy_process_call_the_model() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BUSY.replace("CHILDREN", "8")],
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},

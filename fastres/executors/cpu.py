@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastres.errors import DeviceError, DtypeError
-from fastres.forks import Guard
+from fastres.forks import Guard, calls
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from fastres.text import dtype_name
 
@@ -147,10 +147,11 @@ class CpuExecutor:
             with torch.autocast("cpu", enabled=False):
                 return self.run(x, outputs)
         n, _, h, w = x.shape
-        # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
-        if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
-            return self._run(x, outputs)
-        parts = [self._run(part, outputs) for part in x.split(self._micro_batch((n, h, w, 3)))]
+        with calls:
+            # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
+            if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
+                return self._run(x, outputs)
+            parts = [self._run(part, outputs) for part in x.split(self._micro_batch((n, h, w, 3)))]
         if len(parts) == 1:
             return parts[0]
         return [torch.cat(values) for values in zip(*parts, strict=True)]

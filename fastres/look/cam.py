@@ -35,11 +35,12 @@ def class_activation_maps(model: Model, x: Tensor, classes: int | Sequence[int] 
     stage = f"layer{len(model.architecture.depths)}"
     features = model.features(x, [stage])[stage].float()  # [N, C, h, w]
     state = model.state_dict()
-    weight, bias = state["fc.weight"], state["fc.bias"]
-    if classes is None:
-        classes = (features.mean((2, 3)) @ weight.T + bias).argmax(1, keepdim=True)
-    indices = _indices(classes, len(x), len(weight)).to(weight.device)
-    return torch.einsum("nkc,nchw->nkhw", weight[indices], features)
+    weight, bias = state["fc.weight"].float(), state["fc.bias"].float()
+    with torch.autocast(features.device.type, enabled=False):
+        if classes is None:
+            classes = (features.mean((2, 3)) @ weight.T + bias).argmax(1, keepdim=True)
+        indices = _indices(classes, len(x), len(weight)).to(weight.device)
+        return torch.einsum("nkc,nchw->nkhw", weight[indices], features)
 
 
 def at_pixels(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:

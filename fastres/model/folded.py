@@ -99,7 +99,16 @@ class Folded(nn.Module):
         Each access builds a new plan. Raises ``ArchitectureError`` if the tensors are no longer those of the
         architecture, and ``DeviceError`` if they are on several devices.
         """
-        return self._fold(self._current())
+        return self.plan_in(self.dtype)
+
+    def plan_in(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Plan:
+        """Return :attr:`plan` with weights in ``dtype`` and on ``device`` (the model's by default)."""
+        state = self.state_dict()
+        check_tensors(self, state, self.architecture, self.device)
+        mean, std = self.transforms.mean, self.transforms.std
+        with torch.no_grad():
+            moved = {key: tensor.to(device or self.device) for key, tensor in state.items()}
+            return build_plan(moved, self.architecture, dtype=dtype, mean=mean, std=std)
 
     def refresh(self) -> None:
         """Fold the weights again at the next call. Needed only after changes that PyTorch does not count.
@@ -180,13 +189,6 @@ class Folded(nn.Module):
             self._set(_derived=derived)
         return derived
 
-    def _fold(self, derived: Derived) -> Plan:
-        state = self.state_dict()
-        check_tensors(self, state, self.architecture, derived.device)
-        mean, std = self.transforms.mean, self.transforms.std
-        with torch.no_grad():
-            return build_plan(state, self.architecture, dtype=derived.dtype, mean=mean, std=std)
-
     def _executor_of(self, derived: Derived) -> Executor:
         executor = derived.executor
         if executor is None:
@@ -194,7 +196,9 @@ class Folded(nn.Module):
                 executor = derived.executor
                 if executor is None:
                     check_can_fold(derived.device, derived.dtype)
-                    executor = derived.executor = make_executor(self._fold(derived), derived.device)
+                    executor = derived.executor = make_executor(
+                        self.plan_in(derived.dtype, derived.device), derived.device
+                    )
         return executor
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
+from fastres.terminal import warn
 
 from .formats import HEADER, PICKLE, ZIP, is_safetensors, name_other, name_zip
 from .torch_files import Content, DamageError, OtherFormatError, read_old, read_zip
@@ -78,7 +78,7 @@ def warn_misnamed(path: Path, checkpoint: Checkpoint, stacklevel: int) -> None:
     """Warn if the format is not the one that the suffix says."""
     if checkpoint.misnamed:
         is_, right = ("safetensors", ".safetensors") if checkpoint.mapped else ("torch.save", ".pth")
-        warnings.warn(
+        warn(
             f"{path} was read, but it has the format of {is_}, not the one of its name. Rename it to *{right}",
             MisnamedFileWarning,
             stacklevel=stacklevel,
