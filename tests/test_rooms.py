@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification look",
     "top": "leaves network images model classification commands",
-    "export": "leaves network folding executors images weights model",
+    "export": "leaves network executors images weights model",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",
     "bench.engines": "leaves network folding executors top export",
