@@ -86,7 +86,7 @@ def check_tensors(module: nn.Module, state: Mapping[str, Tensor], arch: Architec
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(_COUNTER)}
     wanted = state_dict_shapes(arch)
     wrong = {
-        "replaced": foreign,
+        "of another class": foreign,
         "missing": [key for key in wanted if key not in shapes],
         "additional": [key for key in shapes if key not in wanted],
         "of another shape": [

@@ -311,7 +311,7 @@ class Folded(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_changes", "_derived", "_guard", "_key")
-        state = {key: value for key, value in plain_tables(self.__dict__).items() if key not in derived}
+        state = {key: value for key, value in plain_tables(super().__getstate__()).items() if key not in derived}
         return {**state, "_source": self.weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

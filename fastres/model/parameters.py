@@ -153,7 +153,11 @@ class Parameters(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return plain_tables(self.__dict__)
+        return plain_tables(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._names = frozenset({*self._parameters, *self._buffers})  # which early versions did not save
 
     # -- calls -----------------------------------------------------------------------------------------------
 

@@ -174,6 +174,14 @@ def deep_copy(m: Any, other: Any) -> nn.Module:
     return twin
 
 
+def copy_in_inference_mode(m: Any, other: Any) -> nn.Module:
+    with torch.inference_mode():
+        twin = copy.deepcopy(m)
+        twin(X)
+    twin.fc.weight.data.mul_(2)
+    return twin
+
+
 def shallow_copy(m: Any, other: Any) -> nn.Module:
     twin = copy.copy(m)
     twin(X)
@@ -195,6 +203,14 @@ def save_and_load(m: Any, other: Any) -> nn.Module:
     file.seek(0)
     twin = torch.load(file, weights_only=False)
     twin.conv1.weight.mul_(1.1)
+    return twin
+
+
+def pickle_a_compiled_module(m: Any, other: Any) -> nn.Module:
+    m.compile(backend="eager")
+    m(X)
+    twin = pickle.loads(pickle.dumps(m))
+    twin.fc.weight.mul_(2)
     return twin
 
 
@@ -230,8 +246,8 @@ FOLLOWED: list[Change] = [
     load_inside_another_module, load_a_layer, load_by_assignment, average_in_place, average_through_data,
     average_through_the_state_dict, average_with_foreach, average_with_torch, vector_to_parameters,
     step_of_an_optimiser, change_a_buffer, assign_a_parameter, replace_the_head, tie_two_layers, fill_with_apply,
-    change_a_view, change_in_inference_mode, swap_in_functional_call, deep_copy, shallow_copy, pickle_and_change,
-    save_and_load, move, round_a_layer, share_memory, set_under_the_tables,
+    change_a_view, change_in_inference_mode, swap_in_functional_call, deep_copy, copy_in_inference_mode,
+    shallow_copy, pickle_and_change, save_and_load, pickle_a_compiled_module, move, round_a_layer, share_memory, set_under_the_tables,
 ]  # fmt: skip
 
 
@@ -398,7 +414,7 @@ def test_swapped_tensors_are_refused_by_pytorch(first: nn.Module) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Any], object], str]] = {
     "no head": (lambda m: delattr(m, "fc"), r"2 missing \(fc.weight, fc.bias\)"),
-    "a module in the table": (lambda m: m._modules.update(fc=nn.Linear(512, 10)), r"1 replaced \(fc\)"),
+    "a module in the table": (lambda m: m._modules.update(fc=nn.Linear(512, 10)), r"1 of another class \(fc\)"),
     "a parameter of its own": (lambda m: m.register_parameter("a", nn.Parameter(torch.ones(1))), r"1 additional \(a\)"),
     "another shape": (lambda m: setattr(m.fc, "bias", nn.Parameter(torch.ones(3))), r"fc.bias \[3\] instead of \[10\]"),
     "no tensor": (lambda m: setattr(m.fc, "bias", None), r"1 missing \(fc.bias\)"),
