@@ -247,7 +247,8 @@ FOLLOWED: list[Change] = [
     average_through_the_state_dict, average_with_foreach, average_with_torch, vector_to_parameters,
     step_of_an_optimiser, change_a_buffer, assign_a_parameter, replace_the_head, tie_two_layers, fill_with_apply,
     change_a_view, change_in_inference_mode, swap_in_functional_call, deep_copy, copy_in_inference_mode,
-    shallow_copy, pickle_and_change, save_and_load, pickle_a_compiled_module, move, round_a_layer, share_memory, set_under_the_tables,
+    shallow_copy, pickle_and_change, save_and_load, pickle_a_compiled_module, move, round_a_layer,
+    share_memory, set_under_the_tables,
 ]  # fmt: skip
 
 
