@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,22 @@ from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
 from fastres.errors import FastresError, GradientError, InputError
 from fastres.network.architectures import get_architecture
 from tests.measures import relative_error
+from tests.subjects import EVERY_STEP, shallow
 
 X = smooth_images(2, 40, 48, seed=3)
-# One of each kind of stem, block, shortcut and gate.
-FAMILIES = ("resnet20", "plain20", "resnet18", "resnext50_32x4d", "resnet26d", "seresnet50")
+# Together they have every kind of stem, block, shortcut and gate.
+SUBJECTS = {
+    "resnet20": get_architecture("resnet20"),
+    "plain20": get_architecture("plain20"),
+    "resnext": replace(shallow("resnext50_32x4d"), widths=(16, 32), stem_widths=(16,), groups=4, width_per_group=32),
+    "seresnet-d": EVERY_STEP,
+}
 
 
 def loaded(name: str = "resnet20", seed: int = 1) -> fastres.Model:
-    return fastres.load(name, calibrated(get_architecture(name), seed=seed).state_dict())
+    arch = SUBJECTS[name]
+    state = calibrated(arch, seed=seed).state_dict()
+    return fastres.Model(state, arch, transforms=fastres.Transforms(64, 64))
 
 
 def run_saved(program: torch.export.ExportedProgram) -> Any:
@@ -54,8 +63,8 @@ TRACERS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
-CASES = [("torch.export", name) for name in FAMILIES]
-CASES += [(tracer, name) for tracer in TRACERS if tracer != "torch.export" for name in ("resnet20", "seresnet50")]
+CASES = [("torch.export", name) for name in SUBJECTS]
+CASES += [(tracer, name) for tracer in TRACERS if tracer != "torch.export" for name in ("resnet20", "seresnet-d")]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
