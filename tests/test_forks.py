@@ -105,7 +105,7 @@ def fork(inside: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork() -> None:
     own, events = forks.Calls(), list[str]()
     inside, leave = threading.Event(), threading.Event()
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import fastres
-from fastres.bench.measure.calibration import pixels, smooth_images
+from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
+from tests.subjects import EVERY_STEP
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -86,9 +87,11 @@ def outputs(model: fastres.Model) -> list[Tensor]:
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["resnet18", "resnet20", "seresnet50"])
+@pytest.fixture(scope="module", params=["resnet18", "resnet20", "seresnet-d"])
 def model(request: pytest.FixtureRequest) -> fastres.Model:
     torch.manual_seed(0)
+    if request.param == "seresnet-d":
+        return fastres.from_module(calibrated(EVERY_STEP))
     return fastres.load(request.param, weights=None)
 
 
@@ -96,7 +99,7 @@ def model(request: pytest.FixtureRequest) -> fastres.Model:
 def test_results_do_not_depend_on(model: fastres.Model, setting: str) -> None:
     expected = outputs(model)
     with SETTINGS[setting]():
-        fresh = fastres.load(model.architecture.name, model.state_dict())
+        fresh = fastres.Model(model.state_dict(), model.architecture, transforms=model.transforms)
         found = outputs(fresh)
     for value, truth in zip(found, expected, strict=True):
         assert value.dtype == truth.dtype

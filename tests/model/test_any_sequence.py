@@ -18,7 +18,7 @@ from fastres.bench.measure.calibration import calibrated
 from .sequences import MAKE_A_PROGRAM, Pair, Step, run, seeds, steps
 
 BUDGET = settings(
-    max_examples=10, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=7, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
