@@ -55,9 +55,8 @@ def build_plan(
 
     def linear(name: str, outputs: int, inputs: int) -> WeightAndBias:
         if not outputs:
-            return torch.empty(0, inputs, dtype=dtype, device=device), torch.empty(
-                0, dtype=torch.float32, device=device
-            )
+            none = torch.empty(0, inputs, dtype=dtype, device=device)
+            return none, torch.empty(0, dtype=torch.float32, device=device)
         weight = state[f"{name}.weight"].reshape(outputs, inputs)  # a 1×1 convolution's is [K, C, 1, 1]
         return weight.to(dtype).contiguous(), state[f"{name}.bias"].to(torch.float32)
 

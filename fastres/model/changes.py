@@ -36,9 +36,6 @@ class Changes:
         self._assigned = False
         # torch.utils.swap_tensors refuses a tensor that has a weak reference. It would replace one without a trace.
         self._own: dict[int, weakref.ref[Tensor]] = {}
-        self._sources: dict[
-            int, Tensor
-        ] = {}  # tensors whose memory the user gave to a parameter, by the parameter's id
         self._others: tuple[Tensor, ...] = ()
 
     def note(self) -> None:

@@ -229,7 +229,6 @@ class Folded(nn.Module):
         if moved[0].dtype == moved[1].dtype:
             self._requested_dtype = parse_dtype(moved[0].dtype)
         super()._apply(lambda tensor: tensor.to(device), recurse)
-        self._changes.note()
         self._derive()
         return self
 

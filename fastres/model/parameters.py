@@ -14,7 +14,6 @@ from fastres.text import article
 from .changes import Changes, Table, set_data
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 class Parameters(nn.Module):
@@ -199,10 +198,7 @@ def tree(state: Mapping[str, Tensor]) -> dict[str, Parameters]:
 
 def plain_tables(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a module's ``__dict__`` with ordinary dictionaries for its tables, to copy or pickle it."""
-    return {
-        name: dict(value) if name in _TABLES and isinstance(value, Table) else value
-        for name, value in attributes.items()
-    }
+    return {name: dict(value) if isinstance(value, Table) else value for name, value in attributes.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:
