@@ -14,9 +14,11 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_
 from torch.nn import functional
 
 from fastres.folding.build import BATCH_NORM_EPSILON
-from fastres.network.architectures import Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
+from fastres.network.architectures import NORM_PARTS, Architecture, ConvSpec
 from fastres.network.normalisation import Triple
 from fastres.network.plan import LOGITS, POOLED
+
+from . import unfolded
 
 Tensors = Mapping[str, Tensor]
 
@@ -46,63 +48,54 @@ def run(x: Tensor, tensors: Tensors, arch: Architecture, outputs: Sequence[str],
 
     ``tensors`` are the parameters and buffers of ``arch`` by torchvision's names.
     """
-    network = _Network(tensors if dtype == torch.float32 else {k: t.to(dtype) for k, t in tensors.items()}, arch)
-    values = {"stem": network.stem(x)}
-    value = values["stem"]
-    for block in block_specs(arch):
-        value = values[block.name] = network.block(value, block)
-    values[POOLED] = value.mean((2, 3))
-    if arch.num_classes:
-        head = functional.linear(values[POOLED], network.tensors["fc.weight"], network.tensors["fc.bias"])
-        values[LOGITS] = head.to(torch.float32)
-    return [values[output] for output in outputs]
+    if dtype != torch.float32:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    values = unfolded.run(arch, x, _TensorOperations(tensors))
+    values[POOLED] = values[POOLED].flatten(1)
+    return [values[output].to(torch.float32) if output == LOGITS else values[output] for output in outputs]
 
 
-class _Network:
-    def __init__(self, tensors: Tensors, arch: Architecture) -> None:
+class _TensorOperations:
+    """The operations on tensors ``[N, C, H, W]``."""
+
+    def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
-        self.arch = arch
 
-    def conv(self, x: Tensor, spec: ConvSpec) -> Tensor:
-        """Return convolution and batch norm."""
+    def conv_norm(self, x: Tensor, spec: ConvSpec) -> Tensor:
         weight = self.tensors[f"{spec.conv}.weight"]
         y = functional.conv2d(x, weight, None, spec.stride, spec.padding, groups=spec.groups)
-        gamma, beta, mean, variance = (
-            self.tensors[f"{spec.norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-        )
+        gamma, beta, mean, variance = (self.tensors[f"{spec.norm}.{part}"] for part in NORM_PARTS)
         return functional.batch_norm(y, mean, variance, gamma, beta, eps=BATCH_NORM_EPSILON)
 
-    def stem(self, x: Tensor) -> Tensor:
-        for spec in stem_specs(self.arch):
-            x = self.conv(x, spec).relu()
-        return x if self.arch.stem == "cifar" else functional.max_pool2d(x, 3, 2, 1)
+    def pointwise(self, x: Tensor, name: str) -> Tensor:
+        return functional.conv2d(x, self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
 
-    def block(self, x: Tensor, block: BlockSpec) -> Tensor:
-        y = x
-        for spec in block.convs[:-1]:
-            y = self.conv(y, spec).relu()
-        y = self.conv(y, block.convs[-1])
-        if block.squeezed:
-            y = self.gated(y, block.name)
-        if self.arch.skip:
-            y = y + self.shortcut(x, block)
-        return y.relu()
+    def relu(self, x: Tensor) -> Tensor:
+        return x.relu()
 
-    def gated(self, y: Tensor, name: str) -> Tensor:
-        """Return squeeze-and-excitation of ``y``."""
-        gate = y.mean((2, 3), keepdim=True)
-        for layer, activation in (("fc1", torch.relu), ("fc2", torch.sigmoid)):
-            part = f"{name}.se.{layer}"
-            gate = activation(functional.conv2d(gate, self.tensors[f"{part}.weight"], self.tensors[f"{part}.bias"]))
-        return y * gate
+    def sigmoid(self, x: Tensor) -> Tensor:
+        return x.sigmoid()
 
-    def shortcut(self, x: Tensor, block: BlockSpec) -> Tensor:
-        if block.pools:
-            x = functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
-        if block.projection is not None:
-            return self.conv(x, block.projection)
-        if block.pad:
-            before = (block.out_channels - block.in_channels) // 2
-            after = block.out_channels - block.in_channels - before
-            return functional.pad(x[:, :, :: block.stride, :: block.stride], (0, 0, 0, 0, before, after))
-        return x
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def multiply(self, a: Tensor, b: Tensor) -> Tensor:
+        return a * b
+
+    def max_pool(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, 3, 2, 1)
+
+    def average_pool(self, x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)
+
+    def subsample(self, x: Tensor, stride: int) -> Tensor:
+        return x[:, :, ::stride, ::stride]
+
+    def pad_channels(self, x: Tensor, before: int, after: int) -> Tensor:
+        return functional.pad(x, (0, 0, 0, 0, before, after))
+
+    def classifier(self, x: Tensor) -> Tensor:
+        return functional.linear(x.flatten(1), self.tensors["fc.weight"], self.tensors["fc.bias"])

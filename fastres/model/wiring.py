@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from fastres.folding.build import BATCH_NORM_EPSILON
-from fastres.network.architectures import NORM_PARTS, Architecture, BlockSpec, ConvSpec, block_specs, stem_specs
+from fastres.network.architectures import NORM_PARTS, Architecture, ConvSpec
 from fastres.network.plan import LOGITS, POOLED
+
+from . import unfolded
 
 
 @dataclass
@@ -50,69 +52,63 @@ def network(arch: Architecture, state: Mapping[str, Tensor], values: Values) -> 
 
     ``state`` has the module's own tensors under torchvision's names. Without a classifier, ``logits`` are ``pooled``.
     """
-    builder = _Builder(state, values)
-    found = {"stem": builder.stem(arch)}
-    value = found["stem"]
-    for block in block_specs(arch):
-        value = found[block.name] = builder.block(arch, block, value)
-    found[POOLED] = found[LOGITS] = values.number("mean", value)
-    if arch.num_classes:
-        weight = values.number("transposed", builder.tensor("fc.weight"))
-        found[LOGITS] = values.number("linear", found[POOLED], weight, builder.tensor("fc.bias"))
+    found = unfolded.run(arch, values.image(), _Numbers(state, values))
+    found.setdefault(LOGITS, found[POOLED])
     values.close()
     return found
 
 
-@dataclass
-class _Builder:
-    state: Mapping[str, Tensor]
-    values: Values
+class _Numbers:
+    """The operations on numbers of values."""
+
+    def __init__(self, state: Mapping[str, Tensor], values: Values) -> None:
+        self.state = state
+        self.number = values.number
+        self.parameter = values.parameter
 
     def tensor(self, name: str) -> int:
-        return self.values.parameter(self.state[name])
+        return self.parameter(self.state[name])
 
-    def conv(self, spec: ConvSpec, x: int) -> int:
-        """Return the value of a convolution and its batch norm."""
+    def conv_norm(self, x: int, spec: ConvSpec) -> int:
         weight = self.tensor(f"{spec.conv}.weight")
         stride, padding = (spec.stride,) * 2, (spec.padding,) * 2
-        y = self.values.number("conv", x, weight, None, stride, padding, (1, 1), spec.groups)
+        y = self.number("conv", x, weight, None, stride, padding, (1, 1), spec.groups)
         parts = (self.tensor(f"{spec.norm}.{part}") for part in NORM_PARTS)
-        return self.values.number("norm", y, *parts, BATCH_NORM_EPSILON)
+        return self.number("norm", y, *parts, BATCH_NORM_EPSILON)
+
+    def pointwise(self, x: int, name: str) -> int:
+        weight, bias = (self.tensor(f"{name}.{part}") for part in ("weight", "bias"))
+        return self.number("conv", x, weight, bias, (1, 1), (0, 0), (1, 1), 1)
 
     def relu(self, x: int) -> int:
-        return self.values.number("relu", x)
+        return self.number("relu", x)
 
-    def stem(self, arch: Architecture) -> int:
-        value = self.values.image()
-        for spec in stem_specs(arch):
-            value = self.relu(self.conv(spec, value))
-        return value if arch.stem == "cifar" else self.values.number("max_pool", value, (3, 3), (2, 2), (1, 1))
+    def sigmoid(self, x: int) -> int:
+        return self.number("sigmoid", x)
 
-    def block(self, arch: Architecture, block: BlockSpec, x: int) -> int:
-        y = x
-        for spec in block.convs:
-            y = self.conv(spec, y if spec is block.convs[0] else self.relu(y))
-        if block.squeezed:
-            y = self.values.number("mul", y, self.gate(block, y))
-        return self.relu(self.values.number("add", y, self.shortcut(block, x)) if arch.skip else y)
+    def add(self, a: int, b: int) -> int:
+        return self.number("add", a, b)
 
-    def gate(self, block: BlockSpec, x: int) -> int:
-        value = self.values.number("mean", x)
-        for layer in ("fc1", "fc2"):
-            weight, bias = (self.tensor(f"{block.name}.se.{layer}.{part}") for part in ("weight", "bias"))
-            value = self.values.number("conv", value, weight, bias, (1, 1), (0, 0), (1, 1), 1)
-            value = self.relu(value) if layer == "fc1" else self.values.number("sigmoid", value)
-        return value
+    def multiply(self, a: int, b: int) -> int:
+        return self.number("mul", a, b)
 
-    def shortcut(self, block: BlockSpec, x: int) -> int:
-        if block.pools:
-            x = self.values.number("average_pool", x, (2, 2), (2, 2), (0, 0), True, False)
-        if block.projection is not None:
-            return self.conv(block.projection, x)
-        if not block.pad:
-            return x
-        if block.stride != 1:
-            for dimension in (2, 3):
-                x = self.values.number("slice", x, dimension, block.stride)
-        before = (block.out_channels - block.in_channels) // 2
-        return self.values.number("pad", x, before, block.out_channels - block.in_channels - before)
+    def max_pool(self, x: int) -> int:
+        return self.number("max_pool", x, (3, 3), (2, 2), (1, 1))
+
+    def average_pool(self, x: int) -> int:
+        return self.number("average_pool", x, (2, 2), (2, 2), (0, 0), True, False)
+
+    def mean(self, x: int) -> int:
+        return self.number("mean", x)
+
+    def subsample(self, x: int, stride: int) -> int:
+        for dimension in (2, 3) if stride != 1 else ():
+            x = self.number("slice", x, dimension, stride)
+        return x
+
+    def pad_channels(self, x: int, before: int, after: int) -> int:
+        return self.number("pad", x, before, after)
+
+    def classifier(self, x: int) -> int:
+        weight = self.number("transposed", self.tensor("fc.weight"))
+        return self.number("linear", x, weight, self.tensor("fc.bias"))
