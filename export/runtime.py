@@ -17,7 +17,7 @@ from torch import Tensor
 from fastres.arguments import whole_number
 from fastres.errors import DeviceError, InputError
 from fastres.images.decoding import load_image
-from fastres.images.transforms import batch_sources
+from fastres.images.transforms import batch_sources, normalised
 from fastres.model.predict import Prediction, top_predictions
 from fastres.network.plan import INPUT, LOGITS
 from fastres.text import dtype_name
@@ -153,11 +153,8 @@ class Session:
         """Return normalised images ``[N, 3, crop, crop]`` in the file's dtype."""
         transforms = self.metadata.transforms
         pixels = transforms.batch(chunk, first_index=start).to("cpu", torch.float32)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
-            for values in (transforms.mean, transforms.std)
-        )
-        return ((pixels / 255 - mean) / std).contiguous().numpy().astype(self.input_dtype)
+        images = normalised(pixels / 255, transforms.mean, transforms.std)
+        return images.contiguous().numpy().astype(self.input_dtype)
 
     def _check(self, x: np.ndarray | Tensor) -> None:
         dtype = dtype_name(x.dtype)

@@ -87,11 +87,7 @@ class Transforms:
         """
         pixels = self._cropped(image)
         scaled = pixels.to(torch.float32) / (255 if pixels.dtype == torch.uint8 else 1)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (scaled - mean) / std
+        return normalised(scaled, self.mean, self.std)
 
     def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Return left, top, right and bottom of the part of an image that the crop keeps, in the image's own pixels.
@@ -174,6 +170,14 @@ class Transforms:
             return cropped(_resize(source, new, self.interpolation), top, left, self.crop).expand(3, -1, -1)
         resized = source.resize((new[1], new[0]), INTERPOLATIONS[self.interpolation])
         return _to_tensor(resized.crop((left, top, left + self.crop, top + self.crop)))  # black outside the image
+
+
+def normalised(scaled: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """Return images ``[…, 3, H, W]``, float32 in 0..1, with ``mean`` subtracted and divided by ``std``."""
+    means, stds = (
+        torch.tensor(values, dtype=torch.float32, device=scaled.device).view(3, 1, 1) for values in (mean, std)
+    )
+    return (scaled - means) / stds
 
 
 def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:

@@ -13,7 +13,7 @@ from fastres.folding.build import build_plan, outline
 from fastres.forks import Guard
 from fastres.images import presets
 from fastres.images.categories import parse as parse_names
-from fastres.images.transforms import Transforms
+from fastres.images.transforms import Transforms, normalised
 from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, POOLED, Plan, Shape
 from fastres.text import dtype_name
@@ -138,7 +138,9 @@ class Folded(nn.Module):
         """Compute ``outputs`` with PyTorch's own operations, for a program that a tracer records."""
         if isinstance(x, Tensor):
             check_traced(x)
-            x = plain.normalised(x, self.dtype, self.transforms.mean, self.transforms.std)
+            if x.dtype == torch.uint8:
+                x = normalised(x.to(torch.float32) / 255, self.transforms.mean, self.transforms.std)
+            x = x.to(self.dtype)
         return plain.run(x, plain.tensors_of(self), self.architecture, outputs, self.dtype)
 
     def _empty(

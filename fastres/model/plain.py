@@ -15,20 +15,11 @@ from torch.nn import functional
 
 from fastres.folding.build import BATCH_NORM_EPSILON
 from fastres.network.architectures import NORM_PARTS, Architecture, ConvSpec
-from fastres.network.normalisation import Triple
 from fastres.network.plan import LOGITS, POOLED
 
 from . import unfolded
 
 Tensors = Mapping[str, Tensor]
-
-
-def normalised(x: Tensor, dtype: torch.dtype, mean: Triple, std: Triple) -> Tensor:
-    """Return images ``[N, 3, H, W]`` in ``dtype``; uint8 pixels are normalised in float32."""
-    if x.dtype == torch.uint8:
-        means, stds = (torch.tensor(v, dtype=torch.float32, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
-        x = (x.to(torch.float32) / 255 - means) / stds
-    return x.to(dtype)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
