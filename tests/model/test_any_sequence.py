@@ -7,15 +7,12 @@ import warnings
 
 import pytest
 import torch
-import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import fastres
-from fastres.bench.measure.calibration import calibrated
-
 from .sequences import MAKE_A_PROGRAM, Pair, Step, run, seeds, steps
+from .small import resnet
 
 BUDGET = settings(
     max_examples=7, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -24,13 +21,7 @@ BUDGET = settings(
 
 @functools.cache
 def networks() -> tuple[nn.Module, ...]:
-    made = []
-    for seed in range(4):
-        module = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=6)
-        architecture = fastres.from_module(module).architecture
-        module.load_state_dict(calibrated(architecture, seed=seed).state_dict())
-        made.append(module.eval().requires_grad_(False))
-    return tuple(made)
+    return tuple(resnet(seed) for seed in range(4))
 
 
 @pytest.mark.slow
