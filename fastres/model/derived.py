@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from fastres.errors import ArchitectureError, DeviceError, GradientError
 from fastres.executors import cpu
 from fastres.forks import Guard
-from fastres.network.architectures import Architecture, state_dict_shapes
+from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, Plan
+from fastres.weights.fitting import COUNTER, misfits
 
 from .changes import Stamp
 from .inputs import is_transformed
 from .parameters import Parameters
 
-_COUNTER = "num_batches_tracked"
 _LISTED = 4  # names in a message, of each kind
 
 
@@ -82,24 +82,16 @@ def check_tensors(module: nn.Module, state: Mapping[str, Tensor], arch: Architec
     ``DeviceError`` for tensors on other devices, and ``GradientError`` for tensors that ``torch.func`` or forward-mode
     differentiation has wrapped.
     """
+    tensors = {key: tensor for key, tensor in state.items() if not key.endswith(COUNTER)}
+    for key, tensor in tensors.items():
+        if tensor.device != device:
+            raise DeviceError(
+                f"The model's tensors are on several devices: {key} is on {tensor.device}, others on {device}. "
+                f"Move the whole model: model.to({str(device)!r})"
+            )
     foreign = [name for name, node in module.named_modules() if name and not isinstance(node, Parameters)]
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(_COUNTER)}
-    wanted = state_dict_shapes(arch)
-    wrong = {
-        "of another class": foreign,
-        "missing": [key for key in wanted if key not in shapes],
-        "additional": [key for key in shapes if key not in wanted],
-        "of another shape": [
-            f"{key} {list(shapes[key])} instead of {list(shape)}"
-            for key, shape in wanted.items()
-            if shapes.get(key, shape) != shape
-        ],
-        "not dense floating-point tensors": [
-            f"{key} ({state[key].dtype}, {state[key].layout})"
-            for key in wanted
-            if key in state and not (state[key].is_floating_point() and state[key].layout is torch.strided)
-        ],
-    }
+    wrong = {"of another class": foreign, **misfits(tensors, arch)}
+    wrong["additional"] = wrong.pop("unexpected", [])  # the user added them
     problems = [_listed(kind, names) for kind, names in wrong.items() if names]
     if problems:
         raise ArchitectureError(
@@ -107,13 +99,8 @@ def check_tensors(module: nn.Module, state: Mapping[str, Tensor], arch: Architec
             "plan. Undo the change, or change the torchvision model (make pruning and parametrisations permanent) and "
             "use fastres.from_module"
         )
-    for key in wanted:
-        if state[key].device != device:
-            raise DeviceError(
-                f"The model's tensors are on several devices: {key} is on {state[key].device}, others on {device}. "
-                f"Move the whole model: model.to({str(device)!r})"
-            )
-        if is_transformed(state[key]):
+    for key, tensor in tensors.items():
+        if is_transformed(tensor):
             raise GradientError(
                 f"torch.func or forward-mode differentiation has wrapped {key}, but fastres computes no derivatives "
                 "and runs one set of weights at a time. Use the torchvision model for this"

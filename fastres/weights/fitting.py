@@ -17,7 +17,7 @@ from fastres.terminal import warn
 from fastres.text import dtype_name
 
 HEAD = ("fc.weight", "fc.bias")
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 _LISTED = 8  # keys named in a message, of each kind
 
 
@@ -45,11 +45,11 @@ def fit_state(
     otherwise. With ``copy``, no tensor shares memory with ``state``. Raises ``StateDictMismatchError``, which names
     every kind of mismatch, and ``ArchitectureError`` for an invalid ``num_classes``.
     """
-    floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    floating = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
     headless = not any(key in floating for key in HEAD)
     given = arch.with_classes(_classes(floating) or arch.num_classes)
     wanted = given if num_classes is None else arch.with_classes(num_classes)
-    problems = _problems(floating, given, needs_head=not headless or num_classes is None)
+    problems = misfits(floating, given, needs_head=not headless or num_classes is None)
     if problems:
         raise StateDictMismatchError(_mismatch(problems, floating, given, source))
     fresh = wanted.num_classes > 0 and (headless or wanted.num_classes != given.num_classes)
@@ -107,8 +107,8 @@ def _with_counters(state: Mapping[str, Tensor], arch: Architecture, given: Mappi
         whole[key] = state[key]
         norm, _, part = key.rpartition(".")
         if part == "running_var":
-            count = _count(given.get(f"{norm}.{_COUNTER}"))
-            whole[f"{norm}.{_COUNTER}"] = torch.tensor(count, dtype=torch.int64, device="cpu")
+            count = _count(given.get(f"{norm}.{COUNTER}"))
+            whole[f"{norm}.{COUNTER}"] = torch.tensor(count, dtype=torch.int64, device="cpu")
     return whole
 
 
@@ -158,8 +158,8 @@ def _classes(state: Mapping[str, Tensor]) -> int | None:
     return head.shape[0] if head is not None and head.ndim and head.shape[0] else None
 
 
-def _problems(state: Mapping[str, Tensor], arch: Architecture, needs_head: bool) -> dict[str, list[str]]:
-    """Return the mismatches by kind; empty if everything fits."""
+def misfits(state: Mapping[str, Tensor], arch: Architecture, needs_head: bool = True) -> dict[str, list[str]]:
+    """Return the mismatches of ``state``, without counters, and ``arch`` by kind; empty if everything fits."""
     shapes = {key: shape for key, shape in state_dict_shapes(arch).items() if needs_head or key not in HEAD}
     both = [key for key in shapes if key in state]
     problems = {
@@ -212,9 +212,9 @@ def _mismatch(problems: Mapping[str, list[str]], state: Mapping[str, Tensor], ar
 
 def describe_misfits(state: Mapping[str, Tensor], arch: Architecture) -> list[str]:
     """Return the mismatches between ``state`` and ``arch``, a line for each kind; a missing head is not reported."""
-    floating = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    floating = {key: value for key, value in state.items() if not key.endswith(COUNTER)}
     given = arch.with_classes(_classes(floating) or arch.num_classes)
-    return _lines(_problems(floating, given, needs_head=any(key in floating for key in HEAD)))
+    return _lines(misfits(floating, given, needs_head=any(key in floating for key in HEAD)))
 
 
 def _lines(problems: Mapping[str, list[str]]) -> list[str]:
@@ -227,7 +227,7 @@ def _lines(problems: Mapping[str, list[str]]) -> list[str]:
 
 def known_fits(state: Mapping[str, Tensor]) -> list[str]:
     """Return the models with exactly the names and shapes of ``state``, for any number of classes or no head."""
-    found = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(_COUNTER)}
+    found = {key: tuple(value.shape) for key, value in state.items() if not key.endswith(COUNTER)}
     headless = not any(key in found for key in HEAD)
     fits = []
     for row in ARCHITECTURES.values():
