@@ -1,8 +1,12 @@
-"""Format the names of dtypes and types, and tables, as plain text."""
+"""Format the names of dtypes, types and files, and tables, as plain text."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Sequence
+
+_ESCAPE = re.compile(r"\\x[89a-f][0-9a-f]")
 
 
 def dtype_name(dtype: object) -> str:
@@ -14,6 +18,20 @@ def article(value: object) -> str:
     """Return the type's name of ``value`` with its article: ``"an int"``, ``"a Tensor"``."""
     name = type(value).__name__
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def path_text(path: str | bytes | os.PathLike[str]) -> str:
+    """Return a file's name as text that every encoding of Unicode can write; different names give different texts.
+
+    A name in UTF-8 is returned as it is. In other names, each byte that is not UTF-8 is written as ``\\xe9`` and each
+    backslash is doubled. So are the backslashes of names that look like that themselves.
+    """
+    data = os.fsencode(path)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return data.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
+    return text.replace("\\", r"\\") if _ESCAPE.search(text) else text
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -1,12 +1,15 @@
-"""Files are written completely or not at all."""
+"""Files are written completely or not at all, only regular files are opened, and inputs are not overwritten."""
 
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from fastres.files import written_whole
+from fastres.errors import OutputError
+from fastres.files import open_regular, refuse_inputs, written_whole
 
 
 @pytest.mark.parametrize("before", [None, b"before"])
@@ -61,3 +64,50 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), written_whole(tmp_path / "file.txt"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert file.read() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "socket"))
+        for path, kind in (
+            (tmp_path / "pipe", r"a named pipe \(FIFO\)"),
+            (tmp_path / "socket", "a socket"),
+            (Path("/dev/zero"), "a device"),
+            (tmp_path, "a folder"),
+        ):
+            with pytest.raises(OSError, match=f"it is {kind}, not a regular file"):
+                open_regular(path)
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "nothing")
+
+
+def test_a_pipe_in_place_of_a_file_just_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    facts = os.stat(__file__)
+    monkeypatch.setattr(os, "stat", lambda path: facts)
+    with pytest.raises(OSError, match="a named pipe"):
+        open_regular(tmp_path / "pipe")
+
+
+def test_no_output_is_an_input(tmp_path: Path) -> None:
+    source = tmp_path / "folder" / "source"
+    source.parent.mkdir()
+    source.write_bytes(b"")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "hard").hardlink_to(source)
+    for output in (source, tmp_path / "link" / "source", tmp_path / "hard", tmp_path / "folder" / ".." / "hard"):
+        with pytest.raises(OutputError, match="is the input"):
+            refuse_inputs(output, ["elsewhere", source])
+    for output in (source.parent, tmp_path / "link"):
+        with pytest.raises(OutputError, match="holds the input"):
+            refuse_inputs(output, [source])
+    with pytest.raises(OutputError, match="is the input 'nothing'"):
+        refuse_inputs(os.path.abspath("nothing"), ["nothing"])
+    refuse_inputs(source.parent / "other", [source, source.parent])
+    refuse_inputs(tmp_path / "fold", [source])

@@ -1,0 +1,38 @@
+"""Names of files as text: every name can be written, and no two are written alike."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fastres.text import path_text
+
+NAMES = st.lists(
+    st.sampled_from([b"\\", b"\\\\", b"x", b"e9", b"\xe9", b"\\xe9", b"/", "é".encode(), b"\xc3", b".jpg"]), max_size=8
+).map(b"".join)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"a.jpg", "a.jpg"),
+        ("ünï ☃.jpg".encode(), "ünï ☃.jpg"),
+        (b"a\\b.jpg", "a\\b.jpg"),
+        (b"a\xe9.jpg", "a\\xe9.jpg"),
+        (b"a\\xe9.jpg", "a\\\\xe9.jpg"),
+        (b"\\\xe9", "\\\\\\xe9"),
+    ],
+)
+def test_text(name: bytes, text: str) -> None:
+    assert path_text(name) == path_text(os.fsdecode(name)) == text
+
+
+@settings(max_examples=2000, derandomize=True, deadline=None)
+@given(NAMES, NAMES)
+@example(b"\\\\xe9", b"\\\xe9")
+def test_two_names_are_never_written_alike(one: bytes, other: bytes) -> None:
+    assert (path_text(one) == path_text(other)) == (one == other)
+    path_text(one).encode()
