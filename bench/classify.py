@@ -128,7 +128,8 @@ class Runs:
     def __init__(self, folder: Path, scratch: Path, model: fastres.Model, reading: Reading) -> None:
         self.folder, self.scratch, self.model, self.reading = folder, scratch, model, reading
         found = sources.find(folder)
-        write_listing(found.entries(), found.kind, scratch / "listing.arrow", progress=False)
+        with (scratch / "listing.arrow").open("wb+") as file:
+            write_listing(found.entries(), found.kind, file, progress=False)
         self.images = sources.opened(found, scratch / "listing.arrow", None, ())
         crop = reading.transforms.crop
         pixels = torch.randint(0, 256, (reading.batch_size, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -139,7 +140,7 @@ class Runs:
     def decode(self) -> float:
         """Decode all images and return images per second."""
         start = time.perf_counter()
-        for _ in self.reading.batches(self.images, 0, self.model.device):
+        for _ in self.reading.batches(self.images, [range(len(self.images))], self.model.device):
             pass
         return len(self.images) / (time.perf_counter() - start)
 

@@ -90,6 +90,10 @@ class ResumeError(FastresError, RuntimeError):
     """The interrupted run cannot be resumed: its images or settings have changed, or its files are damaged."""
 
 
+class ResumeWarning(UserWarning):
+    """Finished rows of an interrupted run were damaged or missing, and are computed again."""
+
+
 class WorkerError(FastresError, RuntimeError):
     """A worker process that reads images died."""
 

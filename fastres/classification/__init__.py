@@ -18,6 +18,7 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.errors import InputError, MissingDependencyError
+from fastres.files import refuse_inputs
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.model.predict import require_classifier
@@ -66,10 +67,11 @@ def classify(
     ``categories``. ``device`` defaults to a GPU if there is one. With ``decoder="exact"`` the model gets exactly the
     pixels that ``model.predict`` uses; with ``"fast"`` they differ slightly (see :mod:`fastres.images.jpeg`).
     ``workers`` is the number of processes that decode images (default: one per core, up to 16; 0: decode in this
-    process).
+    process, which is also the default in a daemonic process, as those of ``multiprocessing.Pool`` are).
 
     Finished rows are kept in ``<output>.partial/`` until the run is complete. After an interruption, ``resume=True``
-    continues the run. Only ``overwrite=True`` replaces an existing output or discards an interrupted run.
+    continues the run. It checks the rows, computes damaged ones again, and warns of them (``ResumeWarning``). Only
+    ``overwrite=True`` replaces an existing output or discards an interrupted run. An output is never an input.
 
     Raises ``SourceError``, ``OutputError``, ``ResumeError``, ``WorkerError``, ``InputError``, ``ClassifierError``,
     ``MissingDependencyError``, and the errors of ``fastres.load``.
@@ -84,22 +86,30 @@ def classify(
     if decoder not in DECODERS:
         raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
     _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
+    from .batches import Reading, checked_workers
+    from .run import run
+    from .sources import find
+    from .work import check_output, work_folder
+
+    workers = checked_workers(workers)
+    output = Path(output)
+    check_output(output, resume, overwrite)
+    found = find(source)
+    for place in (output, work_folder(output)):
+        refuse_inputs(place, [*found.paths, *_files(model, weights, categories)])
     model = _model(model, weights, dtype, device, categories)
     if top_k:
         require_classifier(model, "classify")
-    from .batches import Reading, default_workers
-    from .run import run
-
     reading = Reading(
         batch_size or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH),
-        default_workers() if workers is None else workers,
+        workers,
         model.transforms,
         decoder,
     )
     return run(
         model,
-        source,
-        Path(output),
+        found,
+        output,
         reading,
         top_k=top_k,
         embed=embed,
@@ -127,6 +137,11 @@ def _model(
         return model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(model, weights, dtype=dtype, device=device, categories=categories)
+
+
+def _files(*arguments: Any) -> list[str | os.PathLike[str]]:
+    """Return the arguments that could be names of files."""
+    return [value for value in arguments if isinstance(value, (str, os.PathLike)) and os.fspath(value)]
 
 
 def _check_dependencies(packages: Sequence[str]) -> None:

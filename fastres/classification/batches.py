@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from fastres.errors import FastresError, ImageError, WorkerError
+from fastres.errors import FastresError, ImageError, InputError, WorkerError
 from fastres.images.jpeg import Decoder, decoder
 from fastres.images.transforms import Transforms
 
+from .parcels import Batch, Parcel, black, can_share
 from .sources import Images
 
 PREFETCH = 2  # batches that each worker keeps ready
@@ -26,51 +31,49 @@ MAX_WORKERS = 16
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The images from ``start`` on: their identity, pixels and errors.
-
-    ``pixels`` are raw RGB, uint8 ``[N, 3, crop, crop]``, channels-last. ``errors`` has a message or ``None`` for each
-    image. An image with an error is black.
-    """
-
-    start: int
-    identity: pa.RecordBatch
-    pixels: Tensor
-    errors: tuple[str | None, ...]
-
-    def pin_memory(self) -> Batch:
-        """Return the batch with pixels in page-locked memory, for asynchronous copies; the DataLoader calls this."""
-        return replace(self, pixels=self.pixels.pin_memory())
-
-
-@dataclass(frozen=True)
 class _Batches(Dataset[Any]):
-    """The data set that a worker process reads: item i is the i-th batch of ``size`` images from ``start`` on."""
+    """The data set that a worker process reads: item i is the i-th batch of at most ``size`` images in ``ranges``."""
 
     images: Images
-    start: int
+    ranges: Sequence[range]
     size: int
     transforms: Transforms
     decoder: str
 
     def __len__(self) -> int:
-        return -(-(len(self.images) - self.start) // self.size)
+        return sum(self._counts())
 
-    def __getitem__(self, index: int) -> Batch | FastresError:
-        start = self.start + index * self.size
+    def _counts(self) -> Iterator[int]:
+        """Yield the number of batches in each range."""
+        return (-(-len(part) // self.size) for part in self.ranges)
+
+    def __getitem__(self, index: int) -> Batch | Parcel | FastresError:
+        for part, count in zip(self.ranges, self._counts(), strict=True):
+            if index < count:
+                start = part.start + index * self.size
+                return self._batch(start, min(start + self.size, part.stop))
+            index -= count
+        raise IndexError(index)
+
+    def _batch(self, start: int, stop: int) -> Batch | Parcel | FastresError:
+        crop, fill = self.transforms.crop, partial(self._fill, start, stop)
         try:
-            return self._batch(start, min(start + self.size, len(self.images)))
+            if get_worker_info() is not None and can_share():
+                return Parcel(start, stop - start, crop, fill)
+            pixels = black(stop - start, crop)
+            identity, errors = fill(pixels)
+            return Batch(start, identity, pixels, errors)
         except FastresError as error:  # the main process raises it; the DataLoader would add its traceback to it
             return error
 
-    def _batch(self, start: int, stop: int) -> Batch:
-        crop, decode = self.transforms.crop, decoder(self.decoder)
-        pixels = torch.zeros(stop - start, crop, crop, 3, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
-        errors: list[str | None] = [None] * (stop - start)
+    def _fill(self, start: int, stop: int, pixels: Tensor) -> tuple[pa.RecordBatch, tuple[str | None, ...]]:
+        """Decode images ``start`` to ``stop`` into ``pixels``; return their identity and errors."""
+        decode = decoder(self.decoder)
         identity, sources = self.images.read(start, stop)
-        for index, source in enumerate(sources):
-            errors[index] = self._decode_into(pixels[index], source, decode)
-        return Batch(start, identity, pixels, tuple(errors))
+        errors = tuple(
+            self._decode_into(target, source, decode) for target, source in zip(pixels, sources, strict=True)
+        )
+        return identity, errors
 
     def _decode_into(self, pixels: Tensor, source: str | bytes | ImageError, decode: Decoder) -> str | None:
         """Fill ``pixels`` and return ``None``, or return the error message."""
@@ -92,14 +95,14 @@ class Reading:
     transforms: Transforms
     decoder: str
 
-    def batches(self, images: Images, start: int, device: torch.device) -> Generator[Batch, None, None]:
-        """Yield batches of ``images`` from ``start`` on, in order, with pixels on ``device``.
+    def batches(self, images: Images, ranges: Sequence[range], device: torch.device) -> Generator[Batch, None, None]:
+        """Yield batches of the ``images`` whose numbers are in ``ranges``, in order, with pixels on ``device``.
 
         Close the generator to stop the workers. Raises ``SourceError`` if a tar or Parquet file can no longer be read.
         If a worker dies, the main process gets a ``WorkerError``, or at any point a ``RuntimeError`` from torch's
         signal handler; :func:`worker_died` recognises both.
         """
-        dataset = _Batches(images, start, self.batch_size, self.transforms, self.decoder)
+        dataset = _Batches(images, ranges, self.batch_size, self.transforms, self.decoder)
         loader = DataLoader(
             dataset,
             batch_size=None,
@@ -108,13 +111,24 @@ class Reading:
             collate_fn=_unchanged,
             prefetch_factor=PREFETCH if self.workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
         )
         return _copied_ahead(_sound(loader), device) if device.type == "cuda" else _sound(loader)
 
 
+def checked_workers(given: int | None) -> int:
+    """Return the number of workers. Raises ``InputError`` if this process may have none."""
+    daemon = multiprocessing.current_process().daemon
+    if given and daemon:
+        raise InputError(
+            f"workers is {given}, but this process is daemonic, as those of multiprocessing.Pool are, and may not "
+            "start processes; pass workers=0, or use concurrent.futures.ProcessPoolExecutor"
+        )
+    return given if given is not None else 0 if daemon else default_workers()
+
+
 def default_workers() -> int:
-    """Return the default number of workers: one per core that this process may run on, up to 16."""
+    """Return the number of workers for all cores that this process may run on, up to 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MAX_WORKERS)
 
@@ -130,15 +144,33 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one stops the others
+def _start_worker(main: int, worker: int) -> None:
+    # Signals from a terminal or a supervisor reach all processes. The main one keeps its rows and stops the others, so
+    # these leave without an error that it would notice first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: os._exit(0))
+    threading.Thread(target=_leave_with, args=(main,), daemon=True).start()
     # Pillow warns about odd metadata and very large images; these warnings would break up the progress bar.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def _leave_with(main: int) -> None:
+    """End this process when the main one has died, whatever other threads are waiting for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    forked = os.getppid() if multiprocessing.get_start_method() == "forkserver" else main
+    # The sentinel is a pipe that other children of the main process may hold open as well.
+    while not wait([parent.sentinel], timeout=1):
+        if os.getppid() != forked:
+            break
+    os._exit(1)
+
+
 def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
-    iterator = iter(loader)
+    iterator = None
     try:
+        iterator = iter(loader)
         for batch in iterator:
             if isinstance(batch, FastresError):
                 raise batch

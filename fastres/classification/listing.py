@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -29,15 +29,18 @@ SCHEMAS = {
 }
 
 
-def write_listing(entries: Iterable[Entry], kind: str, path: Path, progress: bool) -> str:
-    """Write ``entries`` to the Arrow file ``path``; return its sha256, which is the same for the same entries."""
+def write_listing(entries: Iterable[Entry], kind: str, file: BinaryIO, progress: bool) -> str:
+    """Write ``entries`` to the Arrow file ``file``, open for writing and reading; return its sha256.
+
+    The same entries have the same sha256.
+    """
     schema = SCHEMAS[kind]
     entries = progress_bar(entries, desc="Listing images", unit="", delay=1.0, disable=not progress)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(file, schema) as writer:
         for chunk in _chunks(entries):
             writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=schema))
-    with path.open("rb") as file:
-        return _sha256(file)
+    file.seek(0)
+    return _sha256(file)
 
 
 def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

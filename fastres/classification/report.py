@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastres.text import path_text
+
 
 @dataclass(frozen=True)
 class Report:
     """The result of a run.
 
     ``rows`` is the number of rows in the output. ``errors`` of them have an error instead of classes, and ``resumed``
-    of them were written by earlier runs. ``seconds`` is the time of this run.
+    of them were computed by earlier runs. ``recomputed`` rows of earlier runs were damaged or missing, so this run
+    computed them again. ``skipped`` images have no row, because of a rule: hidden names, and further images of a tar
+    sample. ``seconds`` is the time of this run.
     """
 
     output: Path
@@ -19,6 +23,8 @@ class Report:
     errors: int
     resumed: int
     seconds: float
+    recomputed: int = 0
+    skipped: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -27,4 +33,7 @@ class Report:
     def __str__(self) -> str:
         earlier = f", {self.resumed:,} of them from earlier runs" if self.resumed else ""
         rate = f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
-        return f"{self.output}: {self.rows:,} rows{earlier}, {self.errors:,} with errors ({rate})"
+        again = f", {self.recomputed:,} computed again" if self.recomputed else ""
+        skipped = f", {self.skipped:,} images skipped (hidden, or not first in their sample)" if self.skipped else ""
+        output = path_text(self.output)
+        return f"{output}: {self.rows:,} rows{earlier}{again}, {self.errors:,} with errors{skipped} ({rate})"

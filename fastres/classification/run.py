@@ -20,20 +20,21 @@ from fastres.errors import OutputError, WorkerError
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, POOLED
 from fastres.terminal import is_terminal, progress_bar
-from fastres.text import dtype_name
+from fastres.text import dtype_name, path_text
 from fastres.version import __version__
 
-from .batches import Batch, Reading, worker_died
+from .batches import Reading, worker_died
 from .listing import write_listing
+from .parcels import Batch
 from .report import Report
-from .sources import Images, find, opened
+from .sources import Found, Images, opened
 from .tables import Layout
 from .work import Work, open_work
 
 
 def run(
     model: Model,
-    source: Any,
+    found: Found,
     output: Path,
     reading: Reading,
     *,
@@ -47,24 +48,29 @@ def run(
 ) -> Report:
     """Do the work of :func:`fastres.classify`, which has checked the arguments."""
     began = time.monotonic()
-    found = find(source)
     with open_work(output, resume, overwrite) as work:
-        with work.writing(work.new_listing) as path:
-            fingerprint = write_listing(found.entries(), found.kind, path, progress)
+        with work.writing(work.new_listing) as file:
+            fingerprint = write_listing(found.entries(), found.kind, file, progress)
         images = opened(found, work.new_listing, image_column, columns)
         layout = Layout(
             images.identity, min(top_k, model.num_classes), _labels(model), model.architecture.features if embed else 0
         )
         layout.check(output.suffix.lower())
         settings = _settings(model, reading.decoder, layout, image_column)
-        errors = work.begin(settings, fingerprint)
-        resumed = work.done
-        images = opened(found, work.listing, image_column, columns)  # the list has its final name now
-        metadata = {"version": __version__, **settings, "source": list(found.description), "images": len(images)}
-        with _kept_on_failure(work, len(images)):
+        count = len(images)
+        errors = work.begin(settings, fingerprint, count, progress)
+        resumed, recomputed = work.done, work.recomputed
+        if work.complete:
+            work.discard()
+        else:
+            images = opened(found, work.listing, image_column, columns)  # the list has its final name now
+            description = [path_text(name) for name in found.description]
+            metadata = {"version": __version__, **settings, "source": description, "images": count}
             errors += _classify(model, images, reading, layout, work, errors, progress)
-            work.finish(layout, metadata)
-    return Report(output, len(images), errors, resumed, time.monotonic() - began)
+            with _kept_on_failure(work, count):
+                work.finish(layout, metadata, errors, progress)
+    seconds, skipped = time.monotonic() - began, sum(found.skipped.values())
+    return Report(output, count, errors, resumed, seconds, recomputed, skipped)
 
 
 def _classify(
@@ -76,11 +82,12 @@ def _classify(
         total=len(images), initial=work.done, desc="classify", unit="image", disable=not progress, smoothing=0.05,
         mininterval=0.2 if is_terminal(sys.stderr) else 30,
     )  # fmt: skip
-    with bar, closing(reading.batches(images, work.done, model.device)) as batches:
+    # The rows are written before the workers are stopped, which can take seconds: a second interrupt may follow.
+    with bar, closing(reading.batches(images, work.gaps, model.device)) as batches, _kept_on_failure(work, len(images)):
         bar.set_postfix(errors=errors)
         for batch in batches:
             indices, scores, embedding = _outputs(model, batch, reading.batch_size, layout)
-            work.add(layout.rows(batch.identity, batch.errors, indices, scores, embedding))
+            work.add(batch.start, layout.rows(batch.identity, batch.errors, indices, scores, embedding))
             failed += sum(error is not None for error in batch.errors)
             bar.set_postfix(errors=errors + failed, refresh=False)
             bar.update(len(batch.errors))
@@ -113,8 +120,10 @@ def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
     except BaseException as error:
         work.flush()
         kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; continue with --resume"
+        if not work.done:
+            kept = "no row was finished"
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted: {kept}") from None
+            error.args = (f"interrupted: {kept}",)
         if worker_died(error):
             raise WorkerError(
                 f"A process that reads images died ({error}). {kept}. If it ran out of memory, use fewer workers or "
@@ -134,7 +143,7 @@ def _settings(model: Model, decoder: str, layout: Layout, image_column: str | No
     }
     return {
         "model": model.architecture.name,
-        "weights": model.weights,
+        "weights": path_text(model.weights) if model.weights else None,
         "weights_sha256": _weights_sha256(model),
         "dtype": dtype_name(model.dtype),
         "transforms": transforms,

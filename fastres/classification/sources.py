@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +46,7 @@ class Found:
     kind: str
     paths: tuple[str, ...]
     description: tuple[str, ...]
+    skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     def entries(self) -> Iterator[Entry]:
         """Yield one entry for each image (``files`` and ``tar``) or file (``parquet``), in a fixed order."""

@@ -1,25 +1,17 @@
-"""Build rows as Arrow tables, and write them as Parquet, CSV or JSON Lines."""
+"""The columns of the table, and rows built from the results of the model."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from torch import Tensor
 
 from fastres.errors import InputError
 
-FORMATS = (".parquet", ".csv", ".jsonl")
-ROW_GROUP = 4096
-COMPRESSION = "zstd"
+from .formats import check_format
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class Layout:
         return pa.schema(fields)
 
     def check(self, suffix: str) -> None:
-        """Raise ``InputError`` if a file with this ``suffix`` cannot hold the columns, or if two have the same name."""
+        """Raise ``InputError`` if a file with this ``suffix`` cannot hold the rows, or two columns have one name."""
         names = self.schema.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -53,9 +45,10 @@ class Layout:
                 f"These columns occur twice, or have names that the output uses itself: {', '.join(twice)}. Leave them "
                 "out, or rename them in the Parquet files"
             )
-        nested = [field.name for field in self.schema if pa.types.is_nested(field.type)]
-        if suffix == ".csv" and nested:
-            raise InputError(f"A CSV file cannot hold the nested column {', '.join(nested)}; write .parquet or .jsonl")
+        check_format(self.schema, suffix)
+        odd = [name for name in self.categories if self.top_k and name != name.encode(errors="replace").decode()]
+        if odd:
+            raise InputError(f"The class name {odd[0]!r} is not valid Unicode; correct it")
 
     def rows(
         self,
@@ -80,55 +73,3 @@ class Layout:
             values = pa.array(embedding.contiguous().numpy().reshape(-1))
             arrays.append(pa.FixedSizeListArray.from_arrays(values, self.embedding, mask=pa.array(failed)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
-
-
-class Writer(Protocol):
-    """A writer of tables, one after another."""
-
-    def write_table(self, table: pa.Table) -> None: ...
-
-
-def write_shard(batches: Sequence[pa.RecordBatch], path: Path) -> None:
-    """Write a shard as Parquet."""
-    pq.write_table(pa.Table.from_batches(batches), path, compression=COMPRESSION)
-
-
-def merged(shards: Iterable[Path]) -> Iterator[pa.Table]:
-    """Yield the rows of ``shards`` as tables of about ``ROW_GROUP`` rows."""
-    waiting: list[pa.Table] = []
-    for shard in shards:
-        waiting.append(pq.read_table(shard))
-        if sum(table.num_rows for table in waiting) >= ROW_GROUP:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def open_writer(
-    path: Path, suffix: str, schema: pa.Schema, metadata: Mapping[str, Any]
-) -> AbstractContextManager[Writer]:
-    """Return a writer of ``path`` in the format of ``suffix``; Parquet files store ``metadata`` as JSON."""
-    if suffix == ".parquet":
-        noted = schema.with_metadata({"fastres": json.dumps(metadata, ensure_ascii=False)})
-        writer: AbstractContextManager[Writer] = pq.ParquetWriter(path, noted, compression=COMPRESSION)
-        return writer
-    if suffix == ".csv":
-        csv: AbstractContextManager[Writer] = pyarrow.csv.CSVWriter(path, schema)
-        return csv
-    return _JsonLines(path)
-
-
-class _JsonLines:
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write_table(self, table: pa.Table) -> None:
-        for row in table.to_pylist():
-            self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

@@ -1,18 +1,15 @@
-"""The work folder beside an output. It keeps finished rows until the run is complete, so that a run can be resumed.
+"""The rows of a run that are finished, in the work folder beside the output, so that a run can be resumed.
 
-``out.parquet.partial/`` holds ``manifest.json`` (settings and the list's sha256), ``listing.arrow`` and shards named by
-their rows, such as ``rows-000000000000-000000000512.parquet``. Every file is written under a temporary name and renamed
-when it is complete. A lock keeps other runs out; the system releases it when the process dies.
+``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.arrow``
+(the list) and shards. Every file is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import hashlib
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,21 +17,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from fastres.errors import OutputError, ResumeError
-from fastres.forks import Guard
+from fastres.errors import OutputError, ResumeError, ResumeWarning
+from fastres.files import other_kind
+from fastres.terminal import progress_bar, warn
 from fastres.version import __version__
 
+from . import shards
+from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove
+from .formats import FORMATS, Writer, open_writer
 from .listing import difference
-from .tables import FORMATS, Layout, merged, open_writer, write_shard
+from .tables import Layout
 
 # A shard is closed when it has this many rows or is this old. This limits the memory used and the rows lost to a kill.
 SHARD_ROWS, SHARD_SECONDS = 4096, 15.0
-_SHARD = re.compile(r"rows-(\d{12})-(\d{12})\.parquet")
-
-_active: set[Path] = set()  # fcntl locks belong to a process, so they do not exclude its other threads
-_active_guard = Guard()
 
 
 class Work:
@@ -44,114 +40,185 @@ class Work:
         self.output = output
         self.folder = folder
         self.done = 0  # rows in finished shards
-        self._rows: list[pa.RecordBatch] = []
+        self.gaps: list[range] = []  # rows that are still to be computed
+        self.recomputed = 0  # rows to be computed again, because their shards were damaged or missing
+        self.complete = False  # the interrupted run had already written its output
+        self._count = 0
+        self._manifest: dict[str, Any] = {}
+        self._run = ""
+        # The rows that wait for the next shard, and the number of the first. They change together: an interrupt can
+        # come at any time.
+        self._waiting: tuple[int, list[pa.RecordBatch]] = 0, []
         self._since = time.monotonic()
 
     @property
     def listing(self) -> Path:
-        return self.folder / "listing.arrow"
+        return self.folder / LISTING
 
     @property
     def new_listing(self) -> Path:
-        return self.folder / "listing.new.arrow"
+        return self.folder / NEW_LISTING
 
-    @property
-    def _manifest(self) -> Path:
-        return self.folder / "manifest.json"
-
-    @property
-    def rows(self) -> int:
-        """The number of rows in finished shards, plus the rows that wait for the next shard."""
-        return self.done + sum(batch.num_rows for batch in self._rows)
-
-    def begin(self, settings: dict[str, Any], fingerprint: str) -> int:
-        """Start a run or continue the interrupted one; return the number of errors in the finished rows.
+    def begin(self, settings: dict[str, Any], fingerprint: str, count: int, progress: bool) -> int:
+        """Start a run of ``count`` rows, or continue the interrupted one; return the errors in the finished rows.
 
         ``new_listing`` is the current list of the source, ``fingerprint`` its sha256. Raises ``ResumeError`` if the
-        interrupted run had different ``settings`` or images, or if its shards are incomplete.
+        interrupted run had other ``settings`` or images. Warns of shards that are damaged: ``gaps`` has their rows.
         """
-        if self._manifest.exists():
-            before = _read_manifest(self._manifest)
-            if before["settings"] != settings:
-                raise ResumeError(
-                    f"{self._kept(before)} had different settings: {_changes(before['settings'], settings)}"
-                )
-            if before["fingerprint"] != fingerprint:
-                changed = difference(self.listing, self.new_listing)
-                raise ResumeError(f"{self._kept(before)} had different images: {changed}")
+        self._count = count
+        self._manifest = {"fastres": __version__, "settings": settings, "fingerprint": fingerprint}
+        self._run = hashlib.sha256(json.dumps(self._manifest, sort_keys=True).encode()).hexdigest()
+        before = self._check_manifest()
+        if _has_finished(before, self.output):
+            self.complete, self.done = True, count
+            return int(before["errors"])
+        kept = shards.check(self.folder, self._run, count, progress)
+        if kept.bad and not kept.good and not before:
+            raise ResumeError(
+                f"{str(self.folder)!r} cannot be resumed: {MANIFEST} is missing or damaged, and its rows are not those "
+                "of this run; use --overwrite to start over, or another output to keep them"
+            )
+        self._warn(kept, bool(before))
         os.replace(self.new_listing, self.listing)
-        manifest = {"fastres": __version__, "settings": settings, "fingerprint": fingerprint}
-        with self.writing(self._manifest) as path:
-            path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-        shards = self._shards()
-        self.done = shards[-1][1] if shards else 0
-        return sum(_errors(path) for _, _, path in shards)
+        self._write_manifest()
+        for shard in kept.bad:
+            shard.path.unlink()
+        self.gaps, self.done = shards.gaps(kept.good, count), sum(shard.rows for shard in kept.good)
+        return kept.errors
 
-    def _kept(self, manifest: dict[str, Any]) -> str:
-        return (
+    def _check_manifest(self) -> dict[str, Any]:
+        """Return the interrupted run's manifest, or ``{}`` if it is missing or damaged.
+
+        Raises ``ResumeError`` if the run differs from this one.
+        """
+        before = _read_manifest(self.folder)
+        if not before:
+            return {}
+        kept = (
             f"{str(self.folder)!r} cannot be resumed (use --overwrite to start over, or another output to keep it): "
-            f"its run with fastres {manifest['fastres']}"
+            f"its run with fastres {before['fastres']}"
         )
+        if before["settings"] != self._manifest["settings"]:
+            changes = _changes(before["settings"], self._manifest["settings"])
+            raise ResumeError(f"{kept} had different settings: {changes}")
+        if before["fingerprint"] != self._manifest["fingerprint"]:
+            raise ResumeError(f"{kept} had different images: {difference(self.listing, self.new_listing)}")
+        if before["fastres"] != __version__:
+            raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
+        return before
 
-    def _shards(self) -> list[tuple[int, int, Path]]:
-        """Return the finished shards. Raises ``ResumeError`` if one is missing."""
-        shards = _finished(self.folder)
-        for (_, stop, _), (start, _, path) in zip([(0, 0, self.folder), *shards], shards, strict=False):
-            if stop != start:
-                raise ResumeError(
-                    f"{str(path)!r} follows row {stop}, so shards are missing; use --overwrite to start over"
-                )
-        return shards
+    def _warn(self, kept: shards.Kept, described: bool) -> None:
+        last = max((shard.stop for shard in [*kept.good, *kept.bad]), default=0)
+        self.recomputed = sum(len(gap) for gap in shards.gaps(kept.good, min(last, self._count)))
+        if self.recomputed:
+            names = ", ".join(shard.path.name for shard in kept.bad[:3]) or "missing shards"
+            warn(
+                f"{self.recomputed:,} rows in {str(self.folder)!r} are damaged or missing, and are computed again: "
+                f"{names}",
+                ResumeWarning,
+            )
+        elif kept.good and not described:
+            warn(
+                f"{MANIFEST} in {str(self.folder)!r} is missing or damaged; the checksums show that the rows are those "
+                "of this run",
+                ResumeWarning,
+            )
+
+    def _write_manifest(self) -> None:
+        with self.writing(self.folder / MANIFEST) as file:
+            file.write(json.dumps(self._manifest, indent=1).encode())
 
     # -- rows ------------------------------------------------------------------------------------------------
 
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Add rows; write a shard if enough rows are waiting, or if they have waited long enough."""
-        self._rows.append(rows)
-        waiting = self.rows - self.done
-        if waiting >= SHARD_ROWS or time.monotonic() - self._since >= SHARD_SECONDS:
+    def add(self, start: int, rows: pa.RecordBatch) -> None:
+        """Add rows from number ``start`` on. Write a shard if enough rows are waiting, or for long enough."""
+        if start != self._stop():
             self.flush()
+            self._waiting = start, []
+        self._waiting[1].append(rows)
+        rows, seconds = self._stop() - self._waiting[0], time.monotonic() - self._since
+        if rows >= SHARD_ROWS or seconds >= SHARD_SECONDS:
+            self.flush()
+
+    def _stop(self) -> int:
+        start, batches = self._waiting
+        return start + sum(batch.num_rows for batch in batches)
 
     def flush(self) -> None:
         """Write the waiting rows as a shard. If that raises ``OutputError``, they keep waiting."""
-        stop = self.rows
-        if stop > self.done:
-            with self.writing(self.folder / f"rows-{self.done:012}-{stop:012}.parquet") as path:
-                write_shard(self._rows, path)
-        self.done, self._rows, self._since = stop, [], time.monotonic()
+        (start, batches), stop = self._waiting, self._stop()
+        if stop > start:
+            name, content = shards.packed(batches, self._run, start)
+            with self.writing(self.folder / name) as file:
+                file.write(content)
+        self._since = time.monotonic()
+        self.done, self._waiting = self.done + stop - start, (stop, [])
 
-    def finish(self, layout: Layout, metadata: dict[str, Any]) -> None:
+    def finish(self, layout: Layout, metadata: dict[str, Any], errors: int, progress: bool) -> None:
         """Join the shards into the output and delete the work folder. Raises ``OutputError`` if that fails."""
         self.flush()
-        shards = [path for _, _, path in self._shards()]
-        with self.writing(self.output) as path, open_writer(
-            path, self.output.suffix.lower(), layout.schema, metadata
-        ) as writer:  # fmt: skip
-            for table in merged(shards):
+        temporary = self.folder / OUTPUT
+        try:
+            with self.writing(temporary) as file, open_writer(
+                file, self.output.suffix.lower(), layout.schema, metadata
+            ) as writer:  # fmt: skip
+                self._join(writer, progress)
+            # If the process is killed before the folder is gone, this tells the resumed run that the output is its own.
+            self._manifest |= {"finished": _identity(temporary), "errors": errors}
+            self._write_manifest()
+            os.replace(temporary, self.output)
+            _sync(self.output.parent)
+        except ResumeError as error:
+            raise OutputError(f"{error}; continue with --resume, which computes its rows again") from error
+        except OSError as error:
+            raise self._cannot_write(self.output, error) from error
+        remove(self.folder)
+
+    def discard(self) -> None:
+        """Delete the work folder of a run that was complete already."""
+        remove(self.folder)
+
+    def _join(self, writer: Writer, progress: bool) -> None:
+        found = shards.named_shards(self.folder)
+        missing = shards.gaps(found, self._count)
+        if missing:
+            raise ResumeError(f"Rows {missing[0].start} to {missing[0].stop} in {str(self.folder)!r} have disappeared")
+        with progress_bar(
+            total=self._count, desc="Writing the table", unit="row", delay=1.0, disable=not progress
+        ) as bar:
+            for table in shards.merged(found, self._run):
                 writer.write_table(table)
-        shutil.rmtree(self.folder)
+                bar.update(table.num_rows)
 
     @contextmanager
-    def writing(self, target: Path) -> Iterator[Path]:
-        """Yield a path in the work folder; the file is synced to disk and renamed to ``target`` if the block succeeds.
+    def writing(self, target: Path) -> Iterator[BinaryIO]:
+        """Yield a new file in the work folder; it is synced to disk and renamed to ``target`` if the block succeeds.
 
         Raises ``OutputError`` if the file cannot be written.
         """
-        temporary = self.folder / f"{target.name}.tmp"
+        temporary = self.folder / f"{target.name}{TEMPORARY}"
         try:
-            yield temporary
-            with temporary.open("rb+") as file:
+            with temporary.open("wb+") as file:
+                yield file
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            _sync(self.folder)
+        except OutputError:
+            raise
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._cannot_write(target, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _cannot_write(self, target: Path, error: OSError) -> OutputError:
+        if isinstance(error, OutputError):
+            return error
+        target = self.output if target.name == OUTPUT else target
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space there" if full else "fix the cause"
         reason = os.strerror(error.errno) if error.errno else error
-        kept = f"The first {self.done:,} rows are kept in {str(self.folder)!r}; {advice}, then continue with --resume"
+        kept = f"{self.done:,} rows are kept in {str(self.folder)!r}; {advice}, then continue with --resume"
         return OutputError(f"{str(target)!r} cannot be written: {reason}. {kept if self.done else advice.capitalize()}")
 
 
@@ -160,105 +227,102 @@ def open_work(output: Path, resume: bool, overwrite: bool) -> Iterator[Work]:
     """Create and lock the work folder of ``output``; delete it at the end if it has no finished shard.
 
     Raises ``OutputError`` if the output already exists (without ``overwrite``), another run is writing it, there is an
-    interrupted run (without ``resume`` or ``overwrite``), or the folder cannot be written.
+    interrupted run (without ``resume`` or ``overwrite``), or the folder cannot be written or is not fastres's.
     """
-    if output.suffix.lower() not in FORMATS:
-        raise OutputError(f"The output is {str(output)!r}; use a name that ends in {', '.join(FORMATS)}")
-    folder = output.with_name(f"{output.name}.partial")
-    with _locked(folder):
+    output = check_output(output, resume, overwrite)
+    folder = work_folder(output)
+    with locked(folder):
         try:
-            _check(output, folder, resume, overwrite)
+            check_output(output, resume, overwrite)  # another run may have finished or begun in between
             if not resume:
-                _remove_rows(folder)
+                _clear(folder)
             yield Work(output, folder)
         finally:
-            if folder.exists() and not _finished(folder):
-                shutil.rmtree(folder)
+            if folder.is_dir() and not shards.named_shards(folder):
+                remove(folder)
 
 
-def _check(output: Path, folder: Path, resume: bool, overwrite: bool) -> None:
-    if output.is_dir():
-        raise OutputError(f"{str(output)!r} is a folder; pass the name of a file")
-    if output.exists() and not overwrite:
+def work_folder(output: Path) -> Path:
+    """Return the folder in which the rows of ``output`` are kept until the run is complete."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def check_output(output: Path, resume: bool, overwrite: bool) -> Path:
+    """Return ``output``, or the file that it links to. Raises ``OutputError``; see :func:`open_work`."""
+    if output.suffix.lower() not in FORMATS:
+        raise OutputError(f"The output is {str(output)!r}; use a name that ends in {', '.join(FORMATS)}")
+    try:
+        if output.is_symlink():
+            output = Path(os.path.realpath(output))
+        kind = other_kind(output.stat().st_mode)
+    except FileNotFoundError:
+        kind = None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{str(output)!r} cannot be written: {reason}; use another output") from error
+    if kind is not None:
+        raise OutputError(f"{str(output)!r} is {kind}; pass the name of a file")
+    _check_earlier_runs(output, work_folder(output), resume, overwrite)
+    return output
+
+
+def _clear(folder: Path) -> None:
+    try:
+        clear(folder)
+    except OSError as error:
+        raise OutputError(f"{str(folder)!r} cannot be emptied: {error.strerror}; use another output") from error
+
+
+def _check_earlier_runs(output: Path, folder: Path, resume: bool, overwrite: bool) -> None:
+    finished = resume and _has_finished(_read_manifest(folder), output)
+    if output.exists() and not overwrite and not finished:
         raise OutputError(f"{str(output)!r} already exists; use another output, or --overwrite to replace it")
-    shards = _finished(folder)
-    if shards and not resume and not overwrite:
+    found = shards.named_shards(folder) if folder.is_dir() else []
+    if found and not resume and not overwrite:
         raise OutputError(
-            f"{str(folder)!r} has {shards[-1][1]:,} rows of an interrupted run; use --resume to continue it, or "
-            "--overwrite to start over"
+            f"{str(folder)!r} has {sum(shard.rows for shard in found):,} rows of an interrupted run; use --resume to "
+            "continue it, or --overwrite to start over"
         )
 
 
-def _finished(folder: Path) -> list[tuple[int, int, Path]]:
-    """Return first row, last row + 1 and path of each finished shard, in order."""
-    found = [(_SHARD.fullmatch(path.name), path) for path in folder.iterdir()]
-    return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
-
-
-def _remove_rows(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name != "lock":
-            path.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``. Raises ``OutputError`` if another run holds it."""
-    place = folder.resolve()
-    with _active_guard:
-        if place in _active:
-            raise OutputError(f"Another run in this process is writing {str(folder)!r}; use another output")
-        _active.add(place)
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the content of the manifest in ``folder``, or ``{}`` if it is missing, damaged or unreadable."""
     try:
-        with _lock_file(folder):
-            yield
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        kinds = {"fastres": str, "settings": dict, "fingerprint": str}
+        if all(isinstance(manifest[key], kind) for key, kind in kinds.items()):
+            return dict(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return {}
+
+
+def _has_finished(manifest: dict[str, Any], output: Path) -> bool:
+    """Return True if the run with this manifest has written ``output``."""
+    finished = manifest.get("finished")
+    return finished is not None and finished == _identity(output) and isinstance(manifest.get("errors"), int)
+
+
+def _identity(path: Path) -> list[int] | None:
+    """Return numbers that tell a file from all others, also after it was renamed; ``None`` if there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return [facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns]
+
+
+def _sync(folder: Path) -> None:
+    """Write the names in ``folder`` to disk, so that a power cut does not undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot
+        pass
     finally:
-        with _active_guard:
-            _active.discard(place)
-
-
-def _lock_file(folder: Path) -> BinaryIO:
-    """Create ``folder`` if needed, and return its lock file, open and locked until it is closed."""
-    path = folder / "lock"
-    try:
-        folder.mkdir(exist_ok=True)
-        file = path.open("ab+", buffering=0)
-    except OSError as error:
-        raise OutputError(f"{str(folder)!r} cannot be written: {error.strerror}; use another output") from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            file.truncate(0)
-            file.write(b"%d" % os.getpid())
-            return file
-        holder = "which has just finished"
-    except FileNotFoundError:  # the run that held the lock has deleted the folder
-        holder = "which has just finished"
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise OutputError(f"{str(path)!r} cannot be written: {error.strerror}; use another output") from error
-        file.seek(0)
-        holder = f"process {file.read().decode() or 'unknown'}"
-    file.close()
-    raise OutputError(f"Another run ({holder}) is writing {str(folder)!r}; wait for it, or use another output")
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        return {key: manifest[key] for key in ("fastres", "settings", "fingerprint")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResumeError(f"{str(path)!r} cannot be read ({error}); use --overwrite to start over") from error
+        os.close(descriptor)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
-
-
-def _errors(shard: Path) -> int:
-    try:
-        column = pq.read_table(shard, columns=["error"])["error"]
-    except (OSError, pa.ArrowException) as error:
-        raise ResumeError(f"{str(shard)!r} cannot be read ({error}); use --overwrite to start over") from error
-    return len(column) - column.null_count

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +23,7 @@ import pytest
 import torch
 
 import fastres
-from fastres.classification import run, tables, work
+from fastres.classification import run, work
 from fastres.commands.cli import main
 from fastres.errors import (
     ClassifierError,
@@ -178,23 +180,20 @@ class TestOutput:
     ) -> None:
         output = tmp_path / "out.parquet"
         monkeypatch.setattr(work, "SHARD_ROWS", 10)
-        calls: list[Path] = []
+        original = work.Work.writing
 
-        def full(original: Any, at: int) -> Any:
-            def write(first: Any, second: Any, *rest: Any) -> Any:
-                calls.append(second)
-                if len(calls) == at:
+        @contextmanager
+        def full(self: work.Work, target: Path) -> Iterator[BinaryIO]:
+            with original(self, target) as file:
+                yield file
+                if target.name == "output" or target.name.endswith("-000000000020.parquet"):
                     raise OSError(errno.ENOSPC, "No space left on device")
-                return original(first, second, *rest)
 
-            return write
-
-        if moment == "shard":
-            monkeypatch.setattr(work, "write_shard", full(tables.write_shard, 2))
-        else:
-            monkeypatch.setattr(work, "open_writer", full(tables.open_writer, 1))
+        if moment == "output":
+            monkeypatch.setattr(work, "SHARD_ROWS", 1000)
+        monkeypatch.setattr(work.Work, "writing", full)
         kept = 10 if moment == "shard" else 24
-        with pytest.raises(OutputError, match=rf"No space left on device. The first {kept} rows are kept"):
+        with pytest.raises(OutputError, match=rf"No space left on device. {kept} rows are kept"):
             classify(folder, output, model)
         assert not output.exists()
         assert not list(tmp_path.rglob("*.tmp"))
@@ -213,7 +212,7 @@ class TestOutput:
             text=True,
         )
         assert process.returncode == 2
-        assert "File too large. The first 24 rows are kept" in process.stderr
+        assert "File too large. 24 rows are kept" in process.stderr
         assert not output.exists()
         assert main([*command, "--resume", "--quiet", "--workers", "0"]) == 0
         assert len(output.read_text().splitlines()) == 24

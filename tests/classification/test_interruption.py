@@ -25,13 +25,13 @@ from fastres.errors import OutputError, ResumeError, WorkerError
 from .conftest import classify, encoded, failed
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Raise ``error`` instead of returning the results of the third batch."""
+def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, batch: int = 3) -> None:
+    """Raise ``error`` instead of returning the results of a batch."""
     original, calls = run._outputs, []
 
     def outputs(*given: Any) -> Any:
         calls.append(given)
-        if len(calls) == 3:
+        if len(calls) == batch:
             raise error
         return original(*given)
 
@@ -142,13 +142,6 @@ def test_resume_with_other_images(interrupted: Path, folder: Path, model: fastre
         classify(folder, interrupted, model, resume=True)
     assert classify(folder, interrupted, model, overwrite=True).resumed == 0
     assert pq.read_table(interrupted).num_rows == len([*folder.rglob("[!.]*.jpg")])
-
-
-def test_missing_shard(interrupted: Path, folder: Path, model: fastres.Model) -> None:
-    shards = Path(f"{interrupted}.partial")
-    (shards / "rows-000000000000-000000000010.parquet").rename(shards / "rows-000000000005-000000000010.parquet")
-    with pytest.raises(ResumeError, match="shards are missing"):
-        classify(folder, interrupted, model, resume=True)
 
 
 def test_worker_that_dies(folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: Any) -> None:

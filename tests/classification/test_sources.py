@@ -26,7 +26,8 @@ def listed(
     source: Any, tmp_path: Path, image_column: str | None = None, columns: tuple[str, ...] = ()
 ) -> sources.Images:
     found = sources.find(source)
-    write_listing(found.entries(), found.kind, tmp_path / "listing.arrow", progress=False)
+    with (tmp_path / "listing.arrow").open("wb+") as file:
+        write_listing(found.entries(), found.kind, file, progress=False)
     images = sources.opened(found, tmp_path / "listing.arrow", image_column, columns)
     return pickle.loads(pickle.dumps(images))  # as a worker receives it
 
@@ -94,7 +95,8 @@ class TestFiles:
             if name == "after":
                 (folder / "c.jpg").write_bytes(b"other")
             found = sources.find(folder)
-            sums.append(write_listing(found.entries(), found.kind, tmp_path / name, progress=False))
+            with (tmp_path / name).open("wb+") as file:
+                sums.append(write_listing(found.entries(), found.kind, file, progress=False))
         assert sums[0] == sums[1] != sums[2]
         assert "c.jpg' (size 5" in difference(tmp_path / "before", tmp_path / "after")
 

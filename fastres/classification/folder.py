@@ -1,0 +1,129 @@
+"""The work folder beside an output: whose it is, its lock, and its removal.
+
+fastres touches only files that it has written. A folder of that name with anything else in it is somebody's, and is
+refused. A lock keeps other runs out; the system releases it when the process dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fastres.errors import OutputError
+from fastres.files import other_kind
+from fastres.forks import Guard
+from fastres.terminal import warn
+
+from .shards import is_shard
+
+LOCK, MANIFEST, LISTING, NEW_LISTING = "lock", "manifest.json", "listing.arrow", "listing.new.arrow"
+OUTPUT = "output"  # the joined shards, before they get the output's name
+TEMPORARY = ".tmp"  # ends the name of a file that is not complete
+_OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT)
+
+_active: set[Path] = set()  # fcntl locks belong to a process, so they do not exclude its other threads
+_active_guard = Guard()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create ``folder`` if needed, and hold its lock.
+
+    Raises ``OutputError`` if it cannot be written, another run holds the lock, or the folder is somebody's.
+    """
+    place = Path(os.path.realpath(folder))
+    with _active_guard:
+        if place in _active:
+            raise OutputError(f"Another run in this process is writing {str(folder)!r}; use another output")
+        _active.add(place)
+    try:
+        with _lock_file(folder):
+            yield
+    finally:
+        with _active_guard:
+            _active.discard(place)
+
+
+def _lock_file(folder: Path) -> BinaryIO:
+    """Create ``folder`` if needed, and return its lock file, open and locked until it is closed."""
+    path = folder / LOCK
+    try:
+        folder.mkdir(exist_ok=True)
+        _refuse_foreign(folder)
+        file = path.open("ab+", buffering=0)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{str(folder)!r} cannot be written: {error.strerror}; use another output") from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            file.truncate(0)
+            file.write(b"%d" % os.getpid())
+            return file
+        holder = "which has just finished"
+    except FileNotFoundError:  # the run that held the lock has deleted the folder
+        holder = "which has just finished"
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise OutputError(f"{str(path)!r} cannot be written: {error.strerror}; use another output") from error
+        file.seek(0)
+        holder = f"process {file.read(20).decode(errors='replace') or 'unknown'}"
+    file.close()
+    raise OutputError(f"Another run ({holder}) is writing {str(folder)!r}; wait for it, or use another output")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise ``OutputError`` if ``folder`` holds anything that fastres has not written."""
+    if folder.is_symlink():
+        raise OutputError(
+            f"{str(folder)!r} is a link, but fastres keeps finished rows there; remove it, or use another output"
+        )
+    with os.scandir(folder) as entries:
+        kinds = {entry.name: other_kind(entry.stat(follow_symlinks=False).st_mode) for entry in entries}
+    foreign = sorted(name for name, kind in kinds.items() if kind or not _is_own(name))
+    # A folder of ours has a lock from its first moment. Without it, shards show that it is ours: people write none.
+    if not foreign and kinds and LOCK not in kinds and not any(map(is_shard, kinds)):
+        foreign = sorted(kinds)
+    if foreign:
+        raise OutputError(
+            f"{str(folder)!r}, where fastres keeps finished rows, holds {foreign[0]!r}, which fastres has not written; "
+            "move it away, or use another output"
+        )
+
+
+def _is_own(name: str) -> bool:
+    name = name.removesuffix(TEMPORARY)
+    return name in _OWN or is_shard(name)
+
+
+def clear(folder: Path) -> None:
+    """Delete what fastres has written in ``folder``, except for the lock: the manifest last."""
+    names = [name for name in os.listdir(folder) if _is_own(name) and name != LOCK]
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Delete what fastres has written in ``folder``, and the folder itself. Warn if it holds somebody's file."""
+    try:
+        clear(folder)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        foreign = [name for name in os.listdir(folder) if not _is_own(name)] if folder.is_dir() else []
+        if foreign:
+            reason = f"holds {foreign[0]!r}, which fastres has not written"
+        elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another run has already begun there
+            return
+        else:
+            reason = f"cannot be deleted: {error.strerror}"
+        warn(f"{str(folder)!r} is left behind, because it {reason}", UserWarning)
