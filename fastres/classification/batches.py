@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pyarrow as pa
@@ -103,6 +103,7 @@ class Reading:
         signal handler; :func:`worker_died` recognises both.
         """
         dataset = _Batches(images, ranges, self.batch_size, self.transforms, self.decoder)
+        lifeline = multiprocessing.Pipe(duplex=False)
         loader = DataLoader(
             dataset,
             batch_size=None,
@@ -111,9 +112,10 @@ class Reading:
             collate_fn=_unchanged,
             prefetch_factor=PREFETCH if self.workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=partial(_start_worker, os.getpid()),
+            worker_init_fn=partial(_start_worker, os.getpid(), lifeline),
         )
-        return _copied_ahead(_sound(loader), device) if device.type == "cuda" else _sound(loader)
+        batches = _sound(loader, lifeline)
+        return _copied_ahead(batches, device) if device.type == "cuda" else batches
 
 
 def checked_workers(given: int | None) -> int:
@@ -134,40 +136,38 @@ def default_workers() -> int:
 
 
 def worker_died(error: BaseException) -> bool:
-    """Return True if ``error``, from the DataLoader or from fastres, means that a worker exited or was killed."""
-    return isinstance(error, WorkerError) or (
-        isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-    )
+    """Return True if ``error``, from the DataLoader or from fastres, means that a worker ended or cannot be reached."""
+    texts = ("DataLoader worker", "Too many open files")
+    return isinstance(error, WorkerError) or (isinstance(error, RuntimeError) and str(error).startswith(texts))
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _start_worker(main: int, worker: int) -> None:
+def _start_worker(main: int, lifeline: tuple[Connection, Connection], worker: int) -> None:
     # Signals from a terminal or a supervisor reach all processes. The main one keeps its rows and stops the others, so
     # these leave without an error that it would notice first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: os._exit(0))
-    threading.Thread(target=_leave_with, args=(main,), daemon=True).start()
+    lifeline[1].close()  # only the main process holds it
+    threading.Thread(target=_leave_with, args=(main, lifeline[0]), daemon=True).start()
     # Pillow warns about odd metadata and very large images; these warnings would break up the progress bar.
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _leave_with(main: int) -> None:
-    """End this process when the main one has died, whatever other threads are waiting for."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    forked = os.getppid() if multiprocessing.get_start_method() == "forkserver" else main
-    # The sentinel is a pipe that other children of the main process may hold open as well.
-    while not wait([parent.sentinel], timeout=1):
-        if os.getppid() != forked:
+def _leave_with(main: int, lifeline: Connection) -> None:
+    """End this process when the run has ended or the main process has died, whatever other threads are waiting for."""
+    parent = os.getppid() if multiprocessing.get_start_method() == "forkserver" else main
+    # Other children of the main process may hold the other end of the lifeline as well.
+    while not lifeline.poll(1):
+        if os.getppid() != parent:
             break
     os._exit(1)
 
 
-def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
+def _sound(loader: DataLoader[Any], lifeline: tuple[Connection, Connection]) -> Generator[Batch, None, None]:
     iterator = None
     try:
         iterator = iter(loader)
@@ -180,6 +180,8 @@ def _sound(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
     finally:
         # Without this call, the processes would live as long as the traceback of an error that ended the loop.
         getattr(iterator, "_shutdown_workers", lambda: None)()
+        for end in lifeline:
+            end.close()
 
 
 def _copied_ahead(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:

@@ -121,7 +121,7 @@ def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
         work.flush()
         kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; continue with --resume"
         if not work.done:
-            kept = "no row was finished"
+            kept = "no row was finished; run it again"
         if isinstance(error, KeyboardInterrupt):
             error.args = (f"interrupted: {kept}",)
         if worker_died(error):

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -238,8 +238,14 @@ def open_work(output: Path, resume: bool, overwrite: bool) -> Iterator[Work]:
                 _clear(folder)
             yield Work(output, folder)
         finally:
-            if folder.is_dir() and not shards.named_shards(folder):
-                remove(folder)
+            _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Delete a work folder without shards. One that cannot be read stays, since an error is being raised already."""
+    with suppress(OSError):
+        if folder.is_dir() and not shards.named_shards(folder):
+            remove(folder)
 
 
 def work_folder(output: Path) -> Path:

@@ -169,7 +169,7 @@ def test_a_signal_to_all_processes_is_the_main_ones_to_report(
 
     monkeypatch.setattr(batches, "decoder", signalled)
     monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    with pytest.raises(WorkerError, match="exited unexpectedly"):
+    with pytest.raises(WorkerError, match="A process that reads images died"):
         classify(folder, tmp_path / "out.parquet", model, workers=1)
     monkeypatch.undo()
     assert classify(folder, tmp_path / "out.parquet", model, resume=True).rows == 24
