@@ -1,4 +1,4 @@
-"""Read images from Parquet files: from a binary column, or a struct with a field ``bytes`` (Hugging Face's format)."""
+"""Read images from Parquet files: from a column of bytes, or a struct with ``bytes`` (Hugging Face's format)."""
 
 from __future__ import annotations
 
@@ -7,64 +7,73 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastres.errors import ImageError, SourceError, near_matches
+from fastres.text import path_text
+
+from .contents import contents, holds_images
+from .listing import Entry, Listing
+from .parquet_rows import Cursor, OpenParquet
 
 
-def parquet_entries(path: str) -> Iterator[dict[str, Any]]:
+def parquet_entries(path: str) -> Iterator[Entry]:
     """Yield the single entry of a Parquet file, with its number of rows.
 
     Raises ``SourceError`` if it is not a Parquet file.
     """
-    try:
-        facts, rows = os.stat(path), pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(f"{path!r} cannot be read as a Parquet file: {error}; write the file again") from error
-    yield {"path": os.fsencode(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "rows": rows}
+    file = OpenParquet(path)
+    rows = file.stops[-1] if file.stops else 0
+    yield {"path": os.fsencode(path), "size": file.size, "mtime_ns": file.mtime_ns, "rows": rows}
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The rows of ``files``, one after another; ``stops[i]`` is the number of rows up to the end of file i."""
+    """The rows of Parquet files, one after another; ``stops[i]`` is the number of rows up to the end of file i.
 
-    files: tuple[str, ...]
+    An entry with an error, a folder that could not be listed, is one row with this error.
+    """
+
+    entries: tuple[Entry, ...]
     stops: tuple[int, ...]
     image_column: str
     columns: pa.Schema
 
     @classmethod
-    def of(cls, listing: pa.Table, image_column: str | None, columns: tuple[str, ...]) -> ParquetImages:
+    def of(cls, listing: Listing, image_column: str | None, columns: tuple[str, ...]) -> ParquetImages:
         """Return the images of the files in ``listing``; if ``image_column`` is ``None``, find the column.
 
         Raises ``SourceError`` if the columns of the files differ, a column does not exist, or the image column holds no
         bytes.
         """
-        files = tuple(map(os.fsdecode, listing["path"].to_pylist()))
-        schema = pq.read_schema(files[0])
-        image = image_column or _image_column(files[0], schema)
+        entries = tuple(listing.entries())
+        files = [os.fsdecode(entry["path"]) for entry in entries if entry["error"] is None]
+        stops = tuple(accumulate(entry["rows"] for entry in entries))
+        if not files:
+            return cls(entries, stops, "", pa.schema([]))
+        first = OpenParquet(files[0])
+        image = image_column or _image_column(first)
         for name in (image, *columns):
-            if name not in schema.names:
-                raise SourceError(f"{files[0]!r} has no column {name!r}.{near_matches(name, schema.names)}")
-        if not _holds_bytes(schema.field(image).type):
+            if name not in first.names:
+                raise SourceError(f"{_text(first)} has no column {name!r}.{near_matches(name, first.names)}")
+        wanted = first.fields([image, *columns])
+        if not holds_images(wanted[0].type):
             raise SourceError(
-                f"Column {image!r} of {files[0]!r} has type {schema.field(image).type}; use a column of images, which "
-                "is binary, or a struct with a binary field 'bytes'"
+                f"Column {image!r} of {_text(first)} has type {wanted[0].type}; use a column of images, which is "
+                "binary, or a struct with a binary field 'bytes'"
             )
-        wanted = pa.schema([schema.field(name) for name in (image, *columns)])
-        for file in files[1:]:
-            other = pq.read_schema(file)
-            if not all(field.name in other.names and other.field(field.name).equals(field) for field in wanted):
+        for path in files[1:]:
+            other = OpenParquet(path)
+            names = [field.name for field in wanted]
+            if not set(names) <= set(other.names) or other.fields(names) != wanted:
                 raise SourceError(
-                    f"{file!r} does not have the same columns as {files[0]!r} ({', '.join(wanted.names)}); classify "
+                    f"{_text(other)} does not have the same columns as {_text(first)} ({', '.join(names)}); classify "
                     "the files in separate runs"
                 )
-        stops = tuple(accumulate(listing["rows"].to_pylist()))
-        return cls(files, stops, image, pa.schema([schema.field(name) for name in columns]))
+        return cls(entries, stops, image, pa.schema([_nullable(field) for field in wanted[1:]]))
 
     @property
     def identity(self) -> pa.Schema:
@@ -77,98 +86,78 @@ class ParquetImages:
         return {name: vars(self)[name] for name in self.__dataclass_fields__}
 
     @cached_property
-    def _cursor(self) -> _Cursor:
-        return _Cursor(list(dict.fromkeys([self.image_column, *self.columns.names])))
+    def _cursors(self) -> dict[int, Cursor]:
+        return {}
+
+    @property
+    def _cursor(self) -> Cursor:
+        """The cursor of this process; the one of the process that it was forked from must not be used."""
+        columns = list(dict.fromkeys([self.image_column, *self.columns.names]))
+        return self._cursors.setdefault(os.getpid(), Cursor(columns))
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        parts, images = [], []
+        parts: list[pa.Table] = []
+        images: list[pa.Array | list[ImageError]] = []
         while start < stop:
             index = bisect_right(self.stops, start)
-            file, first = self.files[index], self.stops[index - 1] if index else 0
+            entry, first = self.entries[index], self.stops[index - 1] if index else 0
             count = min(stop, self.stops[index]) - start
-            try:
-                rows = self._cursor.rows(file, start - first, count)
-            except (OSError, pa.ArrowException) as error:
-                raise SourceError(f"{file!r} cannot be read: {error}; write the file again") from error
-            name = file.encode("utf-8", "backslashreplace").decode()
-            numbers = pa.array(range(start - first, start - first + count), pa.int64())
-            carried = [rows[column].combine_chunks() for column in self.columns.names]
-            arrays = [pa.array([name] * count, pa.string()), numbers, *carried]
-            parts.append(pa.table(arrays, schema=self.identity))
-            images.append(rows[self.image_column])
+            row = None if entry["error"] else start - first
+            for part in self._parts(entry, start - first, count):
+                if isinstance(part, pa.RecordBatch):
+                    carried, size = [part.column(name) for name in self.columns.names], part.num_rows
+                    images.append(part.column(self.image_column))
+                else:
+                    size, error = part
+                    carried = [pa.nulls(size, field.type) for field in self.columns]
+                    images.append([ImageError(error)] * size)
+                parts.append(self._identified(entry, row, size, carried))
+                row = None if row is None else row + size
             start += count
         identity = pa.concat_tables(parts).combine_chunks().to_batches()[0]
-        return identity, (_content(value.as_py()) for column in images for value in column)
+        return identity, chain.from_iterable(part if isinstance(part, list) else contents(part) for part in images)
+
+    def _parts(self, entry: Entry, start: int, count: int) -> Iterator[pa.RecordBatch | tuple[int, str]]:
+        if entry["error"] is not None:
+            yield count, entry["error"]
+            return
+        path = os.fsdecode(entry["path"])
+        self._cursor.open(path).check_unchanged(entry["size"], entry["mtime_ns"])
+        for part in self._cursor.rows(path, start, count):
+            self._cursor.open(path).check_unchanged(entry["size"], entry["mtime_ns"])
+            yield part
+
+    def _identified(self, entry: Entry, row: int | None, size: int, carried: list[pa.Array]) -> pa.Table:
+        numbers = pa.nulls(size, pa.int64()) if row is None else pa.array(range(row, row + size), pa.int64())
+        cast = [
+            array if array.type == field.type else array.cast(field.type)
+            for array, field in zip(carried, self.columns, strict=True)
+        ]
+        return pa.table(
+            [pa.array([path_text(entry["path"])] * size, pa.string()), numbers, *cast], schema=self.identity
+        )
 
 
-def _content(value: Any) -> bytes | ImageError:
-    data = value.get("bytes") if isinstance(value, dict) else value
-    return ImageError("The row holds no image (null).") if data is None else data
+def _text(file: OpenParquet) -> str:
+    return repr(path_text(file.path))
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _nullable(field: pa.Field) -> pa.Field:
+    """Return ``field`` so that it can be null, as in the row of a damaged image."""
+    kind = field.type
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        kind = pa.struct([_nullable(inner) for inner in kind])
+    return field.with_type(kind).with_nullable(True)
 
 
-def _image_column(file: str, schema: pa.Schema) -> str:
-    fitting = [field.name for field in schema if _holds_bytes(field.type)]
+def _image_column(file: OpenParquet) -> str:
+    fitting = [field.name for field in file.schema if holds_images(field.type)]
     if "image" in fitting or len(fitting) == 1:
         return "image" if "image" in fitting else fitting[0]
-    names = ", ".join(fitting or schema.names)
+    names = ", ".join(fitting or file.names)
     found = (
         f"several columns are binary ({names}); pass one of them as image_column"
         if fitting
         else f"none of the columns is binary ({names}); use files with a binary column of images"
     )
-    raise SourceError(f"The column of images in {file!r} cannot be found: {found}")
-
-
-class _Cursor:
-    """Reader of rows of a Parquet file, fastest in forward order; it streams row groups and never holds a whole one."""
-
-    def __init__(self, columns: list[str]) -> None:
-        self._columns = columns
-        self._path: str | None = None
-        self._file: pq.ParquetFile | None = None
-        self._stops: list[int] = []  # rows up to the end of each row group
-        self._group = -1
-        self._position = 0
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._rest: pa.Table | None = None
-
-    def rows(self, path: str, start: int, count: int) -> pa.Table:
-        """Return rows ``start`` to ``start + count`` of ``path``."""
-        if path != self._path:
-            self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-            facts = self._file.metadata
-            self._stops = list(accumulate(facts.row_group(group).num_rows for group in range(facts.num_row_groups)))
-            self._path, self._group = path, -1
-        parts = []
-        while count:
-            group = bisect_right(self._stops, start)
-            first = self._stops[group - 1] if group else 0
-            if group != self._group or start < self._position:
-                self._open(group, first, count)
-            taken = self._take(start, min(count, self._stops[group] - start))
-            parts.append(taken)
-            start, count = start + taken.num_rows, count - taken.num_rows
-        return pa.concat_tables(parts)
-
-    def _open(self, group: int, first: int, count: int) -> None:
-        assert self._file is not None
-        self._group, self._position, self._rest = group, first, None
-        self._batches = self._file.iter_batches(count, [group], self._columns, use_threads=False)
-
-    def _take(self, start: int, count: int) -> pa.Table:
-        """Return at least one and at most ``count`` rows from ``start`` on; drop the rows before them."""
-        while True:
-            if self._rest is None or not self._rest.num_rows:
-                self._rest = pa.Table.from_batches([next(self._batches)])
-            skipped = min(start - self._position, self._rest.num_rows)
-            self._position, self._rest = self._position + skipped, self._rest.slice(skipped)
-            if self._position == start and self._rest.num_rows:
-                taken = self._rest.slice(0, count)
-                self._position, self._rest = start + taken.num_rows, self._rest.slice(taken.num_rows)
-                return taken
+    raise SourceError(f"The column of images in {_text(file)} cannot be found: {found}")

@@ -5,24 +5,23 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from fastres.errors import ImageError, SourceError
+from fastres.files import other_kind
+from fastres.text import path_text
 
-from .listing import FILES, PARQUET, TAR, Entry, read_listing
+from .globs import Glob
+from .listing import FILES, HIDDEN, PARQUET, TAR, Entry, Listing
 from .parquet import ParquetImages, parquet_entries
 from .tars import TarImages, tar_entries
+from .walking import SUFFIXES, Walk, error_entry, file_entry, has_image_suffix
 
-# Files in folders and tars count as images if they have one of these suffixes. Paths and globs may have any name.
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif .jp2 .j2k".split()  # noqa: SIM905
-)
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -36,29 +35,60 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        """Return the identity of images ``start`` to ``stop``, and each image as a path, bytes or an error."""
+        """Return the identity of images ``start`` to ``stop``, and each image as a path, bytes or an error.
+
+        Raises ``SourceError`` if a tar or Parquet file has changed since it was listed, and ``OutputError`` if the list
+        cannot be read.
+        """
+
+
+class Part(NamedTuple):
+    """A file or folder of a source, whether a glob has matched it, and why it cannot be read (if a glob found out)."""
+
+    path: str
+    matched: bool = False
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files and folders of the user's source in the given order, their ``kind``, and the source as given."""
+    """The files and folders of the user's source in the given order, their ``kind``, and the source as given.
+
+    ``skipped`` counts the images that were left out, by reason; it is filled while :meth:`entries` is consumed.
+    """
 
     kind: str
-    paths: tuple[str, ...]
+    parts: tuple[Part, ...]
     description: tuple[str, ...]
+    hidden: int = 0  # images that globs left out
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(part.path for part in self.parts)
 
     def entries(self) -> Iterator[Entry]:
         """Yield one entry for each image (``files`` and ``tar``) or file (``parquet``), in a fixed order."""
-        for path in self.paths:
-            if self.kind == TAR:
-                yield from tar_entries(path, SUFFIXES)
-            elif self.kind == PARQUET:
-                yield from parquet_entries(path)
-            elif os.path.isdir(path):
-                yield from _folder_entries(path, ())
-            else:
-                yield _named_file_entry(path)
+        self.skipped.clear()
+        walk = Walk()
+        for part in self.parts:
+            if part.error is not None:
+                yield error_entry(part.path, part.error) | ({"rows": 1} if self.kind == PARQUET else {})
+            elif not part.matched or walk.is_new_match(part.path):
+                yield from self._in_part(part, walk)
+        yield from walk.links()
+        if self.hidden or walk.hidden:
+            self.skipped[HIDDEN] += self.hidden + walk.hidden
+
+    def _in_part(self, part: Part, walk: Walk) -> Iterator[Entry]:
+        if self.kind == TAR:
+            yield from tar_entries(part.path, self.skipped)
+        elif self.kind == PARQUET:
+            yield from parquet_entries(part.path)
+        elif os.path.isdir(part.path) and not part.matched:
+            yield from walk.folder(part.path)
+        else:
+            yield file_entry(part.path)
 
 
 def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Found:
@@ -66,70 +96,71 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> F
 
     Raises ``SourceError`` if a source is missing, a glob matches nothing, or the kinds differ.
     """
-    given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    names = tuple(os.fspath(name) for name in given)
+    given = [source] if isinstance(source, (str, os.PathLike)) or not isinstance(source, Iterable) else list(source)
+    names = tuple(os.fspath(name) if isinstance(name, (str, os.PathLike)) else name for name in given)
     if not names or not all(isinstance(name, str) and name for name in names):
         raise SourceError(f"The source is {source!r}; pass a folder, a glob, tar files or Parquet files")
-    paths = [path for name in names for path in _expanded(name)]
-    kinds = {_kind(path): path for path in paths}
+    parts, hidden = [], 0
+    for name in names:
+        found, left_out = _expanded(name)
+        parts += found
+        hidden += left_out
+    kinds = {_kind(part): part.path for part in parts if part.error is None}
     if len(kinds) > 1:
-        examples = ", ".join(f"{path!r} ({kind})" for kind, path in kinds.items())
+        examples = ", ".join(f"{path_text(path)!r} ({kind})" for kind, path in kinds.items())
         raise SourceError(f"The sources are of different kinds: {examples}; classify each kind in a separate run")
-    return Found(next(iter(kinds)), tuple(paths), names)
+    return Found(next(iter(kinds), FILES), tuple(parts), names, hidden)
 
 
-def _expanded(name: str) -> list[str]:
-    if os.path.exists(name):
-        return [name]
-    if not glob.has_magic(name):
-        raise SourceError(f"{name!r} does not exist; pass a folder, a glob, tar files or Parquet files")
-    paths = sorted(path for path in glob.iglob(name, recursive=True) if not os.path.isdir(path))
-    if not paths:
-        raise SourceError(f"{name!r} matches no file; to search subfolders, use a glob such as 'photos/**/*.jpg'")
-    return paths
-
-
-def _kind(path: str) -> str:
-    lower = path.lower()
-    if lower.endswith(COMPRESSED):
-        raise SourceError(f"{path!r} is a compressed tar, which fastres cannot read; decompress it first")
-    if os.path.isdir(path):
-        return FILES
-    return TAR if lower.endswith(".tar") else PARQUET if lower.endswith((".parquet", ".pq")) else FILES
-
-
-def _folder_entries(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Yield the images in ``folder`` and its subfolders, sorted by name; skip names that begin with a dot.
-
-    ``above`` holds device and inode of the parent folders, so that links cannot cause endless recursion.
-    """
+def _expanded(name: str) -> tuple[list[Part], int]:
+    """Return the parts of one source, and the number of hidden images that its glob would match."""
     try:
-        own = os.stat(folder)
-        if (own.st_dev, own.st_ino) in above:
-            return
-        with os.scandir(folder) as scanned:
-            found = sorted((entry for entry in scanned if not entry.name.startswith(".")), key=lambda e: e.name)
-        for entry in found:
-            if entry.is_dir():
-                yield from _folder_entries(entry.path, (*above, (own.st_dev, own.st_ino)))
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                # A broken link is listed as well; its row has the error.
-                yield _file_entry(entry.path, entry.stat(follow_symlinks=entry.is_file()))
+        os.stat(name)
+        return [Part(name)], 0
+    except ValueError as error:  # a NUL, or characters that no file name has
+        raise SourceError(f"{name!r} cannot be the name of a file ({error}); check the path") from error
     except OSError as error:
+        if os.path.islink(name) and has_image_suffix(name):
+            return [Part(name)], 0  # its row has the error
+        if not glob.has_magic(name):
+            raise SourceError(_missing(name, error)) from error
+    pattern = Glob(name)
+    matches = pattern.matches()
+    if not matches:
         raise SourceError(
-            f"{error.filename or folder!r} cannot be listed: {error.strerror}; check its permissions"
-        ) from error
+            f"{path_text(name)!r} matches no file; to search subfolders, use a glob such as 'photos/**/*.jpg'"
+        )
+    if list(matches) == [pattern.top] and matches[pattern.top] is not None:
+        raise SourceError(f"{path_text(name)!r} matches no file. {path_text(pattern.top)!r}: {matches[pattern.top]}")
+    return [Part(path, True, error) for path, error in matches.items()], pattern.hidden
 
 
-def _named_file_entry(path: str) -> Entry:
+def _missing(name: str, error: OSError) -> str:
+    advice = "pass a folder, a glob, tar files or Parquet files"
+    if os.path.islink(name):
+        return f"{path_text(name)!r} is a link that leads nowhere ({error.strerror}); {advice}"
+    if isinstance(error, FileNotFoundError):
+        return f"{path_text(name)!r} does not exist; {advice}"
+    return f"{path_text(name)!r} cannot be read ({error.strerror}); check the path and its permissions"
+
+
+def _kind(part: Part) -> str:
+    lower = part.path.lower()
+    if lower.endswith(COMPRESSED):
+        raise SourceError(
+            f"{path_text(part.path)!r} is a compressed tar, which fastres cannot read; decompress it first"
+        )
+    kind = TAR if lower.endswith(".tar") else PARQUET if lower.endswith((".parquet", ".pq")) else FILES
+    if kind == FILES:
+        return kind
     try:
-        return _file_entry(path, os.stat(path))
+        other = other_kind(os.stat(part.path).st_mode)
     except OSError as error:
-        raise SourceError(f"{path!r} cannot be read: {error.strerror}; check the path and its permissions") from error
-
-
-def _file_entry(path: str, facts: os.stat_result) -> Entry:
-    return {"path": os.fsencode(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+        raise SourceError(_missing(part.path, error)) from error
+    if other is not None:
+        advice = f"if it holds images, pass {path_text(part.path) + '/'!r}" if other == "a folder" else "pass a file"
+        raise SourceError(f"{path_text(part.path)!r} is {other}, not a {kind} file; {advice}")
+    return kind
 
 
 def opened(found: Found, listing: Path, image_column: str | None, columns: Sequence[str]) -> Images:
@@ -141,11 +172,13 @@ def opened(found: Found, listing: Path, image_column: str | None, columns: Seque
         )
     images: Images
     if found.kind == PARQUET:
-        images = ParquetImages.of(read_listing(listing), image_column, tuple(columns))
+        images = ParquetImages.of(Listing(listing), image_column, tuple(columns))
     else:
-        images = FileImages(listing) if found.kind == FILES else TarImages(listing)
+        images = FileImages(Listing(listing)) if found.kind == FILES else TarImages(Listing(listing))
     if not len(images):
-        raise SourceError(f"There are no images in {', '.join(map(repr, found.description))}. {_advice(found)}")
+        raise SourceError(
+            f"There are no images in {', '.join(map(repr, map(path_text, found.description)))}. {_advice(found)}"
+        )
     return images
 
 
@@ -159,29 +192,37 @@ def _advice(found: Found) -> str:
     }
     for suffix in (".tar", ".parquet"):
         if suffix in inside:
-            return f"It holds {suffix} files; pass '{os.path.join(found.paths[0], '*' + suffix)}'"
+            return f"It holds {suffix} files; pass {path_text(os.path.join(found.paths[0], '*' + suffix))!r}"
     return f"Files count as images if their names end in {' '.join(sorted(SUFFIXES))}; a glob accepts any name"
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files; ``listing`` is an Arrow file with the :data:`SCHEMAS` entry for files."""
+    """Image files in a list."""
 
-    listing: Path
+    listing: Listing
     identity = pa.schema([("path", pa.string())])
 
-    @cached_property
-    def _paths(self) -> pa.ChunkedArray:
-        return read_listing(self.listing)["path"]
-
     def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"listing": self.listing}
+        return len(self.listing)
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        paths = self._paths.slice(start, stop - start).to_pylist()
-        names = [path.decode("utf-8", "backslashreplace") for path in paths]
-        identity = pa.RecordBatch.from_arrays([pa.array(names, pa.string())], schema=self.identity)
-        return identity, map(os.fsdecode, paths)
+        entries = self.listing.rows(start, stop).to_pylist()
+        names = pa.array([path_text(entry["path"]) for entry in entries], pa.string())
+        return pa.RecordBatch.from_arrays([names], schema=self.identity), map(_path_or_error, entries)
+
+
+def _path_or_error(entry: Entry) -> str | ImageError:
+    """Return the path of an image file, or an error if it is no longer the file that was listed."""
+    if entry["error"] is not None:
+        return ImageError(entry["error"])
+    path = os.fsdecode(entry["path"])
+    now = file_entry(path)
+    if "error" in now:
+        return ImageError(f"The file changed after it was listed. {now['error']}")
+    if any(now[name] != entry[name] for name in ("size", "mtime_ns")):
+        return ImageError(
+            f"The file changed after it was listed: it had {entry['size']:,} bytes and now has {now['size']:,}, or was "
+            "written again."
+        )
+    return path

@@ -7,48 +7,40 @@ from __future__ import annotations
 
 import os
 import posixpath
-import tarfile
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from fastres.errors import ImageError, SourceError
+from fastres.files import open_regular
+from fastres.text import path_text
 
-from .listing import read_listing
+from .archives import Archive, Damage, Member
+from .listing import FURTHER, HIDDEN, Entry, Listing
+from .walking import has_image_suffix
+
+_MAX_LINKS = 40
+_MAX_BYTES = (1 << 31) - 4096  # the most that the system reads at once
 
 
-def tar_entries(path: str, suffixes: Collection[str]) -> Iterator[dict[str, Any]]:
+def tar_entries(path: str, skipped: Counter[str]) -> Iterator[Entry]:
     """Yield one entry for each sample with an image: the position of its bytes in the tar.
 
-    Raises ``SourceError`` if the file cannot be read or the image is a sparse file.
+    What is damaged, cut off or cannot be read has an entry with an error. Raises ``SourceError`` if the file cannot be
+    read or is no tar.
     """
-    last = None
     try:
-        facts = os.stat(path)
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, extension = split_name(member.name)
-                if member.isreg() and os.path.splitext(f"x.{extension}")[1].lower() in suffixes and key != last:
-                    if member.issparse():
-                        raise SourceError(
-                            f"{member.name!r} in {path!r} is a sparse file; write the tar without sparse files"
-                        )
-                    last = key
-                    yield {
-                        "path": os.fsencode(path),
-                        "size": facts.st_size,
-                        "mtime_ns": facts.st_mtime_ns,
-                        "key": key.encode("utf-8", "backslashreplace").decode(),
-                        "offset": member.offset_data,
-                        "length": member.size,
-                    }
-                tar.members = []  # type: ignore[attr-defined] # otherwise it keeps every member in memory
-    except (OSError, tarfile.TarError) as error:
-        raise SourceError(f"{path!r} cannot be read as a tar file: {error}; write the file again") from error
+        with open_regular(path) as unbuffered, open(unbuffered.fileno(), "rb", closefd=False) as file:
+            facts = os.fstat(file.fileno())
+            base = {"path": os.fsencode(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+            for entry in _Samples(file, path, facts.st_size, skipped).entries():
+                yield base | entry
+            _check_unchanged(path, os.fstat(file.fileno()), facts.st_size, facts.st_mtime_ns)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -58,52 +50,149 @@ def split_name(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), extension
 
 
+class _Samples:
+    """The samples of a tar file."""
+
+    def __init__(self, file: BinaryIO, path: str, size: int, skipped: Counter[str]) -> None:
+        self._file, self._path, self._size, self._skipped = file, path, size, skipped
+        self._index: dict[str, list[Member]] | None = None
+
+    def entries(self) -> Iterator[Entry]:
+        key: str | None = None  # of the last sample
+        usual: str | None = None  # the file's name in it, such as jpg
+        damaged = False  # whether damage followed it
+        for member in Archive(self._file, self._path, self._size).members():
+            if isinstance(member, Damage):
+                yield {"error": _described(member)}
+                damaged = True
+                continue
+            own, extension = split_name(member.name)
+            if member.is_cut:
+                yield _error(
+                    own, f"The file {path_text(_raw(member.name))!r} is cut off: the tar ends before its data."
+                )
+                continue
+            if not self._is_image(member, extension):
+                continue
+            if own == key:
+                self._skipped[FURTHER] += 1
+                continue
+            key = own
+            if damaged and usual not in (None, extension):
+                yield _error(own, "The first image of this sample may be in the damaged part before it.")
+            else:
+                yield self._entry(member, own)
+                usual = extension
+            damaged = False
+
+    def _is_image(self, member: Member, extension: str) -> bool:
+        """Return True if ``member`` is named like an image and is a file or a link; count it if its name is hidden."""
+        if not has_image_suffix(f"x.{extension}") or not (member.isreg() or member.islnk() or member.issym()):
+            return False
+        if any(part.startswith(".") and part not in (".", "..") for part in member.name.split("/")):
+            self._skipped[HIDDEN] += 1
+            return False
+        return True
+
+    def _entry(self, member: Member, key: str) -> Entry:
+        target: Member | None = member
+        for _ in range(_MAX_LINKS):
+            if target is None or target.isreg():
+                break
+            target = self._target(target)
+        if target is None or not target.isreg():
+            return _error(key, f"The link leads nowhere: the tar holds no file {path_text(_raw(member.linkname))!r}.")
+        if target.is_sparse:
+            return _error(key, "The file is stored as a sparse file; write the tar without sparse files.")
+        if target.is_cut or target.size > _MAX_BYTES:
+            what = "is cut off" if target.is_cut else f"has {target.size:,} bytes, more than fastres reads"
+            return _error(key, f"The file {path_text(_raw(target.name))!r} {what}.")
+        return {"key": path_text(_raw(key)), "offset": target.offset_data, "length": target.size}
+
+    def _target(self, link: Member) -> Member | None:
+        """Return what ``link`` leads to: hard links to a member before them, symbolic links to any."""
+        if self._index is None:
+            self._index = {}
+            for member in Archive(self._file, self._path, self._size).members():
+                if isinstance(member, Member):
+                    self._index.setdefault(posixpath.normpath(member.name), []).append(member)
+        if link.issym():
+            name = posixpath.join(posixpath.dirname(link.name), link.linkname)
+            return next(reversed(self._index.get(posixpath.normpath(name), [])), None)
+        found = self._index.get(posixpath.normpath(link.linkname), [])
+        return next((member for member in reversed(found) if member.offset < link.offset), None)
+
+
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _error(key: str, error: str) -> Entry:
+    return {"key": path_text(_raw(key)), "error": error}
+
+
+def _described(damage: Damage) -> str:
+    if damage.start == damage.stop:
+        return f"The tar ends at byte {damage.start:,} without an end mark; images behind it may be lost."
+    return (
+        f"The tar is damaged between bytes {damage.start:,} and {damage.stop:,} ({damage.what}); images there are lost."
+    )
+
+
 @dataclass(frozen=True)
 class TarImages:
-    """Image files in uncompressed tar files; ``listing`` is an Arrow file of their offsets."""
+    """Image files in uncompressed tar files; ``listing`` has their offsets."""
 
-    listing: Path
+    listing: Listing
     identity = pa.schema([("path", pa.string()), ("key", pa.string())])
 
-    @cached_property
-    def _table(self) -> pa.Table:
-        return read_listing(self.listing)
-
     def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"listing": self.listing}
+        return len(self.listing)
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        part = self._table.slice(start, stop - start)
-        paths = part["path"].to_pylist()
-        names = [path.decode("utf-8", "backslashreplace") for path in paths]
-        arrays = [pa.array(names, pa.string()), part["key"].combine_chunks()]
-        places = zip(paths, part["offset"].to_pylist(), part["length"].to_pylist(), strict=True)
-        return pa.RecordBatch.from_arrays(arrays, schema=self.identity), _members(places)
+        entries = self.listing.rows(start, stop).to_pylist()
+        paths = pa.array([path_text(entry["path"]) for entry in entries], pa.string())
+        keys = pa.array([entry["key"] for entry in entries], pa.string())
+        return pa.RecordBatch.from_arrays([paths, keys], schema=self.identity), _members(entries)
 
 
-def _members(places: Iterator[tuple[bytes, int, int]]) -> Iterator[bytes]:
-    """Yield the bytes of each (tar, offset, length); a tar stays open until another one is needed."""
-    name, file = None, None
+def _members(entries: list[Entry]) -> Iterator[bytes | ImageError]:
+    """Yield the bytes of each entry; a tar stays open until another one is needed."""
+    name, file = "", None
     try:
-        for path, offset, length in places:
-            if path != name:
+        for entry in entries:
+            if entry["error"] is not None:
+                yield ImageError(entry["error"])
+                continue
+            if os.fsdecode(entry["path"]) != name:
                 if file is not None:
                     file.close()
-                name, file = path, open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
+                name = os.fsdecode(entry["path"])
+                file = open_regular(name)
             assert file is not None
-            data = os.pread(file.fileno(), length, offset)
-            if len(data) != length:
-                raise SourceError(
-                    f"{os.fsdecode(path)!r} became shorter while it was being read; wait until it is completely written"
-                )
+            data = os.pread(file.fileno(), entry["length"], entry["offset"])
+            _check_unchanged(name, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
+            if len(data) != entry["length"]:
+                raise SourceError(f"{path_text(name)!r} cannot be read completely; check the disk")
             yield data
     except OSError as error:
-        raise SourceError(
-            f"{os.fsdecode(name or b'')!r} cannot be read: {error.strerror}; check that it still exists and is readable"
-        ) from error
+        raise _unreadable(name, error) from error
     finally:
         if file is not None:
             file.close()
+
+
+def _check_unchanged(path: str, now: os.stat_result, size: int, mtime_ns: int) -> None:
+    if now.st_size != size:
+        change = "shorter" if now.st_size < size else "longer"
+        raise SourceError(
+            f"{path_text(path)!r} became {change} while it was being read; wait until it is completely written"
+        )
+    if now.st_mtime_ns != mtime_ns:
+        raise SourceError(f"{path_text(path)!r} was changed while it was being read; start again when it is complete")
+
+
+def _unreadable(path: str, error: OSError) -> SourceError:
+    return SourceError(
+        f"{path_text(path)!r} cannot be read: {error.strerror or error}; check that it still exists and is readable"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,17 @@ def folder(tmp_path: Path, digits: list[Image.Image], photos: list[Image.Image])
 
 
 ERRORS = ["d.jpg", "h.jpg", "m.jpg"]
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of folders that cannot be listed, even by root."""
+    list_folder = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if os.path.basename(path) == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return "lost+found"
