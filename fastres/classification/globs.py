@@ -55,13 +55,13 @@ class Glob:
         component = self._components[index]
         is_last = index == len(self._components) - 1
         if component == "**":
-            if not is_last:
-                yield folder, index + 1
             for child in self._children(folder):
                 if not child.name.startswith("."):
                     yield from self._next(child, index, found)
                     if is_last and not child.is_folder:
                         found[child.path] = None
+            if not is_last:
+                yield folder, index + 1  # the next one to be taken, so that the folder is not listed again
         elif not glob.has_magic(component):
             path = os.path.join(folder, component)
             if is_last and _exists(path, os.lstat) and not os.path.isdir(path):

@@ -6,7 +6,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,7 +98,10 @@ class Cursor:
             group = bisect_right(stops, start)
             first = stops[group - 1] if group else 0
             wanted = min(count, stops[group] - start)
-            part = self._part(group, first, start, wanted)
+            try:
+                part = self._part(group, first, start, wanted)
+            except DAMAGE as error:  # it was read without an error a moment ago
+                raise SourceError(f"{path_text(path)!r} cannot be read: {_first_line(error)} Check the disk") from error
             taken = part[0] if isinstance(part, tuple) else part.num_rows
             yield part
             start, count = start + taken, count - taken
@@ -109,24 +111,23 @@ class Cursor:
         if group not in self._sound:
             try:
                 return self._take(group, first, start, wanted, wanted)
-            except DAMAGE as error:
-                self._sound[group] = self._sound_rows(group, error)
+            except DAMAGE:
+                self._sound[group] = self._sound_rows(group)
         sound, reason = self._sound[group]
         if start >= first + sound:
             return wanted, reason
-        # These rows could be read one by one, so they can be read so again.
-        return self._take(group, first, start, 1, 1)
+        return self._take(group, first, start, 1, 1)  # they could be read one by one, so they can be again
 
-    def _sound_rows(self, group: int, error: Exception) -> tuple[int, str]:
+    def _sound_rows(self, group: int) -> tuple[int, str]:
         """Return how many rows from the start of the group on can be read one by one, and the error at the next."""
         self._group, count = -1, 0
         try:
             for batch in self._opened(group, 1):
                 count += batch.num_rows
-            error = ValueError("some of its rows are missing")
-        except DAMAGE as failure:
-            error = failure
-        return count, f"Row group {group} of the Parquet file is damaged: {_first_line(error)}"
+            reason = "Some of its rows are missing."
+        except DAMAGE as error:
+            reason = _first_line(error)
+        return count, f"Row group {group} of the Parquet file is damaged: {reason}"
 
     def _opened(self, group: int, size: int) -> Iterator[pa.RecordBatch]:
         assert self._file is not None
@@ -152,5 +153,5 @@ class Cursor:
                 return taken
 
 
-def _first_line(error: Any) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).split("\n")[0].strip().rstrip(".") + "."

@@ -242,6 +242,19 @@ class TestDamage:
         assert [row["word"] for row, _ in found] == ["one", None, None]
         assert len(errors(found)) == 2
 
+    def test_an_error_that_comes_later_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pq.write_table(pa.table({"image": [b"x"] * 9}), tmp_path / "x.parquet")
+        images = listed(tmp_path / "x.parquet", tmp_path)
+        left = iter([0, 1])
+
+        def iter_batches(*_: Any, **__: Any) -> Any:
+            yield from [pa.record_batch({"image": [b"x"]})] * next(left, 0)
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+        with pytest.raises(SourceError, match=r"x\.parquet' cannot be read: the disk is gone"):
+            images.read(0, 5)
+
 
 def mutated(whole: bytes, chance: random.Random) -> bytes:
     content = bytearray(whole)
