@@ -40,9 +40,10 @@ def check_format(schema: pa.Schema, suffix: str) -> None:
         if suffix == JSON_LINES and _has_twins(kind):
             raise InputError(f"Two fields in column {field.name} have the same name; write .parquet")
         try:
+            column = pa.table({field.name: pa.nulls(2, field.type)}).slice(1)
             for each in {suffix, PARQUET}:  # shards are Parquet
-                with open_writer(io.BytesIO(), each, pa.schema([field]), {}) as writer:
-                    writer.write_table(pa.schema([field]).empty_table())
+                with open_writer(io.BytesIO(), each, column.schema, {}) as writer:
+                    writer.write_table(column)
         except (pa.ArrowException, NotImplementedError, TypeError, ValueError) as error:
             raise InputError(
                 f"A {suffix} file cannot hold column {field.name} of type {field.type} ({error}); leave it out"

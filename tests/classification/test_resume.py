@@ -134,6 +134,12 @@ class TestManifest:
             classify(folder, interrupted, model, resume=True)
         assert len(shards(interrupted)) == 3
 
+    def test_damaged_list_of_images(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
+        (kept(interrupted) / "listing.arrow").write_bytes(b"damaged")
+        (folder / "zz.jpg").write_bytes(b"")
+        with pytest.raises(ResumeError, match="had different images"):
+            classify(folder, interrupted, model, resume=True)
+
     def test_killed_after_the_output_got_its_name(
         self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
