@@ -36,7 +36,7 @@ from PIL import Image
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.measure.calibration import calibrate_
-from fastres.bench.report.results import significant, write_whole
+from fastres.bench.report.results import check_folder, significant, write_whole
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
 from fastres.classification.listing import write_listing
@@ -44,7 +44,8 @@ from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
 from fastres.images.jpeg import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
 from fastres.network.architectures import get_architecture
-from fastres.terminal import progress_bar
+from fastres.program import run_program
+from fastres.terminal import progress_bar, wrote
 from fastres.text import text_table
 
 JSON_NAME = "classify.json"
@@ -304,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the results, and write them if ``--out`` is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(arguments)
+    if options.out:
+        check_folder(options.out)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found: dict[str, Any] = {"environment": _environment(device, arguments), "runs": [], "memory": {}}
     scratch = Path(tempfile.mkdtemp(prefix="fastres-classify-"))
@@ -325,9 +328,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found["memory"][name] = memory(runs)
     finally:
         shutil.rmtree(scratch)
-    print(summary(found))
     if options.out:
         write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        wrote(options.out / JSON_NAME)
+    print(summary(found))
+    if options.out:
         print(f"Wrote {options.out / JSON_NAME}")
     return 0
 
@@ -391,4 +396,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.classify"))

@@ -22,6 +22,7 @@ from fastres.bench.visit.running import RESULTS
 from fastres.bench.visit.visit import Visit
 from fastres.errors import FastresError
 from fastres.kernels.routing import tables
+from fastres.program import run_program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,4 +71,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.gpu"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +32,9 @@ from fastres.errors import DeviceError, FastresError, MissingDependencyError
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import check_image_size
-from fastres.terminal import progress_bar
-from fastres.text import dtype_name
+from fastres.program import run_program
+from fastres.terminal import json_text, progress_bar, wrote
+from fastres.text import dtype_name, path_text
 
 RANDOM = "random"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -203,6 +205,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
             )
         from .report import show
 
+        if given.out is not None:
+            results.check_folder(given.out)
         device = _device(given.device)
         options = Options(
             tuple(dict.fromkeys(given.model)),
@@ -219,14 +223,16 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         )
         command = f"{program} {shlex.join(arguments)}".strip()
         found = run(options, command, None if given.out is None else lambda found: results.write(found, given.out))
-        if given.json:
-            print(found.as_json(), end="")
-        else:
-            show.show(found)
         if given.out is not None:
             drawn = [] if given.only_data else show.write(found, given.out)
             names = [results.JSON_NAME, results.CSV_NAME, *(path.name for path in drawn)]
-            print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {given.out}", file=sys.stderr)
+            wrote(given.out / results.JSON_NAME)
+        if given.json:
+            print(json_text(json.loads(found.as_json()), indent=1))
+        else:
+            show.show(found)
+        if given.out is not None:
+            print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {path_text(given.out)}", file=sys.stderr)
     except FastresError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
@@ -234,4 +240,4 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.run"))

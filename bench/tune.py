@@ -29,6 +29,7 @@ import triton
 
 from fastres.bench.measure.ceilings import measure
 from fastres.bench.measure.environment import commit
+from fastres.bench.report.results import check_folder
 from fastres.bench.tuning import blocks, networks, vetting
 from fastres.bench.tuning.configurations import by_weight, gpu_tools, layers_of
 from fastres.bench.tuning.progress import Progress
@@ -38,6 +39,8 @@ from fastres.kernels import dispatch
 from fastres.kernels.routing import tables
 from fastres.kernels.routing.cards import gpu_of
 from fastres.kernels.routing.tables import VARIABLE, Network, table_path
+from fastres.program import run_program
+from fastres.terminal import wrote
 
 # With --seconds, layers end after the first share of the time and joined runs after the second; networks get the rest.
 LAYERS_SHARE, BLOCKS_SHARE = 0.6, 0.85
@@ -59,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("fastres: tuning needs a CUDA GPU, but torch finds none on this machine", file=sys.stderr)
         return 2
+    check_folder(options.out)
     start = time.monotonic()
     device = torch.device("cuda", torch.cuda.current_device())
     gpu, dtype = gpu_of(device), getattr(torch, options.dtype)
@@ -87,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tune_networks(networks.todo(*given), run, until(1.0))
     parts = progress.table
+    wrote(progress.path)
     print("\n\n".join((table(parts.layers), blocks_table(parts.blocks), networks_table(parts.networks))))
     for problem in dict.fromkeys(progress.problems):
         print(f"Left out: {problem}")
@@ -105,4 +110,4 @@ def _use(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.tune"))

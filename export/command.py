@@ -7,14 +7,16 @@ need onnx are imported only when the command runs, so that its help works withou
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from fastres.arguments import CATEGORIES_HELP
 from fastres.errors import InputError
-from fastres.images.categories import CATEGORIES_HELP
+from fastres.files import refuse_inputs
+from fastres.terminal import json_text, wrote
+from fastres.text import path_text
 
 EXAMPLES = """examples:
   fastres export resnet50 resnet50.onnx
@@ -75,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
     Raises ``InputError`` for options that cannot be combined, and the errors of the exporters.
     """
     report = _report(options)
-    print(json.dumps(as_data(report), ensure_ascii=False, indent=1) if options.json else report)
+    if options.inspect is None:
+        wrote(options.path or options.torch or options.server_repository)
+    print(json_text(as_data(report), indent=1) if options.json else report)
     return 0
 
 
@@ -92,7 +96,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return path_text(value) if isinstance(value, Path) else value
 
 
 def _report(options: argparse.Namespace) -> Any:
@@ -119,8 +123,15 @@ def _report(options: argparse.Namespace) -> Any:
 
 
 def _export(options: argparse.Namespace) -> Any:
+    from .files import checked_target
+
     if options.calibration is not None and not options.int8:
         raise InputError("--calibration is for int8 models; add --int8, or leave --calibration out")
+    if (target := options.path or options.torch) is not None:
+        target = checked_target(target, options.model, options.weights, options.categories)
+        if options.calibration is not None and target.exists():
+            folder = Path(options.calibration).expanduser().resolve()
+            refuse_inputs(target, [target] if folder in target.parents else [])
     model, weights = _model(options)
     size, batch, progress = _image_size(options.image_size), _batch(options.batch), not options.quiet
     shared: dict[str, Any] = {"weights": weights, "image_size": size, "progress": progress}

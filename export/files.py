@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastres.errors import FastresError
-from fastres.files import written_whole
+from fastres.files import other_kind, refuse_inputs, written_whole
+from fastres.weights.sources import input_files
 
 from .errors import ExportFileError
 
@@ -38,10 +39,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     An existing folder at ``path`` is moved aside first and removed last. Raises ``ExportFileError`` as
     :func:`replacing` does, and if ``path`` is a file.
     """
-    target = _resolved(path)
-    if target.exists() and not target.is_dir():
-        raise ExportFileError(f"{target} is a file; give another folder, or remove it")
-    _check_parent(target)
+    target = checked_folder(path)
     mark = uuid.uuid4().hex[:12]
     temporary, old = (target.with_name(f".{target.name}.{mark}.{kind}") for kind in ("tmp", "old"))
     with _naming(target):
@@ -62,12 +60,42 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def checked_target(path: str | os.PathLike[str]) -> Path:
-    """Return ``path`` with links followed. Raise ``ExportFileError`` if a file cannot be written there."""
+def checked_target(path: str | os.PathLike[str], *inputs: object) -> Path:
+    """Return ``path`` with links followed. Raise ``ExportFileError`` if a file cannot be written there.
+
+    ``inputs`` are the model, its weights and whatever else is read, in any form. Raises ``OutputError`` if ``path`` is
+    one of their files.
+    """
     target = _resolved(path)
     if target.is_dir():
         raise ExportFileError(f"{target} is a folder; give the path of the file to write, such as {target / 'model'}")
     _check_parent(target)
+    try:
+        kind = other_kind(target.stat().st_mode)
+    except OSError:
+        kind = None
+    if kind is not None:
+        raise ExportFileError(f"{target} is {kind}, not a regular file; give another path")
+    refuse_inputs(target, input_files(*inputs))
+    return target
+
+
+def checked_folder(path: str | os.PathLike[str], *inputs: object) -> Path:
+    """Return ``path`` with links followed. Raise ``ExportFileError`` if a model's folder cannot be written there.
+
+    A folder that holds something else is not replaced. Raises ``OutputError`` if it holds one of the ``inputs``.
+    """
+    target = _resolved(path)
+    if target.exists() and not target.is_dir():
+        raise ExportFileError(f"{target} is a file; give another folder, or remove it")
+    refuse_inputs(target, input_files(*inputs))
+    root = target.parent
+    if root.exists() and not root.is_dir():
+        raise ExportFileError(f"{root} is a file; give another folder, or remove it")
+    _check_parent(target if root.is_dir() else root)
+    with _naming(target):
+        if target.is_dir() and any(target.iterdir()) and not (target / "config.pbtxt").is_file():
+            raise ExportFileError(f"{target} holds something other than a server's model; give another folder")
     return target
 
 

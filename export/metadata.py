@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fastres.files import open_regular
 from fastres.images.transforms import Transforms
 from fastres.model.model import Model
 from fastres.version import __version__
@@ -164,7 +165,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         raise missing("onnx") from error
     path = Path(path).expanduser()
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportFileError(f"{path} cannot be read: {reason}; check the path and its permissions") from error

@@ -100,7 +100,7 @@ def export(
     results differ from the model's, and ``MissingDependencyError`` without onnx or (with ``verify``) onnxruntime.
     """
     check_opset(opset)
-    target = checked_target(path)
+    target = checked_target(path, model, weights)
     if verify:
         check_runtime()
     with _bar(progress, steps=4 + (3 if verify else 0)) as advance:

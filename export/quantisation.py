@@ -99,7 +99,7 @@ def export_int8(
     check_opset(opset)
     if not 0 <= least_agreement <= 1:
         raise InputError(f"least_agreement is {least_agreement!r}; give a share from 0 to 1")
-    target = checked_target(path)
+    target = checked_target(path, model, weights)
     _quantiser()
     images = find_images(calibration)
     loaded = load_model(model, weights, progress)

@@ -17,7 +17,7 @@ from fastres.model.model import Model
 from fastres.network.plan import LOGITS
 
 from .errors import ExportFileError
-from .files import replacing_folder
+from .files import checked_folder, replacing_folder
 from .graph import SOFTMAX
 from .metadata import Inspection, Value
 from .onnx import DYNAMIC, ExportReport, check_opset, check_runtime, export, inspect, load_model
@@ -67,13 +67,16 @@ def export_server_repository(
     check_opset(options.get("opset", 18))
     if options.get("verify", True):
         check_runtime()
+    root = Path(folder).expanduser()
+    if isinstance(model, str) and name is None:
+        checked_folder(root / model.rpartition("/")[2], model, weights)  # before the work
     loaded = load_model(model, weights, progress)
     name = loaded.architecture.name if name is None else name
     if not re.fullmatch(r"[\w][\w.-]*", name):
         raise InputError(
             f"name is {name!r}, but it becomes a folder's name and part of URLs; use letters, digits, '_', '-' and '.'"
         )
-    root = Path(folder).expanduser()
+    checked_folder(root / name, model, weights)
     try:
         root.mkdir(exist_ok=True)
     except OSError as error:

@@ -3,18 +3,28 @@
 >>> import fastres
 >>> model = fastres.load("resnet50")
 >>> model.predict("cat.jpg")
+
+Names are imported when they are first used, because importing torch takes a second.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from .aliases import serve_former_names
-from .classification import classify
 from .errors import FastresError
-from .images.transforms import Transforms
-from .model import Model, Prediction
-from .model.backbone import Backbone
-from .model.conversion import from_module
-from .model.loading import load
-from .network.architectures import list_models
+from .interruption import start_program
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .classification import classify
+    from .images.transforms import Transforms
+    from .model import Model, Prediction
+    from .model.backbone import Backbone
+    from .model.conversion import from_module
+    from .model.loading import load
+    from .network.architectures import list_models
 
 __all__ = [
     "Backbone",
@@ -29,4 +39,35 @@ __all__ = [
     "load",
 ]
 
+# The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
+_MODULES = {
+    "Backbone": "model.backbone",
+    "Model": "model",
+    "Prediction": "model",
+    "Transforms": "images.transforms",
+    "classify": "classification",
+    "from_module": "model.conversion",
+    "list_models": "network.architectures",
+    "load": "model.loading",
+}
+_FOLDERS = frozenset("classification executors folding images model network roofline weights".split())  # noqa: SIM905
+_FILES = frozenset("arguments files forks terminal text".split())  # noqa: SIM905
+
+if not TYPE_CHECKING:  # type checkers see the imports above, and report names that do not exist
+
+    def __getattr__(name):
+        if name in _MODULES:
+            value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+        elif name in _FOLDERS or name in _FILES:
+            value = importlib.import_module(f".{name}", __name__)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *_MODULES, *_FOLDERS, *_FILES})
+
+
 serve_former_names()
+start_program()

@@ -1,4 +1,4 @@
-"""Check numbers that users pass: any kind of whole number is accepted, also NumPy's, but no bool."""
+"""Check numbers that users pass: any kind of whole number is accepted, also NumPy's, but no bool. Help of options."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import InputError
+
+# The help of --categories, which several commands have.
+CATEGORIES_HELP = "file with the class names, one a line or in JSON (default: those of the weights)"
 
 
 def is_whole(value: object) -> bool:

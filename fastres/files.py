@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,31 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file; raises ``OSError`` as :func:`open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_text_input(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file, or of a pipe that a program is writing to, such as ``<(command)``.
+
+    Raises ``OSError``. Nothing waits for ever: a pipe without a writer is empty, and a writer has ten seconds for each
+    part of at most 64 MB.
+    """
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return read_regular(path)
+    content = b""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as pipe:
+        while (part := pipe.read(1 << 16)) != b"":  # None: a writer has it open, and there is nothing to read yet
+            if part is None and not select.select([pipe], [], [], 10)[0]:
+                raise OSError(errno.ETIMEDOUT, "nothing came through the pipe for ten seconds", os.fspath(path))
+            content += part or b""
+            if len(content) > 1 << 26:
+                raise OSError(errno.EFBIG, "more than 64 MB came through the pipe", os.fspath(path))
+    return content
+
+
 def _refuse_other_kinds(path: str | os.PathLike[str], facts: os.stat_result) -> None:
     if (kind := other_kind(facts.st_mode)) is not None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
@@ -66,6 +92,25 @@ def refuse_inputs(output: str | os.PathLike[str], inputs: Iterable[str | os.Path
                 f"The output {os.fspath(output)!r} {verb} the input {os.fspath(given)!r}, which would be lost; use "
                 "another output"
             )
+
+
+def refuse_unwritable(output: Path, example: str) -> None:
+    """Raise ``OutputError`` unless a file can be written at ``output``. Call this before the work, not after it."""
+    name = os.fspath(output)
+    try:
+        kind = other_kind(os.stat(output).st_mode)
+    except FileNotFoundError:
+        kind = None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"The output {name!r} cannot be written ({reason}); use another path") from error
+    if kind is not None:
+        raise OutputError(f"The output {name!r} is {kind}; use the name of a file, such as {example}")
+    folder = output.parent
+    if not folder.is_dir():
+        raise OutputError(f"The output's folder {str(folder)!r} does not exist; create it, or use another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The output's folder {str(folder)!r} cannot be written to; use a path in another folder")
 
 
 @contextmanager

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "bench.estimates": "leaves kernels.launch kernels.routing network folding roofline executors top bench.report "
     "bench.tuning",
     "bench.study": "leaves network folding executors commands top bench.report bench.engines bench.digits",
-    "bench.tune": "kernels.routing kernels bench.measure bench.tuning",
+    "bench.tune": "leaves kernels.routing kernels bench.report bench.measure bench.tuning",
     "bench.visit": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding executors "
     "commands top bench.report bench.engines bench.pretend_gpu bench.measure bench.tuning bench.estimates bench.tune",
     "bench.run": "leaves network model top bench.report bench.engines bench.measure",

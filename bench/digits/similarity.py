@@ -24,6 +24,7 @@ from fastres.bench.report.results import write_whole
 from fastres.commands.environment import environment
 from fastres.errors import FastresError
 from fastres.look.pictures import require_matplotlib, save_picture
+from fastres.program import run_program
 from fastres.terminal import progress_bar
 
 from .data import load_digits, split
@@ -147,4 +148,4 @@ def _run(out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.similarity"))

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.report.results import write_whole
 from fastres.network.architectures import get_architecture
+from fastres.program import run_program
 from fastres.terminal import progress_bar
 
 from .data import CLASSES, SIZE, load_digits, split, validation_split
@@ -230,4 +232,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program(main, "python -m bench.train_digits"))

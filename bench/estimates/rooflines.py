@@ -29,6 +29,7 @@ from fastres.kernels.routing.cards import H100
 from fastres.kernels.routing.tables import Layer
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import Conv, Joined, Plan, StepCost, step_cost
+from fastres.program import run_program
 from fastres.roofline.bound import roofline
 from fastres.roofline.ceilings import Ceilings
 from fastres.roofline.estimate import conv_seconds
@@ -157,4 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.estimates"))

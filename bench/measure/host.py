@@ -22,6 +22,7 @@ import fastres
 from fastres.bench.report.results import write_whole
 from fastres.commands.environment import environment
 from fastres.executors.graphs import Captured, GraphExecutor
+from fastres.program import run_program
 
 CALLS, ROUNDS = 100, 30
 
@@ -96,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.host"))

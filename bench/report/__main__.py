@@ -2,6 +2,8 @@
 
 import sys
 
+from fastres.program import run_program
+
 from .show import main
 
-sys.exit(main())
+sys.exit(run_program(main, "python -m bench.report"))

@@ -16,9 +16,11 @@ A layer is one step of fastres on one setting. Older result files without layers
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -187,6 +189,19 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
     write_whole(paths[0], results.as_json().encode())
     write_whole(paths[1], results.as_csv().encode())
     return paths
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``FastresError`` unless files can be written into ``folder``, and create it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise FastresError(
+            f"The output folder {str(folder)!r} cannot be used ({reason}); give another with --out"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

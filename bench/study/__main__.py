@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastres.errors import FastresError
+from fastres.program import run_program
 
 from . import degradation, shattering, shortcuts, vanishing
 from .common import DEEPER, QUICK, Settings
@@ -94,4 +95,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.study"))

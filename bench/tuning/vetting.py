@@ -28,6 +28,7 @@ from fastres.kernels.inspection.tuned_tables import Entry, compilation, compiles
 from fastres.kernels.routing.cards import CARDS, Gpu, card
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Block, Layer
+from fastres.program import run_program
 from fastres.roofline.ceilings import Ceilings, stated
 
 from . import blocks, configurations
@@ -177,4 +178,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.vetting"))

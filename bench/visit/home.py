@@ -34,6 +34,7 @@ from fastres.errors import FastresError
 from fastres.kernels.routing.cards import CARDS
 from fastres.kernels.routing.tables import FOLDER as CONFIGS
 from fastres.kernels.routing.tables import Table, from_json, to_json
+from fastres.program import run_program
 from fastres.text import text_table
 
 from . import state as states
@@ -247,4 +248,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m bench.visit.home"))

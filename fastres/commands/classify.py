@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from fastres.classification import CPU_BATCH, GPU_BATCH, classify
-from fastres.images.categories import CATEGORIES_HELP
+from fastres.arguments import CATEGORIES_HELP
+from fastres.terminal import json_text, wrote
+from fastres.text import path_text
 
 EXAMPLES = """examples:
   fastres classify photos/ -o photos.parquet
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
     add("--embed", action="store_true", help="also write the pooled features; with --top-k 0, write only these")
     add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
-    add("--batch-size", type=int, metavar="N", help=f"images per batch (default: {CPU_BATCH}, {GPU_BATCH} on a GPU)")
+    add("--batch-size", type=int, metavar="N", help="images per batch (default: 16, 128 on a GPU)")
     add("--workers", type=int, metavar="N", help="processes that decode images (default: one per core, up to 16)")
     add("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run :func:`classify` with the parsed ``options``, print the report and return 0."""
+    from fastres.classification import classify
+
     report = classify(
         options.source,
         options.output,
@@ -65,5 +67,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         progress=not options.quiet,
     )
-    print(json.dumps({**asdict(report), "output": str(report.output)}) if options.json else report)
+    wrote(report.output)
+    data = {**asdict(report), "output": path_text(report.output)}
+    print(json_text(data, indent=None) if options.json else report)
     return 0

@@ -27,8 +27,8 @@ from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.architectures import get_architecture
-from fastres.terminal import progress_bar
-from fastres.text import dtype_name
+from fastres.terminal import progress_bar, wrote
+from fastres.text import dtype_name, path_text
 from fastres.version import __version__
 
 Engine = Callable[[Tensor], Tensor]
@@ -115,7 +115,8 @@ def run(output: Path | None = None, quick: bool = False) -> DemoReport:
     _print_speeds(speeds)
 
     draw(reading, picture)
-    print(f"Picture of the digits: {picture}")
+    wrote(picture)
+    print(f"Picture of the digits: {path_text(picture)}")
     correct = count - len(wrong)
     return DemoReport(str(device), dtype, count, correct, recorded, wrong, error, speeds, picture)
 

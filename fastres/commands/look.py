@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastres.arguments import whole_number
-from fastres.images.categories import CATEGORIES_HELP
-from fastres.terminal import progress_bar
+from fastres.arguments import CATEGORIES_HELP, whole_number
+from fastres.files import refuse_inputs
+from fastres.terminal import progress_bar, wrote
+from fastres.text import path_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,10 +32,12 @@ def run(options: argparse.Namespace) -> None:
     from fastres.look.figures import DPI, look
     from fastres.look.pictures import checked_picture, require_matplotlib, save_picture
     from fastres.model.loading import load
+    from fastres.weights.sources import input_files
 
     require_matplotlib()
     whole_number(options.top_k, "--top-k")
     out = checked_picture(options.out, "look.png")
+    refuse_inputs(out, [options.image, *input_files(options.model, options.weights, options.categories)])
     load_image(options.image)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:
@@ -47,4 +50,5 @@ def run(options: argparse.Namespace) -> None:
         bar.set_description_str("write")
         save_picture(figure, out, DPI)
         bar.update()
-    print(f"{out}: what {model.architecture.name} sees in {options.image}")
+    wrote(out)
+    print(f"{path_text(out)}: what {model.architecture.name} sees in {path_text(options.image)}")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastres.errors import InputError
+from fastres.files import read_text_input
 
 _DIGITS = tuple("0123456789")
 ACCEPTED = (
     "a list of names, or a file: .json (a list, or a mapping from '0', '1', … to names), or text with one name a line"
 )
-CATEGORIES_HELP = "file with the class names, one a line or in JSON (default: those of the weights)"
 
 
 @functools.cache
@@ -72,10 +72,12 @@ def parse(value: Any, count: int) -> tuple[str, ...]:
 def _read(path: Path) -> Any:
     """Return the content of a file of names: of a ``.json`` file as it is, of any other file its lines."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
+        text = read_text_input(path.expanduser()).decode("utf-8-sig")
         return json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error.strerror or error}; give {ACCEPTED}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: an unknown user's home
+        raise InputError(
+            f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}; give {ACCEPTED}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{str(path)!r} does not hold class names ({error}); give {ACCEPTED}") from error
 

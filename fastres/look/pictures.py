@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastres.errors import FastresError, MissingDependencyError
-from fastres.files import written_whole
+from fastres.files import refuse_unwritable, written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,17 +25,13 @@ def require_matplotlib() -> None:
 def checked_picture(path: str | os.PathLike[str], example: str = "picture.png") -> Path:
     """Return ``path`` if a picture can be written there. Call this before the work, not after it.
 
-    Raises ``FastresError`` if the suffix is not in :data:`KINDS`, the path is a folder, or its folder does not exist.
+    Raises ``FastresError`` if the suffix is not in :data:`KINDS`, and the errors of
+    :func:`~fastres.files.refuse_unwritable`.
     """
     path = Path(path)
     if path.suffix.lower() not in KINDS:
         raise FastresError(f"The picture cannot be {str(path)!r}; use a name that ends in {', '.join(KINDS)}")
-    if path.is_dir():
-        raise FastresError(
-            f"The picture cannot be {str(path)!r}, which is a folder; use a file name, such as {example}"
-        )
-    if not path.parent.is_dir():
-        raise FastresError(f"The picture's folder {str(path.parent)!r} does not exist; create it, or use another path")
+    refuse_unwritable(path, example)
     return path
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fastres.arguments import whole_number
-from fastres.errors import ClassifierError
-from fastres.images.transforms import Transforms, batch_sources
+from fastres.errors import ClassifierError, ImageError
+from fastres.images.transforms import MAX_THREADS, Transforms, batch_sources
 from fastres.network.architectures import Architecture
 from fastres.terminal import is_terminal, progress_bar
 
@@ -57,6 +61,34 @@ def predict(
             predictions += top_predictions(logits, top_k, model.categories)
             bar.update(len(chunk))
     return predictions
+
+
+def predict_each(
+    model: Classifier, images: Iterable[tuple[str, Any]], top_k: int, batch_size: int
+) -> Iterator[tuple[str, list[Prediction] | ImageError]]:
+    """Yield the name and the predictions of each image, or the ``ImageError`` of one that cannot be read, in order.
+
+    ``images`` are names, each with an image or an ``ImageError``. At most ``batch_size`` images are in memory.
+    """
+    require_classifier(model, "predict")
+
+    def pixels(image: Any) -> Tensor | ImageError:
+        try:
+            return image if isinstance(image, ImageError) else model.transforms.pixels(image)
+        except ImageError as error:
+            return error
+
+    left = iter(images)
+    with ThreadPoolExecutor(min(batch_size, MAX_THREADS, os.cpu_count() or 1)) as pool:
+        while chunk := list(itertools.islice(left, batch_size)):
+            read = list(pool.map(pixels, [image for _, image in chunk]))
+            good = [image for image in read if isinstance(image, Tensor)]
+            predictions: Iterator[list[Prediction]] = iter(())
+            if good:
+                batch = torch.stack(good).to(model.device).contiguous(memory_format=torch.channels_last)
+                predictions = iter(top_predictions(model(batch), top_k, model.categories))
+            for (name, _), image in zip(chunk, read, strict=True):
+                yield name, image if isinstance(image, ImageError) else next(predictions)
 
 
 def require_classifier(model: Classifier, what: str) -> None:

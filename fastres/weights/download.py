@@ -19,6 +19,7 @@ from typing import IO, Any, BinaryIO
 import torch
 
 from fastres.errors import CorruptCheckpointError, DownloadError, WeightsError
+from fastres.files import open_regular
 from fastres.terminal import progress_bar
 from fastres.version import __version__
 
@@ -67,8 +68,8 @@ def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     view = memoryview(bytearray(_CHUNK))
     try:
-        with open(path, "rb", buffering=0) as stream:
-            while count := stream.readinto(view):
+        with open_regular(path) as stream:
+            while count := stream.readinto(view):  # type: ignore[attr-defined]
                 digest.update(view[:count])
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({_reason(error)}); check the path and its permissions") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastres.errors import CorruptCheckpointError, DownloadError, MissingDependencyError, WeightsError
+from fastres.files import read_regular
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
 
@@ -103,7 +104,7 @@ def architecture_beside(weights: Path) -> Architecture | None:
 def read_json(path: Path, source: str) -> dict[str, Any]:
     """Return the JSON object in the file at ``path``, which belongs to ``source``."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+        value = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise WeightsError(
             f"{source} has no {path.name} ({path.parent}). A folder that transformers or timm saved has {CONFIG} and "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from fastres.errors import ArchitectureError, ConfigError, FastresError, StateDictMismatchError, WeightsError
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, state_dict_shapes
+from fastres.terminal import json_text
 from fastres.text import dtype_name
 
 from .checkpoints import is_path_like, open_checkpoint
@@ -205,5 +205,5 @@ def _refusal(
 def run(options: argparse.Namespace) -> int:
     """Print the report; return exit status 1 if fastres cannot run the checkpoint."""
     report = inspect(options.checkpoint)
-    print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) if options.json else report)
+    print(json_text(report.as_dict()) if options.json else report)
     return 0 if report.runs else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -21,8 +22,8 @@ from fastres.network.architectures import Architecture
 
 from . import published
 from .checkpoints import SUFFIXES, is_path_like, open_checkpoint, warn_misnamed
-from .download import file_sha256
-from .folders import CONFIG, SavedModel, architecture_beside, find_saved
+from .download import cache_folder, file_sha256
+from .folders import CONFIG, WEIGHTS, SavedModel, architecture_beside, find_saved
 from .published import DEFAULT, WeightsEntry
 from .timm_config import refuse_anti_aliasing
 
@@ -89,6 +90,24 @@ def find_source(arch: Architecture, weights: Any) -> Source:
     if entry is not None:
         return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
     return _file(arch, weights) if isinstance(weights, (str, Path)) else Source("a state dict", given=weights)
+
+
+def input_files(*inputs: object) -> list[Path]:
+    """Return the existing files that loading a model may read, so that no output replaces them.
+
+    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and the downloaded
+    weights of a named model, are among them.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        if isinstance(given, (str, os.PathLike)):
+            with suppress(OSError, ValueError, RuntimeError):  # not a path that the system accepts
+                path = Path(os.fsdecode(given)).expanduser()
+                found += [inner for inner in (path, *(path / name for name in (CONFIG, *WEIGHTS))) if inner.exists()]
+        if isinstance(given, str):
+            cached = (cache_folder() / entry.file for entry in published.entries_of(given))
+            found += [path for path in cached if os.path.exists(path)]
+    return found
 
 
 def usable_path(name: str | os.PathLike[str]) -> Path:

@@ -15,6 +15,7 @@ import torch
 import triton
 
 from fastres.kernels.routing.cards import KNOWN_GPUS, card
+from fastres.program import run_program
 
 from .ahead_of_time import Compilation
 from .pointer_kernels import Report, fence_note, inspect_all, table
@@ -57,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m fastres.kernels.inspection"))

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 import triton
 
+from fastres.program import run_program
 from fastres.text import text_table
 
 from .tma_kernels import ARCH, HEADER, inspect_tma_all, rows
@@ -47,4 +48,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m fastres.kernels.inspection_tma"))

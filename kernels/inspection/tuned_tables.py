@@ -22,6 +22,7 @@ import triton
 from fastres.kernels.routing.cards import CARDS, Gpu, card
 from fastres.kernels.routing.rules import ConvConfig
 from fastres.kernels.routing.tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
+from fastres.program import run_program
 from fastres.text import text_table
 
 from .ahead_of_time import Compilation
@@ -134,4 +135,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "python -m fastres.kernels.inspection_tables"))

@@ -106,7 +106,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             export_server_repository(digits_model(), tmp_path / "new", progress=False, **options)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportFileError, match="cannot be created"):
+    with pytest.raises(ExportFileError, match="is a file"):
         export_server_repository(digits_model(), tmp_path / "file", progress=False)
     with pytest.raises(ExportFileError, match="cannot be created"):
         export_server_repository(digits_model(), tmp_path / "no" / "where", progress=False)

@@ -1,0 +1,66 @@
+"""Run the main function of a program: its errors, its signals and its standard streams, the same for every program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from . import interruption
+from .errors import FastresError
+from .terminal import OutputStreamError, files_written, program_streams, say
+
+BROKEN_PIPE = 128 + 13  # what shells report for a process that SIGPIPE ended
+
+
+def run_program(main: Callable[[], int | None], name: str, *, owner: bool = True, starting: bool = False) -> int:
+    """Call ``main`` and return the exit status. ``name`` comes before messages.
+
+    A ``FastresError`` is printed on standard error, and the status is 2. So it is if standard output does not take all
+    of the text. If its reader has ended, as ``head`` does, the status is 141 and nothing is said. An interruption is
+    one line, and the status is 128 and the number of the signal.
+
+    ``owner`` means that the process ends afterwards. Otherwise signals stay with the caller. With ``starting``, a
+    signal ends the process at once until ``main`` calls :func:`fastres.interruption.started`, because an exception in
+    the middle of an import can get lost.
+    """
+    with interruption.orderly(name, starting) if owner else contextlib.nullcontext():
+        try:
+            status = _run(main, name, owner)
+        except KeyboardInterrupt as error:
+            status = _interrupted(name, error)
+    if isinstance(status, SystemExit):
+        raise status
+    return status
+
+
+def _run(main: Callable[[], int | None], name: str, owner: bool) -> int | SystemExit:
+    with program_streams(owner) as results:
+        status: int | SystemExit = 0
+        try:
+            status = _status(main, name)
+            results.check()
+        except OutputStreamError as error:
+            if not error.broken_pipe:
+                say(f"{name}: {error}")
+            if isinstance(status, SystemExit) or not status:
+                status = BROKEN_PIPE if error.broken_pipe else 2
+        return status
+
+
+def _status(main: Callable[[], int | None], name: str) -> int | SystemExit:
+    try:
+        return int(main() or 0)
+    except SystemExit as end:  # of argparse
+        return end
+    except FastresError as error:
+        say(f"{name}: {error}")
+        return 2
+    except KeyboardInterrupt as error:
+        return _interrupted(name, error)
+
+
+def _interrupted(name: str, error: KeyboardInterrupt) -> int:
+    complete = " and ".join(files_written())
+    text, status = interruption.describe(error, f"{complete} is complete" if complete else "run the command again")
+    say(f"{name}: {text}")
+    return status
