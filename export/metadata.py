@@ -98,6 +98,8 @@ class Metadata:
         try:
             values = {key: strings[key] for key in ("model", "weights", "weights_sha256", "state_sha256", "dtype")}
             names = json.loads(strings["class_names"])
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("class_names is not a list of names")
             return cls(
                 **values,
                 class_names=tuple(names) or None,
@@ -114,7 +116,7 @@ class Metadata:
                 opset=int(strings["opset"]),
                 fastres_version=strings["fastres_version"],
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ExportFileError(f"{source} has metadata that cannot be read ({error}); export it again") from error
 
 

@@ -7,6 +7,7 @@ situation, the class derives from it as well, so that ``except ValueError`` keep
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -110,7 +111,21 @@ class MissingDependencyError(FastresError, ImportError):
     """An optional package is needed but not installed."""
 
 
+def _family(name: str) -> str:
+    return re.split(r"\d", name, maxsplit=1)[0].rstrip("_-")
+
+
 def near_matches(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return ``" Did you mean 'a' or 'b'?"``, or an empty string if no known name is close."""
-    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    """Return ``" Did you mean 'a' or 'b'?"``, or an empty string if no known name is close.
+
+    Names that begin with ``name`` come first, then those of its family (the same letters before the first digit).
+    """
+    given = name.lower()
+
+    def distance(other: str) -> tuple[bool, bool, float]:
+        ratio = difflib.SequenceMatcher(None, other.lower(), given).ratio()
+        return not other.lower().startswith(given), _family(other.lower()) != _family(given), -ratio
+
+    ranked = sorted((distance(other), other) for other in known) if given else []
+    matches = [other for (later, _, ratio), other in ranked if not later or ratio <= -0.5][:count]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -14,14 +14,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 # Wrappers such as timeout(1) send a signal to the process and to its group. Both arrive within this many seconds.
 _ONE_EVENT = 0.2
+BEFORE = "the work had not begun, run the command again"
 _current: Signals | None = None
-_AGAIN = 255  # in the pipe to the thread, before the number of a signal to send once more
+_AGAIN = 128  # added to the number of a signal, in the pipe to the thread, to have it sent once more
 
 
 class Interruption(KeyboardInterrupt):
@@ -57,7 +58,7 @@ class Signals:
     def handle(self, number: int, frame: object) -> None:
         """Raise ``Interruption``, once; the thread takes care of later signals."""
         if self.starting:
-            _say(f"{self.program}: {describe(Interruption(number), 'nothing was done yet')[0]}\n")
+            _say(f"{self.program}: {describe(Interruption(number), BEFORE)[0]}\n")
             os._exit(128 + number)
         if not self._raised:
             self._raised = True
@@ -65,22 +66,22 @@ class Signals:
 
     def watch(self) -> None:
         """Read the signals that arrive, in a thread, and end the process at the second Ctrl-C or SIGTERM."""
-        while numbers := os.read(self._reading, 2):
+        while number := int.from_bytes(os.read(self._reading, 1), "little"):
             now = time.monotonic()
-            if numbers[0] == _AGAIN:
+            if number > _AGAIN:
                 time.sleep(0.02)  # until the main thread has left the place where exceptions are ignored
-                signal.pthread_kill(threading.main_thread().ident or 0, numbers[1])
+                signal.pthread_kill(threading.main_thread().ident or 0, number - _AGAIN)
             elif self._first is None:
                 self._first = now
-            elif now - self._first > _ONE_EVENT and numbers[-1] in (signal.SIGINT, signal.SIGTERM):
+            elif now - self._first > _ONE_EVENT and number in (signal.SIGINT, signal.SIGTERM):
                 _say(f"{self.program}: interrupted again; the program ended at once\n")
-                os._exit(128 + numbers[-1])
+                os._exit(128 + number)
 
     def unraisable(self, ignored: Any) -> None:
         """Replace ``sys.unraisablehook``: send the signal again if its exception was raised where Python ignores it."""
         if isinstance(ignored.exc_value, Interruption):
             self._raised, self._first = False, None
-            os.write(self._writing, bytes([_AGAIN, ignored.exc_value.signal]))
+            os.write(self._writing, bytes([_AGAIN + ignored.exc_value.signal]))
         else:
             self._usual_hook(ignored)
 
@@ -102,12 +103,12 @@ class Signals:
             signal.signal(number, self.handle)
         os.register_at_fork(after_in_child=self._leave_to_child)
 
-    def restore(self) -> None:
-        """Stop handling signals. While the interpreter ends, Ctrl-C ends the process without a traceback."""
+    def end(self, status: int) -> None:
+        """Note that the work is done. While the interpreter ends, a signal ends the process at once with ``status``."""
         if self._process != os.getpid():
             return
         for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, lambda *_: os._exit(status))
         signal.set_wakeup_fd(self._wakeup)
         sys.unraisablehook = self._usual_hook
         os.close(self._writing)  # ends the thread
@@ -124,18 +125,21 @@ class Signals:
 
 
 @contextlib.contextmanager
-def orderly(program: str, starting: bool) -> Iterator[None]:
-    """Handle signals within the context. Outside the main thread nothing can be handled."""
+def orderly(program: str, starting: bool) -> Iterator[Callable[[int], None]]:
+    """Handle signals within the context. Outside the main thread nothing can be handled.
+
+    Yields a function to call with the exit status when the work is done.
+    """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda status: None
         return
-    _current = Signals(program, starting)
-    _current.install()
+    _current = signals = Signals(program, starting)
+    signals.install()
     try:
-        yield
+        yield signals.end
     finally:
-        _current.restore()
+        signals.end(1)
         _current = None
 
 

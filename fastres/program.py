@@ -23,14 +23,21 @@ def run_program(main: Callable[[], int | None], name: str, *, owner: bool = True
     signal ends the process at once until ``main`` calls :func:`fastres.interruption.started`, because an exception in
     the middle of an import can get lost.
     """
-    with interruption.orderly(name, starting) if owner else contextlib.nullcontext():
+    with interruption.orderly(name, starting) if owner else contextlib.nullcontext(lambda status: None) as end:
         try:
             status = _run(main, name, owner)
         except KeyboardInterrupt as error:
             status = _interrupted(name, error)
+        end(_number(status))
     if isinstance(status, SystemExit):
         raise status
     return status
+
+
+def _number(status: int | SystemExit) -> int:
+    """Return the exit status that Python makes of it."""
+    code = status.code if isinstance(status, SystemExit) else status
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def _run(main: Callable[[], int | None], name: str, owner: bool) -> int | SystemExit:

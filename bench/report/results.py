@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import FastresError
-from fastres.files import written_whole
+from fastres.files import read_regular, written_whole
 
 OK, WRONG, ABSENT, UNSUPPORTED, FAILED = STATUSES = ("ok", "wrong", "absent", "unsupported", "failed")
 ENVIRONMENT = ("gpu", "cpu", "torch", "triton", "fastres", "date", "ceilings")  # always present
@@ -138,6 +138,8 @@ def from_dict(data: Any, source: str = "the results") -> Results:
     layers = data.get("layers", [])
     if not isinstance(data["environment"], dict) or not isinstance(data["rows"], list) or not isinstance(layers, list):
         raise FastresError(f"{source}: 'environment' must be an object, and 'rows' and 'layers' must be lists")
+    if not isinstance(data["environment"].get("ceilings", {}), dict):
+        raise FastresError(f"{source}: the environment's 'ceilings' must be an object")
     absent = [name for name in ENVIRONMENT if name not in data["environment"]]
     if absent:
         raise FastresError(f"{source}: the environment lacks {', '.join(absent)}")
@@ -177,8 +179,8 @@ def _checked(entry: Any, names: Sequence[str], where: str) -> dict[str, Any]:
 def read(path: Path) -> Results:
     """Read a ``results.json``. Raise ``FastresError`` if the file is missing or not a result file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise FastresError(f"{path} cannot be read as benchmark results: {error}") from error
     return from_dict(data, str(path))
 
@@ -189,6 +191,16 @@ def write(results: Results, folder: Path) -> tuple[Path, Path]:
     write_whole(paths[0], results.as_json().encode())
     write_whole(paths[1], results.as_csv().encode())
     return paths
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a regular file. Raise ``FastresError`` if it cannot be read or is not UTF-8."""
+    try:
+        return read_regular(path).decode()
+    except OSError as error:
+        raise FastresError(f"{path} cannot be read ({error.strerror}); check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise FastresError(f"{path} is not text in UTF-8 ({error}); it is damaged, move it away") from error
 
 
 def check_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fastres.bench.report.results import write_whole
+from fastres.bench.report.results import read_text, write_whole
 from fastres.bench.report.words import cpu_words
 from fastres.commands.environment import installed_version
 from fastres.errors import FastresError
@@ -75,8 +75,11 @@ def read(path: Path) -> Result | None:
     if not path.exists():
         return None
     try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        result = Result(**json.loads(read_text(path)))
+        if not (isinstance(result.environment, dict) and isinstance(result.data, dict)):
+            raise ValueError("environment and data must be objects")
+        return result
+    except (FastresError, ValueError, TypeError, RecursionError) as error:
         raise FastresError(f"{path} is not a study's result ({error}); remove it and run the study again") from error
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.report.results import write_whole
 from fastres.network.architectures import get_architecture
-from fastres.terminal import progress_bar
+from fastres.terminal import progress_bar, warn
 
 from .data import CLASSES, Dataset, load_dataset
 
@@ -247,7 +247,11 @@ def _resume(
     """Restore the state of an interrupted training of the same job. Return its finished epochs."""
     if not path.exists():
         return []
-    saved = torch.load(path, weights_only=True)
+    try:
+        saved = torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        warn(f"{path} is damaged ({error}), so the training begins again", UserWarning)
+        return []
     if saved["fingerprint"] != job.fingerprint:
         return []
     module.load_state_dict(saved["module"])
@@ -275,12 +279,16 @@ def read(job: Job, folder: Path) -> Trained | None:
     path = folder / f"{job.key}.safetensors"
     if not path.exists():
         return None
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        if metadata.get("fingerprint") != job.fingerprint:
-            return None
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Trained(job, state, [Epoch(*values) for values in json.loads(metadata["epochs"])])
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("fingerprint") != job.fingerprint:
+                return None
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Trained(job, state, [Epoch(*values) for values in json.loads(metadata["epochs"])])
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        warn(f"{path} is damaged ({error}), so its network is trained again", UserWarning)
+        return None
 
 
 def train_all(jobs: Sequence[Job], folder: Path, workers: int) -> list[Trained]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import triton
 
-from fastres.bench.report.results import write_whole
+from fastres.bench.report.results import read_text, write_whole
+from fastres.errors import FastresError
 from fastres.kernels.routing.rules import ConvConfig
 from fastres.kernels.routing.tables import Block, Layer, Network, Table, Tuned, TunedBlock, from_json, to_json
 from fastres.terminal import progress_bar
@@ -45,10 +46,9 @@ class Progress:
     def resume(cls, path: Path, facts: dict[str, object], seed: Path | None = None) -> Progress:
         """Continue the table at ``path`` or, if there is none, the table at ``seed``."""
         found = next((place for place in (path, seed) if place is not None and place.is_file()), None)
-        table = from_json(found.read_text(), str(found)) if found else Table()
+        table = from_json(read_text(found), str(found)) if found else Table()
         noted = path.with_name(DROPPED)
-        dropped = json.loads(noted.read_text()) if noted.is_file() else []
-        return cls(path, facts, table, dropped=dropped)
+        return cls(path, facts, table, dropped=_read_dropped(noted) if noted.is_file() else [])
 
     def add(self, part: str, entry: Tuned | TunedBlock | Network) -> None:
         """Add an entry to a part of the table, and write the table."""
@@ -92,6 +92,16 @@ class Progress:
 
     def _note(self, dropped: list[dict[str, Any]]) -> None:
         write_whole(self.path.with_name(DROPPED), (json.dumps(dropped, indent=1) + "\n").encode())
+
+
+def _read_dropped(path: Path) -> list[dict[str, Any]]:
+    try:
+        dropped = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise FastresError(f"{path} is not JSON ({error}); delete it to try all configurations again") from error
+    if not isinstance(dropped, list) or not all(isinstance(entry, dict) for entry in dropped):
+        raise FastresError(f"{path} is not a list of configurations; delete it to try all configurations again")
+    return dropped
 
 
 def _named(layer: Layer | Block, config: ConvConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 import triton
 
 from fastres.bench.measure.environment import commit
-from fastres.bench.report.results import write_whole
+from fastres.bench.report.results import read_text, write_whole
 from fastres.errors import FastresError
 from fastres.kernels.inspection.parallel import in_processes
 from fastres.kernels.inspection.tuned_tables import Entry, compilation, compiles_well
@@ -130,7 +130,7 @@ def from_json(text: str, source: str) -> Vetted:
         document = json.loads(text)
         layers = {Layer(**{**row["of"], "shape": _shape(row)}): _configs(row) for row in document["layers"]}
         blocks = {Block(**{**row["of"], "shape": _shape(row)}): _configs(row) for row in document["blocks"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FastresError(
             f"{source} does not hold candidates ({error}); write it again with python -m bench.vetting"
         ) from error
@@ -148,7 +148,7 @@ def _configs(row: Mapping[str, Any]) -> list[ConvConfig]:
 def read(arch: str, folder: Path = FOLDER) -> Vetted:
     """Return the candidates of an architecture, or empty ones if it has no file."""
     path = folder / f"{arch}.json"
-    return from_json(path.read_text(), str(path)) if path.is_file() else Vetted()
+    return from_json(read_text(path), str(path)) if path.is_file() else Vetted()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

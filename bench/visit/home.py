@@ -20,6 +20,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 
 from fastres.bench.report import results, show
-from fastres.bench.report.results import ABSENT, OK, LayerRow, Results, Row, write_whole
+from fastres.bench.report.results import ABSENT, OK, LayerRow, Results, Row, read_text, write_whole
 from fastres.bench.report.standing import groups
 from fastres.errors import FastresError
 from fastres.kernels.routing.cards import CARDS
@@ -51,7 +52,7 @@ def unpack(archive: Path, into: Path) -> list[Path]:
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(into, filter="data")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise FastresError(
             f"{archive} cannot be unpacked ({error}); give the {states.ARCHIVE} that make gpu writes"
         ) from error
@@ -118,12 +119,11 @@ def bring(card: Path, results_folder: Path = RESULTS, configs: Path = CONFIGS) -
         source = path / results.JSON_NAME if path.is_dir() else path
         if source.is_file():
             target = home / "runs" / f"{path.stem if path.is_file() else path.name}.json"
-            text = stamped(results.read(source), target.stem).as_json() if path.is_dir() else source.read_text()
+            text = stamped(results.read(source), target.stem).as_json() if path.is_dir() else read_text(source)
             write_whole(target, text.encode())
             written.append(target)
     state = states.read(home / states.STATE, card / states.STATE)
-    facts = json.loads((card / states.STATE).read_text())
-    states.write(home / states.STATE, state, {key: value for key, value in facts.items() if key != "pieces"})
+    states.write(home / states.STATE, state, states.facts(card / states.STATE))
     written.append(home / states.STATE)
     for path in sorted((card / "smoke").glob("*.json")):
         write_whole(home / "smoke" / path.name, path.read_bytes())
@@ -134,9 +134,11 @@ def bring(card: Path, results_folder: Path = RESULTS, configs: Path = CONFIGS) -
         written += [*results.write(whole, home), *show.write(whole, home)]
     for path in sorted((card / "configs").glob("*/conv.json")):
         target = configs / path.parent.name / path.name
-        old = from_json(target.read_text(), str(target)) if target.is_file() else Table()
-        facts = {key: value for key, value in json.loads(path.read_text()).items() if key not in _PARTS}
-        write_whole(target, to_json(merged_tables(old, from_json(path.read_text(), str(path))), facts).encode())
+        old = from_json(read_text(target), str(target)) if target.is_file() else Table()
+        text = read_text(path)
+        new = from_json(text, str(path))
+        facts = {key: value for key, value in json.loads(text).items() if key not in _PARTS}
+        write_whole(target, to_json(merged_tables(old, new), facts).encode())
         written.append(target)
     return written
 
@@ -147,7 +149,15 @@ _PARTS = ("format", "layers", "blocks", "networks")
 def read_runs(home: Path) -> list[Results]:
     """Return a card's benchmark runs, in the order in which they were made."""
     paths = sorted((home / "runs").glob("*.json"))
-    return [results.read(path) for path in paths if "rows" in json.loads(path.read_text())]
+    return [results.read(path) for path in paths if _has_rows(path)]
+
+
+def _has_rows(path: Path) -> bool:
+    """Return False for the results of other benchmarks."""
+    try:
+        return "rows" in json.loads(read_text(path))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise FastresError(f"{path} cannot be read as benchmark results ({error}); move it away") from error
 
 
 def exclusions(state: states.State) -> list[dict[str, str]]:

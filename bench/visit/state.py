@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from fastres.bench.report.results import write_whole
+from fastres.bench.report.results import read_text, write_whole
 from fastres.errors import FastresError
 from fastres.files import written_whole
 
@@ -32,13 +33,26 @@ def read(*paths: Path) -> State:
         if not path.is_file():
             continue
         try:
-            entries = {name: Outcome(**entry) for name, entry in json.loads(path.read_text())["pieces"].items()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            entries = {name: _outcome(entry) for name, entry in json.loads(read_text(path))["pieces"].items()}
+        except (FastresError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise FastresError(f"{path} is not a readable record of a visit ({error}); move it away") from error
         for name, outcome in entries.items():
             if name not in found or found[name].date <= outcome.date:
                 found[name] = outcome
     return found
+
+
+def _outcome(entry: dict[str, Any]) -> Outcome:
+    outcome = Outcome(**entry)
+    for name, value in vars(outcome).items():
+        if not isinstance(value, (int, float) if name == "seconds" else str):
+            raise ValueError(f"{name} is {value!r}")
+    return outcome
+
+
+def facts(path: Path) -> dict[str, object]:
+    """Return what a record that can be read says besides the pieces."""
+    return {key: value for key, value in json.loads(read_text(path)).items() if key != "pieces"}
 
 
 def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object]) -> None:

@@ -39,7 +39,12 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
         from fastres.bench.run import main as bench
 
         return lambda: bench(arguments[1:], "fastres bench")
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    if len(left) == 1 and not left[0].startswith("-") and getattr(options, "path", "") is None:
+        options.path = left.pop()  # argparse gives up an optional path that comes after other options
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     if options.prints and not is_usable(sys.stdout):
         raise OutputStreamError(CLOSED)  # before the work, because nothing would come of it
     for module in options.needs:

@@ -8,7 +8,6 @@ and writes to shared memory or registers only after all reads of the old content
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -21,7 +20,7 @@ import triton
 
 from fastres.kernels.routing.cards import CARDS, Gpu, card
 from fastres.kernels.routing.rules import ConvConfig
-from fastres.kernels.routing.tables import FOLDER, Block, Layer, Tuned, TunedBlock, from_json
+from fastres.kernels.routing.tables import FOLDER, Block, Layer, Tuned, TunedBlock, read_table
 from fastres.program import run_program
 from fastres.text import text_table
 
@@ -52,11 +51,10 @@ class Verdict:
 
 def entries(path: Path) -> list[Entry]:
     """Return the distinct compilations of a table. Most batch sizes that share a configuration share a kernel."""
-    text = path.read_text()
-    table = from_json(text, str(path))
-    stated = json.loads(text)
-    gpu = next((gpu for gpu in CARDS if (gpu.name, gpu.arch) == (stated["gpu"], stated["arch"])), None)
-    gpu = gpu or card(stated["arch"])
+    found = read_table(path)
+    table = found.table
+    gpu = next((gpu for gpu in CARDS if (gpu.name, gpu.arch) == (found.gpu, found.arch)), None)
+    gpu = gpu or card(found.arch)
     tuned: list[Tuned | TunedBlock] = [*table.layers, *table.blocks]
     made = [Entry(gpu, entry.layer, entry.config) for entry in tuned]
     return list({(entry.layer.without_batch, compilation(entry)): entry for entry in made}.values())

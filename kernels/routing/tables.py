@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from fastres.errors import KernelError
+from fastres.files import read_regular
 from fastres.text import dtype_name
 
 from .cards import Gpu
@@ -204,7 +205,7 @@ def from_json(text: str, source: str) -> Table:
             tuple(_block(row) for row in document["blocks"]),
             tuple(_network(row) for row in document["networks"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KernelError(
             f"{source} is not a table of tuned configurations ({error}); write it again with fastres.bench.tune"
         ) from error
@@ -348,8 +349,8 @@ def table(gpu: Gpu) -> Index:
     for folder in [*folders, FOLDER]:
         for path in sorted(folder.glob("*/conv.json")):
             if path == table_path(gpu.name, folder):
-                own.append(_read(path).table)
-            elif (found := _read(path)).arch == gpu.arch and path.parent.name not in others:
+                own.append(read_table(path).table)
+            elif (found := read_table(path)).arch == gpu.arch and path.parent.name not in others:
                 others[path.parent.name] = found
     return Index(*own, others=sorted(others.values(), key=lambda found: _distance(found, gpu)))
 
@@ -359,10 +360,10 @@ def _distance(found: Found, gpu: Gpu) -> float:
     return abs(math.log(found.multiprocessors / gpu.multiprocessors)) if found.multiprocessors else math.inf
 
 
-def _read(path: Path) -> Found:
+def read_table(path: Path) -> Found:
     """Read a table with its head. Raise ``KernelError`` if ``path`` is not one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise KernelError(f"{path} cannot be read as a table of tuned configurations ({error})") from error
     tuned, head = from_json(text, str(path)), json.loads(text)

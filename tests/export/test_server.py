@@ -108,6 +108,6 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportFileError, match="is a file"):
         export_server_repository(digits_model(), tmp_path / "file", progress=False)
-    with pytest.raises(ExportFileError, match="cannot be created"):
+    with pytest.raises(ExportFileError, match="does not exist"):
         export_server_repository(digits_model(), tmp_path / "no" / "where", progress=False)
     assert os.listdir(tmp_path) == ["file"]
