@@ -123,12 +123,14 @@ def _report(options: argparse.Namespace) -> Any:
 
 
 def _export(options: argparse.Namespace) -> Any:
-    from .files import checked_target
+    from fastres.network.architectures import ARCHITECTURES
+
+    from .files import checked_folder, checked_target
 
     if options.calibration is not None and not options.int8:
         raise InputError("--calibration is for int8 models; add --int8, or leave --calibration out")
     if (target := options.path or options.torch) is not None:
-        target = checked_target(target, options.model, options.weights, options.categories)
+        target = checked_target(target, options.model, options.weights, options.categories, utf8=options.torch is None)
         if options.calibration is not None and target.exists():
             folder = Path(options.calibration).expanduser().resolve()
             refuse_inputs(target, [target] if folder in target.parents else [])
@@ -149,6 +151,9 @@ def _export(options: argparse.Namespace) -> Any:
         from .server import export_server_repository
 
         _refuse(options, "--server-repository", ("batch", "dynamic"))
+        name = model if isinstance(model, str) else model.architecture.name
+        if name in ARCHITECTURES:
+            checked_folder(Path(options.server_repository) / name, options.weights, options.categories)
         folder, largest = options.server_repository, options.max_batch_size
         return export_server_repository(model, folder, max_batch_size=largest, **shared, **graph)
     from .onnx import export

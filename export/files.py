@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fastres.errors import FastresError
 from fastres.files import other_kind, refuse_inputs, written_whole
+from fastres.text import path_text
 from fastres.weights.sources import input_files
 
 from .errors import ExportFileError
@@ -24,7 +25,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     followed, and an existing file's permissions are kept. Raises ``ExportFileError`` if the folder is missing or cannot
     be written to, if ``path`` is a folder, or if the disk is full.
     """
-    target = checked_target(path)
+    target = checked_target(path, utf8=False)
     with _naming(target), written_whole(target) as temporary:
         temporary.touch(exist_ok=False)
         if target.exists():
@@ -60,13 +61,15 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def checked_target(path: str | os.PathLike[str], *inputs: object) -> Path:
+def checked_target(path: str | os.PathLike[str], *inputs: object, utf8: bool = True) -> Path:
     """Return ``path`` with links followed. Raise ``ExportFileError`` if a file cannot be written there.
 
     ``inputs`` are the model, its weights and whatever else is read, in any form. Raises ``OutputError`` if ``path`` is
-    one of their files.
+    one of their files. ``utf8`` refuses names that onnx does not take.
     """
     target = _resolved(path)
+    if utf8:
+        _check_name(target)
     if target.is_dir():
         raise ExportFileError(f"{target} is a folder; give the path of the file to write, such as {target / 'model'}")
     _check_parent(target)
@@ -86,6 +89,7 @@ def checked_folder(path: str | os.PathLike[str], *inputs: object) -> Path:
     A folder that holds something else is not replaced. Raises ``OutputError`` if it holds one of the ``inputs``.
     """
     target = _resolved(path)
+    _check_name(target)
     if target.exists() and not target.is_dir():
         raise ExportFileError(f"{target} is a file; give another folder, or remove it")
     refuse_inputs(target, input_files(*inputs))
@@ -104,6 +108,15 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser().resolve()
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, a loop of links, an unknown user's home
         raise ExportFileError(f"{os.fspath(path)!r} is not a path that can be written: {error}") from error
+
+
+def _check_name(target: Path) -> None:
+    try:
+        os.fsencode(target).decode()
+    except UnicodeDecodeError:
+        raise ExportFileError(
+            f"{path_text(target)} is not a name in UTF-8, and onnx takes no other; give another path"
+        ) from None
 
 
 def _check_parent(target: Path) -> None:

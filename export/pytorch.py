@@ -120,7 +120,7 @@ def export_torch(
 
     Raises the errors of :func:`fastres.export.onnx.export`.
     """
-    target = checked_target(path, model, weights)
+    target = checked_target(path, model, weights, utf8=False)
     with progress_bar(total=4, disable=not progress, bar_format="{desc:<18} {bar} {elapsed}") as bar:
         bar.set_description_str("load")
         loaded = load_model(model, weights, progress)

@@ -14,6 +14,7 @@ from torch import nn
 from fastres.arguments import whole_number
 from fastres.errors import InputError
 from fastres.model.model import Model
+from fastres.network.architectures import ARCHITECTURES
 from fastres.network.plan import LOGITS
 
 from .errors import ExportFileError
@@ -68,8 +69,8 @@ def export_server_repository(
     if options.get("verify", True):
         check_runtime()
     root = Path(folder).expanduser()
-    if isinstance(model, str) and name is None:
-        checked_folder(root / model.rpartition("/")[2], model, weights)  # before the work
+    if model in ARCHITECTURES:
+        checked_folder(root / (name or str(model)), model, weights)  # before the work
     loaded = load_model(model, weights, progress)
     name = loaded.architecture.name if name is None else name
     if not re.fullmatch(r"[\w][\w.-]*", name):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastres.arguments import CATEGORIES_HELP, whole_number
+from fastres.errors import ImageError
 from fastres.files import refuse_inputs
 from fastres.terminal import progress_bar, wrote
 from fastres.text import path_text
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace) -> None:
     whole_number(options.top_k, "--top-k")
     out = checked_picture(options.out, "look.png")
     refuse_inputs(out, [options.image, *input_files(options.model, options.weights, options.categories)])
+    if options.image.is_dir():
+        raise ImageError(f"{path_text(options.image)} is a folder; give one image file in it")
     load_image(options.image)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar(total=3, bar_format="{desc:<6} {bar} {elapsed}", disable=None) as bar:

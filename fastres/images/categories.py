@@ -61,6 +61,8 @@ def parse(value: Any, count: int) -> tuple[str, ...]:
     for index, name in enumerate(value):
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"{source} has {name!r} as the name of class {index}; every class needs a name, a string")
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise InputError(f"{source} has {name!r} as the name of class {index}, which is not text in Unicode")
     if len(value) != count:
         advice = f"give one name for each of the {count} classes" if count else "leave the names out"
         has = f"{count} class{'es' if count != 1 else ''}" if count else "no classifier (num_classes=0)"

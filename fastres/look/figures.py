@@ -21,6 +21,7 @@ from fastres.arguments import whole_number
 from fastres.images.transforms import ImageSource, load_image
 from fastres.model.model import Model
 from fastres.model.predict import Prediction, require_classifier, top_predictions
+from fastres.text import path_text
 
 from .cam import at_pixels, class_activation_maps
 from .pictures import require_matplotlib
@@ -56,7 +57,7 @@ class Photograph:
     def of(cls, model: Model, source: ImageSource) -> Photograph:
         image = load_image(source)
         x = model.transforms.pixels(source if isinstance(source, Tensor) else image)[None].to(model.device)
-        name = Path(source).name if isinstance(source, (str, Path)) else "image"
+        name = path_text(Path(source).name) if isinstance(source, (str, Path)) else "image"
         return cls(image, x, model.transforms.crop_box(image.height, image.width), name)
 
     @property
@@ -109,7 +110,7 @@ def look(model: Model, image: ImageSource, top_k: int = 3) -> Figure:
     name = model.architecture.name
     weights = model.weights.removeprefix(f"{name} ").rpartition("/")[2]
     size = f"{photograph.image.width}×{photograph.image.height}"
-    figure.suptitle(f"{name}  ·  {weights}  ·  {photograph.name}, {size}", fontsize=15, weight="bold")
+    figure.suptitle(f"{name}  ·  {weights}  ·  {photograph.name}, {size}", fontsize=15, weight="bold", parse_math=False)
     bands: Any = figure.subfigures(3, 1, height_ratios=heights, hspace=0.02)
     top, middle, bottom = bands
     aspect = min(max(photograph.image.width / photograph.image.height, 0.7), 1.9)
@@ -160,7 +161,7 @@ def _draw_scores(axis: Axes, predictions: list[Prediction]) -> None:
     places = range(len(predictions))
     axis.barh(places, scores, height=0.34, color=[ACCENT, *["#8d99ae"] * (len(scores) - 1)])
     for place, prediction in zip(places, predictions, strict=True):
-        axis.text(0, place - 0.24, prediction.label[:40], fontsize=11, va="bottom")
+        axis.text(0, place - 0.24, prediction.label[:40], fontsize=11, va="bottom", parse_math=False)
         axis.text(1.0, place - 0.24, f"{prediction.score:.1%}", fontsize=11, va="bottom", ha="right")
     axis.barh(places, 1.0, height=0.34, color="#8d99ae", alpha=0.15)
     axis.set(xlim=(0, 1), ylim=(len(scores) - 0.6, -0.75))
@@ -263,7 +264,7 @@ def _coloured(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _title(axis: Axes, words: str, detail: str) -> None:
-    axis.set_title(f"{words}\n", fontsize=12, weight="bold", loc="left")
+    axis.set_title(f"{words}\n", fontsize=12, weight="bold", loc="left", parse_math=False)
     axis.annotate(
         detail, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color="#555555"
     )

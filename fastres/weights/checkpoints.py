@@ -17,7 +17,9 @@ from typing import Literal
 from torch import Tensor
 
 from fastres.errors import CorruptCheckpointError, UnsafeCheckpointError, WeightsError
+from fastres.files import open_regular
 from fastres.terminal import warn
+from fastres.text import path_text
 
 from .formats import HEADER, PICKLE, ZIP, is_safetensors, name_other, name_zip
 from .torch_files import Content, DamageError, OtherFormatError, read_old, read_zip
@@ -125,7 +127,10 @@ def _read_safetensors(path: Path, beginning: bytes) -> object:
 
     _refuse_other(path, beginning)
     try:
-        return load_file(path)
+        if path_text(path) == str(path):
+            return load_file(path)
+        with open_regular(path) as file:  # safetensors takes only names in UTF-8
+            return load_file(f"/proc/self/fd/{file.fileno()}")
     except Exception as error:  # a damaged file can raise anything
         raise CorruptCheckpointError(_corrupt(path, "safetensors file", str(error) or "it is empty")) from error
 

@@ -19,6 +19,7 @@ from fastres.errors import (
     WeightsError,
 )
 from fastres.network.architectures import Architecture
+from fastres.text import path_text
 
 from . import published
 from .checkpoints import SUFFIXES, is_path_like, open_checkpoint, warn_misnamed
@@ -136,7 +137,7 @@ def _file(arch: Architecture, weights: str | Path) -> Source:
     if beside is not None:
         _check_same(arch, beside, str(path), path.parent)
     entry = next((entry for entry in published.entries_of(arch.name) if entry.file == path.name), None)
-    return Source(str(path), entry=entry, path=path)
+    return Source(path_text(path), entry=entry, path=path)
 
 
 def _check_same(arch: Architecture, held: Architecture, source: str, folder: str | Path) -> None:
