@@ -51,6 +51,7 @@ class Signals:
         self._first: float | None = None  # the time of the first signal
         self._raised = False
         self._process = os.getpid()
+        self._forking = threading.local()
         self._reading, self._writing = os.pipe()
         for end in (self._reading, self._writing):
             os.set_blocking(end, end == self._reading)
@@ -101,7 +102,7 @@ class Signals:
         threading.Thread(target=self.watch, name="signals", daemon=True).start()
         for number in self._before:
             signal.signal(number, self.handle)
-        os.register_at_fork(after_in_child=self._leave_to_child)
+        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._leave_to_child)
 
     def end(self, status: int) -> None:
         """Note that the work is done. While the interpreter ends, a signal ends the process at once with ``status``."""
@@ -114,14 +115,25 @@ class Signals:
         os.close(self._writing)  # ends the thread
         self._process = 0
 
+    def _hold(self) -> None:
+        """Before a fork, let signals wait: one to the child must not find this program's handlers there."""
+        if self._process:
+            self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+
+    def _release(self) -> None:
+        if self._process:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._forking.mask)
+
     def _leave_to_child(self) -> None:
         """Give a forked child the handlers that it would have without this program's."""
-        if self._process == os.getppid():
+        if self._process:
             for number, usual in self._before.items():
                 if signal.getsignal(number) == self.handle:
                     signal.signal(number, usual)
             signal.set_wakeup_fd(self._wakeup)
             sys.unraisablehook = self._usual_hook
+            self._release()
+            self._process = 0
 
 
 @contextlib.contextmanager
