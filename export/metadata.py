@@ -19,6 +19,7 @@ import torch
 from fastres.files import open_regular
 from fastres.images.transforms import Transforms
 from fastres.model.model import Model
+from fastres.text import path_text
 from fastres.version import __version__
 from fastres.weights.download import cache_folder, file_sha256
 from fastres.weights.published import WeightsEntry, entries
@@ -145,10 +146,16 @@ class Inspection:
             kind: {value.name: {"dtype": value.dtype, "shape": list(value.shape)} for value in getattr(self, kind)}
             for kind in ("inputs", "outputs")
         }
-        return {"path": str(self.path), "bytes": self.bytes, **values, "operators": self.operators, **self.metadata}
+        return {
+            "path": path_text(self.path),
+            "bytes": self.bytes,
+            **values,
+            "operators": self.operators,
+            **self.metadata,
+        }
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.bytes / 1e6:,.1f} MB"]
+        lines = [f"{path_text(self.path)}: {self.bytes / 1e6:,.1f} MB"]
         for kind, values in (("input", self.inputs), ("output", self.outputs)):
             lines += [f"{kind}  {v.name}  {v.dtype} [{', '.join(map(str, v.shape))}]" for v in values]
         lines.append("operators  " + ", ".join(f"{count} {name}" for name, count in self.operators.items()))

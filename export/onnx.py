@@ -19,7 +19,7 @@ from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, Plan, check_image_size
 from fastres.terminal import progress_bar
-from fastres.text import dtype_name
+from fastres.text import dtype_name, path_text
 
 from . import verification
 from .errors import ExportError, missing
@@ -57,7 +57,7 @@ class ExportReport:
     def __str__(self) -> str:
         shape = ", ".join(map(str, self.input))
         lines = [
-            f"{self.path}: {self.bytes / 1e6:,.1f} MB, opset {self.opset}, {self.dtype}, input [{shape}], "
+            f"{path_text(self.path)}: {self.bytes / 1e6:,.1f} MB, opset {self.opset}, {self.dtype}, input [{shape}], "
             f"outputs {', '.join(self.outputs)}"
         ]
         lines += [f"verified against fastres, {check}" for check in self.checks] or ["not verified"]

@@ -18,6 +18,7 @@ from fastres.executors.cpu import CpuExecutor
 from fastres.model.model import Model
 from fastres.network.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 from fastres.terminal import progress_bar
+from fastres.text import path_text
 
 from .errors import VerificationError
 from .files import checked_target, replacing
@@ -36,7 +37,7 @@ class TorchReport:
     checks: tuple[Check, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.path}: {self.bytes / 1e6:,.1f} MB, {self.dtype}"]
+        lines = [f"{path_text(self.path)}: {self.bytes / 1e6:,.1f} MB, {self.dtype}"]
         lines += [f"verified against fastres, {check}" for check in self.checks] or ["not verified"]
         return "\n".join(lines)
 

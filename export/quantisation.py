@@ -27,6 +27,7 @@ from fastres.errors import FastresError, InputError
 from fastres.model.model import Model
 from fastres.network.plan import INPUT, LOGITS
 from fastres.terminal import progress_bar
+from fastres.text import path_text
 
 from . import verification
 from .errors import CalibrationError, ExportFileError, missing
@@ -68,7 +69,7 @@ class QuantisationReport:
             "not used for calibration" if self.held_out else "also used for calibration (too few to keep some apart)"
         )
         return (
-            f"{self.path}: {self.bytes / 1e6:,.1f} MB, int8, calibrated on {self.calibrated} images\n"
+            f"{path_text(self.path)}: {self.bytes / 1e6:,.1f} MB, int8, calibrated on {self.calibrated} images\n"
             f"against float32, on {self.judged} images {which}: same best class {self.agreement:.1%}, "
             f"logits differ by {self.logit_error:.1%}"
         )

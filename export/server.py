@@ -16,6 +16,7 @@ from fastres.errors import InputError
 from fastres.model.model import Model
 from fastres.network.architectures import ARCHITECTURES
 from fastres.network.plan import LOGITS
+from fastres.text import path_text
 
 from .errors import ExportFileError
 from .files import checked_folder, replacing_folder
@@ -39,7 +40,7 @@ class ServerReport:
     export: ExportReport
 
     def __str__(self) -> str:
-        return f"{self.folder}: config.pbtxt, 1/model.onnx\n{self.export}"
+        return f"{path_text(self.folder)}: config.pbtxt, 1/model.onnx\n{self.export}"
 
 
 def export_server_repository(

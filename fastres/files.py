@@ -86,12 +86,11 @@ def refuse_inputs(output: str | os.PathLike[str], inputs: Iterable[str | os.Path
             same = os.path.samefile(place, source)
         except OSError:
             same = place == source
-        if same or source.startswith(os.path.join(place, "")):
-            verb = "is" if same else "holds"
-            raise OutputError(
-                f"The output {os.fspath(output)!r} {verb} the input {os.fspath(given)!r}, which would be lost; use "
-                "another output"
-            )
+        out, name = os.fspath(output), os.fspath(given)
+        if same:
+            raise OutputError(f"The output {out!r} is the input {name!r}, which would be lost; use another output")
+        if source.startswith(os.path.join(place, "")):
+            raise OutputError(f"The output {out!r} holds the input {name!r}, which would be lost; use another output")
 
 
 def refuse_unwritable(output: Path, example: str) -> None:

@@ -151,6 +151,6 @@ def _listed(name: str) -> Iterator[tuple[str, Any]]:
     for entry in found.entries():
         empty = False
         path = os.fsdecode(entry["path"])
-        yield path_text(path), path
+        yield path_text(path), ImageError(f"{path_text(path)!r}: {entry['error']}") if entry.get("error") else path
     if empty:
         raise SourceError(f"There are no images in {name!r}; pass a folder with images, or their files")

@@ -16,7 +16,7 @@ from fastres.errors import ArchitectureError, ConfigError, FastresError, StateDi
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, state_dict_shapes
 from fastres.terminal import json_text
-from fastres.text import dtype_name
+from fastres.text import dtype_name, path_text
 
 from .checkpoints import is_path_like, open_checkpoint
 from .download import file_sha256
@@ -125,7 +125,7 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
         refusal = _refusal(path, found, models, nearest, saved, headless=head is None)
     classes = head.shape[0] if head is not None and head.ndim == 2 else None
     return CheckpointReport(
-        path=str(path),
+        path=path_text(path),
         format=_FORMATS[checkpoint.format] + (", under the name of another format" if checkpoint.misnamed else ""),
         bytes=path.stat().st_size,
         sha256=file_sha256(path),
