@@ -122,10 +122,12 @@ def near_matches(name: str, known: Iterable[str], count: int = 3) -> str:
     """
     given = name.lower()
 
-    def distance(other: str) -> tuple[bool, bool, float]:
-        ratio = difflib.SequenceMatcher(None, other.lower(), given).ratio()
-        return not other.lower().startswith(given), _family(other.lower()) != _family(given), -ratio
+    def distance(name: str) -> tuple[bool, bool, float, int]:
+        other = name.lower()
+        ratio = difflib.SequenceMatcher(None, other, given).ratio()
+        same_numbers = len(set(re.findall(r"\d+", other)) & set(re.findall(r"\d+", given)))
+        return not other.startswith(given), _family(other) != _family(given), -ratio, -same_numbers
 
     ranked = sorted((distance(other), other) for other in known) if given else []
-    matches = [other for (later, _, ratio), other in ranked if not later or ratio <= -0.5][:count]
+    matches = [other for (later, _, ratio, _), other in ranked if not later or ratio <= -0.5][:count]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

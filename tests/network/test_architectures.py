@@ -85,6 +85,22 @@ def test_list_models() -> None:
     assert "resnet20_digits" in list_models()
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("resnext50", "resnext50_32x4d"),
+        ("ResNeXt101", "resnext101_32x4d"),
+        ("wide_resnet50", "wide_resnet50_2"),
+        ("resnet5o", "resnet50"),
+        ("resnetv2_50", "resnet50"),
+        ("seresnext50", "seresnext50_32x4d"),
+    ],
+)
+def test_the_same_beginning_and_family_come_first(name: str, first: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"Did you mean '{first}'"):
+        get_architecture(name)
+
+
 def test_unknown_names_get_near_matches() -> None:
     with pytest.raises(UnknownModelError, match=r"No model is called 'resnet-50'\. Did you mean 'resnet50'"):
         get_architecture("resnet-50")
