@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastres.errors import SourceError
 from fastres.files import other_kind
 from fastres.text import path_text
 
-from .listing import Entry
+if TYPE_CHECKING:
+    from .listing import Entry
 
 # Files in folders and tars count as images if they have one of these suffixes. Paths and globs may have any name.
 SUFFIXES = frozenset(

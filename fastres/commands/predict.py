@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import io
+import itertools
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastres.arguments import CATEGORIES_HELP, whole_number
-from fastres.errors import ImageError, MissingDependencyError, SourceError
+from fastres.errors import ImageError, SourceError
 from fastres.terminal import is_terminal, json_text, progress_bar, say
 from fastres.text import path_text
 
@@ -137,20 +138,23 @@ def _standard_input() -> Any:
 
 def _listed(name: str) -> Iterator[tuple[str, Any]]:
     """Yield the images of a folder or a glob, in the order of ``fastres classify``."""
-    try:
-        from fastres.classification.listing import FILES
-        from fastres.classification.sources import find
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"To list the images of {name!r}, pyarrow is needed: pip install 'fastres[classify]'. Or name the files"
-        ) from error
-    found = find(name)
-    if found.kind != FILES:
-        raise SourceError(f"{name!r} is not images but {found.kind} files; use fastres classify for them")
+    from fastres.classification.globs import Glob
+    from fastres.classification.walking import Walk, error_entry, file_entry
+
+    entries: Iterator[dict[str, Any]]
+    if os.path.isdir(name):
+        walk = Walk()
+        entries = itertools.chain(walk.folder(name), walk.links())
+    else:
+        entries = (
+            file_entry(path) if error is None else error_entry(path, error)
+            for path, error in Glob(name).matches().items()
+        )
     empty = True
-    for entry in found.entries():
+    for entry in entries:
         empty = False
         path = os.fsdecode(entry["path"])
         yield path_text(path), ImageError(f"{path_text(path)!r}: {entry['error']}") if entry.get("error") else path
     if empty:
-        raise SourceError(f"There are no images in {name!r}; pass a folder with images, or their files")
+        found = "There are no images in" if os.path.isdir(name) else "No file matches"
+        raise SourceError(f"{found} {path_text(name)!r}; pass a folder with images, or their files")
