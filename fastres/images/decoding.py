@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from pathlib import Path
 from typing import Any, BinaryIO, Union
 
 import numpy as np
@@ -18,6 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastres.errors import ImageError
+
+from .jpeg_structure import MAX_SCANS, count_scans
+from .opening import named, open_image
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, "np.ndarray[Any, Any]", Tensor]
 
@@ -28,6 +29,9 @@ ACCEPTED = (
 PIXEL_TYPES = "uint8 (0..255), uint16 (0..65535) or floating point (0..1)"
 # Rounding in a resize may push values slightly outside 0..1. This much, less than half a grey level, is accepted.
 FLOAT_SLACK = 1e-3
+
+# To draw EPS, Pillow starts Ghostscript. IPTC may contain EPS.
+OTHER_PROGRAMS = ("EPS", "IPTC")
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _EXIF_ORIENTATION = 258, 262, 274
 _ORIENTATIONS = {
@@ -68,31 +72,8 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def _load_file(source: str | os.PathLike[str]) -> Image.Image:
-    path = Path(os.fsdecode(source))
-    label = repr(str(path))
-    try:
-        if path.is_file():
-            if not path.stat().st_size:
-                raise ImageError(f"{label} is empty (0 bytes); pass the path of an image file.")
-            with path.open("rb") as file:
-                return _decode(file, label)
-        exists, folder = path.exists(), path.is_dir()
-    except ImageError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fsdecode(source), re.IGNORECASE) and not exists:
-        raise ImageError(
-            f"{os.fsdecode(source)!r} is a URL. fastres does not download images; download it first and pass its path."
-        )
-    if not os.fspath(source):
-        raise ImageError("The path of the image is empty; pass the path of an image file.")
-    if folder:
-        raise ImageError(f"{label} is a folder; pass a list of its files, such as list(Path({label}).glob('*.jpg')).")
-    if exists:
-        raise ImageError(f"{label} is not a regular file; pass the path of an image file.")
-    place = "" if path.is_absolute() else f" in {Path.cwd()}"
-    raise ImageError(f"{label} does not exist{place}; pass the path of an image file.")
+    with open_image(source) as file:
+        return _decode(file, named(source))
 
 
 def _decode(file: Any, label: str) -> Image.Image:
@@ -106,26 +87,43 @@ def _decode(file: Any, label: str) -> Image.Image:
         ) from error
     except Exception as error:
         raise _undecodable(label, error) from error
+    if image.info.get("progressive") and (scans := _scans(file)) > MAX_SCANS:
+        raise ImageError(
+            f"{label} has {scans} scans, and would take long to decode; images have at most {MAX_SCANS}. If you trust "
+            "the file, convert it to a JPEG that is not progressive."
+        )
     return _to_rgb(image, label)
+
+
+def _scans(file: Any) -> int:
+    position = file.tell()
+    file.seek(0)
+    scans = count_scans(file.read())
+    file.seek(position)
+    return scans
 
 
 def _undecodable(label: str, error: Exception) -> ImageError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         advice = "If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS, or make the image smaller first."
         return ImageError(f"{label} is too large: {str(error).rstrip('.')}. {advice}")
+    if isinstance(error, OSError) and error.errno is not None:  # of the disk; Pillow's own have no number
+        return ImageError(f"{label} cannot be read: {error.strerror}.")
     reason = str(error) or type(error).__name__
     return ImageError(f"{label} cannot be decoded ({reason}): it is damaged, truncated or already closed.")
 
 
 def _described(image: Image.Image) -> str:
     filename = getattr(image, "filename", "")
-    return repr(os.fsdecode(filename)) if filename else f"A PIL image of {image.width} × {image.height}"
+    return named(filename) if filename else f"A PIL image of {image.width} × {image.height}"
 
 
 def _to_rgb(image: Image.Image, label: str) -> Image.Image:
     """Return ``image`` in mode RGB, rotated as its EXIF orientation says."""
     if not image.width or not image.height:
         raise ImageError(f"{label} has no pixels; pass an image of at least 1 × 1.")
+    if image.format in OTHER_PROGRAMS and getattr(image, "tile", None):
+        raise ImageError(f"{label} is in the format {image.format}, which can start other programs; convert it to PNG.")
     try:
         image.load()
         turn = orientation(image)

@@ -42,7 +42,7 @@ def test_urls(url: str) -> None:
         ("", "is empty"),
         ("a\0b.jpg", r"a\\x00b\.jpg' (does not exist|cannot be read)"),
         ("x" * 5000, "cannot be read: File name too long"),
-        ("/dev/null", "'/dev/null' is not a regular file"),
+        ("/dev/null", "'/dev/null' is a device; pass the path of an image file"),
     ],
 )
 def test_odd_names(name: str, reason: str) -> None:
