@@ -25,7 +25,7 @@ _KINDS = {
 
 def other_kind(mode: int) -> str | None:
     """Return what a file with this ``st_mode`` is (``"a named pipe (FIFO)"``), or ``None`` for a regular file."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "not a regular file")
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -82,6 +83,9 @@ class _Batches(Dataset[Any]):
         try:
             pixels.copy_(decode(source, self.transforms))
         except ImageError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the image
+                raise WorkerError(f"no file can be opened: {cause.strerror}; raise the limit (ulimit -n)") from error
             return str(error)
         return None
 

@@ -109,6 +109,8 @@ def _undecodable(label: str, error: Exception) -> ImageError:
         return ImageError(f"{label} is too large: {str(error).rstrip('.')}. {advice}")
     if isinstance(error, OSError) and error.errno is not None:  # of the disk; Pillow's own have no number
         return ImageError(f"{label} cannot be read: {error.strerror}.")
+    if isinstance(error, MemoryError):
+        return ImageError(f"{label} needs more memory than there is; make it smaller, or decode fewer at a time.")
     reason = str(error) or type(error).__name__
     return ImageError(f"{label} cannot be decoded ({reason}): it is damaged, truncated or already closed.")
 

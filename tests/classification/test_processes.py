@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -21,6 +22,7 @@ import torch
 import fastres
 from fastres.classification import batches, parcels, work
 from fastres.errors import InputError, WorkerError
+from fastres.images import jpeg, opening
 
 from .conftest import classify
 
@@ -173,6 +175,25 @@ def test_a_signal_to_all_processes_is_the_main_ones_to_report(
         classify(folder, tmp_path / "out.parquet", model, workers=1)
     monkeypatch.undo()
     assert classify(folder, tmp_path / "out.parquet", model, resume=True).rows == 24
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_few_file_descriptors_are_no_fault_of_the_images(
+    folder: Path, model: fastres.Model, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = opening.open_regular
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("l.jpg"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return original(path)
+
+    for module in (opening, jpeg):
+        monkeypatch.setattr(module, "open_regular", refuse)
+    with pytest.raises(WorkerError, match="no file can be opened: Too many open files"):
+        classify(folder, tmp_path / "out.parquet", model, workers=workers)
+    monkeypatch.undo()
+    assert classify(folder, tmp_path / "out.parquet", model, resume=True).errors == 3
 
 
 def in_a_pool(arguments: tuple[Path, Path, dict[str, Any]]) -> str:
