@@ -1,8 +1,10 @@
 """``fastres.classify`` and ``fastres classify``: classify a folder, tar shards or Parquet files of images into a table.
 
-``sources`` finds the images (with ``tars`` and ``parquet``), ``listing`` stores their list, ``batches`` forms
-batches in worker processes, ``run`` runs the model on them, ``tables`` turns the results into rows, and ``work`` stores
-finished rows until the run is complete. The decoders are in ``fastres.images``.
+``sources`` finds the images: in folders and globs (``walking``, ``globs``), in tars (``archives``, ``tars``) and in
+Parquet files (``parquet``, ``parquet_rows``, ``contents``). ``listing`` stores their list. ``batches`` forms batches in
+worker processes, which ``parcels`` carries to the main one. ``run`` runs the model on them, and ``tables`` turns the
+results into rows. ``work`` keeps finished rows until the run is complete: ``shards`` are their files, ``folder`` is the
+place, and ``formats`` writes the output. The decoders are in ``fastres.images``.
 """
 
 from __future__ import annotations
