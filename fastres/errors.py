@@ -122,12 +122,13 @@ def near_matches(name: str, known: Iterable[str], count: int = 3) -> str:
     """
     given = name.lower()
 
-    def distance(name: str) -> tuple[bool, bool, float, int]:
+    def distance(name: str) -> tuple[bool, bool, float, int, int]:
         other = name.lower()
         ratio = difflib.SequenceMatcher(None, other, given).ratio()
-        same_numbers = len(set(re.findall(r"\d+", other)) & set(re.findall(r"\d+", given)))
-        return not other.startswith(given), _family(other) != _family(given), -ratio, -same_numbers
+        numbers, wanted = ([int(digits[:9]) for digits in re.findall(r"\d+", text)] for text in (other, given))
+        same, apart = len(set(numbers) & set(wanted)), sum(abs(a - b) for a, b in zip(numbers, wanted, strict=False))
+        return not other.startswith(given), _family(other) != _family(given), -ratio, -same, apart
 
     ranked = sorted((distance(other), other) for other in known) if given else []
-    matches = [other for (later, _, ratio, _), other in ranked if not later or ratio <= -0.5][:count]
+    matches = [other for (later, _, ratio, *_), other in ranked if not later or ratio <= -0.5][:count]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -87,6 +87,11 @@ def classify(
 
     if decoder not in DECODERS:
         raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
+    if isinstance(model, Model) and ((weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None):
+        raise InputError(
+            "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
+            "or pass a model's name"
+        )
     _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
     from .batches import Reading, checked_workers
     from .run import run
@@ -99,7 +104,9 @@ def classify(
     found = find(source)
     for place in (output, work_folder(output)):
         refuse_inputs(place, [*found.paths, *_files(model, weights, categories)])
-    model = _model(model, weights, dtype, device, categories)
+    if not isinstance(model, Model):
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load(model, weights, dtype=dtype, device=device, categories=categories)
     if top_k:
         require_classifier(model, "classify")
     reading = Reading(
@@ -121,24 +128,6 @@ def classify(
         overwrite=overwrite,
         progress=is_terminal(sys.stderr) if progress is None else progress,
     )
-
-
-def _model(
-    model: str | Model,
-    weights: str | os.PathLike[str] | None,
-    dtype: torch.dtype | str,
-    device: torch.device | str | None,
-    categories: Any,
-) -> Model:
-    if isinstance(model, Model):
-        if (weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None:
-            raise InputError(
-                "weights, dtype, device or categories were given with a loaded model, which has its own; leave them "
-                "out, or pass a model's name"
-            )
-        return model
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load(model, weights, dtype=dtype, device=device, categories=categories)
 
 
 def _files(*arguments: Any) -> list[str | os.PathLike[str]]:

@@ -55,7 +55,7 @@ def _unopened(name: str, error: OSError | ValueError) -> ImageError:
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return ImageError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.")
     place = "" if os.path.isabs(name) else f" in {_here()}"
-    return ImageError(f"{label} does not exist{place}; {_ADVICE}.")
+    return ImageError(f"{label} does not exist{place}; pass the path of an image file.")
 
 
 def _here() -> str:

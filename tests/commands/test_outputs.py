@@ -53,7 +53,7 @@ LOOK, EXPORT = ["look", "cat.png", *DIGITS, "-o"], ["export", "resnet20_digits"]
         ([*LOOK, "folder.png"], "folder"),
         ([*LOOK, "none/look.png"], "does not exist"),
         (["look", "photos", *DIGITS], "is a folder"),
-        (["look", "fifo.png", *DIGITS], "not a regular file"),
+        (["look", "fifo.png", *DIGITS], "is a named pipe"),
         ([*EXPORT, "w.pth", "--weights", "w.pth"], "is the input"),
         ([*EXPORT, "--torch", "w.pth", "--weights", "w.pth"], "is the input"),
         ([*EXPORT, "names.onnx", "--categories", "names.onnx"], "is the input"),

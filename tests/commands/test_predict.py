@@ -70,7 +70,7 @@ def test_one_bad_image_among_others(folder: Path, capsys: pytest.CaptureFixture[
         given[0]: "is a URL. fastres does not download images",
         "photos/aa.jpg": "is not an image",
         "none.jpg": "does not exist",
-        "pipe.png": "not a regular file",
+        "pipe.png": "is a named pipe",
         "x*.png": "No file matches",
     }
     assert errors.keys() == words.keys()
