@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Iterator
 
 from . import interruption
 from .errors import FastresError
@@ -41,7 +43,7 @@ def _number(status: int | SystemExit) -> int:
 
 
 def _run(main: Callable[[], int | None], name: str, owner: bool) -> int | SystemExit:
-    with program_streams(owner) as results:
+    with program_streams(owner) as results, _short_warnings(name):
         status: int | SystemExit = 0
         try:
             status = _status(main, name)
@@ -64,6 +66,26 @@ def _status(main: Callable[[], int | None], name: str) -> int | SystemExit:
         return 2
     except KeyboardInterrupt as error:
         return _interrupted(name, error)
+
+
+@contextlib.contextmanager
+def _short_warnings(name: str) -> Iterator[None]:
+    """Within the context, print fastres's warnings as messages, without a place in the code."""
+    usual = warnings.formatwarning
+    package = os.path.join(os.path.dirname(__file__), "")
+
+    def short(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category.__module__.startswith("fastres.") or filename.startswith(package):
+            return f"{name}: warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _interrupted(name: str, error: KeyboardInterrupt) -> int:

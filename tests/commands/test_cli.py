@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from PIL import Image
 import fastres
 from fastres.bench.digits.data import as_image, load_scans
 from fastres.commands.cli import main
+from fastres.errors import ResumeWarning
+from fastres.program import run_program
+from fastres.terminal import warn
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +111,17 @@ def test_unreadable_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path.write_bytes(path.read_bytes()[:200])
     assert main(["predict", str(path), "--model", "resnet20_digits"]) == 1
     assert "cut.jpg" in capsys.readouterr().err
+
+
+def test_warnings_are_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    def warned() -> None:
+        warn("one line", ResumeWarning)
+        warnings.warn_explicit("of another library", UserWarning, "other.py", 5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), file=sys.stderr, end="")
+        usual = warnings.formatwarning
+        assert run_program(warned, "fastres", owner=False) == 0
+    assert capsys.readouterr().err == "fastres: warning: one line\nother.py:5: UserWarning: of another library\n"
+    assert warnings.formatwarning is usual
