@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from fastres.errors import OutputError
+from fastres.files import open_regular
 from fastres.terminal import progress_bar
 from fastres.text import path_text
 
@@ -108,6 +109,7 @@ class Listing:
         if self._process == os.getpid():
             return
         try:
+            open_regular(self.path).close()  # opening a named pipe would wait for its writer
             reader = pa.ipc.open_file(pa.OSFile(os.fsencode(self.path), "rb"))
             if reader.schema not in SCHEMAS.values():
                 raise ValueError("it has the columns of another version of fastres")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from fastres.errors import OutputError, ResumeError, ResumeWarning
-from fastres.files import other_kind
+from fastres.files import other_kind, read_regular
 from fastres.terminal import progress_bar, warn
 from fastres.version import __version__
 
@@ -294,7 +294,7 @@ def _check_earlier_runs(output: Path, folder: Path, resume: bool, overwrite: boo
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Return the content of the manifest in ``folder``, or ``{}`` if it is missing, damaged or unreadable."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_regular(folder / MANIFEST))
         kinds = {"fastres": str, "settings": dict, "fingerprint": str}
         if all(isinstance(manifest[key], kind) for key, kind in kinds.items()):
             return dict(manifest)

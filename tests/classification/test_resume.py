@@ -140,6 +140,26 @@ class TestManifest:
         with pytest.raises(ResumeError, match="had different images"):
             classify(folder, interrupted, model, resume=True)
 
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_list_of_images_that_becomes_a_pipe(
+        self, folder: Path, model: fastres.Model, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = work.Work.begin
+
+        def begin(self: work.Work, *given: Any) -> int:
+            errors = original(self, *given)
+            self.listing.unlink()
+            os.mkfifo(self.listing)
+            return errors
+
+        monkeypatch.setattr(work.Work, "begin", begin)
+        with pytest.raises(OutputError, match=r"the list of images, cannot be read .*named pipe"):
+            classify(folder, tmp_path / "out.csv", model, workers=workers)
+
+    def test_a_manifest_that_is_a_pipe(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "manifest.json")
+        assert work._read_manifest(tmp_path) == {}
+
     def test_killed_after_the_output_got_its_name(
         self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
