@@ -179,6 +179,8 @@ def _sound(loader: DataLoader[Any], lifeline: tuple[Connection, Connection]) -> 
             if isinstance(batch, FastresError):
                 raise batch
             yield batch
+    except FastresError:
+        raise
     except (OSError, EOFError) as error:  # the other end of a pipe was closed
         raise WorkerError(f"The processes that read images stopped: {error or type(error).__name__}") from error
     finally:

@@ -46,6 +46,7 @@ class Work:
         self._count = 0
         self._manifest: dict[str, Any] = {}
         self._run = ""
+        self._written: list[int] = []  # the identity of the file written last
         # The rows that wait for the next shard, and the number of the first. They change together: an interrupt can
         # come at any time.
         self._waiting: tuple[int, list[pa.RecordBatch]] = 0, []
@@ -79,10 +80,13 @@ class Work:
                 "of this run; use --overwrite to start over, or another output to keep them"
             )
         self._warn(kept, bool(before))
-        os.replace(self.new_listing, self.listing)
-        self._write_manifest()
-        for shard in kept.bad:
-            shard.path.unlink()
+        try:
+            os.replace(self.new_listing, self.listing)
+            self._write_manifest()
+            for shard in kept.bad:
+                shard.path.unlink()
+        except OSError as error:
+            raise self._cannot_write(self.listing, error) from error
         self.gaps, self.done = shards.gaps(kept.good, count), sum(shard.rows for shard in kept.good)
         return kept.errors
 
@@ -164,10 +168,13 @@ class Work:
             ) as writer:  # fmt: skip
                 self._join(writer, progress)
             # If the process is killed before the folder is gone, this tells the resumed run that the output is its own.
-            self._manifest |= {"finished": _identity(temporary), "errors": errors}
+            written = self._written
+            self._manifest |= {"finished": written, "errors": errors}
             self._write_manifest()
             os.replace(temporary, self.output)
             _sync(self.output.parent)
+            if (_identity(self.output) or [])[:3] != written[:3]:  # some file systems round the time later
+                raise ResumeError(f"{str(self.output)!r} is not what was written: another program has changed it")
         except ResumeError as error:
             raise OutputError(f"{error}; continue with --resume, which computes its rows again") from error
         except OSError as error:
@@ -202,6 +209,7 @@ class Work:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                self._written = _facts(os.fstat(file.fileno()))
             os.replace(temporary, target)
             _sync(self.folder)
         except OutputError:
@@ -312,9 +320,12 @@ def _has_finished(manifest: dict[str, Any], output: Path) -> bool:
 def _identity(path: Path) -> list[int] | None:
     """Return numbers that tell a file from all others, also after it was renamed; ``None`` if there is none."""
     try:
-        facts = path.stat()
+        return _facts(path.stat())
     except OSError:
         return None
+
+
+def _facts(facts: os.stat_result) -> list[int]:
     return [facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns]
 
 

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import fastres
 from fastres.classification import batches, parcels, work
-from fastres.errors import InputError, WorkerError
+from fastres.errors import InputError, OutputError, WorkerError
 from fastres.images import jpeg, opening
 
 from .conftest import classify
@@ -211,6 +212,21 @@ def test_in_a_daemonic_process(folder: Path, tmp_path: Path) -> None:
         results = pool.map(in_a_pool, given)
     assert results[0] == "24 rows"
     assert "workers is 2, but this process is daemonic" in results[1]
+
+
+def test_an_error_about_the_run_is_not_blamed_on_the_workers(model: fastres.Model) -> None:
+    class Images:
+        identity = pa.schema([("path", pa.string())])
+
+        def __len__(self) -> int:
+            return 5
+
+        def read(self, start: int, stop: int) -> Any:
+            raise OutputError("the list cannot be read")
+
+    reading = batches.Reading(5, 1, model.transforms, "fast")
+    with pytest.raises(OutputError, match="the list cannot be read"):
+        list(reading.batches(Images(), [range(5)], model.device))
 
 
 def test_workers_that_cannot_start(

@@ -156,6 +156,21 @@ class TestManifest:
         with pytest.raises(OutputError, match=r"the list of images, cannot be read .*named pipe"):
             classify(folder, tmp_path / "out.csv", model, workers=workers)
 
+    def test_an_output_replaced_at_the_last_moment(
+        self, folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original = work.Work._write_manifest
+
+        def write(self: work.Work) -> None:
+            original(self)
+            if (self.folder / "output").exists():
+                (self.folder / "output").unlink()
+                (self.folder / "output").write_text("something else")
+
+        monkeypatch.setattr(work.Work, "_write_manifest", write)
+        with pytest.raises(OutputError, match="is not what was written"):
+            classify(folder, tmp_path / "out.csv", model)
+
     def test_a_manifest_that_is_a_pipe(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "manifest.json")
         assert work._read_manifest(tmp_path) == {}
