@@ -12,7 +12,7 @@ What holds for every file, sound or damaged:
   ``Image.draft`` at the fraction. The resize adds one grey level at most (two for ``bicubic``).
 
 So the pixels of both decoders are within one grey level unless the JPEG is decoded at a fraction. Then the high
-frequencies make a difference: less than one level on average on photographs, up to ten on small print and line art.
+frequencies make a difference: less than one level on average on photographs, more on small print and line art.
 Damage that leaves a valid JPEG goes unnoticed, by libjpeg-turbo and so by Pillow, which uses it. At a fraction it can
 make any difference. A JPEG with tables that encoders do not write (:mod:`fastres.images.jpeg_structure`) is therefore
 decoded whole, which leaves fewer than one in a hundred damaged files. (docs/classify.md has the measurements.)
