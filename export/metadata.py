@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fastres.files import open_regular
+from fastres.files import read_regular
 from fastres.images.transforms import Transforms
 from fastres.model.model import Model
 from fastres.text import path_text
@@ -174,8 +174,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         raise missing("onnx") from error
     path = Path(path).expanduser()
     try:
-        with open_regular(path) as file:
-            content = file.read()
+        content = read_regular(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ExportFileError(f"{path} cannot be read: {reason}; check the path and its permissions") from error

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "images": "leaves network",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors images weights",
-    "classification": "leaves network images model",
+    "classification": "leaves network images weights model",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification look",
     "top": "leaves network images model classification commands",

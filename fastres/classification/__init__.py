@@ -25,6 +25,7 @@ from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.model.predict import require_classifier
 from fastres.terminal import is_terminal
+from fastres.weights.sources import input_files
 
 from .report import Report
 
@@ -103,7 +104,7 @@ def classify(
     check_output(output, resume, overwrite)
     found = find(source)
     for place in (output, work_folder(output)):
-        refuse_inputs(place, [*found.paths, *_files(model, weights, categories)])
+        refuse_inputs(place, [*found.paths, *input_files(model, weights, categories)])
     if not isinstance(model, Model):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = load(model, weights, dtype=dtype, device=device, categories=categories)
@@ -128,11 +129,6 @@ def classify(
         overwrite=overwrite,
         progress=is_terminal(sys.stderr) if progress is None else progress,
     )
-
-
-def _files(*arguments: Any) -> list[str | os.PathLike[str]]:
-    """Return the arguments that could be names of files."""
-    return [value for value in arguments if isinstance(value, (str, os.PathLike)) and os.fspath(value)]
 
 
 def _check_dependencies(packages: Sequence[str]) -> None:

@@ -25,10 +25,11 @@ def holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index(FIELD)  # -1 if there are several
         return index >= 0 and holds_images(kind.field(index).type)
-    return _is_binary(kind)
+    return is_binary(kind)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
+def is_binary(kind: pa.DataType) -> bool:
+    """Return True if the values of this type are bytes."""
     return any(check(kind) for check in _IS_BINARY)
 
 
@@ -37,7 +38,7 @@ def contents(array: pa.Array) -> Iterator[bytes | ImageError]:
     while True:
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
-        elif pa.types.is_dictionary(array.type) and not _is_binary(array.type.value_type):
+        elif pa.types.is_dictionary(array.type) and not is_binary(array.type.value_type):
             array = array.dictionary_decode()
         elif pa.types.is_struct(array.type):
             array = array.flatten()[array.type.get_field_index(FIELD)]  # it is null where the struct is

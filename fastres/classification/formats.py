@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 
 from fastres.errors import InputError
 
+from .contents import is_binary
+
 PARQUET, CSV, JSON_LINES = FORMATS = (".parquet", ".csv", ".jsonl")
 COMPRESSION = "zstd"
 
@@ -148,7 +150,7 @@ def _writable(array: pa.Array) -> pa.Array:
         return _writable(array.storage)
     if pa.types.is_dictionary(kind):
         return _writable(array.dictionary_decode())
-    if _is_binary(kind):
+    if is_binary(kind):
         texts = [None if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
         return pa.array(texts, pa.string())
     if _is_text(kind):
@@ -187,11 +189,6 @@ def _value_type(kind: pa.DataType) -> pa.DataType:
     if isinstance(kind, pa.BaseExtensionType):
         return _value_type(kind.storage_type)
     return _value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(check(kind) for check in checks)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fastres.errors import ResumeError
-from fastres.files import open_regular
+from fastres.files import read_regular
 from fastres.terminal import progress_bar
 
 from .formats import COMPRESSION
@@ -69,8 +69,7 @@ def _checksum(run: str, start: int, stop: int, content: bytes) -> str:
 def read(shard: Shard, run: str) -> pa.Table:
     """Return the rows of a shard of the run ``run``. Raises ``ResumeError`` if the checksum does not match."""
     try:
-        with open_regular(shard.path) as file:
-            content = file.read()
+        content = read_regular(shard.path)
     except OSError as error:
         raise ResumeError(f"{str(shard.path)!r} cannot be read: {error.strerror}") from error
     if _checksum(run, shard.start, shard.stop, content) != shard.checksum:

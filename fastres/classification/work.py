@@ -140,8 +140,7 @@ class Work:
             self.flush()
             self._waiting = start, []
         self._waiting[1].append(rows)
-        rows, seconds = self._stop() - self._waiting[0], time.monotonic() - self._since
-        if rows >= SHARD_ROWS or seconds >= SHARD_SECONDS:
+        if self._stop() - self._waiting[0] >= SHARD_ROWS or time.monotonic() - self._since >= SHARD_SECONDS:
             self.flush()
 
     def _stop(self) -> int:

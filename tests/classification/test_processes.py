@@ -27,6 +27,8 @@ from fastres.images import jpeg, opening
 
 from .conftest import classify
 
+Start = Callable[[Callable[[], Any]], int]  # runs a function in a forked child and returns its process id
+
 
 def in_group(group: int) -> list[int]:
     """Return the processes of a process group that have not ended."""
@@ -53,7 +55,7 @@ def all_ended(group: int, seconds: float = 10) -> bool:
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[[Callable[[], Any]], int]]:
+def started() -> Iterator[Start]:
     """A function that runs another one in a forked child, the leader of a process group of its own."""
     groups = []
 
@@ -87,7 +89,7 @@ def test_killed_at_any_moment_and_resumed(
     folder: Path,
     model: fastres.Model,
     tmp_path: Path,
-    started: Callable[[Callable[[], Any]], int],
+    started: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The output is the same, byte for byte, as without an interruption, and no process is left."""
@@ -121,7 +123,7 @@ def test_a_worker_that_waits_for_ever_ends_with_the_main_process(
     folder: Path,
     model: fastres.Model,
     tmp_path: Path,
-    started: Callable[[Callable[[], Any]], int],
+    started: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
@@ -143,7 +145,7 @@ def test_killed_as_the_workers_start(
     folder: Path,
     model: fastres.Model,
     tmp_path: Path,
-    started: Callable[[Callable[[], Any]], int],
+    started: Start,
 ) -> None:
     for trial in range(6):
         child = started(partial(classify, folder, tmp_path / f"{trial}.csv", model, workers=4))
