@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "folding": "network",
     "roofline": "leaves kernels.launch kernels.routing kernels network",
     "executors": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding roofline",
+    "quantisation": "network",
     "images": "leaves network",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors images weights",

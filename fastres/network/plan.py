@@ -20,6 +20,7 @@ from fastres.errors import InputError
 from fastres.text import text_table
 
 from .architectures import Architecture
+from .quantisation import Quantisation
 from .steps import Conv, Head, Joined, Pool, Shape, SqueezeExcite, Stem, Step, conv_size, describe
 
 __all__ = [
@@ -48,12 +49,14 @@ class StepCost:
 class Plan:
     """A network's steps in order, with its architecture.
 
-    ``features`` maps the names that :meth:`fastres.Model.features` returns to values of the plan.
+    ``features`` maps the names that :meth:`fastres.Model.features` returns to values of the plan. ``quantisation`` is
+    ``None`` unless some steps are computed in 8 bit.
     """
 
     architecture: Architecture
     steps: tuple[Step, ...]
     features: Mapping[str, str]
+    quantisation: Quantisation | None = None
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.steps)
