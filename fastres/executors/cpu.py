@@ -9,12 +9,10 @@ memory that the allocator keeps.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,11 +22,8 @@ from fastres.forks import Guard, calls
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
 from fastres.text import dtype_name
 
+from .packing import SHAPES_KEPT, Packings
 from .recent import Recent
-
-# Number of image shapes whose packed weights are kept, as long as these take at most COPIES_KEPT times the memory of
-# the plan's own weights. Shapes with the same oneDNN layout share a packed copy, so most shapes take a few kilobytes.
-SHAPES_KEPT, COPIES_KEPT = 1024, 4
 
 # From this size on, glibc's malloc always maps a separate block and returns it to the system when it is freed (on 64
 # bits, DEFAULT_MMAP_THRESHOLD_MAX). Each call then pages it in again.
@@ -118,10 +113,10 @@ class CpuExecutor:
         self.dtype = dtype
         self._plan = plan
         self._last_reads = plan.last_reads()
-        self._packed: Recent[tuple[Shape, int], dict[str, PackedConv]] = Recent(SHAPES_KEPT)
-        self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
         convolutions = (step for step in plan if isinstance(step, (Stem, Conv)))
-        self._most_bytes = COPIES_KEPT * sum(step.weight.numel() * dtype.itemsize for step in convolutions)
+        weights = sum(step.weight.numel() * dtype.itemsize for step in convolutions)
+        self._packed: Packings[PackedConv] = Packings(self._pack, weights)
+        self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
         self._guard = Guard()
         scale = [1 / (255 * std) for std in plan.stem.std]
         shift = [-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)]
@@ -160,7 +155,7 @@ class CpuExecutor:
         """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
         steps = self._plan.steps_for(outputs)
-        packed = self._packed_for((n, h, w, 3))
+        packed = self._packed.of((n, h, w, 3))
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
         guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
         for index, step in enumerate(steps):
@@ -225,37 +220,11 @@ class CpuExecutor:
         with self._guard:
             return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self.dtype))
 
-    def _packed_for(self, shape: Shape) -> dict[str, PackedConv]:
-        """Return weights packed for images of ``shape`` (NHWC). The first call with a shape packs them."""
-        # oneDNN's layouts also depend on the number of threads. With another number it would reorder at every call.
-        key = (shape, torch.get_num_threads())
-        with self._guard:
-            known = key in self._packed
-            packed = self._packed.get_or_make(key, lambda: self._pack(shape))
-            while not known and len(self._packed) > 1 and self._bytes_kept() > self._most_bytes:
-                self._packed.popitem(last=False)
-            return packed
-
     def _pack(self, shape: Shape) -> dict[str, PackedConv]:
         n, h, w, _ = shape
         shapes = self._plan.shapes(n, h, w)
-        packed = {}
-        for step in self._plan:
-            if isinstance(step, (Stem, Conv)):
-                conv = _pack_step(step, shapes[step.input])
-                packed[step.name] = self._shared(step.name, conv)
-        return packed
-
-    def _shared(self, name: str, conv: PackedConv) -> PackedConv:
-        """Return an equal packing of another shape if one is kept, else ``conv``. Most shapes share most layouts."""
-        data = _packed_bytes(conv.weight)
-        distinct = {id(packed[name]): packed[name] for packed in self._packed.values()}
-        return next((kept for kept in distinct.values() if np.array_equal(_packed_bytes(kept.weight), data)), conv)
-
-    def _bytes_kept(self) -> int:
-        """Return the memory of all packed weights, in bytes."""
-        distinct = {id(conv): conv for packed in self._packed.values() for conv in packed.values()}
-        return sum(torch.ops.mkldnn._nbytes(conv.weight) for conv in distinct.values())
+        convolutions = (step for step in self._plan if isinstance(step, (Stem, Conv)))
+        return {step.name: pack_step(step, shapes[step.input]) for step in convolutions}
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:
@@ -283,7 +252,7 @@ def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
     return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
 
 
-def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
+def pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     n, h, w, c = shape
     weight = step.weight.permute(0, 3, 1, 2)
     padding, stride = [step.padding] * 2, [step.stride] * 2
@@ -291,12 +260,6 @@ def _pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     activation = "relu" if isinstance(step, Stem) or step.relu else "none"
     weight = torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, _NO_DILATION, groups, [n, c, h, w])
     return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
-
-
-def _packed_bytes(weight: Tensor) -> np.ndarray:
-    """Return the memory of a packed weight, without a copy. Equal bytes of the same weight mean an equal layout."""
-    size = torch.ops.mkldnn._nbytes(weight)
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(weight)))
 
 
 def describe(step: Step) -> str:
