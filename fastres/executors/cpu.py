@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,14 +109,14 @@ class CpuExecutor:
     """Runs a plan whose weights are CPU tensors of a dtype in :func:`supported_dtypes`."""
 
     def __init__(self, plan: Plan) -> None:
-        dtype = plan.stem.weight.dtype
+        dtype = plan.stem.weight.dtype if plan.quantisation is None else torch.float32
         check_dtype(dtype)
         self.dtype = dtype
         self._plan = plan
         self._last_reads = plan.last_reads()
         convolutions = (step for step in plan if isinstance(step, (Stem, Conv)))
-        weights = sum(step.weight.numel() * dtype.itemsize for step in convolutions)
-        self._packed: Packings[PackedConv] = Packings(self._pack, weights)
+        weights = sum(step.weight.nbytes for step in convolutions)
+        self._packed: Packings[Any] = Packings(self._pack, weights)
         self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
         self._guard = Guard()
         scale = [1 / (255 * std) for std in plan.stem.std]
@@ -154,23 +155,31 @@ class CpuExecutor:
     def _run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
         """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
-        steps = self._plan.steps_for(outputs)
-        packed = self._packed.of((n, h, w, 3))
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
         guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
-        for index, step in enumerate(steps):
+        self._run_steps(values, range(len(self._plan.steps_for(outputs))), (n, h, w, 3), outputs)
+        return [self._guarded(self._returned(values[output], output), guard) for output in outputs]
+
+    def _returned(self, value: Tensor, name: str) -> Tensor:
+        """Return the value called ``name`` in the form in which callers get it."""
+        return value
+
+    def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
+        """Compute the plan's steps with these indices, for images of ``shape``. Drop values after their last use."""
+        packed = self._packed.of(shape)
+        for index in indices:
+            step = self._plan.steps[index]
             self.run_step(step, values, index, packed, outputs)
             for value in step.reads:
                 if self._last_reads[value] == index and value not in outputs:
                     values.pop(value, None)
-        return [self._guarded(values[output], guard) for output in outputs]
 
     def run_step(
         self,
         step: Step,
         values: dict[str, Tensor],
         index: int,
-        packed: dict[str, PackedConv],
+        packed: dict[str, Any],
         outputs: Sequence[str],
     ) -> None:
         """Compute ``step``, the plan's ``index``-th, from ``values`` and add its outputs to them."""
