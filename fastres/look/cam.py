@@ -34,8 +34,7 @@ def class_activation_maps(model: Model, x: Tensor, classes: int | Sequence[int] 
     require_classifier(model, "class_activation_maps")
     stage = f"layer{len(model.architecture.depths)}"
     features = model.features(x, [stage])[stage].float()  # [N, C, h, w]
-    state = model.state_dict()
-    weight, bias = state["fc.weight"].float(), state["fc.bias"].float()
+    weight, bias = model.classifier
     with torch.autocast(features.device.type, enabled=False):
         if classes is None:
             classes = (features.mean((2, 3)) @ weight.T + bias).argmax(1, keepdim=True)

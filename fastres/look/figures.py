@@ -201,7 +201,7 @@ def _draw_cams(figure: Figure | SubFigure, model: Model, photograph: Photograph,
     heat = at_pixels(maps, _last_stride(model), (crop, crop))[0].cpu().numpy()  # [K, crop, crop]
     highest = float(heat.max())
     scale = Normalize(0.0 if highest > 0 else float(heat.min()), highest)
-    bias = model.state_dict()["fc.bias"]
+    _, bias = model.classifier
     axes = figure.subplots(1, len(predictions), squeeze=False)[0]
     for axis, values, prediction, cells in zip(axes, heat, predictions, maps[0], strict=True):
         _draw_overlay(axis, photograph, values, scale)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ArchitectureError, DeviceError, GradientError
-from fastres.executors import cpu
+from fastres.executors import cpu, cpu_int8
 from fastres.forks import Guard
 from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, Plan
@@ -24,7 +24,7 @@ _LISTED = 4  # names in a message, of each kind
 
 
 class Executor(Protocol):
-    """Runs a plan: ``CpuExecutor``, ``GpuExecutor`` or ``GraphExecutor`` of :mod:`fastres.executors`."""
+    """Runs a plan: one of the executors of :mod:`fastres.executors`."""
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]: ...
 
@@ -51,6 +51,8 @@ def check_device(device: torch.device) -> None:
 
 def make_executor(plan: Plan, device: torch.device) -> Executor:
     """Return the executor of ``plan``, whose weights are on ``device``."""
+    if plan.quantisation is not None:
+        return cpu_int8.Int8Executor(plan)
     if device.type == "cpu":
         return cpu.CpuExecutor(plan)
     from fastres.executors.gpu import GpuExecutor
@@ -66,7 +68,7 @@ def check_can_fold(device: torch.device, dtype: torch.dtype) -> None:
     """Raise an error if weights on ``device`` cannot be folded and run in ``dtype`` now."""
     check_device(device)
     if device.type == "cpu":
-        cpu.check_dtype(dtype)
+        cpu.check_dtype(torch.float32 if dtype == torch.int8 else dtype)
     elif torch.cuda.is_current_stream_capturing():
         raise DeviceError(
             "A model's first call folds and packs its weights, which a CUDA graph cannot capture: call "

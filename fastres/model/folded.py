@@ -150,14 +150,15 @@ class Folded(nn.Module):
         n, _, h, w = shape
         shapes: dict[str, Shape] = self.outline.shapes(n, h, w)
         device = device or self.device
+        dtype = torch.float32 if self.dtype == torch.int8 else self.dtype
         results = []
         for output in outputs:
             if output == LOGITS:
                 results.append(torch.empty(shapes[LOGITS], dtype=torch.float32, device=device))
             elif output == POOLED:
-                results.append(torch.empty(n, self.architecture.features, dtype=self.dtype, device=device))
+                results.append(torch.empty(n, self.architecture.features, dtype=dtype, device=device))
             else:
-                nhwc = torch.empty(shapes[output], dtype=self.dtype, device=device)
+                nhwc = torch.empty(shapes[output], dtype=dtype, device=device)
                 results.append(nhwc.permute(0, 3, 1, 2))
         return results
 
@@ -182,14 +183,19 @@ class Folded(nn.Module):
             stamp = self._changes.follow(self)
             first = next((tensor for tensor in (*self.parameters(), *self.buffers())), None)
             device = torch.device("cpu") if first is None else first.device
-            dtype = self._requested_dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-            mean, std = self.transforms.mean, self.transforms.std
-            derived = Derived(stamp, device, dtype, outline(self.architecture, dtype, mean, std))
+            dtype = self._compute_dtype(device)
+            derived = Derived(stamp, device, dtype, self._outline(dtype))
             before = self.__dict__.get("_derived")
             if before is None or before.outline is not derived.outline or before.device != device:
                 self._set(_key=compiled.register(self))  # compiled code relies on the shapes, dtype and device
             self._set(_derived=derived)
         return derived
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        return self._requested_dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+
+    def _outline(self, dtype: torch.dtype) -> Plan:
+        return outline(self.architecture, dtype, self.transforms.mean, self.transforms.std)
 
     def _executor_of(self, derived: Derived) -> Executor:
         executor = derived.executor
@@ -337,5 +343,8 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype | None:
     names = {dtype_name(known): known for known in COMPUTE_DTYPES}
     known = names.get(dtype_name(dtype))
     if known is None:
-        raise DtypeError(f"dtype is {dtype}, but fastres computes in {', '.join(names)}; pass one of these or 'auto'")
+        eight = ". For int8, call fastres.quantize(model, images)" if dtype_name(dtype) == "int8" else ""
+        raise DtypeError(
+            f"dtype is {dtype}, but fastres computes in {', '.join(names)}; pass one of these or 'auto'{eight}"
+        )
     return known

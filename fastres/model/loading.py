@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.errors import DeviceError, WeightsError
+from fastres.errors import DeviceError, DtypeError, InputError, StateDictMismatchError, WeightsError
 from fastres.images import presets
 from fastres.images.categories import load as load_names
 from fastres.images.categories import parse as parse_names
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, get_architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from fastres.text import dtype_name, path_text
 from fastres.weights.folders import SavedModel, find_saved
 from fastres.weights.published import DEFAULT, WeightsEntry
 from fastres.weights.state import LoadedWeights, load_state
 
 from .model import Model, parse_dtype
+from .quantized import QuantizedModel
+from .saved import is_saved, read
 
 CIFAR_SIZE = 32
 IMAGENET_RESIZE, IMAGENET_CROP = 256, 224
 
 
 def load(
-    name: str,
+    name: str | PathLike[str],
     weights: str | PathLike[str] | Mapping[str, Tensor] | Any | None = "DEFAULT",
     *,
     num_classes: int | None = None,
@@ -37,9 +42,10 @@ def load(
     categories: Any = None,
     transforms: Any = None,
 ) -> Model:
-    """Load a model by name, or from a folder that transformers or timm saved.
+    """Load a model by name, from a file that ``model.save`` wrote, or from a folder that transformers or timm saved.
 
-    ``name`` is one of :func:`fastres.list_models`, or a folder with ``config.json`` and ``model.safetensors``, or a hub
+    ``name`` is one of :func:`fastres.list_models`, or such a file (``"model.safetensors"``, which brings everything),
+    or a folder with ``config.json`` and ``model.safetensors``, or a hub
     id that is in Hugging Face's local cache (``"microsoft/resnet-50"``, ``"timm/resnet50.a1_in1k"``). A folder also
     provides the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
     model's published weights (``"IMAGENET1K_V1"``), a torchvision enum member, a path (``.pth``, ``.pt``,
@@ -61,11 +67,14 @@ def load(
     >>> model = fastres.load("resnet50").cuda()
     >>> model.predict("cat.jpg")[0][0].label
     """
+    file = _own_file(name, weights)
+    if file is not None:
+        return _load_file(file, name, num_classes, dtype, device, categories, transforms)
     parse_dtype(dtype)
     preprocessing = None if transforms is None else presets.parse(transforms)
     saved = None if name in ARCHITECTURES else find_saved(name)
     if saved is None:
-        arch = get_architecture(name)
+        arch = get_architecture(name)  # type: ignore[arg-type]
     else:
         arch, weights = _saved(saved, weights)
     loaded = load_state(arch, weights, num_classes=num_classes, progress=progress)
@@ -77,6 +86,61 @@ def load(
         dtype=dtype,
         weights=loaded.source,
     )
+    return model if device is None else model.to(_device(device))
+
+
+def _own_file(name: object, weights: object) -> Path | None:
+    """Return the file that ``model.save`` wrote, if ``name`` or ``weights`` is one."""
+    default = isinstance(weights, str) and weights == DEFAULT
+    for given in (name,) if default else (name, weights):
+        if isinstance(given, (str, PathLike)) and given not in ARCHITECTURES:
+            with suppress(OSError, ValueError, RuntimeError):  # not a path that the system accepts
+                path = Path(given).expanduser()
+                if path.is_file() and is_saved(path):
+                    if given is name and not default:
+                        raise WeightsError(
+                            f"{path_text(path)} has its own weights, but other weights were given too. Pass the file "
+                            "alone"
+                        )
+                    return path
+    return None
+
+
+def _load_file(
+    path: Path,
+    name: object,
+    num_classes: int | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str | int | None,
+    categories: Any,
+    transforms: Any,
+) -> Model:
+    """Load the file at ``path``, which ``model.save`` wrote; ``name`` is the path, or the name of its network."""
+    file = read(path)
+    if name in ARCHITECTURES and name != file.arch.name:
+        raise StateDictMismatchError(f"{path_text(path)} holds {file.arch.name}, not {name}. Pass the file alone")
+    names = file.categories if categories is None else parse_names(categories, file.arch.num_classes)
+    if file.record is None:
+        loaded = load_state(file.arch, file.tensors, num_classes=num_classes)
+        names = names if loaded.arch == file.arch else None
+        given = presets.parse(transforms) if transforms is not None else file.transforms
+        kinds: dict[str, Any] = {"transforms": given, "categories": names, "dtype": dtype, "weights": path_text(path)}
+        model = Model(loaded.state, loaded.arch, **kinds)
+    else:
+        if num_classes not in (None, file.arch.num_classes):
+            raise InputError(
+                f"num_classes is {num_classes}, but the model in 8 bit in {path_text(path)} has "
+                f"{file.arch.num_classes} classes; leave num_classes out"
+            )
+        if dtype != "auto" and dtype_name(dtype) != "int8":
+            raise DtypeError(
+                f"dtype is {dtype}, but the model in {path_text(path)} is in 8 bit; leave dtype out, or load the float "
+                "checkpoint"
+            )
+        kinds = {"transforms": file.transforms, "categories": names, "record": file.record}
+        model = QuantizedModel(file.tensors, file.arch, weights=path_text(path), **kinds)
+        if transforms is not None:
+            model.transforms = transforms
     return model if device is None else model.to(_device(device))
 
 

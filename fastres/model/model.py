@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +16,11 @@ from fastres.network.plan import LOGITS, POOLED
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
 
+from . import saved
 from .explain import Explanation
 from .folded import COMPUTE_DTYPES, Folded, parse_dtype
 from .outputs import returned_values
-from .predict import Prediction, predict
+from .predict import Prediction, predict, require_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,6 +53,34 @@ class Model(Folded):
 
     def __repr__(self) -> str:
         return f"fastres.Model({self.extra_repr()})"
+
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """The classifier's weight ``[num_classes, C]`` and bias ``[num_classes]`` in float32; see :meth:`embed`.
+
+        Raises ``ClassifierError`` if the model has no classifier.
+        """
+        require_classifier(self, "classifier")
+        state = self.state_dict()
+        return state["fc.weight"].float(), state["fc.bias"].float()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the model to a ``.safetensors`` file, completely or not at all; return its path.
+
+        ``fastres.load(path)`` reads it: the tensors, the architecture, ``transforms`` and ``categories``. Raises
+        ``OutputError`` if the file cannot be written.
+        """
+        return saved.write(path, self.state_dict(), **self._description())
+
+    def _description(self) -> dict[str, Any]:
+        """Return what a saved file holds beside the tensors."""
+        return {
+            "architecture": self.architecture,
+            "transforms": self.transforms,
+            "categories": self.categories,
+            "weights": self.weights,
+            "record": None,
+        }
 
     # -- running ---------------------------------------------------------------------------------------------
 
