@@ -87,6 +87,10 @@ class OutputError(FastresError, OSError):
     """The output already exists, is in use or cannot be written."""
 
 
+class Int8Warning(UserWarning):
+    """A model in 8 bit is less exact on this processor than on others, or not faster than in float32."""
+
+
 class ResumeError(FastresError, RuntimeError):
     """The interrupted run cannot be resumed: its images or settings have changed, or its files are damaged."""
 

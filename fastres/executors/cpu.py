@@ -271,8 +271,8 @@ def pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
 
 
-def describe(step: Step) -> str:
-    """Name the oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
+def describe(step: Step, macs: float = 0) -> str:
+    """Name the oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`; ``macs`` make no difference."""
     if isinstance(step, Head):
         return "mean, linear" if step.weight.shape[0] else "mean"
     if isinstance(step, Stem):

@@ -4,10 +4,6 @@ Every value between the stem and the pool is a channels-last uint8 tensor. A con
 and the rounding to the levels of its output are one oneDNN primitive. The residual is overwritten with the result. The
 stem reads pixels. Normalised input is first rounded to the pixels that it comes from.
 
-1×1 convolutions of stride 1 are products of matrices. oneDNN's matrix product takes less time to call than its
-convolution, and it alone adds the residual without a copy. So it computes these convolutions if they are small or have
-a residual.
-
 The first stages of a large batch run a few images at a time, so that their activations stay in the processor's caches.
 The later stages have large weights and small activations, and run whole.
 """
@@ -16,107 +12,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastres.network.plan import (
-    LOGITS,
-    POOLED,
-    Conv,
-    Head,
-    Plan,
-    Pool,
-    Shape,
-    SqueezeExcite,
-    Stem,
-    Step,
-    last_reads,
-)
-from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT, WEIGHT_LIMIT_WITHOUT_VNNI, Quantisation, Scale
+from fastres.errors import Int8Warning
+from fastres.network.plan import LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step, last_reads
+from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT_WITHOUT_VNNI, Quantisation
+from fastres.terminal import warn
 
+from . import cpu
 from .cpu import CpuExecutor, pack_step
+from .int8_steps import (
+    Int8Conv,
+    Int8Product,
+    is_product,
+    limited,
+    pack_convolution,
+    pack_product,
+    saturates,
+    speedup,
+)  # fmt: skip
 from .packing import SHAPES_KEPT
+from .processor import cpu_name, instruction_sets
 from .recent import Recent
 
 # The first stages run so many images at a time that their largest activation takes about this much memory.
 PART_BYTES = 4 * 2**20
 # They end where a block's weights take more than this share of the memory of its activations, for these images.
 WEIGHTS_SHARE = 0.25
-# Below so many multiply-accumulates, the matrix product saves more time in the call than its kernel may lose.
-SMALL_MACS = 100e6
-
-_NO_SCALARS: list[float] = []
-_NO_DILATION = [1, 1]
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Conv:
-    """A convolution in 8 bit with its weight in oneDNN's layout. ``before`` and ``after`` are oneDNN's arguments."""
-
-    weight: Tensor
-    before: tuple[Any, ...]  # between the input and the bias
-    bias: Tensor
-    geometry: tuple[Any, ...]
-    output: tuple[Any, ...]
-    added: tuple[Any, ...]
-    activation: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.onednn.qconv2d_pointwise.default(
-            x, *self.before, self.bias, *self.geometry, *self.output, self.activation, _NO_SCALARS, ""
-        )
-
-    def add_(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Overwrite ``residual`` with the result, including the residual, and return it."""
-        torch.ops.onednn.qconv2d_pointwise.binary(
-            x, *self.before, residual, self.bias, *self.geometry, *self.output, *self.added, "sum", 1.0,
-            self.activation, _NO_SCALARS, "",
-        )  # fmt: skip
-        return residual
-
-
-@dataclass(frozen=True, eq=False)
-class Int8Product:
-    """A 1×1 convolution of stride 1 in 8 bit, as a product of matrices."""
-
-    weight: Tensor
-    before: tuple[Any, ...]
-    bias: Tensor
-    output: tuple[Any, ...]
-    added: tuple[Any, ...]
-    activation: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        y = self.of_rows(x.permute(0, 2, 3, 1).reshape(-1, c))
-        return y.view(n, h, w, -1).permute(0, 3, 1, 2)
-
-    def of_rows(self, x: Tensor) -> Tensor:
-        """Multiply the rows of ``x`` ``[M, C]``; return ``[M, K]``."""
-        return torch.ops.onednn.qlinear_pointwise.default(
-            x, *self.before, self.bias, *self.output, self.activation, _NO_SCALARS, ""
-        )
-
-    def add_(self, residual: Tensor, x: Tensor) -> Tensor:
-        """Overwrite ``residual`` with the result, including the residual, and return it."""
-        rows, into = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), residual.permute(0, 2, 3, 1)
-        torch.ops.onednn.qlinear_pointwise.binary(
-            rows, *self.before, into.view(-1, into.shape[3]), self.bias, *self.output, *self.added, "sum", 1.0,
-            self.activation, _NO_SCALARS, "",
-        )  # fmt: skip
-        return residual
 
 
 class Int8Executor(CpuExecutor):
     """Runs a plan in 8 bit whose weights are on the CPU."""
 
     def __init__(self, plan: Plan) -> None:
-        plan = limited(plan, WEIGHT_LIMIT_WITHOUT_VNNI) if saturates() else plan
+        plan = _fitted(plan)
         assert plan.quantisation is not None
         self._scales, self._weight_scales = plan.quantisation.values, plan.quantisation.weights
         self._parts: Recent[Shape, tuple[int, int]] = Recent(SHAPES_KEPT)
@@ -256,66 +189,55 @@ class Int8Executor(CpuExecutor):
     def _pack_int8(self, step: Step, shape: Shape) -> Int8Conv | Int8Product:
         scale = self._weight_scales[step.name]
         if isinstance(step, Head):
-            return _product(step.weight, scale, step.bias, self._scales[POOLED], None, None, "none", shape[0])
+            return pack_product(step.weight, scale, step.bias, self._scales[POOLED], None, None, "none", shape[0])
         x, y = self._scales[step.input], self._scales[step.output]
         assert isinstance(step, (Stem, Conv))
         relu = isinstance(step, Stem) or step.relu
         residual = step.residual if isinstance(step, Conv) else None
         added = None if residual is None else self._scales[residual]
         activation = "relu" if relu else "none"
-        if isinstance(step, Conv) and _is_product(step, step.macs(shape)):
+        if isinstance(step, Conv) and is_product(step, step.macs(shape)):
             rows = math.prod(shape[:3])
-            return _product(step.weight[:, 0, 0], scale, step.bias, x, y, added, activation, rows)
-        return _convolution(step, scale, x, y, added, activation, shape)
+            return pack_product(step.weight[:, 0, 0], scale, step.bias, x, y, added, activation, rows)
+        return pack_convolution(step, scale, x, y, added, activation, shape)
 
 
-def _is_product(step: Conv, macs: float) -> bool:
-    plain = step.weight.shape[1:3] == (1, 1) and step.stride == 1 and step.groups == 1 and step.padding == 0
-    return plain and (step.residual is not None or macs < SMALL_MACS)
+def describe(quantisation: Quantisation, step: Step, macs: float) -> str:
+    """Name the operations that run ``step`` of so many ``macs``, for :meth:`fastres.Model.explain`."""
+    if isinstance(step, Pool):
+        return f"uint8 {'max_pool2d' if step.mode == 'max' else 'avg_pool2d in float32'}"
+    if step.name not in quantisation.weights:
+        return f"{cpu.describe(step)} in float32"
+    if isinstance(step, Head):
+        return "mean, oneDNN u8·s8 product"
+    assert isinstance(step, (Stem, Conv))
+    kind = "product" if isinstance(step, Conv) and is_product(step, macs) else "conv"
+    if isinstance(step, Stem):
+        return "pixels, oneDNN u8·s8 conv+bias+relu" + (", uint8 max_pool2d" if step.pool else "")
+    parts = [f"{kind}+bias"] + ["+add"] * (step.residual is not None) + ["+relu"] * step.relu
+    return "oneDNN u8·s8 " + "".join(parts)
 
 
-def _convolution(
-    step: Stem | Conv, scale: Tensor, x: Scale, y: Scale, added: Scale | None, activation: str, shape: Shape
-) -> Int8Conv:
-    n, h, w, c = shape
-    groups, padding = (step.groups, step.padding) if isinstance(step, Conv) else (1, 0)
-    if isinstance(step, Stem):  # its input is padded already
-        h, w = h + 2 * step.padding, w + 2 * step.padding
-    strides, pads = [step.stride] * 2, [padding] * 2
-    weight = torch.ops.onednn.qconv_prepack(
-        step.weight.permute(0, 3, 1, 2).contiguous(), scale, x.scale, 0, strides, pads, _NO_DILATION, groups,
-        [n, c, h, w],
-    )  # fmt: skip
-    before = (x.scale, 0, weight, scale, _zeros(len(scale)))
-    geometry = (strides, pads, _NO_DILATION, groups)
-    return Int8Conv(weight, before, step.bias, geometry, _output(y), _added(added), activation)
-
-
-def _product(
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    x: Scale,
-    y: Scale | None,
-    added: Scale | None,
-    activation: str,
-    rows: int,
-) -> Int8Product:
-    packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), [rows, weight.shape[1]])
-    before = (x.scale, 0, packed, scale, _zeros(len(scale)))
-    return Int8Product(packed, before, bias, _output(y), _added(added), activation)
-
-
-def _zeros(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int32, device="cpu")
-
-
-def _output(scale: Scale | None) -> tuple[Any, ...]:
-    return (1.0, 0, torch.float32) if scale is None else (scale.scale, scale.zero_point, torch.uint8)
-
-
-def _added(scale: Scale | None) -> tuple[Any, ...]:
-    return () if scale is None else (scale.scale, scale.zero_point)
+def _fitted(plan: Plan) -> Plan:
+    """Return the plan as this processor can compute it. Warn if that is less exact, or no faster than float32."""
+    times = speedup(torch.get_num_threads())
+    if times <= 1:
+        warn(
+            f"A convolution in 8 bit takes {1 / times:.1f} times as long as in float32 on this processor "
+            f"({cpu_name()}; {', '.join(instruction_sets())}): the float model is faster here",
+            Int8Warning,
+        )
+    if not saturates():
+        return plan
+    fitted = limited(plan, WEIGHT_LIMIT_WITHOUT_VNNI)
+    if fitted is not plan:
+        warn(
+            f"This processor ({cpu_name()}) has no VNNI instructions, or an environment variable turns them off. "
+            "8-bit products would overflow, so the weights are rounded to 7 bits here, and logits differ from those on "
+            f"other processors. Quantize with weight_limit={WEIGHT_LIMIT_WITHOUT_VNNI} to get the same everywhere",
+            Int8Warning,
+        )
+    return fitted
 
 
 def _pool(x: Tensor, mode: str) -> Tensor:
@@ -356,40 +278,3 @@ def first_stages(plan: Plan, shape: Shape) -> tuple[int, int]:
             break
         end = begin = index + 1
     return (end, images) if end else (0, n)
-
-
-def limited(plan: Plan, limit: int) -> Plan:
-    """Return ``plan`` with weights of at most ``limit``, rounded again where they are larger."""
-    assert plan.quantisation is not None
-    steps, scales = list(plan.steps), dict(plan.quantisation.weights)
-    for index, step in enumerate(steps):
-        if step.name not in scales or int(step.weight.abs().amax()) <= limit:
-            continue
-        ratio = limit / WEIGHT_LIMIT
-        weight = (step.weight.double() * ratio).round().to(torch.int8)
-        before = step.weight.double() * scales[step.name].double().view(-1, *[1] * (step.weight.dim() - 1))
-        scales[step.name] = (scales[step.name].double() / ratio).to(torch.float32)
-        bias = step.bias
-        if isinstance(step, Stem):  # a picture in the mean colour still gives the same result
-            after = weight.double() * scales[step.name].double().view(-1, 1, 1, 1)
-            mean = torch.tensor(step.mean, dtype=torch.float64, device="cpu")
-            bias = (bias.double() + ((before - after) * 255 * mean).sum((1, 2, 3))).to(torch.float32)
-        steps[index] = replace(step, weight=weight, bias=bias)
-    return replace(plan, steps=tuple(steps), quantisation=Quantisation(plan.quantisation.values, scales))
-
-
-@lru_cache
-def saturates() -> bool:
-    """Return True if the processor adds pairs of products in 16 bits, so that weights above 64 give wrong results.
-
-    This is so without VNNI instructions. It is tried out, because environment variables can turn them off.
-    """
-    weight = torch.full((16, 16, 1, 1), 127, dtype=torch.int8, device="cpu")
-    x = torch.full((1, 16, 4, 4), LARGEST, dtype=torch.uint8, device="cpu").contiguous(
-        memory_format=torch.channels_last
-    )
-    scale = torch.ones(16, dtype=torch.float32, device="cpu")
-    conv = Conv("probe", "x", "y", weight.permute(0, 2, 3, 1), torch.zeros(16, dtype=torch.float32, device="cpu"))
-    found = _convolution(conv, scale, Scale(1.0), Scale(1.0), None, "none", (1, 4, 4, 16))
-    y = replace(found, output=_output(None))(x)
-    return not bool((y == 16 * 127 * LARGEST).all())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
-from fastres.executors import cpu
-from fastres.network.plan import Plan, StepCost, describe
+from fastres.executors import cpu, cpu_int8
+from fastres.network.plan import Plan, Pool, Shape, Step, StepCost, describe
 from fastres.roofline.ceilings import Ceilings, bound_by, stated
 from fastres.text import dtype_name, text_table
 
@@ -25,6 +26,10 @@ class ExplainedStep:
     ``microseconds`` is the time of the step, and ``share`` its share of the roofline. ``source`` says whether this time
     was ``"measured"``, or ``"estimated"`` from the tiles of the chosen configuration, see
     :mod:`fastres.roofline.estimate`.
+
+    Steps of a model in 8 bit also have the ``dtype`` in which they are computed, ``"int8"`` or ``"float32"``, the
+    ``scale`` of the levels of their output (``None`` if it is in float32), and its ``signal_to_noise`` in dB, from the
+    calibration: how much stronger the float values are than their difference from the values in 8 bit.
     """
 
     step: str
@@ -41,6 +46,9 @@ class ExplainedStep:
     microseconds: float | None = None
     share: float | None = None
     source: str = ""
+    dtype: str = ""
+    scale: float | None = None
+    signal_to_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,15 @@ class Explanation:
         width: int,
         ceilings: Ceilings | None = None,
         microseconds: Mapping[str, float] | None = None,
+        signal_to_noise: Mapping[str, float] | None = None,
     ) -> Explanation:
         """Explain ``plan`` for a batch of ``height`` × ``width`` images. Weight data is not needed.
 
         ``ceilings`` are the machine's ceilings and replace those of its data sheet. A CPU's ceilings are unknown unless
-        given. ``microseconds`` are measured times of steps, by name.
+        given. ``microseconds`` are measured times of steps, and ``signal_to_noise`` decibels of their outputs, by name.
         """
         if device.type == "cpu":
-            images = cpu.micro_batch(plan, (batch, height, width, 3), dtype)
-            manner = f"in micro-batches of {images} images" if images < batch else ""
+            manner = _manner_on_cpu(plan, (batch, height, width, 3), dtype)
         else:
             from fastres.executors import gpu
 
@@ -96,7 +104,8 @@ class Explanation:
             kernel, config, note = choice
             shapes = (cost.input_shape, cost.output_shape)
             row = (step.name, describe(step), kernel, config, *shapes, cost.flops, cost.bytes, note)
-            rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source)))
+            eight = _eight_bit(plan, step, signal_to_noise or {})
+            rows.append(ExplainedStep(*row, *_position(cost, ceilings, seconds, source), **eight))
         name = dtype_name(dtype)
         known_ceilings: dict[str, Any] = {"ceilings": ceilings, "ceilings_source": known}
         return cls(plan.architecture.name, str(device), name, tuple(rows), **known_ceilings, manner=manner)
@@ -116,6 +125,8 @@ class Explanation:
         timed = any(row.microseconds is not None for row in self.rows)
         header += ["bound by", "roofline µs"] if self.ceilings else []
         header += ["µs", "of roofline"] if timed else []
+        eight = any(row.dtype for row in self.rows)
+        header += ["dtype", "scale", "SNR dB"] if eight else []
         table: list[tuple[str, ...]] = [(*header, "note")]
         for row in self.rows:
             shapes = ["×".join(map(str, shape)) for shape in (row.input_shape, row.output_shape)]
@@ -123,6 +134,7 @@ class Explanation:
             cells += [f"{row.flops / 1e6:,.1f}", f"{row.bytes / 1e6:,.2f}"]
             cells += [row.bound, _number(row.roofline_us)] if self.ceilings else []
             cells += _time_and_share(row) if timed else []
+            cells += _dtype_and_scale(row) if eight else []
             table.append((*cells, row.note))
         return f"{self._title()}\n{text_table(table)}"
 
@@ -141,10 +153,35 @@ def _choices(
 ) -> list[tuple[str, str, str]]:
     """Return kernel, configuration and note of each step."""
     if device.type == "cpu":
-        return [(cpu.describe(step), f"{torch.get_num_threads()} threads", "") for step in plan]
+        names = cpu.describe if plan.quantisation is None else partial(cpu_int8.describe, plan.quantisation)
+        threads = f"{torch.get_num_threads()} threads"
+        return [(names(step, cost.flops / 2), threads, "") for step, cost in zip(plan, costs, strict=True)]
     from fastres.executors import gpu
 
     return [gpu.describe(step, cost.input_shape, dtype, device) for step, cost in zip(plan, costs, strict=True)]
+
+
+def _manner_on_cpu(plan: Plan, shape: Shape, dtype: torch.dtype) -> str:
+    images = cpu.micro_batch(plan, shape, dtype)
+    manner = f"in micro-batches of {images} images" if images < shape[0] else ""
+    if plan.quantisation is None:
+        return manner
+    end, part = cpu_int8.first_stages(plan, (images, *shape[1:]))
+    parts = f"up to {plan.steps[end - 1].output} {part} images at a time" if part < images else ""
+    return ", ".join(filter(None, (manner, parts)))
+
+
+def _eight_bit(plan: Plan, step: Step, signal_to_noise: Mapping[str, float]) -> dict[str, Any]:
+    """Return the fields of a step that only a plan in 8 bit has."""
+    if plan.quantisation is None:
+        return {}
+    in_8_bit = step.name in plan.quantisation.weights or isinstance(step, Pool)
+    scale = plan.quantisation.values.get(step.output)
+    return {
+        "dtype": "int8" if in_8_bit else "float32",
+        "scale": None if scale is None else scale.scale,
+        "signal_to_noise": signal_to_noise.get(step.name),
+    }
 
 
 def _stated(device: torch.device, dtype: torch.dtype) -> Ceilings | None:
@@ -195,6 +232,11 @@ def _position(
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}"
+
+
+def _dtype_and_scale(row: ExplainedStep) -> list[str]:
+    scale = "" if row.scale is None else f"{row.scale:.4g}"
+    return [row.dtype, scale, _number(row.signal_to_noise)]
 
 
 def _time_and_share(row: ExplainedStep) -> list[str]:

@@ -169,4 +169,8 @@ class Model(Folded):
         them, not below the network's minimum.
         """
         batch, (height, width) = whole_number(batch, "batch"), image_sides(image_size)
-        return Explanation.of(self.outline, self.device, self.dtype, batch, height, width, ceilings, microseconds)
+        given = (batch, height, width, ceilings, microseconds, self._signal_to_noise())
+        return Explanation.of(self.outline, self.device, self.dtype, *given)
+
+    def _signal_to_noise(self) -> Mapping[str, float]:
+        return {}

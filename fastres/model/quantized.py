@@ -29,7 +29,8 @@ class QuantizedModel(Model):
     clipped. The tensors are those of :mod:`fastres.quantisation.tensors`. The model runs on the CPU.
 
     ``record`` says how the model was made: the checkpoint, the images, the choices and the errors that were measured.
-    It is plain data, and is stored in the file that :meth:`save` writes.
+    It is plain data, and is stored in the file that :meth:`save` writes. Its ``signal_to_noise``, in dB by the name of
+    the step, is shown by :meth:`explain`.
     """
 
     record: Mapping[str, Any]
@@ -65,6 +66,9 @@ class QuantizedModel(Model):
 
     def _description(self) -> dict[str, Any]:
         return {**super()._description(), "record": dict(self.record)}
+
+    def _signal_to_noise(self) -> Mapping[str, float]:
+        return self.record.get("signal_to_noise", {})
 
     def plan_in(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Plan:
         """Return the plan in 8 bit, on the CPU. Raise ``DtypeError`` unless ``dtype`` is int8."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
+from fastres.errors import Int8Warning
 from fastres.executors import cpu_int8
 from fastres.executors.cpu import CpuExecutor
-from fastres.executors.cpu_int8 import Int8Conv, Int8Executor, Int8Product, first_stages, limited, saturates
+from fastres.executors.cpu_int8 import Int8Executor, first_stages
+from fastres.executors.int8_steps import Int8Conv, Int8Product, limited, saturates, speedup
 from fastres.executors.reference import ReferenceExecutor
 from fastres.folding.build import build_plan, outline
 from fastres.network.architectures import get_architecture
@@ -185,10 +188,26 @@ def test_smaller_weights_do_not_saturate() -> None:
 
 def test_the_executor_limits_weights_where_they_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = quantised("resnet18")
+    monkeypatch.setattr(cpu_int8, "speedup", lambda threads: 1.5)
     monkeypatch.setattr(cpu_int8, "saturates", lambda: True)
-    assert all(int(s.weight.abs().amax()) <= 64 for s in Int8Executor(plan)._plan if isinstance(s, Conv))
-    monkeypatch.setattr(cpu_int8, "saturates", lambda: False)
-    assert Int8Executor(plan)._plan is plan
+    with pytest.warns(Int8Warning, match="rounded to 7 bits"):
+        fitted = Int8Executor(plan)._plan
+    assert all(int(s.weight.abs().amax()) <= 64 for s in fitted if isinstance(s, Conv))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Int8Executor(fitted)._plan is fitted
+        monkeypatch.setattr(cpu_int8, "saturates", lambda: False)
+        assert Int8Executor(plan)._plan is plan
+
+
+def test_a_processor_that_is_slower_in_8_bit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_int8, "speedup", lambda threads: 0.5)
+    with pytest.warns(Int8Warning, match=r"2\.0 times as long as in float32"):
+        Int8Executor(quantised("resnet18"))
+
+
+def test_the_speedup_is_measured() -> None:
+    assert speedup(torch.get_num_threads()) > 0
 
 
 def test_saturation_is_tried_out() -> None:
