@@ -21,11 +21,11 @@ from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.text import dtype_name, path_text
 from fastres.weights.folders import SavedModel, find_saved
 from fastres.weights.published import DEFAULT, WeightsEntry
+from fastres.weights.saved import is_saved, read
 from fastres.weights.state import LoadedWeights, load_state
 
 from .model import Model, parse_dtype
 from .quantized import QuantizedModel
-from .saved import is_saved, read
 
 CIFAR_SIZE = 32
 IMAGENET_RESIZE, IMAGENET_CROP = 256, 224

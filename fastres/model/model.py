@@ -15,8 +15,8 @@ from fastres.arguments import image_sides, is_whole, whole_number
 from fastres.network.plan import LOGITS, POOLED
 from fastres.roofline.ceilings import Ceilings
 from fastres.text import dtype_name
+from fastres.weights import saved
 
-from . import saved
 from .explain import Explanation
 from .folded import COMPUTE_DTYPES, Folded, parse_dtype
 from .outputs import returned_values

@@ -23,6 +23,7 @@ from .download import file_sha256
 from .fitting import describe_misfits, known_fits
 from .folders import SavedModel, find_folder, names_a_folder, read_saved, weights_file
 from .layouts import LAYOUTS, recognise
+from .saved import is_saved, read
 from .sources import find_source, usable_path
 from .state import fit_source
 from .wrapping import Unwrapped, unwrap_traced
@@ -44,7 +45,8 @@ class CheckpointReport:
     the file. ``names`` is the library that the tensor names come from. ``models`` are the models that the tensors fit;
     there are several if names and shapes do not distinguish them. If none fits, ``nearest`` is the model that matches
     most tensors. ``classes`` is ``None`` without a classifier. ``dtypes`` counts tensors by dtype. ``transforms`` and
-    ``categories`` are those of the folder, if it has any. If ``runs``, ``load`` is the line of code that loads the
+    ``categories`` are those of the folder or of fastres's own file. ``record`` says how a model in 8 bit was made. If
+    ``runs``, ``load`` is the line of code that loads the
     checkpoint; otherwise ``reason`` says why fastres cannot run it.
     """
 
@@ -66,6 +68,7 @@ class CheckpointReport:
     runs: bool
     load: str | None
     reason: str | None
+    record: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain data, for JSON."""
@@ -83,6 +86,7 @@ class CheckpointReport:
             ("classes", "no classifier" if self.classes is None else str(self.classes)),
             ("labels", _shortened(self.categories or ())),
             ("images", "" if self.transforms is None else _described(self.transforms)),
+            ("8 bit", "" if self.record is None else f"made from {self.record.get('weights', 'unknown weights')}"),
             ("fastres", f"runs it: {self.load}" if self.runs else f"cannot run it. {self.reason}"),
         ]
         return "\n".join(f"{key:<8} {text}" for key, text in lines if text)
@@ -116,6 +120,8 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
             refusal = error
     else:
         path = usable_path(name)
+        if path.exists() and is_saved(path):
+            return _own(path)
     checkpoint = open_checkpoint(path)
     found = unwrap_traced(checkpoint.content)
     layout, state = _recognise(found.state)
@@ -143,6 +149,33 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
         runs=refusal is None,
         load=_load_line(str(name), models, classes, saved) if refusal is None else None,
         reason=None if refusal is None else str(refusal),
+    )
+
+
+def _own(path: Path) -> CheckpointReport:
+    """Describe a file that ``model.save`` wrote."""
+    saved = read(path)
+    dtypes = Counter(dtype_name(tensor.dtype) for tensor in saved.tensors.values())
+    return CheckpointReport(
+        path=path_text(path),
+        format="safetensors, saved by fastres",
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        names="fastres" if saved.record is not None else "torchvision or timm",
+        wrappers=(),
+        beside=(),
+        tensors=len(saved.tensors),
+        parameters=sum(tensor.numel() for key, tensor in saved.tensors.items() if not key.endswith(_STATISTICS)),
+        dtypes=dict(dtypes.most_common()),
+        models=(saved.arch.name,),
+        nearest=None,
+        classes=saved.arch.num_classes or None,
+        transforms=saved.transforms,
+        categories=saved.categories,
+        runs=True,
+        load=f"fastres.load({path_text(path)!r})",
+        reason=None,
+        record=saved.record,
     )
 
 

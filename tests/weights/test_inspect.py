@@ -17,6 +17,7 @@ import fastres
 from fastres.commands.cli import main
 from fastres.errors import CorruptCheckpointError, StateDictMismatchError, WeightsError
 from fastres.weights.inspect import CheckpointReport, inspect
+from tests.model.test_quantized import model
 
 from .state_dicts import distinct_state
 
@@ -230,3 +231,22 @@ def test_the_command(state: dict[str, Tensor], tmp_path: Path, capsys: pytest.Ca
     assert set(document) == set(CheckpointReport.__dataclass_fields__)
     assert main(["inspect", str(tmp_path / "none.pth")]) == 2
     assert "There is no file" in capsys.readouterr().err
+
+
+def test_a_model_that_fastres_saved(tmp_path: Path) -> None:
+    digits = fastres.load("resnet20_digits")
+    report = inspect(digits.save(tmp_path / "digits.safetensors"))
+    assert (report.format, report.models, report.classes) == ("safetensors, saved by fastres", ("resnet20_digits",), 10)
+    assert report.categories == digits.categories
+    assert report.record is None
+    assert load_as_told(report).categories == digits.categories
+    assert "8 bit" not in str(report)
+
+
+def test_a_model_in_8_bit(tmp_path: Path) -> None:
+    report = inspect(model().save(tmp_path / "eight.safetensors"))
+    assert (report.names, report.models, report.classes) == ("fastres", ("resnet18",), 1000)
+    assert report.dtypes["int8"] == 21
+    assert report.record == {"images": 3}
+    assert "8 bit    made from unknown weights" in str(report)
+    assert load_as_told(report).dtype == torch.int8

@@ -24,7 +24,8 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
 from fastres.text import path_text
 from fastres.version import __version__
-from fastres.weights.formats import is_safetensors
+
+from .formats import is_safetensors
 
 FORMAT = "fastres"
 KEYS = ("architecture", "transforms", "categories", "weights", "record")

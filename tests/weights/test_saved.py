@@ -132,7 +132,7 @@ def test_nothing_is_half_written(eight: Path, tmp_path: Path, monkeypatch: pytes
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastres.model.saved.save_file", fails)
+    monkeypatch.setattr("fastres.weights.saved.save_file", fails)
     with pytest.raises(OutputError, match="No space left"):
         model().save(eight)
     assert eight.read_bytes() == before
