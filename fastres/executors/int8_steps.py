@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastres.network.plan import Conv, Plan, Shape, Stem
-from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT, Quantisation, Scale
+from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT, Scale
 
 from .cpu import pack_step
 
@@ -155,7 +155,7 @@ def limited(plan: Plan, limit: int) -> Plan:
             mean = torch.tensor(step.mean, dtype=torch.float64, device="cpu")
             bias = (bias.double() + ((before - after) * 255 * mean).sum((1, 2, 3))).to(torch.float32)
         steps[index] = replace(step, weight=weight, bias=bias)
-    return replace(plan, steps=tuple(steps), quantisation=Quantisation(plan.quantisation.values, scales))
+    return replace(plan, steps=tuple(steps), quantisation=replace(plan.quantisation, weights=scales))
 
 
 @lru_cache

@@ -14,7 +14,6 @@ from fastres.images import presets
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
 from fastres.network.plan import Plan
-from fastres.network.quantisation import Quantisation
 from fastres.quantisation.tensors import plan_of, tensors_of
 
 from .model import Model
@@ -139,7 +138,7 @@ def _without_weights(plan: Plan) -> Plan:
     assert plan.quantisation is not None
     steps = tuple(step.with_parameters([(w.to("meta"), b.to("meta")) for w, b in step.parameters]) for step in plan)
     weights = {name: scale.to("meta") for name, scale in plan.quantisation.weights.items()}
-    return replace(plan, steps=steps, quantisation=Quantisation(plan.quantisation.values, weights))
+    return replace(plan, steps=steps, quantisation=replace(plan.quantisation, weights=weights))
 
 
 def _refuse_dtype(arch: Architecture, dtype: torch.dtype) -> NoReturn:
