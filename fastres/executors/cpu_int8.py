@@ -146,7 +146,7 @@ class Int8Executor(CpuExecutor):
         if scale is None:
             pooled = x.mean((2, 3))
         else:
-            pooled = x.sum((2, 3), dtype=torch.int32) * (scale.scale / (x.shape[2] * x.shape[3]))
+            pooled = x.sum((2, 3), dtype=torch.int32).to(torch.float32).mul_(scale.scale / (x.shape[2] * x.shape[3]))
         values[POOLED] = pooled
         if not classify:
             return
