@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastres.errors import CalibrationError as CalibrationError
 from fastres.errors import FastresError, MissingDependencyError
 
 
@@ -15,10 +16,6 @@ class ExportFileError(ExportError, OSError):
 
 class VerificationError(ExportError):
     """The exported file and the model give different results. Nothing was written."""
-
-
-class CalibrationError(ExportError, ValueError):
-    """The calibration images cannot be used, or the quantised model disagrees with the original."""
 
 
 def missing(package: str, extra: str = "onnx") -> MissingDependencyError:

@@ -6,15 +6,12 @@ lists, ``preprocessing`` is ``true`` or ``false``, ``resize`` and ``crop`` are w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fastres.files import read_regular
 from fastres.images.transforms import Transforms
@@ -52,9 +49,9 @@ class Metadata:
 
     ``weights`` is the published entry's name (``"IMAGENET1K_V2"``), or a description of where the weights are from.
     ``weights_sha256`` is the hash of the checkpoint file. It is empty if there was no file, and only the published
-    beginning of the hash if the file is no longer there. ``state_sha256`` is the hash of the tensors (see
-    :func:`state_sha256`). ``class_names`` is ``None`` if they are unknown. ``preprocessing`` says whether the graph
-    runs ``transforms``.
+    beginning of the hash if the file is no longer there. ``state_sha256`` is the hash of the tensors
+    (:func:`fastres.weights.hashing.state_sha256`). ``class_names`` is ``None`` if they are unknown. ``preprocessing``
+    says whether the graph runs ``transforms``.
     """
 
     model: str
@@ -235,13 +232,3 @@ def _entry_sha256(entry: WeightsEntry) -> str:
         return entry.sha256
     digest = file_sha256(path)
     return digest if digest.startswith(entry.sha256) else entry.sha256
-
-
-def state_sha256(model: Model) -> str:
-    """Return the SHA-256 of names, shapes and float32 values of the model's parameters and buffers, in name order."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if tensor.is_floating_point():
-            digest.update(f"{name} {list(tensor.shape)}\n".encode())
-            digest.update(memoryview(tensor.detach().to("cpu", torch.float32).contiguous().numpy()).cast("B"))
-    return digest.hexdigest()

@@ -20,12 +20,13 @@ from fastres.model.model import Model
 from fastres.network.plan import LOGITS, Plan, check_image_size
 from fastres.terminal import progress_bar
 from fastres.text import dtype_name, path_text
+from fastres.weights.hashing import state_sha256
 
 from . import verification
 from .errors import ExportError, missing
 from .files import checked_target, replacing
 from .graph import Signature, build_model, check_outputs
-from .metadata import Inspection, Metadata, describe_weights, inspect, state_sha256
+from .metadata import Inspection, Metadata, describe_weights, inspect
 from .verification import Check
 
 try:
@@ -225,7 +226,7 @@ def describe(model: Model, signature: Signature) -> Metadata:
         model=model.architecture.name,
         weights=weights,
         weights_sha256=sha256,
-        state_sha256=state_sha256(model),
+        state_sha256=state_sha256(model.state_dict()),
         class_names=model.categories,
         transforms=model.transforms,
         preprocessing=signature.preprocessing is not None,

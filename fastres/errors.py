@@ -103,6 +103,14 @@ class WorkerError(FastresError, RuntimeError):
     """A worker process that reads images died."""
 
 
+class CalibrationError(FastresError, ValueError):
+    """The calibration images or the network cannot be used for quantisation, or 8 bit disagrees with float32."""
+
+
+class CalibrationWarning(UserWarning):
+    """Some calibration images could not be read, and are not used."""
+
+
 class DatasetError(FastresError, ValueError):
     """The data set on disk is missing, damaged or not the expected one."""
 
