@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "folding": "network",
     "roofline": "leaves kernels.launch kernels.routing kernels network",
     "executors": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding roofline",
-    "quantisation": "leaves network folding",
+    "quantisation": "leaves network folding executors",
     "images": "leaves network",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
