@@ -18,6 +18,7 @@ from .interruption import start_program
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .calibration import quantize
     from .classification import classify
     from .images.transforms import Transforms
     from .model import Model, Prediction
@@ -37,6 +38,7 @@ __all__ = [
     "from_module",
     "list_models",
     "load",
+    "quantize",
 ]
 
 # The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
@@ -49,8 +51,11 @@ _MODULES = {
     "from_module": "model.conversion",
     "list_models": "network.architectures",
     "load": "model.loading",
+    "quantize": "calibration",
 }
-_FOLDERS = frozenset("classification executors folding images model network roofline weights".split())  # noqa: SIM905
+_FOLDERS = frozenset(
+    "calibration classification executors folding images model network quantisation roofline weights".split()  # noqa: SIM905
+)
 _FILES = frozenset("arguments files forks terminal text".split())  # noqa: SIM905
 
 if not TYPE_CHECKING:  # type checkers see the imports above, and report names that do not exist

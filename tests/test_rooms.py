@@ -29,9 +29,11 @@ MAY_IMPORT = {
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves network images weights model",
+    "calibration": "leaves images network executors quantisation weights model classification",
     "look": "leaves images model",
-    "commands": "leaves kernels.inspection network folding executors images weights model classification look",
-    "top": "leaves network images model classification commands",
+    "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
+    "look",
+    "top": "leaves network images model classification calibration commands",
     "export": "leaves network executors images weights model",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",

@@ -1,5 +1,5 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``inspect``, ``export``, ``look``, ``bench``,
-``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``quantize``, ``inspect``, ``export``, ``look``,
+``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
 For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("classify", help="classify a folder, tar or Parquet files of images into a table")
     classification.add_arguments(command)
     command.set_defaults(run=classification.run, needs=["fastres.classification", "fastres.classification.run"])
+
+    from . import quantize
+
+    command = commands.add_parser("quantize", help="convert a model to 8 bit, with scales that fit your images")
+    quantize.add_arguments(command)
+    command.set_defaults(run=quantize.run, needs=["fastres.calibration", "fastres.classification.batches"])
 
     command = commands.add_parser("inspect", help="describe a checkpoint, and say whether fastres can run it")
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a cached hub id")
