@@ -115,7 +115,7 @@ def run(options: Options, command: str = "", keep: Callable[[Results], object] |
 
 def _settings(options: Options) -> Iterator[Setting]:
     """Yield every setting, float32 first. If float32 was not requested, only eager runs in it, as the baseline."""
-    supported = any(FASTRES.reason_absent(options.device, dtype) is None for dtype in options.dtypes)
+    supported = any(FASTRES.absent(options.device, dtype) is None for dtype in options.dtypes)
     yardstick = [torch.float32] if supported and options.float32 else []
     dtypes = list(dict.fromkeys([*yardstick, *options.dtypes]))
     for model in options.models:
@@ -144,7 +144,8 @@ def _device(name: str) -> torch.device:
 
 def _dtypes(names: str, device: torch.device) -> tuple[torch.dtype, ...]:
     auto = torch.float16 if device.type == "cuda" else torch.float32
-    return tuple(dict.fromkeys(parse_dtype(name.strip()) or auto for name in names.split(",")))
+    given = [torch.int8 if name.strip() == "int8" else parse_dtype(name.strip()) or auto for name in names.split(",")]
+    return tuple(dict.fromkeys(given))
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -161,7 +162,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=_batches, default=(1, 8), help="batch sizes, separated by commas (default 1,8)")
     parser.add_argument("--size", type=int, default=224, help="image height and width in pixels (default 224)")
     parser.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16, float16 or auto (default), separated by commas"
+        "--dtype", default="auto", help="float32, bfloat16, float16, int8 or auto (default), separated by commas"
     )
     parser.add_argument("--only-dtype", action="store_true", help="do not also measure eager in float32")
     parser.add_argument(

@@ -1,5 +1,8 @@
 """The engines that the benchmark compares, fastres and its alternatives, as rows of data.
 
+In int8, batches and logits are float32. ``build_int8`` receives the file of the model in 8 bit, so that all engines
+have the same scales. Eager PyTorch stays in float32 there, as the baseline.
+
 To add an engine, write a ``build`` function (import the library inside it) and a function that returns why the engine
 is absent, and add a row to ``PEERS``. ``build`` receives the network (float32, on the CPU, in eval mode) and must not
 change it. It also receives an example batch ``[N, 3, H, W]`` with the device, dtype, memory format and batch size of
@@ -12,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +46,8 @@ def _itself(x: Any) -> Any:
 class Peer:
     """An engine and how to build it.
 
-    ``reason_absent(device, dtype)`` returns why the engine cannot run, or ``None`` if it can. ``native`` converts a
+    ``reason_absent(device, dtype)`` returns why the engine cannot run, or ``None`` if it can; ``absent`` asks it, and
+    also names engines without ``build_int8``. ``native`` converts a
     batch in ``memory_format`` to an array of the engine's library, and ``as_tensor`` converts its logits to a tensor;
     neither is timed. ``own_memory`` means that the engine does not use torch's allocator, so its peak memory on a GPU
     is unknown. ``slow`` means that building it can take minutes.
@@ -57,6 +62,13 @@ class Peer:
     as_tensor: Callable[[Any], Tensor] = _itself
     own_memory: bool = False
     slow: bool = False
+    build_int8: Callable[[Path, Any], Engine] | None = None
+
+    def absent(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Return why the engine cannot run in ``dtype`` on ``device``, or ``None`` if it can."""
+        if dtype == torch.int8 and self.build_int8 is None:
+            return None if self is EAGER else "it cannot run the plan in 8 bit"
+        return self.reason_absent(device, dtype)
 
     def example(self, x: Tensor) -> Any:
         """Return ``x`` in the form in which the engine takes batches."""
@@ -136,18 +148,30 @@ def _openvino(module: EagerResNet, x: Tensor) -> Engine:
     return engines.openvino_engine(fastres.from_module(module), x)
 
 
+def _fastres_int8(file: Path, x: Tensor) -> Engine:
+    return fastres.load(file)
+
+
+def _onnxruntime_int8(file: Path, x: Tensor) -> Engine:
+    return engines.onnxruntime_engine(fastres.load(file), x)
+
+
+def _openvino_int8(file: Path, x: Tensor) -> Engine:
+    return engines.openvino_engine(fastres.load(file), x)
+
+
 def _fastres_unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
-        return None
+        return "fastres computes in int8 on the CPU only" if dtype == torch.int8 else None
     try:
-        check_dtype(dtype)
+        check_dtype(torch.float32 if dtype == torch.int8 else dtype)
     except FastresError as error:
         return str(error)
     return None
 
 
 EAGER = Peer("eager", "PyTorch, contiguous NCHW, like torchvision's model", _eager)
-FASTRES = Peer("fastres", "fastres.load(name)", _fastres, _fastres_unsupported)
+FASTRES = Peer("fastres", "fastres.load(name)", _fastres, _fastres_unsupported, build_int8=_fastres_int8)
 
 _LAST = torch.channels_last
 PEERS: tuple[Peer, ...] = (
@@ -163,10 +187,11 @@ PEERS: tuple[Peer, ...] = (
     Peer("torch_tensorrt", "Torch-TensorRT, CUDA graphs",
          _torch_tensorrt, compilers.torch_tensorrt_absent, own_memory=True, slow=True),
     Peer("onnxruntime", "fastres export, ONNX Runtime (its CUDA provider on a GPU)",
-         _onnxruntime, engines.onnxruntime_absent, own_memory=True),
+         _onnxruntime, engines.onnxruntime_absent, own_memory=True, build_int8=_onnxruntime_int8),
     Peer("onnxruntime_tensorrt", "fastres export, ONNX Runtime's TensorRT provider",
          _onnxruntime_tensorrt, engines.onnxruntime_tensorrt_absent, own_memory=True, slow=True),
-    Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent, own_memory=True),
+    Peer("openvino", "fastres export, OpenVINO", _openvino, engines.openvino_absent, own_memory=True,
+         build_int8=_openvino_int8),
     Peer("jax", "the same network in JAX, batch norm folded, compiled by XLA",
          jax_peer.jax_engine, jax_peer.jax_absent, _LAST, jax_peer.to_jax, jax_peer.to_torch, own_memory=True),
     FASTRES,

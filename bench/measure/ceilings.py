@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from fastres.executors.int8_steps import pack_product
+from fastres.network.quantisation import Scale
 from fastres.roofline.ceilings import Ceilings
 
 from .timing import elapsed_ms
@@ -21,13 +23,23 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
     kind = device.type
     size, repeats = _MATMUL_SIZE[kind], _REPEATS[kind]
     with torch.inference_mode():
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        product = torch.empty_like(a)
-        flops = 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=product), device, repeats)
+        flops = 2 * size**3 / _best_seconds(_product(size, device, dtype), device, repeats)
         source = torch.ones(_COPY_BYTES[kind] // 4, device=device)
         target = torch.zeros_like(source)
         moved = 2 * _COPY_BYTES[kind] / _best_seconds(lambda: target.copy_(source), device, repeats)
     return Ceilings(flops / 1e12, moved / 1e9)
+
+
+def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
+    """Return a function that multiplies two square matrices in ``dtype``; in int8, with oneDNN and a float32 result."""
+    if dtype != torch.int8:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        return lambda: torch.mm(a, b, out=product)
+    levels, scale = torch.ones(size, size, dtype=torch.int8, device=device), torch.ones(size, device=device)
+    packed = pack_product(levels, scale, scale, Scale(1.0), None, None, "none", size)
+    rows = levels.to(torch.uint8)
+    return lambda: packed.of_rows(rows)
 
 
 def _best_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:

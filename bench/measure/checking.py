@@ -4,6 +4,10 @@ The check uses several different images. The accepted error is a small multiple 
 dtype on the same images, because an engine may round in different places. In float32, eager's error depends on the
 kernels that PyTorch chooses for the processor. There an engine's error may always be as large as that of plain sums
 (``rounding.py``).
+
+In int8, the reference is the arithmetic of the plan in 8 bit, with exact sums. An engine may round a sum the other way
+where two levels are equally near, and every later layer amplifies that. It must be nearer to the reference than the
+network in float64 is.
 """
 
 from __future__ import annotations
@@ -19,8 +23,11 @@ from torch import Tensor
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.engines.peers import EAGER, FASTRES, Engine, Peer
 from fastres.errors import FastresError
+from fastres.executors.reference import ReferenceExecutor
+from fastres.images.transforms import normalised
+from fastres.network.plan import Plan
 
-from .calibration import smooth_images, spread
+from .calibration import pixels, smooth_images, spread
 from .rounding import float32_sums
 
 # The minimum number of images to compare: the error of fewer images varies too much. Small networks have few logits,
@@ -68,27 +75,41 @@ class Error:
 class Checks:
     """Batches ``[N, 3, H, W]`` on the device and in the dtype under test, their float64 logits, and their spread.
 
-    ``sums`` is the error of plain float32 sums, or zero in other dtypes.
+    ``sums`` is the error of plain float32 sums, or zero in other dtypes. In int8, batches are float32 and ``in_8_bit``
+    has the reference's logits of the first images.
     """
 
     batches: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
     spread: float
     sums: Error
+    in_8_bit: Tensor | None = None
+
+    def expected(self, peer: Peer) -> Tensor:
+        """Return the logits to compare with: of all images, or of the first ones."""
+        if self.in_8_bit is None or peer.name == EAGER.name:
+            return torch.cat(self.logits)
+        return self.in_8_bit
 
 
 @torch.inference_mode()
-def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device, dtype: torch.dtype) -> Checks:
+def make_checks(
+    module: EagerResNet, batch: int, size: int, device: torch.device, dtype: torch.dtype, in_8_bit: Plan | None = None
+) -> Checks:
     """Return at least two batches with at least ``IMAGES`` images (more for small networks), and their float64 logits.
 
-    The reference gets the images rounded to ``dtype``, so that only the computation is compared. If one batch is
+    The reference gets the images rounded to ``dtype``, so that only the computation is compared. With a plan in 8 bit
+    they are normalised pixels in float32, which it takes without a loss. If one batch is
     enough, the second holds the same images in another order. Raise ``FastresError`` if the logits hardly depend on the
     image, because wrong engines would pass such a check.
     """
     reference = copy.deepcopy(module).to(device, torch.float64)
     least = IMAGES_OF_SMALL_NETWORKS if module.architecture.stem == "cifar" else IMAGES
     count = max(least, batch) // batch * batch
-    images = _images(count, size).to(device, dtype)
+    if in_8_bit is None:
+        images = _images(count, size).to(device, dtype)
+    else:
+        images = normalised(pixels(_images(count, size)) / 255, in_8_bit.stem.mean, in_8_bit.stem.std)
     logits = torch.cat([reference(part.double()).cpu() for part in images.split(CHUNK)])
     found = spread(logits)
     if not found >= LEAST_SPREAD:
@@ -100,9 +121,12 @@ def make_checks(module: EagerResNet, batch: int, size: int, device: torch.device
     if dtype == torch.float32:
         with float32_sums(reference):
             sums = Error.of(reference(images[:IMAGES].double()), logits[:IMAGES])
+    rounded = None
+    if in_8_bit is not None:
+        (rounded,) = ReferenceExecutor(in_8_bit).run(images[:IMAGES])
     if count == batch:
         images, logits = torch.cat([images, images.roll(1, 0)]), torch.cat([logits, logits.roll(1, 0)])
-    return Checks(images.split(batch), logits.split(batch), found, sums)
+    return Checks(images.split(batch), logits.split(batch), found, sums, rounded)
 
 
 @functools.lru_cache(maxsize=1)  # settings that differ only in dtype follow one another
@@ -117,7 +141,8 @@ def relative_error(engine: Engine, peer: Peer, checks: Checks) -> Error:
     found = [peer.as_tensor(engine(peer.example(x))).to("cpu", torch.float64, copy=True) for x in checks.batches]
     if any(part.shape != expected.shape for part, expected in zip(found, checks.logits, strict=True)):
         return Error(math.inf, math.inf)
-    return Error.of(torch.cat(found), torch.cat(checks.logits))
+    expected = checks.expected(peer)
+    return Error.of(torch.cat(found)[: len(expected)], expected)
 
 
 def error_limit(peer: Peer, dtype: torch.dtype, eager: Error, checks: Checks) -> Error:
@@ -128,6 +153,8 @@ def error_limit(peer: Peer, dtype: torch.dtype, eager: Error, checks: Checks) ->
     """
     if peer.name == EAGER.name:
         return Error(checks.spread / 4, checks.spread / 4)
+    if checks.in_8_bit is not None:
+        return Error.of(torch.cat(checks.logits)[: len(checks.in_8_bit)], checks.in_8_bit)
     factor = FLOAT32_FACTOR if dtype == torch.float32 else HALF_FACTOR
     factor = factor if peer.name == FASTRES.name else PEER_FACTOR
     return Error(

@@ -11,8 +11,10 @@ import dataclasses
 import gc
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -27,8 +29,10 @@ from fastres.roofline.bound import roofline
 from fastres.text import dtype_name
 
 from . import ceilings, environment, layers, timing
+from .calibration import pixels, smooth_images
 from .checking import Checks, Error, error_limit, make_checks, relative_error
 
+CALIBRATION_IMAGES, CALIBRATION_SEED = 16, 10_000  # for models in 8 bit
 TICKS = 100  # progress bar units per engine: half to build and check it, half to time it
 
 
@@ -47,7 +51,7 @@ class Setting:
     @property
     def unsupported(self) -> str | None:
         """The reason why fastres does not support this dtype on this device, or ``None`` if it does."""
-        reasons = [peer.reason_absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
+        reasons = [peer.absent(self.device, self.dtype) for peer in self.peers if peer.name == FASTRES.name]
         return reasons[0] if reasons else None
 
     def row(self, peer: Peer, status: str, note: str = "") -> Row:
@@ -67,13 +71,14 @@ class Comparison:
     progress: tqdm
     rows: dict[str, Row]
     engines: dict[str, Callable[[], object]]
+    quantized: Path | None = None  # the file of the model in 8 bit, if the setting is in int8
     model: fastres.Model | None = None
     eager_error: Error = dataclasses.field(default_factory=lambda: Error(math.inf, math.inf))
 
     def admit(self, peer: Peer, checks: Checks) -> None:
         """Build and check an engine. Raise ``FastresError`` if it is eager PyTorch, the baseline, and not correct."""
         self.progress.set_postfix_str(peer.name)
-        row, error, engine = _admit(self.setting, peer, self.network, checks, self.eager_error)
+        row, error, engine = _admit(self.setting, peer, self.network, self.quantized, checks, self.eager_error)
         if peer.name == EAGER.name:
             if row.status != OK or error is None:
                 raise FastresError(f"Eager PyTorch, the baseline of all comparisons, is {row.status} here: {row.note}")
@@ -108,9 +113,11 @@ def benchmark(
     """
     progress.set_description(f"{setting.model} {dtype_name(setting.dtype)}, batch {setting.batch}")
     steps: tuple[LayerRow, ...] = ()
-    with torch.inference_mode():
-        checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype)
-        found = Comparison(setting, network, limits, progress, {}, {})
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        file = in_8_bit(network, setting.size, Path(folder)) if setting.dtype == torch.int8 else None
+        plan = None if file is None else fastres.load(file).plan
+        checks = make_checks(network, setting.batch, setting.size, setting.device, setting.dtype, plan)
+        found = Comparison(setting, network, limits, progress, {}, {}, file)
         slow = [peer for peer in setting.peers if peer.slow]
         for peer in (peer for peer in setting.peers if not peer.slow):
             found.admit(peer, checks)
@@ -134,22 +141,37 @@ def benchmark(
     return found.ordered, steps
 
 
+def in_8_bit(network: EagerResNet, size: int, folder: Path) -> Path:
+    """Quantize ``network`` with smooth pictures; return the file of the model in 8 bit, in ``folder``."""
+    arch = network.architecture
+    model = fastres.load(arch.name, network.state_dict(), num_classes=arch.num_classes)
+    model.transforms = replace(model.transforms, resize=size, crop=size)
+    pictures = list(pixels(smooth_images(CALIBRATION_IMAGES, size, size, CALIBRATION_SEED)))
+    return fastres.quantize(model, pictures, method="max", progress=False).save(folder / "int8.safetensors")
+
+
 def _call(engine: Engine, peer: Peer, checks: Checks) -> Callable[[], object]:
     x = peer.example(checks.batches[0])
     return lambda: engine(x)
 
 
 def _admit(
-    setting: Setting, peer: Peer, network: EagerResNet, checks: Checks, eager_error: Error
+    setting: Setting,
+    peer: Peer,
+    network: EagerResNet,
+    quantized: Path | None,
+    checks: Checks,
+    eager_error: Error,
 ) -> tuple[Row, Error | None, Engine | None]:
     """Build ``peer``, measure its first call and check its logits. Return the engine only if it may be timed."""
-    reason = peer.reason_absent(setting.device, setting.dtype)
+    reason = peer.absent(setting.device, setting.dtype)
     if reason is not None:
         return setting.row(peer, ABSENT, reason), None, None
     x = peer.example(checks.batches[0])
 
     def build() -> Engine:
-        engine = peer.build(network, x)
+        in_int8 = quantized is not None and peer.build_int8 is not None
+        engine = peer.build_int8(quantized, x) if in_int8 else peer.build(network, x)  # type: ignore[misc,arg-type]
         engine(x)
         if setting.device.type == "cuda":
             engine(x)  # some engines capture a graph in this call, which is part of the first call's cost

@@ -40,10 +40,10 @@ class Row:
 
     - ``p20_ms``, ``p50_ms``, ``p80_ms``: quantiles of the time of one batch over ``samples`` calls.
     - ``images_per_s``: ``batch`` divided by the median time.
-    - ``ratio_to_eager``: the median of the engine ``eager`` (PyTorch, contiguous NCHW) in the same dtype, divided by
-      this engine's median. ``ratio_to_eager_float32`` is the same with ``eager`` in float32.
-    - ``max_rel_error``: the largest relative L2 error of an image's logits compared with float64. ``error_limit`` is
-      the largest error accepted.
+    - ``ratio_to_eager``: the median of the engine ``eager`` (PyTorch, contiguous NCHW) in the same dtype (for int8, in
+      float32), divided by this engine's median. ``ratio_to_eager_float32`` is the same with ``eager`` in float32.
+    - ``max_rel_error``: the largest relative L2 error of an image's logits compared with float64; in int8, compared
+      with exact arithmetic in 8 bit. ``error_limit`` is the largest error accepted.
     - ``peak_memory_mb``: the growth of memory (10⁶ bytes) while the engine is built and called once. ``first_call_s``
       is the time that this takes. The environment's ``first_call`` says how the compilation caches were set.
     - ``tflops``, ``gb_per_s``: the arithmetic and the minimum memory traffic of the plan, divided by the median time.
