@@ -38,6 +38,8 @@ def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why :func:`onnxruntime_engine` is not available; ``None`` if it is."""
     if reason := _export_absent(dtype):
         return reason
+    if dtype == torch.int8 and device.type != "cpu":
+        return "files in 8 bit are compared only on the CPU"
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install 'fastres[onnx]'"
     import onnxruntime
@@ -75,7 +77,10 @@ def onnxruntime_tensorrt_absent(device: torch.device, dtype: torch.dtype) -> str
 
 
 def openvino_engine(model: Model, x: Tensor) -> Engine:
-    """Return a function that runs OpenVINO on the CPU, tuned for latency, for float32 batches of ``x``'s shape."""
+    """Return a function that runs OpenVINO on the CPU, tuned for latency, for float32 batches of ``x``'s shape.
+
+    ``model`` may be in 8 bit; what it computes in float32 stays so.
+    """
     import openvino
 
     options = {
@@ -97,8 +102,8 @@ def openvino_engine(model: Model, x: Tensor) -> Engine:
 
 def openvino_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why :func:`openvino_engine` is not available; ``None`` if it is."""
-    if device.type != "cpu" or dtype != torch.float32:
-        return "OpenVINO is compared only on the CPU in float32"
+    if device.type != "cpu" or dtype not in (torch.float32, torch.int8):
+        return "OpenVINO is compared only on the CPU, in float32 and int8"
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install openvino"
     return _export_absent(dtype)
@@ -110,8 +115,8 @@ def _provider(name: str, device: torch.device, **options: str) -> tuple[str, dic
 
 
 def _export_absent(dtype: torch.dtype) -> str | None:
-    if dtype not in (torch.float32, torch.float16):
-        return f"ONNX files are exported in float32 and float16, not in {dtype_name(dtype)}"
+    if dtype not in (torch.float32, torch.float16, torch.int8):
+        return f"ONNX files are exported in float32, float16 and int8, not in {dtype_name(dtype)}"
     if importlib.util.find_spec("onnx") is None:
         return "onnx is not installed: pip install 'fastres[onnx]'"
     return None
