@@ -67,7 +67,7 @@ class Peer:
     def absent(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Return why the engine cannot run in ``dtype`` on ``device``, or ``None`` if it can."""
         if dtype == torch.int8 and self.build_int8 is None:
-            return None if self is EAGER else "it cannot run the plan in 8 bit"
+            return None if self.name == EAGER.name else "it cannot run the plan in 8 bit"
         return self.reason_absent(device, dtype)
 
     def example(self, x: Tensor) -> Any:

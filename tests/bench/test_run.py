@@ -57,6 +57,20 @@ FIRST_AND_CHECKS = 1 + 4  # the first call, then four batches of two images
 
 
 @pytest.mark.usefixtures("small")
+def test_8_bit_is_compared_with_eager_in_float32() -> None:
+    found = run.run(options(EAGER, PEERS[1], FASTRES, dtypes=(torch.int8,)))
+    rows = {row.engine: row for row in found.rows if row.dtype == "int8"}
+    assert {name: row.status for name, row in rows.items()} == {
+        "eager": "ok",
+        PEERS[1].name: "absent",
+        "fastres": "ok",
+    }
+    assert rows["fastres"].ratio_to_eager_float32 is not None
+    assert {layer.op for layer in found.layers if layer.dtype == "int8"}
+    assert found.environment["ceilings"]["int8"]["tflops"] > 0
+
+
+@pytest.mark.usefixtures("small")
 def test_a_wrong_engine_is_refused_and_not_timed() -> None:
     calls: Counter[str] = Counter()
     engines = (

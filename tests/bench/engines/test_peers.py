@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fastres
 from fastres.bench.engines import peers
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.engines.peers import EAGER, FASTRES, PEERS, Peer
 from fastres.bench.measure.calibration import calibrated
 from fastres.bench.measure.checking import Checks, Error, error_limit, make_checks, relative_error
+from fastres.bench.measure.comparison import in_8_bit
 from fastres.errors import DtypeError, FastresError
 from fastres.network.architectures import get_architecture
 from tests.subjects import EVERY_STEP, shallow
@@ -64,6 +67,26 @@ def test_engines_are_right_and_leave_the_network_alone(name: str, peer: Peer) ->
     assert [type(layer) for layer in module.modules()] == layers
     assert module.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if peer.build_int8], ids=lambda peer: peer.name)
+def test_engines_run_the_model_in_8_bit(peer: Peer, tmp_path: Path) -> None:
+    if reason := peer.absent(CPU, torch.int8):
+        pytest.skip(reason)
+    assert peer.build_int8 is not None
+    file = in_8_bit(network(), 32, tmp_path)
+    checks = make_checks(network(), 2, 32, CPU, torch.int8, fastres.load(file).plan)
+    with torch.inference_mode():
+        engine = peer.build_int8(file, checks.batches[0])
+    error = relative_error(engine, peer, checks)
+    assert error.within(error_limit(peer, torch.int8, Error(0, 0), checks))
+
+
+def test_other_engines_are_absent_in_8_bit() -> None:
+    assert BY_NAME["compile"].absent(CPU, torch.int8) == "it cannot run the plan in 8 bit"
+    assert EAGER.absent(CPU, torch.int8) is None
+    assert FASTRES.absent(CPU, torch.int8) is None
+    assert FASTRES.absent(CUDA, torch.int8) == "fastres computes in int8 on the CPU only"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

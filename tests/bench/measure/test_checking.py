@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.engines.peers import EAGER, FASTRES, PEERS
 from fastres.bench.measure import checking
 from fastres.bench.measure.calibration import calibrated
 from fastres.bench.measure.checking import Checks, Error, error_limit, make_checks, relative_error
+from fastres.bench.measure.comparison import in_8_bit
 from fastres.errors import FastresError
 from fastres.network.architectures import get_architecture
 
@@ -36,6 +39,32 @@ def checks(batch: int) -> Checks:
 @functools.cache
 def eager_error(batch: int) -> Error:
     return relative_error(network(), EAGER, checks(batch))
+
+
+@functools.cache
+def int8_model(folder: Path) -> fastres.Model:
+    return fastres.load(in_8_bit(network(), 32, folder))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> fastres.Model:
+    return int8_model(tmp_path_factory.mktemp("int8"))
+
+
+def test_8_bit_is_judged_by_exact_arithmetic(quantized: fastres.Model) -> None:
+    for batch in (2, 64):
+        found = make_checks(network(), batch, 32, CPU, torch.int8, quantized.plan)
+        assert found.batches[0].dtype == FLOAT
+        with torch.inference_mode():
+            limit = error_limit(FASTRES, torch.int8, UNKNOWN, found)
+            assert 0 < limit.typical < 0.1
+            assert relative_error(quantized, FASTRES, found).within(limit)
+            assert relative_error(network(), EAGER, found).within(error_limit(EAGER, torch.int8, UNKNOWN, found))
+            for name, wrong in WRONG.items():
+                if name not in ("scaled", "one image"):  # they are nearer than 8 bit is to float64
+                    assert not relative_error(wrong, FASTRES, found).within(limit), name
+            one = relative_error(lambda x: quantized(x).roll(1, 1), FASTRES, found)
+            assert not one.within(limit)
 
 
 @pytest.mark.parametrize(("batch", "batches"), [(1, 64), (2, 32), (3, 21), (8, 8), (64, 2), (70, 2)])
