@@ -22,6 +22,7 @@ from fastres.errors import KernelError
 
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8, "i32": torch.int32,
+    "i8": torch.int8, "fp8e4nv": torch.float8_e4m3fn,
 }  # fmt: skip
 TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -30,8 +31,9 @@ TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class Compilation:
     """A kernel with everything its compilation depends on, except the target.
 
-    ``types`` are those of the arguments known only at run time: ``"*fp16"`` for a tensor, ``"i32"`` for a size, and
-    ``"fp16[64, 128]"`` for a descriptor that moves such boxes. ``num_stages`` is None if a launch gives none.
+    ``types`` are those of the arguments known only at run time: ``"*fp16"`` for a tensor, ``"i32"`` for a size,
+    ``"fp32"`` for a factor, and ``"fp16[64, 128]"`` for a descriptor that moves such boxes. ``num_stages`` is None if a
+    launch gives none.
     """
 
     label: str
@@ -63,8 +65,8 @@ def compile_for(item: Compilation, kernel: Any, arch: str) -> Any:
 
 def _example(kind: str, gluon: bool) -> Any:
     """Return an argument of a type. Triton does not specialise on its values."""
-    if kind == "i32":
-        return 7
+    if kind in ("i32", "fp32"):
+        return 7 if kind == "i32" else 0.5
     if kind.startswith("*"):
         return torch.empty(8, dtype=DTYPES[kind[1:]], device="cpu")
     name, sizes = re.fullmatch(r"(\w+)\[(.+)\]", kind).groups()  # type: ignore[union-attr]

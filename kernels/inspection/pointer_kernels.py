@@ -12,6 +12,7 @@ import torch
 import triton
 
 from fastres.kernels.conv import conv_constants, conv_kernel
+from fastres.kernels.conv_8bit import conv_8bit_kernel
 from fastres.kernels.head import average_pool_kernel
 from fastres.kernels.pool import window_pool_constants, window_pool_kernel
 from fastres.kernels.prepare import BLOCK_W, prepare_kernel
@@ -26,6 +27,7 @@ from fastres.kernels.routing.rules import (
 )
 from fastres.kernels.squeeze_excite import gate_constants, gate_kernel
 from fastres.kernels.stem import pack_stem_weight, stem_constants, stem_kernel
+from fastres.kernels.stem_8bit import prepare_8bit_kernel, stem_8bit_kernel
 from fastres.text import text_table
 
 from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
@@ -46,7 +48,7 @@ class Report:
     shared_memory: int  # bytes
     wgmma: int
     mma: int  # matrix instructions of any kind
-    multiplies: bool = False  # operands are 16-bit, so matrix instructions are expected
+    multiplies: bool = False  # operands have 16 or 8 bits, so matrix instructions are expected
     unguarded: int = 0  # in the PTX: buffers refilled, or released for refilling, with no barrier since a read
     overwritten: int = 0  # instructions that write a register that a wgmma in flight still reads
     unfenced: int = 0  # in the PTX: wgmma with no proxy fence since copies that they may read
@@ -76,6 +78,9 @@ _KERNELS = {
     "average_pool": average_pool_kernel,
     "window_pool": window_pool_kernel,
     "gate": gate_kernel,
+    "conv_8bit": conv_8bit_kernel,
+    "stem_8bit": stem_8bit_kernel,
+    "prepare_8bit": prepare_8bit_kernel,
 }
 
 
@@ -105,7 +110,7 @@ def compile_conv(
         "partial_ptr": "*fp32",
         "arrived_ptr": "*i32",
     } | dict.fromkeys(("M", "H", "W", "P", "Q"), "i32")
-    return _compilation(label, "conv", types, constants, config.num_warps, config.num_stages)
+    return compilation(label, "conv", types, constants, config.num_warps, config.num_stages)
 
 
 def compile_stem(
@@ -129,7 +134,7 @@ def compile_stem(
     if not config.prepared:
         constants["stride_w"] = 1
     label = "stem, prepared images" if config.prepared else f"stem {TYPE_NAMES[input_dtype]} input"
-    return _compilation(label, "stem", types, constants, config.num_warps, config.num_stages)
+    return compilation(label, "stem", types, constants, config.num_warps, config.num_stages)
 
 
 def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: int) -> Compilation:
@@ -138,14 +143,14 @@ def compile_prepare(dtype: torch.dtype, input_dtype: torch.dtype, *, padding: in
     types = {"x_ptr": f"*{TYPE_NAMES[input_dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}"}
     types |= dict.fromkeys(("scale_ptr", "shift_ptr"), "*fp32")
     types |= dict.fromkeys(("H", "W", "HP", "WP", "stride_n", "stride_c", "stride_h", "stride_w"), "i32")
-    return _compilation(f"prepare {TYPE_NAMES[input_dtype]} images", "prepare", types, constants, 4, None, False)
+    return compilation(f"prepare {TYPE_NAMES[input_dtype]} images", "prepare", types, constants, 4, None, False)
 
 
 def compile_pool(channels: int, dtype: torch.dtype, config: PoolConfig) -> Compilation:
     """Return the compilation that a launch of the average pool needs."""
     constants = {"C": channels, "BLOCK_HW": config.block_hw, "BLOCK_C": config.block_c}
     types = {"x_ptr": f"*{TYPE_NAMES[dtype]}", "y_ptr": f"*{TYPE_NAMES[dtype]}", "HW": "i32"}
-    return _compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, None, False)
+    return compilation(f"average pool {channels}", "average_pool", types, constants, config.num_warps, None, False)
 
 
 def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: PoolConfig) -> Compilation:
@@ -154,7 +159,7 @@ def compile_window_pool(channels: int, mode: str, dtype: torch.dtype, config: Po
     types |= dict.fromkeys(("H", "W", "P", "Q", "pixel_blocks"), "i32")
     constants = window_pool_constants(channels, mode, config)
     label = f"{mode} pool {'3×3' if mode == 'max' else '2×2'} {channels}"
-    return _compilation(label, "window_pool", types, constants, config.num_warps, None, False)
+    return compilation(label, "window_pool", types, constants, config.num_warps, None, False)
 
 
 def compile_squeeze_excite(
@@ -171,11 +176,11 @@ def compile_squeeze_excite(
         compile_pool(c, dtype, route_pool(c, h * w)),
         compile_conv(squeeze, dtype, route(squeeze), residual=False, relu=True, label=label),
         compile_conv(expand, dtype, route(expand), residual=False, relu=False, out=out, label=f"expand {squeezed}→{c}"),
-        _compilation(f"gate {c}", "gate", types, gate_constants(c, gate), gate.num_warps, None, False),
+        compilation(f"gate {c}", "gate", types, gate_constants(c, gate), gate.num_warps, None, False),
     ]
 
 
-def _compilation(
+def compilation(
     label: str,
     kernel: str,
     types: dict[str, str],
@@ -184,6 +189,7 @@ def _compilation(
     num_stages: int | None,
     uses_dot: bool = True,
 ) -> Compilation:
+    """Return the compilation of ``kernel``, a name in this module's table, as launched outside ``early_launches``."""
     constants = {**constants, "EARLY": False}
     known = tuple((name, kind) for name, kind in types.items() if name not in constants)
     return Compilation(label, kernel, known, tuple(constants.items()), num_warps, num_stages, uses_dot)
@@ -196,7 +202,7 @@ def inspect(item: Compilation, gpu: Gpu) -> Report:
 
 def read(item: Compilation, gpu: Gpu, compiled: Any) -> Report:
     """Return the resources of ``item`` as ``compiled`` for ``gpu``."""
-    multiplies = item.uses_dot and any(name[0] == "w" and "16" in kind for name, kind in item.types)
+    multiplies = item.uses_dot and any(name == "w_ptr" and kind != "*fp32" for name, kind in item.types)
     if gpu.is_amd:
         return _read_amd(item.label, gpu, compiled, multiplies)
     code, text = read_cubin(compiled.asm["cubin"]), read_ptx(compiled.asm["ptx"])

@@ -38,7 +38,7 @@ def one_of_a_kind(items: Iterable[Compilation]) -> list[Compilation]:
     most: dict[object, tuple[tuple[bool, int], Compilation]] = {}
     for item in items:
         asked, kind = (False, 0), (item.kernel, item.types, item.constants, item.num_warps, item.num_stages)
-        if item.kernel == "conv":
+        if item.kernel in ("conv", "conv_8bit"):
             of, types = dict(item.constants), dict(item.types)
             types.pop("residual_ptr", None)
             c, k, residual, _ = (of.pop(name, None) for name in ("C", "K", "HAS_RESIDUAL", "residual_ptr"))
