@@ -18,13 +18,15 @@ from fastres.executors.gpu import GpuExecutor, block_of
 from fastres.folding.build import build_plan, outline
 from fastres.folding.fusion import joinable
 from fastres.kernels import conv_specialized, dispatch
-from fastres.kernels.inspection import pointer_kernels, tma_kernels
+from fastres.kernels.conv_8bit import E4M3, LEVELS, WEIGHT_DTYPES, conv2d_8bit_into, default_config
+from fastres.kernels.inspection import kernels_8bit, pointer_kernels, tma_kernels
 from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for
 from fastres.kernels.launch import INTERPRETED, early_launches
 from fastres.kernels.prepare import prepare
 from fastres.kernels.routing.cards import H100
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Index, Network, Table, TunedBlock
+from fastres.kernels.stem_8bit import image_lanes, pack_stem_weight_8bit, stem_8bit_into, stem_config
 from fastres.network.architectures import Architecture, get_architecture
 from tests.subjects import EVERY_STEP
 
@@ -68,6 +70,40 @@ def test_convolutions(monkeypatch: pytest.MonkeyPatch, config: ConvConfig, resid
     compiled = pointer_kernels.compile_conv if config.kernel == "conv" else tma_kernels.compile_tma
     (launch,) = launched
     assert launch.key == inspected(compiled(shape, dtype, config, residual=residual, relu=True))
+
+
+@pytest.mark.parametrize("dtype", [LEVELS, E4M3], ids=str)
+def test_convolutions_in_8_bit(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    shape = ConvShape(16, 14, 14, 64, 128, 3, 3, 2, 1)
+    x, weight = torch.zeros(16, 14, 14, 64, dtype=dtype), torch.zeros(128, 3, 3, 64, dtype=WEIGHT_DTYPES[dtype])
+    y, ones = torch.zeros(16, 7, 7, 128, dtype=dtype), torch.ones(128)
+    for residual, zero_points in ((None, (1, 0)), (y.clone(), (0, 16))):  # Triton must not specialise on these
+        with dry_launches(monkeypatch) as launched:
+            conv2d_8bit_into(
+                y, x, weight, ones, ones, residual, x_scale=1.0, output_scale=2.0, residual_zero_point=zero_points[0],
+                output_zero_point=zero_points[1], stride=2, padding=1, relu=True,
+            )  # fmt: skip
+        config = default_config(shape, dtype, H100, residual=residual is not None)
+        (launch,) = launched
+        item = kernels_8bit.compile_conv_8bit(shape, dtype, config, residual=residual is not None, relu=True)
+        assert launch.key == inspected(item)
+
+
+@pytest.mark.parametrize("dtype", [LEVELS, E4M3], ids=str)
+def test_stems_in_8_bit(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    weight, ones = torch.zeros(64, 7, 7, 3, dtype=WEIGHT_DTYPES[dtype]), torch.ones(64)
+    y, x = torch.zeros(2, 16, 16, 64, dtype=dtype), torch.zeros(2, 3, 64, 64)
+    lanes = image_lanes((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), weight.dtype, x.device)
+    with dry_launches(monkeypatch) as launched:
+        stem_8bit_into(
+            y, x, pack_stem_weight_8bit(weight), ones, ones, lanes, filter_size=7, stride=2, padding=3, pool=True
+        )
+    assert [launch.key for launch in launched] == [
+        inspected(kernels_8bit.compile_prepare_8bit(dtype, torch.float32, padding=3)),
+        inspected(
+            kernels_8bit.compile_stem_8bit((64, 7, 7, 3), dtype, stem_config(16, 16, 2, H100), stride=2, pool=True)
+        ),
+    ]
 
 
 @pytest.mark.slow
