@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "bench.pretend_gpu": "leaves kernels.routing",
     "bench.engines": "leaves network folding executors top export",
     "bench.digits": "leaves network look commands top bench.report bench.engines",
-    "bench.measure": "leaves network folding roofline executors images model commands top bench.report bench.engines",
+    "bench.measure": "leaves kernels.routing kernels network folding roofline executors images model commands top "
+    "bench.report bench.engines",
     "bench.kernels": "kernels.launch kernels.routing kernels network executors bench.measure",
     "bench.tuning": "leaves kernels.routing kernels kernels.inspection network folding roofline executors bench.report "
     "bench.measure",

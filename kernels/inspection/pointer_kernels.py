@@ -202,7 +202,8 @@ def inspect(item: Compilation, gpu: Gpu) -> Report:
 
 def read(item: Compilation, gpu: Gpu, compiled: Any) -> Report:
     """Return the resources of ``item`` as ``compiled`` for ``gpu``."""
-    multiplies = item.uses_dot and any(name == "w_ptr" and kind != "*fp32" for name, kind in item.types)
+    weights = [kind.split("[")[0] for name, kind in item.types if name[0] == "w"]
+    multiplies = item.uses_dot and any(re.search("8|16", kind) for kind in weights)
     if gpu.is_amd:
         return _read_amd(item.label, gpu, compiled, multiplies)
     code, text = read_cubin(compiled.asm["cubin"]), read_ptx(compiled.asm["ptx"])
