@@ -1,8 +1,8 @@
 """The visits as data: each is a list of pieces, the most valuable first, with an expected time and a time limit.
 
-``first`` checks the kernels and times them with the configurations that the rules choose. ``tune`` tunes and measures
-the gain. ``peers`` times compilers on the same network. ``suites`` runs the tests. ``seconds`` is the expected time of
-a piece on an H100 with 16 cores. A visit prints the sum before it starts.
+``first`` checks the kernels and times them with the configurations that the rules choose, then those in 8 bit, which no
+rule chooses yet. ``tune`` tunes and measures the gain. ``peers`` times compilers on the same network. ``suites`` runs
+the tests. ``seconds`` is the expected time of a piece on an H100 with 16 cores. A visit prints the sum before it starts.
 """
 
 from __future__ import annotations
@@ -148,7 +148,10 @@ def _first(scale: Scale) -> list[Piece]:
     ]
     cheap = "eager,eager_channels_last,eager_cudagraph,fastres"
     timed = [_bench(scale, batch, "rules", cheap, _scaled(batch, 18, 28), 75) for batch in scale.batches]
-    return found + [replace(piece, without=RULES) for piece in timed]
+    found += [replace(piece, without=RULES) for piece in timed]
+    if not scale.small:
+        found.append(_timed("kernels in 8 bit", 120, 240, "conv_8bit", "stem_8bit", only="N256"))
+    return found
 
 
 def _scaled(batch: str, small: int, large: int) -> int:
@@ -224,9 +227,14 @@ GPU_TESTS = ("tuning/test_configurations", "tuning/test_blocks", "measure/test_l
 
 
 def _longest() -> list[Piece]:
-    names = [f"bench/kernels/bench_{name}.py" for name in ("conv", "stem", "head")]
-    timed = ("pytest", "-q", *names, "-p", "no:cacheprovider", f"--benchmark-json={RUN}.json")
     return [
         _tests("all model tests", 480, 900, "tests/gpu/test_models.py", side_by_side=4),
-        Piece("kernels one by one", timed, 200, 400, ("kernels/*.py", "kernels/routing/*.py", *names)),
+        _timed("kernels one by one", 300, 600, "conv", "stem", "head", "conv_8bit", "stem_8bit"),
     ]
+
+
+def _timed(name: str, seconds: int, limit: int, *kernels: str, only: str = "") -> Piece:
+    """Time kernels, of which there are benchmarks in ``bench/kernels``, on the layers whose names have ``only``."""
+    names = [f"bench/kernels/bench_{kernel}.py" for kernel in kernels]
+    command = ("pytest", "-q", *names, "-k", only, "-p", "no:cacheprovider", f"--benchmark-json={RUN}.json")
+    return Piece(name, command, seconds, limit, ("kernels/*.py", "kernels/routing/*.py", *names))

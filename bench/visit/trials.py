@@ -1,7 +1,7 @@
 """Trials of the kernels: each compares one kernel, on one problem, with a result in float32 or better.
 
 Trials are grouped into families. If one trial of a family fails, the rest of a visit does not use the family. This
-module has every family that a network on a GPU may use.
+module has every family that a network on a GPU may use, and the kernels in 8 bit, which no network uses yet.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from fastres.bench.measure.kernel_timing import draw, error_limit
+from fastres.bench.measure.problems_8bit import LIMITS, Problem, conv_problem, stem_problem
 from fastres.bench.tuning import blocks, configurations
 from fastres.bench.tuning.blocks import Case
 from fastres.kernels import conv_specialized, conv_tma, dispatch, fused, gemm, head, reference, stem
+from fastres.kernels.conv_8bit import E4M3, LEVELS, why_not_8bit
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
@@ -208,6 +210,38 @@ def _head_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
         yield Trial(f"classifier {c}→{classes} N{n}", classify, truth, error_limit(torch.float32, c + 1))
 
 
+def _kinds_of_8_bit(gpu: Gpu) -> list[torch.dtype]:
+    """Return the kinds of 8-bit numbers that can be tried on ``gpu``. The interpreter rounds to e4m3 wrongly."""
+    return [dtype for dtype in (LEVELS, E4M3) if not why_not_8bit(dtype, gpu) and not (INTERPRETED and dtype == E4M3)]
+
+
+def _trial_of(name: str, problem: Problem) -> Trial:
+    def run() -> Tensor:
+        problem.y.fill_(255 if problem.y.dtype == LEVELS else torch.nan)
+        problem.run()
+        return problem.y.to(torch.float32)
+
+    return Trial(name, run, problem.expected, LIMITS[problem.y.dtype])
+
+
+def _conv_8bit_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
+    for dtype in _kinds_of_8_bit(gpu):
+        for shape, residual in (
+            (_shape(small, 8, 56, 64, 64, 3), False), (_shape(small, 8, 28, 256, 256, 3, stride=2), False),
+            (_shape(small, 8, 28, 128, 512, 1), True), (_shape(small, 3, 33, 24, 40, 3), True),
+        ):  # fmt: skip
+            problem = conv_problem(shape, dtype, device_of_trials(), residual=residual, relu=not residual, checked=8)
+            name = f"conv {dtype_name(dtype)} {shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K} {shape.P}²"
+            yield _trial_of(name + " +res" * residual, problem)
+
+
+def _stem_8bit_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
+    for dtype in _kinds_of_8_bit(gpu):
+        for n, size, raw in ((2, 32, True),) if small else ((2, 224, True), (3, 97, False), (16, 224, True)):
+            problem = stem_problem(n, size, dtype, device_of_trials(), raw=raw, checked=16)
+            yield _trial_of(f"stem {dtype_name(dtype)} {size}² N{n}" + ", floats" * (not raw), problem)
+
+
 def _network(small: bool) -> tuple[Any, Tensor]:
     """Return an executor of a small network, and images for it."""
     from fastres.bench.measure.calibration import calibrated, smooth_images
@@ -270,6 +304,8 @@ FAMILIES = {
     "conv": Family("the general convolution", _of_layers(_layers_of_conv), _CONV, _layers_of_conv),
     "split": Family("reductions split between programs", _of_layers(_layers_of_split), _CONV, _layers_of_split),
     "stem": Family("the first convolution and its pool", _stem_trials, ("kernels/stem.py", "kernels/prepare.py")),
+    "conv_8bit": Family("the general convolution in 8 bit", _conv_8bit_trials, ("kernels/conv_8bit.py",)),
+    "stem_8bit": Family("the stem in 8 bit", _stem_8bit_trials, ("kernels/conv_8bit.py", "kernels/stem_8bit.py")),
     "head": Family("average pool and classifier", _head_trials, ("kernels/head.py", *_CONV)),
     "graphs": Family("CUDA graphs", _graph_trials, (*_CONV, "fastres/executors/gpu.py", "fastres/executors/graphs.py")),
     "early": Family("early launches", _early_trials, (*_CONV, "fastres/executors/gpu.py")),
@@ -300,6 +336,8 @@ def why_not(name: str, gpu: Gpu) -> str:
     """Return the reason why none of a family's kernels can run on ``gpu``; empty if they can."""
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
         return f"early launches need sm_90 or later, and {gpu.name} is {gpu.arch}"
+    if name.endswith("_8bit"):
+        return why_not_8bit(LEVELS, gpu)
     if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):
         return "Triton's interpreter supports neither Gluon kernels nor early launches"
     for layer, config in FAMILIES[name].layers(gpu, True)[:1]:
