@@ -2,7 +2,8 @@
 
 ``first`` checks the kernels and times them with the configurations that the rules choose, then those in 8 bit, which no
 rule chooses yet. ``tune`` tunes and measures the gain. ``peers`` times compilers on the same network. ``suites`` runs
-the tests. ``seconds`` is the expected time of a piece on an H100 with 16 cores. A visit prints the sum before it starts.
+the tests. ``seconds`` is the expected time of a piece on an H100 with 16 cores. A visit prints the sum before it
+starts.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ import torch
 
 from fastres.folding.build import outline
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm
+from fastres.kernels.conv_8bit import LEVELS, default_config
 from fastres.kernels.head import linear_shape
 from fastres.kernels.inspection.ahead_of_time import Compilation
+from fastres.kernels.inspection.kernels_8bit import compile_conv_8bit, compile_prepare_8bit, compile_stem_8bit
 from fastres.kernels.inspection.pointer_kernels import (
     compile_conv,
     compile_pool,
@@ -32,6 +34,7 @@ from fastres.kernels.inspection.tma_kernels import (
 from fastres.kernels.launch import next_power_of_2
 from fastres.kernels.routing.cards import H100, Gpu
 from fastres.kernels.routing.rules import ConvShape, route_conv, route_pool, route_stem, route_window_pool
+from fastres.kernels.stem_8bit import stem_config
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import Conv, Head, Plan, Pool, SqueezeExcite, Stem
 from fastres.roofline.gpu_shapes import conv_shape
@@ -59,8 +62,7 @@ def plan_compilations(
         elif isinstance(step, Conv):
             sizes = conv_shape(step, shape)
             routed = route_conv(sizes, dtype, gpu, residual=step.residual is not None)
-            label = f"{sizes.R}×{sizes.S}/{sizes.stride} {sizes.C}→{sizes.K}"
-            label += f" g{sizes.groups}" * (sizes.groups > 1) + " +res" * bool(step.residual)
+            label = _label(sizes, step)
             made = [compile_conv(sizes, dtype, routed, residual=step.residual is not None, relu=step.relu, label=label)]
         elif isinstance(step, Pool):
             made = [compile_window_pool(shape[3], step.mode, dtype, route_window_pool(shape[3]))]
@@ -76,6 +78,38 @@ def plan_compilations(
         for item in made:
             found.setdefault((item.kernel, item.types, item.constants, item.num_warps, item.num_stages), item)
     return list(found.values())
+
+
+def plan_compilations_8bit(
+    plan: Plan, gpu: Gpu, *, batch: int, height: int = 224, width: int = 224, dtype: torch.dtype = LEVELS
+) -> list[Compilation]:
+    """Return what the stem and the convolutions of ``plan`` would need in 8 bit (uint8 levels or e4m3).
+
+    No executor launches these kernels yet. They have their default configurations.
+    """
+    shapes = plan.shapes(batch, height, width)
+    found: dict[tuple[Any, ...], Compilation] = {}
+    for step in plan:
+        shape = shapes[step.input]
+        made: list[Compilation] = []
+        if isinstance(step, Stem):
+            n, p, q, _ = shapes[step.output]
+            size, config = tuple(step.weight.shape), stem_config(q, p, n, gpu)
+            made = [compile_stem_8bit(size, dtype, config, stride=step.stride, pool=step.pool)]
+            sources = (torch.float32, torch.float16, torch.uint8)
+            made += [compile_prepare_8bit(dtype, source, padding=step.padding) for source in sources]
+        elif isinstance(step, Conv):
+            sizes, residual = conv_shape(step, shape), step.residual is not None
+            tile, label = default_config(sizes, dtype, gpu, residual=residual), _label(sizes, step)
+            made = [compile_conv_8bit(sizes, dtype, tile, residual=residual, relu=step.relu, label=label)]
+        for item in made:
+            found.setdefault((item.kernel, item.types, item.constants, item.num_warps, item.num_stages), item)
+    return list(found.values())
+
+
+def _label(shape: ConvShape, step: Conv) -> str:
+    label = f"{shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K}"
+    return label + f" g{shape.groups}" * (shape.groups > 1) + " +res" * bool(step.residual)
 
 
 def tma_compilations(model: str, batch: int, dtype: torch.dtype, size: int = 224) -> list[Compilation]:

@@ -1,18 +1,11 @@
-"""The kernels in 8 bit as compilations: of one launch, and of a ResNet's layers.
-
-Nothing launches these kernels by a rule yet, so :func:`layers_8bit` lists the layers that could be run in 8 bit with
-the kernels' default configurations.
-"""
+"""The kernels in 8 bit as compilations, with which they are inspected without a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
-from fastres.kernels.conv_8bit import LEVELS, WEIGHT_DTYPES, conv_8bit_constants, default_config
+from fastres.kernels.conv_8bit import LEVELS, WEIGHT_DTYPES, conv_8bit_constants
 from fastres.kernels.prepare import BLOCK_W
-from fastres.kernels.routing.cards import Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape, StemConfig
 from fastres.kernels.stem_8bit import pack_stem_weight_8bit, stem_8bit_constants
 
@@ -65,7 +58,8 @@ def compile_stem_8bit(
     types |= dict.fromkeys(("weight_scale_ptr", "bias_ptr"), "*fp32") | dict.fromkeys(("x_scale", "inverse"), "fp32")
     sizes = ("P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks", "stride_n", "stride_h")
     types |= dict.fromkeys(sizes, "i32")
-    return compilation(f"stem {TYPE_NAMES[dtype]}", "stem_8bit", types, constants, config.num_warps, config.num_stages)
+    label = f"stem {TYPE_NAMES[dtype]}"
+    return compilation(label, "stem_8bit", types, constants, config.num_warps, config.num_stages)
 
 
 def compile_prepare_8bit(dtype: torch.dtype, source: torch.dtype, *, padding: int) -> Compilation:
@@ -75,14 +69,3 @@ def compile_prepare_8bit(dtype: torch.dtype, source: torch.dtype, *, padding: in
     types |= dict.fromkeys(("H", "W", "HP", "WP", "stride_n", "stride_c", "stride_h"), "i32")
     label = f"prepare {TYPE_NAMES[source]} images for {TYPE_NAMES[dtype]}"
     return compilation(label, "prepare_8bit", types, constants, 4, None, False)
-
-
-def layers_8bit(layers: Iterable[tuple[ConvShape, bool, bool]], dtype: torch.dtype, gpu: Gpu) -> list[Compilation]:
-    """Return the distinct compilations of convolutions: a shape, whether it has a residual, and whether a ReLU."""
-    found: dict[Compilation, None] = {}
-    for shape, residual, relu in layers:
-        label = f"{shape.R}×{shape.S}/{shape.stride} {shape.C}→{shape.K}"
-        label += f" g{shape.groups}" * (shape.groups > 1) + " +res" * residual
-        config = default_config(shape, dtype, gpu, residual=residual)
-        found[compile_conv_8bit(shape, dtype, config, residual=residual, relu=relu, label=label)] = None
-    return list(found)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from triton.compiler.errors import CompilationError
 
+from fastres.executors.compilations import plan_compilations_8bit
 from fastres.folding.build import outline
 from fastres.kernels.conv_8bit import E4M3, LEVELS, conv_8bit_kernel, default_config, why_not_8bit
+from fastres.kernels.inspection.__main__ import main
 from fastres.kernels.inspection.ahead_of_time import Compilation, compile_for
 from fastres.kernels.inspection.kernels_8bit import (
     compile_conv_8bit,
     compile_prepare_8bit,
     compile_stem_8bit,
-    layers_8bit,
 )
 from fastres.kernels.inspection.pointer_kernels import inspect, inspect_all, table
 from fastres.kernels.inspection.ptx import read_ptx
@@ -23,8 +24,6 @@ from fastres.kernels.routing.cards import A100, H100, KNOWN_GPUS, MI300X, Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.stem_8bit import stem_8bit_kernel, stem_config
 from fastres.network.architectures import ARCHITECTURES
-from fastres.network.plan import Conv
-from fastres.roofline.gpu_shapes import conv_shape
 
 from .test_pointer_kernels import one_of_a_kind
 
@@ -38,12 +37,12 @@ PRODUCTS = {
 }
 
 
-def resnet50(dtype: torch.dtype, gpu: Gpu, batch: int) -> list[Compilation]:
-    plan = outline(ARCHITECTURES["resnet50"], torch.float16)
-    shapes = plan.shapes(batch, 224, 224)
-    convs = [step for step in plan if isinstance(step, Conv)]
-    layers = [(conv_shape(step, shapes[step.input]), step.residual is not None, step.relu) for step in convs]
-    return one_of_a_kind(layers_8bit(layers, dtype, gpu))
+def layers(dtype: torch.dtype, gpu: Gpu, *shapes: tuple[ConvShape, bool]) -> list[Compilation]:
+    """Compilations of convolutions with ReLU, and with a residual where there is a True."""
+    return [
+        compile_conv_8bit(shape, dtype, default_config(shape, dtype, gpu, residual=added), residual=added, relu=True)
+        for shape, added in shapes
+    ]
 
 
 def stem_of(dtype: torch.dtype, gpu: Gpu, batch: int) -> Compilation:
@@ -77,24 +76,24 @@ def assert_compiles_well(items: list[Compilation], dtype: torch.dtype, gpu: Gpu)
 @pytest.mark.parametrize("dtype", [LEVELS, E4M3], ids=str)
 def test_resnet50_compiles_well_for_hopper(dtype: torch.dtype) -> None:
     """Also the tiles of a single image, and groups as ResNeXt has them."""
-    groups = (ConvShape(64, 14, 14, 32, 32, 3, 3, 1, 1, groups=16), False, True)
-    items = [*resnet50(dtype, H100, 256), *resnet50(dtype, H100, 1), *layers_8bit([groups], dtype, H100)]
-    items += [stem_of(dtype, H100, 1), stem_of(dtype, H100, 256), small_stem_of(dtype, H100)]
-    items += [compile_prepare_8bit(dtype, source, padding=3) for source in (torch.uint8, torch.float32, torch.float16)]
+    plan = outline(ARCHITECTURES["resnet50"], torch.float16)
+    batches = [one_of_a_kind(plan_compilations_8bit(plan, H100, batch=batch, dtype=dtype)) for batch in (256, 1)]
+    items = layers(dtype, H100, (ConvShape(64, 14, 14, 32, 32, 3, 3, 1, 1, groups=16), False))
+    items += dict.fromkeys([*batches[0], *batches[1], small_stem_of(dtype, H100)])
     assert len(items) >= 16
-    assert_compiles_well(list(dict.fromkeys(items)), dtype, H100)
+    assert {item.kernel for item in items} == {"conv_8bit", "stem_8bit", "prepare_8bit"}
+    assert_compiles_well(items, dtype, H100)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "dtype"), [p for p in PRODUCTS if p[0] != "sm_90"], ids=str)
 def test_layers_compile_well_elsewhere(arch: str, dtype: torch.dtype) -> None:
     gpu = KNOWN_GPUS[arch]
-    layers = [
-        (ConvShape(256, 28, 28, 128, 128, 3, 3, 1, 1), False, True),
-        (ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), True, True),
-        (ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), False, True),
-    ]
-    items = [*layers_8bit(layers, dtype, gpu), stem_of(dtype, gpu, 256), small_stem_of(dtype, gpu)]
+    items = layers(
+        dtype, gpu, (ConvShape(256, 28, 28, 128, 128, 3, 3, 1, 1), False),
+        (ConvShape(256, 14, 14, 256, 1024, 1, 1, 1, 0), True), (ConvShape(1, 7, 7, 512, 512, 3, 3, 1, 1), False),
+    )  # fmt: skip
+    items += [stem_of(dtype, gpu, 256), small_stem_of(dtype, gpu)]
     assert_compiles_well([*items, compile_prepare_8bit(dtype, torch.uint8, padding=3)], dtype, gpu)
 
 
@@ -142,3 +141,10 @@ def test_prepared_images_are_copied_ahead_of_the_products(dtype: torch.dtype) ->
     assert not read_ptx(text).register_products
     assert report.registers <= 128, "two programs of 8 warps fit a multiprocessor"
     assert 2 * (report.shared_memory + 1024) <= H100.shared_memory + 1024
+
+
+def test_the_command_names_gpus_without_8_bit_products(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "resnet20", "--size", "32", "--dtype", "e4m3", "--arch", "sm_80", "sm_75"]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing to compile for sm_80: e4m3 needs sm_89 or later" in said
+    assert "Nothing to compile for sm_75: Triton does not use tensor cores" in said
