@@ -203,8 +203,9 @@ def default_config(shape: ConvShape, dtype: torch.dtype, gpu: Gpu, *, residual: 
     """Return a tile that compiles without spills: the largest of which every multiprocessor gets one.
 
     On sm_90, the program waits for each block of int8 products, so several programs must fit a multiprocessor and a
-    block must be long: 128 channels. 128×128 takes 128 registers, but 187 with a residual, so the tile is then 128×64.
-    e4m3 products run ahead of the wait. 64 channels a block then take 98 to 103 registers, where 128 take up to 169.
+    block must be long: 128 channels. In long reductions 128×128 takes 128 registers, but 187 with a residual, so the
+    tile is then 128×64. e4m3 products run ahead of the wait. With 64 channels a block they take 98 to 103 registers in
+    long reductions, with 128 up to 169.
     """
     if gpu is INTERPRETER:
         block_m, block_n = (max(16, min(256, next_power_of_2(size))) for size in (shape.M, shape.K))
