@@ -48,7 +48,11 @@ class Quantisation:
     ``values`` has the scale of each value in 8 bit, by the value's name; ``weights`` the float32 scales ``[K]`` of each
     step that is computed in 8 bit, by the step's name. ``"input"`` and ``"pooled"`` are values too: pixels have scale
     1, and the pooled features are rounded to 8 bit before a classifier in 8 bit.
+
+    ``branches`` is for engines that add residuals in 8 bit: by a convolution's name, the scale of its result before the
+    addition (:mod:`fastres.quantisation.branches`). The reference does not round there. It may lack steps.
     """
 
     values: Mapping[str, Scale]
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    branches: Mapping[str, Scale] = field(default_factory=dict)

@@ -25,12 +25,14 @@ from fastres.executors.cpu_int8 import Int8Executor
 from fastres.network.plan import LOGITS, POOLED, Plan
 from fastres.network.quantisation import WEIGHT_LIMIT
 
+from .branches import branch_ranges, residual_convolutions, with_branch_scales, with_branches
 from .comparison import compare
 from .correction import corrected
 from .equalisation import equalised, pairs
 from .observation import Observations, observe
 from .rounding import quantisable, quantise_plan
 from .sensitivity import images_for, sensitivities
+from .simulation import Simulation
 from .thresholds import METHODS
 
 AUTO = "auto"
@@ -94,7 +96,13 @@ def images_to_run(plan: Plan, fit: int, choose: int, size: int, method: str) -> 
     methods = len(METHODS) if method == AUTO else 1
     steps = len(quantisable(plan)) * min(fit, images_for(plan, size, size)) // 2
     corrections = 2 if any(pairs(plan)) else 1
-    return corrections * (fit + min(fit, MOST_CORRECTION_IMAGES)) + choose * (methods + 2 * corrections - 1) + steps
+    observed = corrections + bool(residual_convolutions(plan))
+    return (
+        observed * fit
+        + corrections * min(fit, MOST_CORRECTION_IMAGES)
+        + choose * (methods + 2 * corrections - 1)
+        + steps
+    )
 
 
 class Search:
@@ -148,7 +156,16 @@ class Search:
             sensitivity = self._sensitivity(base, plan)
             if largest_error is not None and not best.logit_error <= largest_error:
                 best, plan = self._keep_more(base, observed, best, sensitivity, largest_error)
+            plan = self._with_branches(base, plan)
         return Calibrated(plan, best, tuple(candidate for candidate, _ in self._tried), sensitivity)
+
+    def _with_branches(self, plan: Plan, quantised: Plan) -> Plan:
+        """Return ``quantised`` with the scales of its branches, which exported files need, measured in ``plan``."""
+        if not residual_convolutions(plan):
+            return quantised
+        simulation = Simulation(with_branches(plan))
+        written = (values for batch in self._batches(self._fit, "branches") for values in simulation.walk(batch))
+        return with_branch_scales(quantised, branch_ranges(written))
 
     def _best(self) -> tuple[Candidate, Plan]:
         return min(self._tried, key=lambda tried: tried[0].logit_error)

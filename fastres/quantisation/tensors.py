@@ -2,7 +2,8 @@
 
 Each step has ``weight`` and ``bias``. A step in 8 bit has an int8 weight and its ``scale`` ``[K]``. A step that writes
 a value in 8 bit has ``output_scale`` and ``output_zero_point``, both of shape ``[]``. Weights of convolutions are
-``[K, C / groups, R, S]``, as in a checkpoint. The classifier has ``input_scale`` for the pooled features.
+``[K, C / groups, R, S]``, as in a checkpoint. The classifier has ``input_scale`` for the pooled features. A convolution
+in 8 bit with a residual may have ``branch_scale`` and ``branch_zero_point`` (:mod:`fastres.quantisation.branches`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from fastres.network.normalisation import Triple
 from fastres.network.plan import INPUT, POOLED, Head, Plan, SqueezeExcite, Step
 from fastres.network.quantisation import LARGEST, Quantisation, Scale
 
+from .branches import residual_convolutions
 from .rounding import PIXELS, quantisable, values_in_8_bit
 
 
@@ -35,13 +37,17 @@ def tensors_of(plan: Plan) -> dict[str, Tensor]:
             found[f"{step.name}.{name}bias"] = bias
         if step.name in quantisation.weights:
             found[f"{step.name}.scale"] = quantisation.weights[step.name]
-        if step.output in quantisation.values:
-            scale = quantisation.values[step.output]
-            found[f"{step.name}.output_scale"] = torch.tensor(scale.scale, dtype=torch.float32, device="cpu")
-            found[f"{step.name}.output_zero_point"] = torch.tensor(scale.zero_point, dtype=torch.int32, device="cpu")
+        for kind, name, scales in (
+            ("output", step.output, quantisation.values),
+            ("branch", step.name, quantisation.branches),
+        ):
+            if name in scales:
+                scale, zero_point = scales[name].scale, scales[name].zero_point
+                found[f"{step.name}.{kind}_scale"] = torch.tensor(scale, dtype=torch.float32, device="cpu")
+                found[f"{step.name}.{kind}_zero_point"] = torch.tensor(zero_point, dtype=torch.int32, device="cpu")
     if POOLED in quantisation.values:
-        scale = quantisation.values[POOLED]
-        found[f"{plan.head.name}.input_scale"] = torch.tensor(scale.scale, dtype=torch.float32, device="cpu")
+        pooled = quantisation.values[POOLED].scale
+        found[f"{plan.head.name}.input_scale"] = torch.tensor(pooled, dtype=torch.float32, device="cpu")
     return found
 
 
@@ -54,7 +60,9 @@ def plan_of(tensors: Mapping[str, Tensor], arch: Architecture, mean: Triple, std
     template = outline(arch, torch.float32, mean, std)
     names = [name for name in quantisable(template) if f"{name}.scale" in tensors]
     in_8_bit = values_in_8_bit(template, names)
-    _check(tensors, _shapes(template, names, in_8_bit), arch)
+    adding = [step.name for step in residual_convolutions(template) if step.name in names]
+    branches = [name for name in adding if f"{name}.branch_scale" in tensors]
+    _check(tensors, _shapes(template, names, in_8_bit, branches), arch)
     weights = {name: tensors[f"{name}.scale"] for name in names}
     values: dict[str, Scale] = {INPUT: PIXELS} if INPUT in in_8_bit else {}
     for step in template:
@@ -65,7 +73,10 @@ def plan_of(tensors: Mapping[str, Tensor], arch: Architecture, mean: Triple, std
         head = template.head.name
         values[POOLED] = _scale(head, tensors[f"{head}.input_scale"], None)
     steps = tuple(_with_tensors(step, tensors) for step in template)
-    return replace(template, steps=steps, quantisation=Quantisation(values, weights))
+    scales = {
+        name: _scale(name, tensors[f"{name}.branch_scale"], tensors[f"{name}.branch_zero_point"]) for name in branches
+    }
+    return replace(template, steps=steps, quantisation=Quantisation(values, weights, scales))
 
 
 def _with_tensors(step: Step, tensors: Mapping[str, Tensor]) -> Step:
@@ -77,8 +88,13 @@ def _with_tensors(step: Step, tensors: Mapping[str, Tensor]) -> Step:
     return step.with_parameters(pairs)
 
 
-def _shapes(plan: Plan, names: list[str], in_8_bit: tuple[str, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor that a plan like ``plan`` has, if the steps ``names`` are in 8 bit."""
+def _shapes(
+    plan: Plan, names: list[str], in_8_bit: tuple[str, ...], branches: list[str]
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of every tensor that a plan like ``plan`` has, if the steps ``names`` are in 8 bit.
+
+    The steps ``branches`` have scales of their branches.
+    """
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for step in plan:
         kinds = ("", "expand_") if isinstance(step, SqueezeExcite) else ("",)
@@ -88,9 +104,10 @@ def _shapes(plan: Plan, names: list[str], in_8_bit: tuple[str, ...]) -> dict[str
             found[f"{step.name}.{kind}bias"] = (torch.float32, tuple(bias.shape))
         if step.name in names:
             found[f"{step.name}.scale"] = (torch.float32, (step.weight.shape[0],))
-        if step.output in in_8_bit:
-            found[f"{step.name}.output_scale"] = (torch.float32, ())
-            found[f"{step.name}.output_zero_point"] = (torch.int32, ())
+        for kind, has_scale in (("output", step.output in in_8_bit), ("branch", step.name in branches)):
+            if has_scale:
+                found[f"{step.name}.{kind}_scale"] = (torch.float32, ())
+                found[f"{step.name}.{kind}_zero_point"] = (torch.int32, ())
         if isinstance(step, Head) and POOLED in in_8_bit:
             found[f"{step.name}.input_scale"] = (torch.float32, ())
     return found

@@ -12,6 +12,7 @@ from fastres.errors import ArchitectureError
 from fastres.folding.build import build_plan
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import Plan
+from fastres.quantisation.branches import residual_convolutions, with_branch_scales
 from fastres.quantisation.rounding import quantisable, quantise_plan
 from fastres.quantisation.tensors import plan_of, tensors_of
 from tests.quantisation.simple import scales_of
@@ -22,7 +23,10 @@ def quantised(name: str, every: int = 0) -> Plan:
     network = calibrated(get_architecture(name))
     plan = build_plan(network.state_dict(), network.architecture)
     keep = quantisable(plan)[::every] if every else ()
-    return quantise_plan(plan, scales_of(plan, pixels(smooth_images(1, 64, 64))), keep)
+    found = quantise_plan(plan, scales_of(plan, pixels(smooth_images(1, 64, 64))), keep)
+    return (
+        with_branch_scales(found, {step.name: (-1.0, 2.0) for step in residual_convolutions(plan)}) if every else found
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet20", "seresnet50", "resnet26d", "resnext50_32x4d"])
@@ -33,6 +37,7 @@ def test_a_plan_survives(name: str, every: int) -> None:
     assert plan.quantisation is not None
     assert again.quantisation is not None
     assert dict(again.quantisation.values) == dict(plan.quantisation.values)
+    assert dict(again.quantisation.branches) == dict(plan.quantisation.branches)
     assert set(again.quantisation.weights) == set(plan.quantisation.weights)
     for name, scale in plan.quantisation.weights.items():
         assert torch.equal(again.quantisation.weights[name], scale)
