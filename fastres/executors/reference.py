@@ -12,15 +12,19 @@ from torch import Tensor
 
 from fastres.kernels import reference
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
-from fastres.network.quantisation import Scale
+from fastres.network.quantisation import LARGEST, Scale
 
 
 class ReferenceExecutor:
-    """Runs a plan in 8 bit on the CPU. ``values`` can return the integers of every value."""
+    """Runs a plan in 8 bit on the CPU. ``values`` can return the integers of every value.
 
-    def __init__(self, plan: Plan) -> None:
+    With ``shaken``, each level that a step writes is moved one up or down, as the generator says. The results then show
+    how far errors of one level carry.
+    """
+
+    def __init__(self, plan: Plan, shaken: torch.Generator | None = None) -> None:
         assert plan.quantisation is not None
-        self._plan = plan
+        self._plan, self._shaken = plan, shaken
         self._scales, self._weights = plan.quantisation.values, plan.quantisation.weights
 
     def run(self, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
@@ -39,8 +43,14 @@ class ReferenceExecutor:
         """
         values = {INPUT: x}
         for step in self._plan.steps_for(outputs):
-            values.update(self._step(step, values))
+            values.update({name: self._moved(value) for name, value in self._step(step, values).items()})
         return values
+
+    def _moved(self, value: Tensor) -> Tensor:
+        if self._shaken is None or value.dtype != torch.uint8:
+            return value
+        signs = torch.randint(0, 2, value.shape, generator=self._shaken, dtype=torch.int32, device=value.device) * 2 - 1
+        return (value + signs).clamp(0, LARGEST).to(torch.uint8)
 
     def _step(self, step: Step, values: dict[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(step, Head):

@@ -84,3 +84,23 @@ def stem_bias(step: Stem, weight: Tensor, scale: Tensor) -> Tensor:
     mean = torch.tensor(step.mean, dtype=torch.float64, device=weight.device)
     shift = (weight.double() * (255 * mean)).sum((1, 2, 3)) * scale.double()
     return (step.bias.double() - shift).to(torch.float32)
+
+
+def dequantised(plan: Plan) -> Plan:
+    """Return the float32 plan whose weights are what those of a ``plan`` in 8 bit stand for."""
+    assert plan.quantisation is not None
+    steps: list[Step] = []
+    for step in plan:
+        scale = plan.quantisation.weights.get(step.name)
+        if scale is not None:
+            weight, bias = step.weight.double() * scale.double().view(-1, *[1] * (step.weight.dim() - 1)), step.bias
+            if isinstance(step, Stem):
+                mean, std = (
+                    torch.tensor(values, dtype=torch.float64, device=weight.device) * 255
+                    for values in (step.mean, step.std)
+                )
+                bias = (bias.double() + (weight * mean).sum((1, 2, 3))).to(torch.float32)
+                weight = weight * std
+            step = replace(step, weight=weight.to(torch.float32), bias=bias)
+        steps.append(step)
+    return replace(plan, steps=tuple(steps), quantisation=None)

@@ -65,3 +65,16 @@ def test_8_bit_is_close_to_float() -> None:
         expected = CpuExecutor(plan).run(x)[0]
         found = ReferenceExecutor(quantise_plan(plan, scales_of(plan, x))).run(x)[0]
         assert 1e-4 < relative_error(found, expected) < limit, name
+
+
+def test_a_shaken_reference_moves_every_level_by_one() -> None:
+    network = calibrated(get_architecture("resnet20"))
+    plan = build_plan(network.state_dict(), network.architecture)
+    x = pixels(smooth_images(2, 32, 32))
+    quantised = quantise_plan(plan, scales_of(plan, x))
+    stem = ReferenceExecutor(quantised).values(x, ("stem",))["stem"].int()
+    generator = torch.Generator(device="cpu").manual_seed(1)
+    shaken = ReferenceExecutor(quantised, generator).values(x, ("stem",))["stem"].int()
+    inside = (stem > 0) & (stem < 255)
+    assert set((shaken - stem)[inside].unique().tolist()) == {-1, 1}
+    assert set((shaken - stem)[stem == 0].unique().tolist()) == {0, 1}
