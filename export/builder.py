@@ -20,7 +20,9 @@ ELEMENT_TYPES = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float16: onnx.TensorProto.FLOAT16,
     torch.int64: onnx.TensorProto.INT64,
+    torch.int32: onnx.TensorProto.INT32,
     torch.uint8: onnx.TensorProto.UINT8,
+    torch.int8: onnx.TensorProto.INT8,
 }
 
 Dimension = int | str

@@ -21,7 +21,8 @@ from fastres.text import path_text
 EXAMPLES = """examples:
   fastres export resnet50 resnet50.onnx
   fastres export resnet50 resnet50.onnx --preprocessing --outputs logits top_k
-  fastres export resnet50 resnet50.onnx --int8 --calibration photographs/
+  fastres export resnet50 resnet50.onnx --int8 --calibration photographs/ --time
+  fastres export resnet50.int8.safetensors resnet50.onnx
   fastres export resnet50 --server-repository models/
   fastres export resnet50 --torch resnet50.pt2
   fastres export --inspect resnet50.onnx
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("model", nargs="?", help="name of the model; fastres list shows all names")
+    add("model", nargs="?", help="name of the model (fastres list shows all), or a file that model.save wrote")
     add("path", nargs="?", help="ONNX file to write")
     add(
         "--weights",
@@ -55,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--outputs", nargs="+", default=["logits"], help="logits (default), softmax, top_k, embedding, stem, layer1, …")
     add("--top-k", type=int, default=5, help="number of classes in the output top_k (default: 5)")
     add("--no-verify", action="store_true", help="do not compare the file's results with fastres's")
+    add("--time", action="store_true", help="time a file in 8 bit beside its float32 export")
+    add("--weight-limit", type=int, metavar="L", help="largest level of a weight in 8 bit; 64 suits CPUs without VNNI")
     add("--int8", action="store_true", help="quantise to int8; needs --calibration")
-    add("--calibration", metavar="DIR", help="folder of images like those that the int8 model will see")
+    add("--calibration", metavar="DIR", help="images like those that the int8 model will see, as for fastres quantize")
     add(
         "--least-agreement",
         type=float,
@@ -139,12 +142,14 @@ def _export(options: argparse.Namespace) -> Any:
     shared: dict[str, Any] = {"weights": weights, "image_size": size, "progress": progress}
     graph = {"opset": options.opset, "outputs": tuple(options.outputs), "top_k": options.top_k}
     graph |= {"dtype": options.dtype, "preprocessing": options.preprocessing, "verify": not options.no_verify}
+    graph |= {"time": options.time, "weight_limit": options.weight_limit}
     if options.int8:
-        return _export_int8(options, model, batch, shared)
+        return _export_int8(options, model, {"batch": batch, **shared}, graph)
     if options.torch is not None:
         from .pytorch import export_torch
 
-        _refuse(options, "--torch", ("preprocessing", False), ("outputs", ["logits"]))
+        refused = (("preprocessing", False), ("outputs", ["logits"]), ("time", False), ("weight_limit", None))
+        _refuse(options, "--torch", *refused)
         shared |= {"batch": batch, "dtype": options.dtype, "verify": not options.no_verify}
         return export_torch(model, options.torch, **shared)
     if options.server_repository is not None:
@@ -161,18 +166,17 @@ def _export(options: argparse.Namespace) -> Any:
     return export(model, options.path, batch=batch, **shared, **graph)
 
 
-def _export_int8(options: argparse.Namespace, model: Any, batch: int | str, shared: dict[str, Any]) -> Any:
+def _export_int8(options: argparse.Namespace, model: Any, shared: dict[str, Any], graph: dict[str, Any]) -> Any:
     from .quantisation import LEAST_AGREEMENT, export_int8
 
     if options.calibration is None:
         raise InputError("--int8 needs images to calibrate on; add --calibration DIR, a folder of a few hundred images")
     if options.path is None:
         raise InputError("--int8 writes one ONNX file; give its path")
-    refused = (("dtype", "float32"), ("preprocessing", False), ("outputs", ["logits"]), ("no_verify", False))
-    _refuse(options, "--int8", *refused)
+    _refuse(options, "--int8", ("dtype", "float32"))
     least = LEAST_AGREEMENT if options.least_agreement is None else options.least_agreement
-    shared |= {"opset": options.opset, "batch": batch, "least_agreement": least}
-    return export_int8(model, options.path, options.calibration, **shared)
+    del graph["dtype"]
+    return export_int8(model, options.path, options.calibration, least_agreement=least, **shared, **graph)
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import torch
 
 from fastres.errors import InputError, near_matches
 from fastres.images.transforms import Transforms
-from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem
+from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 from fastres.text import dtype_name
 from fastres.version import __version__
 
@@ -85,8 +85,11 @@ def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
         raise InputError(f"Some outputs are given twice: {', '.join(outputs)}; give each once")
 
 
-def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Return the ONNX model of ``plan`` (weights in ``signature.dtype``, on the CPU), with ``metadata``."""
+def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str], writer: type[Writer]) -> onnx.ModelProto:
+    """Return the ONNX model of ``plan`` (weights in ``signature.dtype``, on the CPU), with ``metadata``.
+
+    ``writer`` writes the graph: :class:`Writer`, or :class:`export.quantised_graph.QuantisedWriter` for plans in 8 bit.
+    """
     model = onnx.ModelProto()
     opset = onnx.helper.make_opsetid("", signature.opset)
     model.opset_import.append(opset)
@@ -94,11 +97,11 @@ def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str]) -
     model.producer_name, model.producer_version = "fastres", __version__
     model.graph.name = plan.architecture.name
     onnx.helper.set_model_props(model, dict(metadata))
-    _Writer(GraphBuilder(model), plan, signature).write()
+    writer(GraphBuilder(model), plan, signature).write()
     return model
 
 
-class _Writer:
+class Writer:
     """Add the input, the steps and the outputs of one plan to one graph."""
 
     def __init__(self, builder: GraphBuilder, plan: Plan, signature: Signature) -> None:
@@ -112,35 +115,48 @@ class _Writer:
         values = [plan_value(self.plan, output) for output in self.signature.outputs]
         self.names[INPUT] = self._input()
         for step in self.plan.steps_for(values):
-            if isinstance(step, Head):
-                self._head(step)
-            elif isinstance(step, Pool):
-                self._pool(step)
-            elif isinstance(step, SqueezeExcite):
-                self._squeeze_excite(step)
-            else:
-                assert isinstance(step, (Stem, Conv))
-                self._conv(step)
+            self._step(step)
         for output in self.signature.names:
             self._output(output)
+
+    def _step(self, step: Step) -> None:
+        if isinstance(step, Head):
+            self._head(step)
+        elif isinstance(step, Pool):
+            self._pool(step)
+        elif isinstance(step, SqueezeExcite):
+            self._squeeze_excite(step)
+        else:
+            assert isinstance(step, (Stem, Conv))
+            self._conv(step)
 
     def _batch(self) -> Dimension:
         return "batch" if self.signature.batch is None else self.signature.batch
 
+    def _declared(self) -> str:
+        """Declare the graph's input."""
+        if self.signature.preprocessing is not None:
+            return self.builder.input(INPUT, torch.uint8, (self._batch(), "height", "width", 3))
+        height, width = self.signature.image_size or ("height", "width")
+        return self.builder.input(INPUT, self.signature.dtype, (self._batch(), 3, height, width))
+
     def _input(self) -> str:
         """Declare the graph's input; return the value that the stem reads."""
-        height, width = self.signature.image_size or ("height", "width")
-        batch, dtype, transforms = self._batch(), self.signature.dtype, self.signature.preprocessing
+        value, dtype, transforms = self._declared(), self.signature.dtype, self.signature.preprocessing
         if transforms is None:
-            return self.builder.input(INPUT, dtype, (batch, 3, height, width))
-        source = self.builder.input(INPUT, torch.uint8, (batch, "height", "width", 3))
-        value = add_preprocessing(self.builder, source, transforms)
+            return value
+        value = add_preprocessing(self.builder, value, transforms)
         if dtype == torch.float32:
             return value
         return self.builder.node("Cast", [value], f"{value}.{dtype_name(dtype)}", to=ELEMENT_TYPES[dtype])
 
     def _value(self, value: str) -> str:
+        """Return the name under which steps read a value of the plan."""
         return self.names.get(value, value)
+
+    def _written(self, value: str) -> str:
+        """Return the name under which a step writes a value of the plan."""
+        return self._value(value)
 
     def _weights(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> list[str]:
         constant = self.builder.constant
@@ -149,23 +165,13 @@ class _Writer:
 
     def _conv(self, step: Stem | Conv) -> None:
         node = self.builder.node
-        _, r, s, _ = step.weight.shape
         residual = step.residual if isinstance(step, Conv) else None
-        relu = step.relu if isinstance(step, Conv) else True
-        pool = isinstance(step, Stem) and step.pool
+        relu, pool = self._has_relu(step), isinstance(step, Stem) and step.pool
         parts = ["conv"] + ["add"] * (residual is not None) + ["relu"] * relu + ["pool"] * pool
-        output = self._value(step.output)
+        output = self._written(step.output)
         # The last node of a step writes the step's value; the nodes before it write to names of their own.
         written = {part: output if part == parts[-1] else f"{step.name}.{part}" for part in parts}
-        value = node(
-            "Conv",
-            [self._value(step.input), *self._weights(step.name, step.weight.permute(0, 3, 1, 2), step.bias)],
-            written["conv"],
-            kernel_shape=[r, s],
-            strides=[step.stride] * 2,
-            pads=[step.padding] * 4,
-            group=step.groups if isinstance(step, Conv) else 1,
-        )
+        value = self._convolution(step, written["conv"])
         if residual is not None:
             value = node("Add", [value, self._value(residual)], written["add"])
         if relu:
@@ -173,11 +179,26 @@ class _Writer:
         if pool:
             self._max_pool(value, written["pool"])
 
+    def _has_relu(self, step: Stem | Conv) -> bool:
+        return step.relu if isinstance(step, Conv) else True
+
+    def _convolution(self, step: Stem | Conv, output: str) -> str:
+        _, r, s, _ = step.weight.shape
+        return self.builder.node(
+            "Conv",
+            [self._value(step.input), *self._weights(step.name, step.weight.permute(0, 3, 1, 2), step.bias)],
+            output,
+            kernel_shape=[r, s],
+            strides=[step.stride] * 2,
+            pads=[step.padding] * 4,
+            group=step.groups if isinstance(step, Conv) else 1,
+        )
+
     def _max_pool(self, value: str, output: str) -> None:
         self.builder.node("MaxPool", [value], output, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
 
     def _pool(self, step: Pool) -> None:
-        value, output = self._value(step.input), self._value(step.output)
+        value, output = self._value(step.input), self._written(step.output)
         if step.mode == "max":
             self._max_pool(value, output)
             return
@@ -199,7 +220,7 @@ class _Writer:
         gate = node("Sigmoid", [node("Conv", [squeezed, *weights], "fc2", kernel_shape=[1, 1])], "gate")
         scaled = node("Mul", [value, gate], "scaled")
         added = node("Add", [scaled, self._value(step.residual)], "add")
-        self.builder.node("Relu", [added], self._value(step.output))
+        self.builder.node("Relu", [added], self._written(step.output))
 
     def _head(self, step: Head) -> None:
         node, outputs = self.builder.node, self.signature.outputs
@@ -211,12 +232,16 @@ class _Writer:
         if all(plan_value(self.plan, output) != LOGITS for output in outputs):
             return
         weights = self._weights(step.name, step.weight, step.bias)
-        self._returned("Gemm", [pooled, *weights], "head.linear", LOGITS, True, transB=1)
+        self._returned("Gemm", [self._classified(pooled), *weights], "head.linear", LOGITS, True, transB=1)
         if SOFTMAX in outputs or TOP_K in outputs:
             scores = node("Softmax", [LOGITS], SOFTMAX, axis=1)
             if TOP_K in outputs:
                 count = self.builder.constant("top_k.count", [self._top_k()])
                 node("TopK", [scores, count], (TOP_K_SCORES, TOP_K_INDICES), axis=1)
+
+    def _classified(self, pooled: str) -> str:
+        """Return the value that the classifier reads."""
+        return pooled
 
     def _axes(self, name: str, axes: list[int]) -> tuple[list[str], dict[str, list[int]]]:
         """Return the axes of a mean as inputs and as attributes; opset 18 turned the attribute into an input."""

@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fastres.files import read_regular
 from fastres.images.transforms import Transforms
 from fastres.model.model import Model
+from fastres.network.plan import Plan
+from fastres.quantisation.rounding import quantisable
 from fastres.text import path_text
 from fastres.version import __version__
 from fastres.weights.download import cache_folder, file_sha256
@@ -39,8 +43,11 @@ KEYS = (
     "outputs",
     "opset",
     "dtype",
+    "quantisation",
     "fastres_version",
 )
+# What the metadata of older files lacks.
+OLDER = {"crop_rounding": "nearest", "quantisation": "{}"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Metadata:
     ``weights_sha256`` is the hash of the checkpoint file. It is empty if there was no file, and only the published
     beginning of the hash if the file is no longer there. ``state_sha256`` is the hash of the tensors
     (:func:`fastres.weights.hashing.state_sha256`). ``class_names`` is ``None`` if they are unknown. ``preprocessing``
-    says whether the graph runs ``transforms``.
+    says whether the graph runs ``transforms``. ``quantisation`` is the record of :func:`describe_quantisation`, empty
+    for float.
     """
 
     model: str
@@ -64,6 +72,7 @@ class Metadata:
     outputs: tuple[str, ...]
     opset: int
     dtype: str
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
     fastres_version: str = __version__
 
     def as_strings(self) -> dict[str, str]:
@@ -75,6 +84,7 @@ class Metadata:
             "mean": list(transforms.mean),
             "std": list(transforms.std),
             "outputs": list(self.outputs),
+            "quantisation": dict(self.quantisation),
             "resize": transforms.resize,
             "crop": transforms.crop,
             "interpolation": transforms.interpolation,
@@ -86,7 +96,7 @@ class Metadata:
     @classmethod
     def from_strings(cls, strings: Mapping[str, str], source: str) -> Metadata:
         """Parse the result of :meth:`as_strings`. Raise ``ExportFileError``, naming ``source``, if that fails."""
-        strings = {"crop_rounding": "nearest", **strings}  # older files lack this key
+        strings = {**OLDER, **strings}
         absent = [key for key in KEYS if key not in strings]
         if absent:
             raise ExportFileError(
@@ -112,10 +122,40 @@ class Metadata:
                 preprocessing=bool(json.loads(strings["preprocessing"])),
                 outputs=tuple(json.loads(strings["outputs"])),
                 opset=int(strings["opset"]),
+                quantisation=_record(strings["quantisation"]),
                 fastres_version=strings["fastres_version"],
             )
         except (ValueError, TypeError, RecursionError) as error:
             raise ExportFileError(f"{source} has metadata that cannot be read ({error}); export it again") from error
+
+
+def _record(text: str) -> dict[str, Any]:
+    if text == "int8":  # older files have no record
+        return {"scales": "ONNX Runtime's calibration"}
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError("quantisation is not a record")
+    return record
+
+
+def describe_quantisation(plan: Plan, scales: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a plan in 8 bit for a file; it is empty for a float plan.
+
+    ``scales`` says where the scales are from.
+    """
+    quantisation = plan.quantisation
+    if quantisation is None:
+        return {}
+    steps = {step.name: step for step in plan}
+    rounded = [steps[name] for name in quantisable(plan) if name in quantisation.weights]
+    return {
+        "values": "uint8",
+        "weights": "int8",
+        "largest_weight": max((int(step.weight.to(torch.int32).abs().max()) for step in rounded), default=0),
+        "steps": len(rounded),
+        "float32_steps": [name for name in quantisable(plan) if name not in quantisation.weights],
+        "scales": dict(scales),
+    }
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from fastres.arguments import image_sides, whole_number
 from fastres.errors import DtypeError, InputError
+from fastres.executors.int8_steps import limited
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
+from fastres.model.quantized import QuantizedModel
 from fastres.network.plan import LOGITS, Plan, check_image_size
+from fastres.network.quantisation import WEIGHT_LIMIT
+from fastres.quantisation.rounding import dequantised
 from fastres.terminal import progress_bar
 from fastres.text import dtype_name, path_text
 from fastres.weights.hashing import state_sha256
 
-from . import verification
+from . import quantised_verification, verification
 from .errors import ExportError, missing
 from .files import checked_target, replacing
-from .graph import Signature, build_model, check_outputs
-from .metadata import Inspection, Metadata, describe_weights, inspect
+from .graph import Signature, Writer, build_model, check_outputs
+from .metadata import Inspection, Metadata, describe_quantisation, describe_weights, inspect
+from .quantised_graph import QuantisedWriter
+from .timing import Timing, time_files
 from .verification import Check
 
 try:
@@ -45,7 +53,10 @@ DYNAMIC = "dynamic"
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The file written, and its differences from the model; ``checks`` is empty if verification was turned off."""
+    """The file written, its differences from the model, and its times.
+
+    ``checks`` is empty if verification was turned off, ``times`` if they were not requested.
+    """
 
     path: Path
     bytes: int
@@ -54,6 +65,7 @@ class ExportReport:
     input: tuple[int | str, ...]
     outputs: tuple[str, ...]
     checks: tuple[Check, ...]
+    times: tuple[Timing, ...] = ()
 
     def __str__(self) -> str:
         shape = ", ".join(map(str, self.input))
@@ -62,6 +74,7 @@ class ExportReport:
             f"outputs {', '.join(self.outputs)}"
         ]
         lines += [f"verified against fastres, {check}" for check in self.checks] or ["not verified"]
+        lines += map(str, self.times)
         return "\n".join(lines)
 
 
@@ -78,6 +91,8 @@ def export(
     outputs: Sequence[str] = (LOGITS,),
     top_k: int = 5,
     verify: bool = True,
+    time: bool = False,
+    weight_limit: int | None = None,
     progress: bool = True,
 ) -> ExportReport:
     """Write ``model`` to ``path`` as one ONNX file: folded convolutions, weights inside, metadata.
@@ -93,6 +108,11 @@ def export(
     ``"softmax"``, ``"top_k"`` (``top_k_scores`` and ``top_k_indices``, ``[batch, top_k]``), ``"stem"`` and
     ``"layer1"`` …, ``[batch, C, h, w]`` in ``dtype``.
 
+    The file of a quantised model takes and returns float32 and computes in 8 bit. ``time=True`` times it beside the
+    float32 export, in ONNX Runtime and, if it is installed, OpenVINO. ``weight_limit=64`` rounds its weights to levels
+    of at most 64: on processors without VNNI instructions, runtimes add two products in 16 bits, which overflows with
+    larger weights.
+
     ``onnx.checker`` checks the file. With ``verify``, ONNX Runtime also runs it at batch 1, 2 and 5, and the results
     are compared with fastres. Only then does the file replace an existing one.
 
@@ -102,24 +122,30 @@ def export(
     """
     check_opset(opset)
     target = checked_target(path, model, weights)
-    if verify:
+    if verify or time:
         check_runtime()
-    with _bar(progress, steps=4 + (3 if verify else 0)) as advance:
+    with _bar(progress, steps=4 + (3 if verify else 0) + (4 if time else 0)) as advance:
         advance("load")
         loaded = load_model(model, weights, progress)
         signature = make_signature(loaded, opset, dtype, image_size, batch, preprocessing, outputs, top_k)
         advance("fold")
-        plan = fold(loaded, signature.dtype)
+        plan = fold(loaded, signature.dtype, weight_limit)
         check_outputs(signature.outputs, plan)
-        metadata = describe(loaded, signature)
+        if time and plan.quantisation is None:
+            raise InputError(
+                f"time compares files in 8 bit with float32, but this file is in {dtype_name(signature.dtype)}; export "
+                "a quantised model, or leave time out"
+            )
+        metadata = describe(loaded, signature, plan)
         with replacing(target) as temporary:
             advance("write")
             shape = write(plan, signature, metadata, temporary)
             advance("check")
             check_file(temporary, signature)
-            checks = verification.verify(temporary, plan, signature, advance) if verify else ()
+            checks = verify_file(temporary, plan, signature, advance) if verify else ()
+            times = time_file(temporary, loaded, plan, signature, metadata, advance) if time else ()
             size = temporary.stat().st_size
-    return ExportReport(target, size, opset, metadata.dtype, shape, signature.names, checks)
+    return ExportReport(target, size, opset, metadata.dtype, shape, signature.names, checks, times)
 
 
 def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progress: bool = True) -> Model:
@@ -136,8 +162,24 @@ def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progres
     return from_module(model)
 
 
-def fold(model: Model, dtype: torch.dtype) -> Plan:
-    """Return the model's plan in ``dtype``, on the CPU. Raise ``ExportError`` if a folded weight is not finite."""
+def fold(model: Model, dtype: torch.dtype, weight_limit: int | None = None) -> Plan:
+    """Return the model's plan in ``dtype``, on the CPU; a quantised model's is in 8 bit, with limited weights.
+
+    Raises ``ExportError`` if a folded weight is not finite, ``DtypeError`` for a quantised model in another dtype than
+    float32, and ``InputError`` for a limit that is impossible, or given for another model.
+    """
+    if isinstance(model, QuantizedModel):
+        if dtype != torch.float32:
+            raise DtypeError(
+                f"dtype is {dtype_name(dtype)}, but the model is in 8 bit: its files take float32 and compute in 8 "
+                "bit; leave dtype out, or export the float model"
+            )
+        limit = WEIGHT_LIMIT if weight_limit is None else whole_number(weight_limit, "weight_limit")
+        if limit > WEIGHT_LIMIT:
+            raise InputError(f"weight_limit is {limit}; give at most {WEIGHT_LIMIT}, the largest int8")
+        return limited(model.plan, limit)
+    if weight_limit is not None:
+        raise InputError("weight_limit is for models in 8 bit, but this model is in float; leave it out")
     plan = model.plan_in(dtype, "cpu")
     for step in plan:
         if not all(w.isfinite().all() and b.to(dtype).isfinite().all() for w, b in step.parameters):
@@ -219,8 +261,8 @@ def check_runtime() -> None:
         raise missing("onnxruntime") from error
 
 
-def describe(model: Model, signature: Signature) -> Metadata:
-    """Return the metadata of the file to write."""
+def describe(model: Model, signature: Signature, plan: Plan) -> Metadata:
+    """Return the metadata of the file to write; ``plan`` is the one in the file."""
     weights, sha256 = describe_weights(model)
     return Metadata(
         model=model.architecture.name,
@@ -232,16 +274,47 @@ def describe(model: Model, signature: Signature) -> Metadata:
         preprocessing=signature.preprocessing is not None,
         outputs=signature.names,
         opset=signature.opset,
-        dtype=dtype_name(signature.dtype),
+        dtype=dtype_name(signature.dtype) if plan.quantisation is None else "int8",
+        quantisation=describe_quantisation(plan, model.record if isinstance(model, QuantizedModel) else {}),
     )
 
 
 def write(plan: Plan, signature: Signature, metadata: Metadata, path: Path) -> tuple[int | str, ...]:
     """Write the model of ``plan`` to ``path``; return the shape of its input."""
-    model = build_model(plan, signature, metadata.as_strings())
+    writer = Writer if plan.quantisation is None else QuantisedWriter
+    model = build_model(plan, signature, metadata.as_strings(), writer)
     dims = model.graph.input[0].type.tensor_type.shape.dim
     path.write_bytes(model.SerializeToString())
     return tuple(dim.dim_param or dim.dim_value for dim in dims)
+
+
+def verify_file(
+    path: Path, plan: Plan, signature: Signature, progress: Callable[[str], object] = lambda what: None
+) -> tuple[Check, ...]:
+    """Compare the file with the model, on the CPU: see ``verify`` of the modules for float and for 8 bit."""
+    verify = verification.verify if plan.quantisation is None else quantised_verification.verify
+    return verify(path, plan, signature, progress)
+
+
+def time_file(
+    path: Path, model: Model, plan: Plan, signature: Signature, metadata: Metadata, progress: Callable[[str], object]
+) -> tuple[Timing, ...]:
+    """Time a file in 8 bit beside the float32 export of the same network, on noise."""
+    crop = model.transforms.crop
+    height, width = signature.image_size or (crop, crop)
+
+    generator = np.random.default_rng(0)
+
+    def inputs(batch: int) -> np.ndarray:
+        if signature.preprocessing is not None:
+            side = model.transforms.resize
+            return generator.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+        return generator.standard_normal((batch, 3, height, width), np.float32)
+
+    with tempfile.TemporaryDirectory() as folder:
+        float32 = Path(folder) / "float32.onnx"
+        write(dequantised(plan), signature, metadata, float32)
+        return time_files(path, float32, inputs, signature.batch, progress)
 
 
 def check_file(path: Path, signature: Signature) -> None:

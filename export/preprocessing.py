@@ -26,6 +26,7 @@ from fastres.images.transforms import Transforms
 from .builder import GraphBuilder
 
 PREFIX = "preprocessing"
+WHITE = f"{PREFIX}.white"  # the constant 255
 _ROWS, _COLUMNS = 1, 2  # axes of the picture, [batch, height, width, 3]
 _FLOAT = 1  # onnx.TensorProto.FLOAT, for Cast
 
@@ -34,6 +35,14 @@ _Node = Callable[..., str]
 
 def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms) -> str:
     """Add nodes from ``source``, uint8 RGB ``[batch, height, width, 3]``, to float32 ``[batch, 3, crop, crop]``."""
+    return _add_normalisation(builder, add_pixels(builder, source, transforms), transforms)
+
+
+def add_pixels(builder: GraphBuilder, source: str, transforms: Transforms) -> str:
+    """Add nodes that resize and crop ``source``, uint8 RGB ``[batch, height, width, 3]``.
+
+    The result is whole grey levels, float32 ``[batch, 3, crop, crop]``.
+    """
     node = builder.node
     # Cast uint8 at once: TensorRT takes it only at the network's edge.
     pixels = node("Cast", [source], f"{PREFIX}.float", to=_FLOAT)
@@ -41,7 +50,7 @@ def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms
     filters = _Filters(builder, node("Shape", [source], f"{PREFIX}.shape"), transforms)
     rows, columns = filters.of("rows", _ROWS), filters.of("columns", _COLUMNS)  # [crop, height], [crop, width]
     columns = node("Transpose", [columns], f"{PREFIX}.columns.transposed", perm=[1, 0])
-    half, white = builder.constant(f"{PREFIX}.half", 0.5), builder.constant(f"{PREFIX}.white", 255.0)
+    half, white = builder.constant(f"{PREFIX}.half", 0.5), builder.constant(WHITE, 255.0)
 
     def whole(value: str) -> str:
         rounded = node("Floor", [node("Add", [value, half], f"{value}.shifted")], f"{value}.rounded")
@@ -50,12 +59,17 @@ def add_preprocessing(builder: GraphBuilder, source: str, transforms: Transforms
         return node("Min", [node("Relu", [rounded], f"{value}.lit"), white], f"{value}.clipped")
 
     pixels = whole(node("MatMul", [pixels, columns], f"{PREFIX}.horizontal"))  # [batch, 3, height, crop]
-    pixels = whole(node("MatMul", [rows, pixels], f"{PREFIX}.vertical"))  # [batch, 3, crop, crop]
+    return whole(node("MatMul", [rows, pixels], f"{PREFIX}.vertical"))  # [batch, 3, crop, crop]
+
+
+def _add_normalisation(builder: GraphBuilder, pixels: str, transforms: Transforms) -> str:
+    """Add nodes that normalise the result of :func:`add_pixels`."""
+    node = builder.node
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
         for values in (transforms.mean, transforms.std)
     )
-    scaled = node("Div", [pixels, white], f"{PREFIX}.unit")
+    scaled = node("Div", [pixels, WHITE], f"{PREFIX}.unit")
     centred = node("Sub", [scaled, builder.constant(f"{PREFIX}.mean", mean)], f"{PREFIX}.centred")
     return node("Div", [centred, builder.constant(f"{PREFIX}.std", std)], f"{PREFIX}.normalised")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastres.errors import InputError
 from fastres.executors.cpu import CpuExecutor
 from fastres.model.model import Model
 from fastres.network.plan import INPUT, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
@@ -129,9 +130,14 @@ def export_torch(
         bar.update()
         bar.set_description_str("trace")
         plan = fold(loaded, signature.dtype)
+        if plan.quantisation is not None:
+            raise InputError(
+                f"This {plan.architecture.name} is in 8 bit, which a .pt2 program does not hold; export the float "
+                "model, or write an ONNX file"
+            )
         check_outputs(signature.outputs, plan)
         program = trace(plan, signature)
-        metadata = describe(loaded, signature).as_strings()
+        metadata = describe(loaded, signature, plan).as_strings()
         del metadata["opset"]
         with replacing(target) as temporary:
             bar.update()

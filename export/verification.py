@@ -7,10 +7,10 @@ inputs, widened to float32, so that only the graph is compared, not the rounding
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,18 +31,34 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2}
 PREPROCESSING_TOLERANCE = 2e-2
 
 
+class Executor(Protocol):
+    """An executor of plans: the one that the file is compared with."""
+
+    def run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the input size and the relative L2 error of each output."""
+    """One comparison: the input size and the relative L2 error of each output.
+
+    For a file in 8 bit, ``levels`` has the largest error of each value, in levels, computed from the reference's own
+    inputs; it is empty if the values were not compared on this input.
+    """
 
     batch: int
     height: int
     width: int
     errors: dict[str, float]
+    levels: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         errors = ", ".join(f"{name} {error:.1e}" for name, error in self.errors.items())
-        return f"batch {self.batch}, {self.height}×{self.width}: relative error {errors}"
+        text = f"batch {self.batch}, {self.height}×{self.width}: relative error {errors}"
+        if self.levels:
+            largest = max(self.levels.values())
+            unit = "level" if largest == 1 else "levels"
+            text += f"; each of {len(self.levels)} values in 8 bit, from the same inputs: within {largest} {unit}"
+        return text
 
 
 def cases(signature: Signature, minimum: int) -> list[tuple[int, int, int]]:
@@ -73,34 +89,47 @@ def verify(
     executor = CpuExecutor(widened(plan))
     seed = secrets.randbits(32)
     generator = np.random.default_rng(seed)
+    limit = tolerance(signature)
     checks = []
     for batch, height, width in cases(signature, plan.architecture.minimum_size):
         progress(f"verify, batch {batch}")
         given, x = _inputs(generator, signature, batch, height, width)
-        expected = _reference(executor, plan, x, signature)
-        try:
-            found = session.run(list(signature.names), {INPUT: given})
-        except Exception as error:  # onnxruntime's exceptions have no common base class
-            raise VerificationError(
-                f"ONNX Runtime cannot run the exported {plan.architecture.name} on a batch of {batch} images of "
-                f"{height}×{width} ({error}); nothing was written. Another opset may help"
-            ) from error
-        named = dict(zip(signature.names, found, strict=True))
-        checks.append(Check(batch, height, width, _errors(named, expected)))
-        _judge(checks[-1], plan, signature, seed)
+        expected = reference_outputs(executor, plan, x, signature)
+        found = run_file(session, plan, given)
+        checks.append(Check(batch, height, width, output_errors(found, expected)))
+        judge(checks[-1], plan, signature, seed, dict.fromkeys(signature.names, limit))
     return tuple(checks)
 
 
-def open_session(path: Path) -> Any:
-    """Return an ONNX Runtime session on the CPU. Raise ``VerificationError`` if it rejects the file."""
+def run_file(session: Any, plan: Plan, given: np.ndarray) -> dict[str, Tensor]:
+    """Return the file's outputs by name. Raise ``VerificationError`` if ONNX Runtime cannot run it."""
+    try:
+        found = session.run(None, {INPUT: given})
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        shape = "×".join(map(str, given.shape))
+        raise VerificationError(
+            f"ONNX Runtime cannot run the exported {plan.architecture.name} on an input of {shape} ({error}); nothing "
+            "was written. Another opset may help"
+        ) from error
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+
+def open_session(model: Path | bytes, threads: int = 0) -> Any:
+    """Return an ONNX Runtime session on the CPU for a file or its content. By default, it chooses its ``threads``.
+
+    Raises ``VerificationError`` if ONNX Runtime rejects it.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise missing("onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else str(model)
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise VerificationError(
             f"ONNX Runtime {onnxruntime.__version__} rejects the exported file ({error}); nothing was written. "
@@ -134,17 +163,19 @@ def _inputs(
     """Return the inputs of the file, and the same inputs for the executor."""
     if signature.preprocessing is not None:
         pictures = generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-        return pictures, _preprocessed(signature.preprocessing, pictures)
+        return pictures, preprocessed(signature.preprocessing, pictures)
     values = torch.from_numpy(generator.standard_normal((batch, 3, height, width), dtype=np.float32))
     given = values.to(signature.dtype)
     return given.numpy(), given.to(torch.float32)
 
 
-def _preprocessed(transforms: Transforms, pictures: np.ndarray) -> Tensor:
+def preprocessed(transforms: Transforms, pictures: np.ndarray) -> Tensor:
+    """Return the pixels that ``transforms`` make of ``pictures``: what an executor takes."""
     return torch.stack([transforms.pixels(picture) for picture in pictures])
 
 
-def _reference(executor: CpuExecutor, plan: Plan, x: Tensor, signature: Signature) -> dict[str, Tensor]:
+def reference_outputs(executor: Executor, plan: Plan, x: Tensor, signature: Signature) -> dict[str, Tensor]:
+    """Return the outputs that a file should have for ``x``, by name; for those of top_k, the scores of all classes."""
     wanted = {name: plan_value(plan, name) for name in signature.names}
     values = tuple(dict.fromkeys(wanted.values()))
     with torch.no_grad():
@@ -152,15 +183,15 @@ def _reference(executor: CpuExecutor, plan: Plan, x: Tensor, signature: Signatur
         expected = {name: results[value] for name, value in wanted.items()}
         if LOGITS in results:
             scores = results[LOGITS].softmax(1)
-            expected |= {SOFTMAX: scores, TOP_K_INDICES: scores, TOP_K_SCORES: scores}
+            expected |= {LOGITS: results[LOGITS], SOFTMAX: scores, TOP_K_INDICES: scores, TOP_K_SCORES: scores}
     return expected
 
 
-def _errors(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> dict[str, float]:
+def output_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Return the error of each output. The best classes are compared by their scores in the reference."""
     errors = {}
-    for name, value in found.items():
-        result, truth = torch.from_numpy(value), expected[name]
+    for name, result in found.items():
+        truth = expected[name]
         if name in (TOP_K_SCORES, TOP_K_INDICES):
             best = truth.topk(result.shape[1], dim=1).values
             result = truth.gather(1, result) if name == TOP_K_INDICES else result
@@ -169,14 +200,18 @@ def _errors(found: dict[str, np.ndarray], expected: dict[str, Tensor]) -> dict[s
     return errors
 
 
-def _judge(check: Check, plan: Plan, signature: Signature, seed: int) -> None:
-    limit = tolerance(signature)
-    wrong = [f"{name} by {error:.2g}" for name, error in check.errors.items() if not error <= limit]
+def judge(check: Check, plan: Plan, signature: Signature, seed: int, limits: Mapping[str, float]) -> None:
+    """Raise ``VerificationError`` if an error is larger than its limit."""
+    wrong = [
+        f"{name} by {error:.2g} ({limits[name]:.2g} is accepted)"
+        for name, error in check.errors.items()
+        if not error <= limits[name]
+    ]
     if wrong:
         half = signature.dtype == torch.float16
         advice = "float16 may be too coarse for these weights: try float32" if half else "Please report this"
         raise VerificationError(
             f"The exported {plan.architecture.name} and the model give different results: on {check.batch} random "
             f"images of {check.height}×{check.width} (seed {seed}), ONNX Runtime's results differ in "
-            f"{', '.join(wrong)} (relative; {limit:g} is accepted). Nothing was written. {advice}"
+            f"{', '.join(wrong)}, relative. Nothing was written. {advice}"
         )

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
     "look",
     "top": "leaves network images model classification calibration commands",
-    "export": "leaves network executors images weights model",
+    "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",
     "bench.engines": "leaves network folding executors top export",

@@ -17,6 +17,10 @@ from fastres.export.command import add_arguments, run
 
 onnx = pytest.importorskip("onnx")
 
+from fastres.export import timing  # noqa: E402
+
+from .quantised import known  # noqa: E402
+
 
 def command(*words: object) -> int:
     parser = argparse.ArgumentParser("fastres export")
@@ -63,9 +67,24 @@ def test_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         as_image(scan).save(images / f"{index}.png")
     words = ["--int8", "--calibration", images, "--least-agreement", 0.5]
     assert command("resnet20_digits", tmp_path / "int8.onnx", *words) == 0
-    assert "on 3 images not used for calibration: same best class" in capsys.readouterr().out
+    assert "calibrated on 9 images; against float32, on 3 others: same best class" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path)) == ["images", "int8.onnx", "m.pt2", "models"]
     assert "max_batch_size: 4" in (tmp_path / "models" / "resnet20_digits" / "config.pbtxt").read_text()
+
+
+def test_a_saved_model_in_8_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "SECONDS", 0)
+    file = known("resnet20_digits", limit=127).model.save(tmp_path / "m.safetensors")
+    assert command(file, tmp_path / "m.onnx", "--batch", 2, "--time", "--weight-limit", 64, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["dtype"] == "int8"
+    assert max(data["checks"][0]["levels"].values()) == 1
+    for row in data["times"]:
+        assert (row["batch"], row["speedup"]) == (2, row["float32_milliseconds"] / row["milliseconds"])
+    command("--inspect", tmp_path / "m.onnx", "--json")
+    assert json.loads(json.loads(capsys.readouterr().out)["quantisation"])["largest_weight"] == 64
 
 
 @pytest.mark.parametrize(
@@ -76,6 +95,8 @@ def test_other_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["resnet20_digits", "a.onnx", "--torch", "b.pt2"], "a path and --torch"),
         (["--torch", "b.pt2"], "No model"),
         (["resnet20_digits", "a.onnx", "--int8"], "--calibration DIR"),
+        (["resnet20_digits", "a.onnx", "--time"], "in float32"),
+        (["resnet20_digits", "--torch", "b.pt2", "--time"], "--time cannot"),
         (["resnet20_digits", "a.onnx", "--calibration", "x"], "add --int8"),
         (["resnet20_digits", "--torch", "b.pt2", "--int8", "--calibration", "x"], "give its path"),
         (["resnet20_digits", "a.onnx", "--int8", "--calibration", "x", "--dtype", "float16"], "--dtype cannot"),

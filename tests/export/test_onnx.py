@@ -263,7 +263,7 @@ def test_verification_sees_nan(tmp_path: Path) -> None:
     model = digits_model()
     signature = fx.make_signature(model, 18, "float32", None, "dynamic", False, ("logits",), 5)
     with pytest.raises(VerificationError):
-        verification._judge(check, model.plan, signature, 0)
+        verification.judge(check, model.plan, signature, 0, {"logits": 1e-3})
 
 
 def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
