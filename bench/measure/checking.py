@@ -41,6 +41,7 @@ SEED = 20_000  # for the images; calibration uses small seeds
 # a wider limit, because they may use Winograd convolutions, for example. A factor of 4 still reveals a wrong layout or
 # weight.
 FLOAT32_FACTOR, HALF_FACTOR, PEER_FACTOR = 2.0, 1.25, 4.0
+INT8_PEER_FACTOR = 2.0  # an engine that adds residuals in 8 bit rounds once more in each block
 WORST_FACTOR = 2.0  # extra factor for the worst image: the largest error varies more than the mean
 
 # If the logits of all images are nearly equal, they hide mistakes; see calibration.py.
@@ -154,7 +155,9 @@ def error_limit(peer: Peer, dtype: torch.dtype, eager: Error, checks: Checks) ->
     if peer.name == EAGER.name:
         return Error(checks.spread / 4, checks.spread / 4)
     if checks.in_8_bit is not None:
-        return Error.of(torch.cat(checks.logits)[: len(checks.in_8_bit)], checks.in_8_bit)
+        own = Error.of(torch.cat(checks.logits)[: len(checks.in_8_bit)], checks.in_8_bit)
+        factor = 1.0 if peer.name == FASTRES.name else INT8_PEER_FACTOR
+        return Error(factor * own.typical, factor * own.worst)
     factor = FLOAT32_FACTOR if dtype == torch.float32 else HALF_FACTOR
     factor = factor if peer.name == FASTRES.name else PEER_FACTOR
     return Error(
