@@ -51,6 +51,7 @@ def make_record(model: Model, samples: Samples, found: Calibrated, limit: int) -
         "weight_limit": limit,
         "candidates": [{**asdict(candidate), "kept": len(candidate.kept)} for candidate in found.candidates],
         "sensitivity": found.sensitivity,
+        "signal_to_noise": found.signal_to_noise,
     }
 
 

@@ -29,6 +29,7 @@ from .branches import branch_ranges, residual_convolutions, with_branch_scales, 
 from .comparison import compare
 from .correction import corrected
 from .equalisation import equalised, pairs
+from .noise import signal_to_noise
 from .observation import Observations, observe
 from .rounding import quantisable, quantise_plan
 from .sensitivity import images_for, sensitivities
@@ -60,13 +61,14 @@ class Calibrated:
     """A plan in 8 bit and how it was chosen.
 
     ``chosen`` is one of ``candidates``. ``sensitivity`` has the error of the outputs if one step alone is in 8 bit, by
-    the step's name, the largest first.
+    the step's name, the largest first. ``signal_to_noise`` has decibels, see :mod:`fastres.quantisation.noise`.
     """
 
     plan: Plan
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     sensitivity: dict[str, float]
+    signal_to_noise: dict[str, float]
 
 
 def check_method(method: str) -> None:
@@ -157,7 +159,8 @@ class Search:
             if largest_error is not None and not best.logit_error <= largest_error:
                 best, plan = self._keep_more(base, observed, best, sensitivity, largest_error)
             plan = self._with_branches(base, plan)
-        return Calibrated(plan, best, tuple(candidate for candidate, _ in self._tried), sensitivity)
+            noise = signal_to_noise(base, plan, self._choose)
+        return Calibrated(plan, best, tuple(candidate for candidate, _ in self._tried), sensitivity, noise)
 
     def _with_branches(self, plan: Plan, quantised: Plan) -> Plan:
         """Return ``quantised`` with the scales of its branches, which exported files need, measured in ``plan``."""

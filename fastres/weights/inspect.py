@@ -74,6 +74,9 @@ class CheckpointReport:
         """Return the report as plain data, for JSON."""
         return asdict(self)
 
+    def _float_weights(self) -> str:
+        return str((self.record or {}).get("float32", {}).get("weights", "unknown weights"))
+
     def __str__(self) -> str:
         dtypes = ", ".join(f"{count} {name}" for name, count in self.dtypes.items())
         lines = [
@@ -86,7 +89,7 @@ class CheckpointReport:
             ("classes", "no classifier" if self.classes is None else str(self.classes)),
             ("labels", _shortened(self.categories or ())),
             ("images", "" if self.transforms is None else _described(self.transforms)),
-            ("8 bit", "" if self.record is None else f"made from {self.record.get('weights', 'unknown weights')}"),
+            ("8 bit", "" if self.record is None else f"made from {self._float_weights()}"),
             ("fastres", f"runs it: {self.load}" if self.runs else f"cannot run it. {self.reason}"),
         ]
         return "\n".join(f"{key:<8} {text}" for key, text in lines if text)

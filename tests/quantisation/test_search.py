@@ -37,6 +37,7 @@ def test_the_chosen_candidate_has_the_least_error() -> None:
     truth, logits = (Simulation(plan).run(x)[0] for plan in (float_plan("basic"), found.plan))
     assert compare(logits, truth).logit_error == pytest.approx(found.chosen.logit_error, rel=0.1)
     assert list(found.sensitivity.values()) == sorted(found.sensitivity.values(), reverse=True)
+    assert set(found.signal_to_noise) == {step.name for step in found.plan}
 
 
 def test_the_progress_is_known_in_advance() -> None:
