@@ -68,7 +68,7 @@ def quantize(
     float32 as well, until the relative error of the logits is at most this; ``record["kept"]`` names them. ``labels``
     are the classes of the images: one for each in their order, a mapping from names, a file with either, or
     ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight; 64
-    suits processors without VNNI instructions. ``workers`` processes decode files (default: one per core, up to 4).
+    suits processors without VNNI instructions. ``workers`` processes decode files (default: two).
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``

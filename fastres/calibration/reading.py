@@ -26,7 +26,7 @@ from .labels import Labels
 from .samples import Sampler, Samples
 
 MOST_READ = 10_000  # images of a source whose number is known
-MOST_WORKERS = 4  # by default: each holds a whole picture, which can take hundreds of megabytes
+MOST_WORKERS = 2  # by default: each holds a whole picture, which can take hundreds of megabytes
 BATCH = 4  # images that a worker decodes before it hands them over
 
 _SINGLE = (bytes, bytearray, memoryview, Image.Image)
