@@ -53,6 +53,8 @@ MAY_IMPORT = {
     "bench.run": "leaves network model top bench.report bench.engines bench.measure",
     "bench.classify": "leaves network executors images classification commands top bench.report bench.engines "
     "bench.measure",
+    "bench.quantisation": "leaves network executors quantisation commands top bench.report bench.measure bench.digits "
+    "bench.study bench.classify",
     "bench.gpu": "leaves kernels.routing bench.visit",
     "bench": "leaves",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cards
 import drawings
+import quantisation
 import results
 
 DOCS = Path(__file__).parents[1]
@@ -24,6 +25,7 @@ def generated() -> dict[Path, str]:
     """Return the path and the content of every generated file."""
     sections = {
         "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
+        "quantize.md": {"measured": quantisation.measured()},
         "results.md": {"results": results.measured()},
     }
     files = {}

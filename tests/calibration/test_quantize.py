@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,30 +66,6 @@ def test_the_record_is_plain_data(from_list: Any, model: fastres.Model) -> None:
     assert "calibrated on 48 of 48 images\nscales by max" in text
     assert "same best class 100.0%" in text
     assert "accuracy on these images: 100.00% in float32, 100.00% in 8 bit" in text
-
-
-def test_every_source_gives_the_same_scales(
-    from_list: Any, model: fastres.Model, digits: Digits, folder: Path, tmp_path: Path
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = sorted(folder.rglob("*.png"), key=lambda path: path.name)
-    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
-        for number, path in enumerate(files):
-            tar.add(path, f"{number:03}.png")
-    pq.write_table(pa.table({"image": [path.read_bytes() for path in files]}), tmp_path / "images.parquet")
-
-    def stream() -> Iterator[Any]:
-        for number, (image, _) in enumerate(digits):
-            yield np.asarray(image) if number % 2 else files[number]
-
-    expected = scales(from_list)
-    for images in (files, tmp_path / "shard.tar", str(tmp_path / "images.parquet"), stream()):
-        assert scales(quantize(model, images)) == expected, images
-    # The order of the folders is another, so the images are parted in another way.
-    for images in (folder, str(folder / "*" / "*.png"), [folder]):
-        assert quantize(model, images, labels="folders").record["accuracy"]["int8"] == 1.0
 
 
 def test_images_that_cannot_be_read_are_named_and_counted(model: fastres.Model, folder: Path) -> None:
@@ -207,17 +182,6 @@ def test_a_model_in_8_bit_is_refused(from_list: Any, digits: Digits, tmp_path: P
     for model in (from_list, str(from_list.save(tmp_path / "a.safetensors"))):
         with pytest.raises(InputError, match="resnet20_digits is in 8 bit already"):
             quantize(model, [image for image, _ in digits])
-
-
-def test_of_many_files_some_are_read(model: fastres.Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastres.calibration.reading.MOST_READ", 16)
-    assert quantize(model, folder, labels="folders").record["images"]["read"] == 16
-    assert quantize(model, folder, labels=iter([1] * 48)).record["images"]["read"] == 48  # one label for each, in order
-
-
-def test_files_are_read_by_other_processes(model: fastres.Model, folder: Path, from_list: Any) -> None:
-    files = sorted(folder.rglob("*.png"), key=lambda path: path.name)
-    assert scales(quantize(model, files, workers=1)) == scales(from_list)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
