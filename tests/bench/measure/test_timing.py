@@ -28,7 +28,8 @@ def test_engines_take_turns_in_changing_order() -> None:
     calls = {name: (lambda name=name: called.append(name)) for name in "abc"}
     shares: list[float] = []
     samples = timing.interleaved(calls, CPU, Budget(0.0, 8, 8, warmups=2), shares.append)
-    warm, timed = called[:6], called[6:]
+    warm, timed = called[:6], called[6::2]
+    assert timed == called[7::2], "a short call is made twice"
     rounds = [tuple(timed[start : start + 3]) for start in range(0, len(timed), 3)]
     assert warm == list("abcabc")
     assert len(rounds) == 8
@@ -44,13 +45,16 @@ def test_samples_belong_to_the_engine_that_took_them(monkeypatch: pytest.MonkeyP
     cost = {"quick": 1, "slow": 5}
 
     def tick(name: str) -> None:
+        counted[name] += 1
         for _ in range(cost[name] - 1):
             next(clock)
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    counted: Counter[str] = Counter()
     calls = {name: (lambda name=name: tick(name)) for name in cost}
     samples = timing.interleaved(calls, CPU, Budget(0.0, 6, 6, warmups=1))
     assert samples == {"quick": [1000.0] * 6, "slow": [5000.0] * 6}
+    assert counted == {"quick": 7, "slow": 7}, "long calls are made once a round, and once to warm up"
 
 
 def test_nothing_to_time_is_fine() -> None:
