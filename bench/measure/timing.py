@@ -116,7 +116,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the milliseconds of each call by name, after warm-ups. Each round times everything once.
 
-    On a CPU, a call shorter than ``SETTLED_MS`` is made once more before it is timed. ``progress`` is called after each round with the share of rounds that are done.
+    On a CPU, a call shorter than ``SETTLED_MS`` is made once more before it is timed. ``progress`` is called after each
+    round with the share of rounds that are done.
     """
     if not calls:
         return {}
