@@ -55,12 +55,9 @@ class Int8Executor(CpuExecutor):
         self._parts: Recent[Shape, tuple[int, int]] = Recent(SHAPES_KEPT)
         super().__init__(plan)
         self._weights_guard += 0 * sum(float(scale.sum()) for scale in self._weight_scales.values())
-        border = [round(255 * mean) for mean in plan.stem.mean]
-        self._border = torch.tensor(border, dtype=torch.uint8, device="cpu")
-        scale = [255 * std for std in plan.stem.std]
-        self._pixel_scale = torch.tensor(scale, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
-        shift = [255 * mean for mean in plan.stem.mean]
-        self._pixel_shift = torch.tensor(shift, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)
+        self._borders: Recent[tuple[int, int], Tensor] = Recent(SHAPES_KEPT)
+        self._pixel_scale = [255 * std for std in plan.stem.std]
+        self._pixel_shift = [255 * mean for mean in plan.stem.mean]
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x  # the stem prepares it, a few images at a time
@@ -122,11 +119,31 @@ class Int8Executor(CpuExecutor):
     def _pixels(self, x: Tensor, padding: int) -> Tensor:
         """Return the pixels of ``x``, channels-last, with a border in the mean colour, which stands for zeros."""
         n, _, h, w = x.shape
-        if x.dtype != torch.uint8:
-            x = torch.addcmul(self._pixel_shift, x, self._pixel_scale).round_().clamp_(0, LARGEST)
-        padded = self._border.repeat(n, h + 2 * padding, w + 2 * padding, 1)
-        padded[:, padding : padding + h, padding : padding + w].copy_(x.permute(0, 2, 3, 1))
+        padded = self._border_of(h + 2 * padding, w + 2 * padding).expand(n, -1, -1, -1).contiguous()
+        inside = padded[:, padding : padding + h, padding : padding + w]
+        if x.dtype == torch.uint8:
+            inside.copy_(x.permute(0, 2, 3, 1))
+        elif x.is_contiguous():  # one channel after another, which is faster than a broadcast scale
+            for channel, (scale, shift) in enumerate(zip(self._pixel_scale, self._pixel_shift, strict=True)):
+                plane = x[:, channel].to(torch.float32).mul(scale).add_(shift)
+                inside[..., channel].copy_(plane.round_().clamp_(0, LARGEST))
+        else:  # whole rows of pixels, for the same reason
+            rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, 3 * w)
+            scales, shifts = (
+                torch.tensor(values, dtype=torch.float32, device="cpu").repeat(w)
+                for values in (self._pixel_scale, self._pixel_shift)
+            )
+            inside.copy_(torch.addcmul(shifts, rows, scales).round_().clamp_(0, LARGEST).view(n, h, w, 3))
         return padded.permute(0, 3, 1, 2)
+
+    def _border_of(self, height: int, width: int) -> Tensor:
+        """Return a picture in the mean colour, ``[1, height, width, 3]``."""
+        colour = [round(shift) for shift in self._pixel_shift]
+        with self._guard:
+            return self._borders.get_or_make(
+                (height, width),
+                lambda: torch.tensor(colour, dtype=torch.uint8, device="cpu").repeat(1, height, width, 1),
+            )
 
     def _float_step(self, step: Step, values: dict[str, Tensor], packed: dict[str, Any]) -> None:
         """Compute a step that stays in float32, from the numbers that the levels of its inputs stand for."""
