@@ -25,7 +25,7 @@ def generated() -> dict[Path, str]:
     """Return the path and the content of every generated file."""
     sections = {
         "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
-        "quantize.md": {"measured": quantisation.measured()},
+        "quantize.md": {"measured": quantisation.measured(), "speed": quantisation.speed()},
         "results.md": {"results": results.measured()},
     }
     files = {}

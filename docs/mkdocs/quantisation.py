@@ -1,4 +1,4 @@
-"""Write the table of ``docs/quantize.md`` from the committed result file."""
+"""Write the tables of ``docs/quantize.md`` from the committed result files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).parents[2] / "bench" / "results" / "quantisation" / "quantisation.json"
+from fastres.bench.report import results
+from fastres.bench.report.words import device_name, milliseconds, todays_command
+
+FOLDER = Path(__file__).parents[2] / "bench" / "results"
+FILE = FOLDER / "quantisation" / "quantisation.json"
 
 
 def measured() -> str:
@@ -33,6 +37,39 @@ def measured() -> str:
         f"`{facts['command']}`. Data: [{FILE.name}](../bench/results/quantisation/{FILE.name}).",
     ]
     return "\n".join([*lines, ""])
+
+
+def speed() -> str:
+    """Return a table for each machine whose results have 8 bit: fastres in every dtype, and other engines in 8 bit."""
+    runs = (results.read(path) for path in sorted(FOLDER.rglob(results.JSON_NAME)) if path.is_file())
+    found = [_speeds(run) for run in runs if any(row.dtype == "int8" for row in run.rows)]
+    return "\n".join(found) if found else "The speed has not been measured with this version yet.\n"
+
+
+def _speeds(run: results.Results) -> str:
+    """Return the medians of one run, and how many times faster than fastres in float32 they are."""
+    rows = [row for row in run.rows if row.p50_ms and (row.engine == "fastres" or row.dtype == "int8")]
+    rows = [row for row in rows if row.engine != "eager"]
+    batches = sorted({row.batch for row in rows})
+    by_key = {(row.model, row.engine, row.dtype, row.batch): row for row in rows}
+    lines = [
+        f"{device_name(run.environment)}, {run.environment['date'][:10]}:",
+        "",
+        "| engine | " + " | ".join(f"batch {batch} | × float32" for batch in batches) + " | first call |",
+        "|---|" + "---|---|" * len(batches) + "---|",
+    ]
+    for model, engine, dtype in dict.fromkeys((row.model, row.engine, row.dtype) for row in rows):
+        cells = []
+        for batch in batches:
+            row, base = by_key.get((model, engine, dtype, batch)), by_key.get((model, "fastres", "float32", batch))
+            cells.append("" if row is None else f"{milliseconds(row.p50_ms)} ms")
+            known = row is not None and base is not None
+            cells.append(f"{base.p50_ms / row.p50_ms:.2f}" if known else "")  # type: ignore[union-attr,operator]
+        first = next(row.first_call_s for key, row in by_key.items() if key[:3] == (model, engine, dtype))
+        cells.append("" if first is None else f"{first:.1f} s")
+        lines.append(f"| {model}, {engine}, {dtype} | {' | '.join(cells)} |")
+    lines += ["", f"`{todays_command(run.environment['command'])}`", ""]
+    return "\n".join(lines)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
