@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 # Wrappers such as timeout(1) send a signal to the process and to its group. Both arrive within this many seconds.
@@ -88,6 +87,8 @@ class Signals:
 
     def install(self) -> None:
         """Handle each signal that has Python's default, so that ``nohup`` and background jobs keep ignoring theirs."""
+        if signal.getsignal(signal.SIGINT) == _end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._before = {
             number: usual
             for number, usual in (
@@ -162,19 +163,23 @@ def started() -> None:
 
 
 def start_program() -> None:
-    """If ``python -m`` is starting a module of fastres, print one line instead of a traceback at Ctrl-C."""
+    """If ``python -m`` is starting a module of fastres, end with one line at Ctrl-C, also in the middle of an import.
+
+    An exception would be a traceback, and inside torch's own code it would abort the process.
+    """
     if getattr(sys, "argv", None) and sys.argv[0] == "-m":
         name = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
-        if name.partition(".")[0] in ("fastres", "bench", "export"):
-            sys.excepthook = _without_traceback
+        known = name.partition(".")[0] in ("fastres", "bench", "export")
+        usual = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        if known and usual and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, _end_at_once)
 
 
-def _without_traceback(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Replace ``sys.excepthook``. Python itself then ends the process with the signal, which shells report as 130."""
-    if isinstance(error, KeyboardInterrupt):
-        _say(f"fastres: {describe(error, 'run the command again')[0]}\n")
-    else:
-        sys.__excepthook__(kind, error, traceback)
+def _end_at_once(number: int, frame: object) -> None:
+    """Say that the program was interrupted, and let the signal end it; shells report 130."""
+    _say(f"fastres: {describe(Interruption(number), 'run the command again')[0]}\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _say(text: str) -> None:

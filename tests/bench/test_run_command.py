@@ -87,7 +87,7 @@ def test_installed_it_prints_json(tmp_path: Path) -> None:
     [
         (["--model", "resnet51"], "resnet51"),
         (["--size", "16"], "at least 32×32"),
-        (["--dtype", "int8"], "int8"),
+        (["--dtype", "int4"], "int4"),
         (["--peers", "tensorflow"], "tensorflow"),
         (["--weights", "IMAGENET1K_V9", "--model", "resnet18"], "IMAGENET1K_V9"),
     ],
