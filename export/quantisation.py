@@ -11,10 +11,8 @@ from torch import nn
 
 from fastres.calibration import quantize
 from fastres.errors import CalibrationError, InputError
-from fastres.executors.int8_steps import saturates
 from fastres.model.model import Model
 from fastres.model.quantized import QuantizedModel
-from fastres.network.quantisation import WEIGHT_LIMIT, WEIGHT_LIMIT_WITHOUT_VNNI
 
 from .files import checked_target
 from .onnx import DEFAULT_OPSET, ExportReport, check_opset, check_runtime, export, load_model
@@ -87,8 +85,6 @@ def export_int8(
     loaded = load_model(model, weights, progress)
     if isinstance(loaded, QuantizedModel):
         raise InputError("The model is in 8 bit already; export it without calibration images, or pass the float model")
-    if weight_limit is None:
-        weight_limit = WEIGHT_LIMIT_WITHOUT_VNNI if saturates() else WEIGHT_LIMIT
     quantized = quantize(loaded, calibration, weight_limit=weight_limit, progress=progress)
     images, found = quantized.record["images"], quantized.record["agreement"]
     agreement = found["agreement"]

@@ -15,6 +15,7 @@ from torch import nn
 
 from fastres.arguments import whole_number
 from fastres.errors import CalibrationWarning, InputError
+from fastres.executors import int8_steps
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
@@ -46,7 +47,7 @@ def quantize(
     largest_error: float | None = None,
     labels: Any = None,
     samples: int = SAMPLES,
-    weight_limit: int = WEIGHT_LIMIT,
+    weight_limit: int | None = None,
     workers: int | None = None,
     progress: bool | None = None,
 ) -> QuantizedModel:
@@ -67,8 +68,9 @@ def quantize(
     ``keep`` names steps to compute in float32. With ``largest_error`` (0.02: 2 %), the most sensitive steps stay in
     float32 as well, until the relative error of the logits is at most this; ``record["kept"]`` names them. ``labels``
     are the classes of the images: one for each in their order, a mapping from names, a file with either, or
-    ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight; 64
-    suits processors without VNNI instructions. ``workers`` processes decode files (default: two).
+    ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight:
+    by default 127, or 64 on a processor without VNNI instructions, which computes wrongly with more. ``workers``
+    processes decode files (default: two).
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``
@@ -77,7 +79,8 @@ def quantize(
     >>> fastres.quantize("resnet50", "photos/").save("resnet50.int8.safetensors")
     """
     check_method(method)
-    most, limit = whole_number(samples, "samples", LEAST), whole_number(weight_limit, "weight_limit")
+    most = whole_number(samples, "samples", LEAST)
+    limit = int8_steps.weight_limit() if weight_limit is None else whole_number(weight_limit, "weight_limit")
     if limit > WEIGHT_LIMIT:
         raise InputError(f"weight_limit is {limit}; give at most {WEIGHT_LIMIT}, the largest int8")
     if largest_error is not None and not largest_error > 0:

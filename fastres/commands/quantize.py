@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", metavar="FILE", help="classes of the images: 'name,label' lines, or JSON")
     labels.add_argument("--labels-from-folders", action="store_true", help="the class is the name of the folder")
-    add("--weight-limit", type=int, default=127, metavar="L", help="largest level of a weight (default: %(default)s)")
+    add("--weight-limit", type=int, metavar="L", help="largest level of a weight (default: 127, without VNNI 64)")
     add("--workers", type=int, metavar="N", help="processes that decode images (default: two)")
     add("--overwrite", action="store_true", help="replace an existing output")
     add("--quiet", action="store_true", help="show no progress bars")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastres.network.plan import Conv, Plan, Shape, Stem
-from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT, Scale
+from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT, WEIGHT_LIMIT_WITHOUT_VNNI, Scale
 
 from .cpu import pack_step
 
@@ -173,6 +173,11 @@ def saturates() -> bool:
     found = pack_convolution(conv, scale, Scale(1.0), Scale(1.0), None, "none", (1, 4, 4, 16))
     y = replace(found, output=_output(None))(x)
     return not bool((y == 16 * 127 * LARGEST).all())
+
+
+def weight_limit() -> int:
+    """Return the largest weight with which this processor computes exactly."""
+    return WEIGHT_LIMIT_WITHOUT_VNNI if saturates() else WEIGHT_LIMIT
 
 
 @lru_cache

@@ -22,8 +22,8 @@ from torch import Tensor
 from fastres.errors import CalibrationError, InputError, near_matches
 from fastres.executors.cpu import CpuExecutor
 from fastres.executors.cpu_int8 import Int8Executor
+from fastres.executors.int8_steps import weight_limit
 from fastres.network.plan import LOGITS, POOLED, Plan
-from fastres.network.quantisation import WEIGHT_LIMIT
 
 from .branches import branch_ranges, residual_convolutions, with_branch_scales, with_branches
 from .comparison import compare
@@ -110,6 +110,8 @@ def images_to_run(plan: Plan, fit: int, choose: int, size: int, method: str) -> 
 class Search:
     """The choice for one plan (float32). ``fit`` and ``choose`` are pixels, uint8 ``[N, 3, H, W]``.
 
+    ``limit`` is the largest level of a weight, by default that of this processor.
+
     ``advance`` is called with what is done and the number of images.
     """
 
@@ -119,11 +121,11 @@ class Search:
         fit: Tensor,
         choose: Tensor,
         *,
-        limit: int = WEIGHT_LIMIT,
+        limit: int | None = None,
         advance: Advance = lambda phase, images: None,
     ) -> None:
         self._plan, self._fit, self._choose = plan, fit, choose
-        self._limit, self._advance = limit, advance
+        self._limit, self._advance = weight_limit() if limit is None else limit, advance
         self._has_classes = bool(plan.head.weight.shape[0])
         self._output = LOGITS if self._has_classes else POOLED
         self._truth = self._outputs(plan, "float32")
