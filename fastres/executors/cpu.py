@@ -188,21 +188,25 @@ class CpuExecutor:
             return
         y = values[step.input]
         if isinstance(step, Pool):
-            values[step.output] = _pool(y, step.mode)
+            values[step.output] = pool(y, step.mode)
             return
         if isinstance(step, SqueezeExcite):
-            values[step.output] = _squeeze_excite(y, values[step.residual], step)
+            values[step.output] = squeeze_excite(y, values[step.residual], step)
             return
         conv = packed[step.name]
         if isinstance(step, Conv) and step.residual is not None:
-            residual = values[step.residual]
-            if step.residual in outputs or self._last_reads[step.residual] > index:
-                residual = residual.clone(memory_format=torch.channels_last)
-            values[step.output] = conv.add_(residual, y)
+            values[step.output] = conv.add_(self._residual(step.residual, values, index, outputs), y)
         else:
             y = conv(y)
             pooled = isinstance(step, Stem) and step.pool
-            values[step.output] = _pool(y, "max") if pooled else y
+            values[step.output] = pool(y, "max") if pooled else y
+
+    def _residual(self, name: str, values: dict[str, Tensor], index: int, outputs: Sequence[str]) -> Tensor:
+        """Return the value ``name`` for the ``index``-th step to overwrite: a copy if it is still needed."""
+        value = values[name]
+        if name in outputs or self._last_reads[name] > index:
+            return value.clone(memory_format=torch.channels_last)
+        return value
 
     def _guarded(self, value: Tensor, guard: Tensor | None) -> Tensor:
         """Return ``value`` ``[N, …]`` as NaN for images with non-finite pixels, or for all if a weight is."""
@@ -249,13 +253,15 @@ def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:
     return math.ceil(n / max(1, parts))
 
 
-def _pool(x: Tensor, mode: str) -> Tensor:
+def pool(x: Tensor, mode: str) -> Tensor:
+    """Pool floating-point ``x`` ``[N, C, H, W]``; ``mode`` is that of :class:`~fastres.network.steps.Pool`."""
     if mode == "max":
         return functional.max_pool2d(x, 3, 2, 1)
     return functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
 
 
-def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
+def squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
+    """Gate ``x`` ``[N, C, H, W]``, add ``residual`` and apply ReLU."""
     squeezed = functional.linear(x.mean((2, 3)), step.weight, step.bias.to(x.dtype)).relu_()
     gate = functional.linear(squeezed, step.expand_weight, step.expand_bias.to(x.dtype)).sigmoid_()
     return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
@@ -271,8 +277,8 @@ def pack_step(step: Stem | Conv, shape: Shape) -> PackedConv:
     return PackedConv(weight, step.bias.to(step.weight.dtype), padding, stride, groups, activation)
 
 
-def describe(step: Step, macs: float = 0) -> str:
-    """Name the oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`; ``macs`` make no difference."""
+def describe(step: Step) -> str:
+    """Name the oneDNN operations that run ``step``, for :meth:`fastres.Model.explain`."""
     if isinstance(step, Head):
         return "mean, linear" if step.weight.shape[0] else "mean"
     if isinstance(step, Stem):

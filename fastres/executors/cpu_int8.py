@@ -102,10 +102,7 @@ class Int8Executor(CpuExecutor):
             if step.residual is None:
                 values[step.output] = conv(x)
                 return
-            residual = values[step.residual]
-            if step.residual in outputs or self._last_reads[step.residual] > index:
-                residual = residual.clone(memory_format=torch.channels_last)
-            values[step.output] = conv.add_(residual, x)
+            values[step.output] = conv.add_(self._residual(step.residual, values, index, outputs), x)
         else:
             self._float_step(step, values, packed)
 
@@ -149,7 +146,7 @@ class Int8Executor(CpuExecutor):
         """Compute a step that stays in float32, from the numbers that the levels of its inputs stand for."""
         x = self.real(values[step.input], step.input)
         if isinstance(step, SqueezeExcite):
-            y = _squeeze_excite(x, self.real(values[step.residual], step.residual), step)
+            y = cpu.squeeze_excite(x, self.real(values[step.residual], step.residual), step)
         else:
             assert isinstance(step, Conv)
             residual = None if step.residual is None else self.real(values[step.residual], step.residual)
@@ -259,18 +256,11 @@ def _fitted(plan: Plan) -> Plan:
 
 def _pool(x: Tensor, mode: str) -> Tensor:
     """Pool uint8 or float32 ``x``. The levels of the output have the scale of the input's."""
-    if mode == "max":
-        if x.dtype == torch.uint8:  # functional.max_pool2d refuses channels-last integers
-            return torch.ops.quantized.max_pool2d(x, [3, 3], [2, 2], [1, 1], [1, 1], False)
-        return functional.max_pool2d(x, 3, 2, 1)
-    y = functional.avg_pool2d(x.to(torch.float32), 2, 2, ceil_mode=True, count_include_pad=False)
-    return y.round_().to(torch.uint8) if x.dtype == torch.uint8 else y
-
-
-def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
-    squeezed = functional.linear(x.mean((2, 3)), step.weight, step.bias).relu_()
-    gate = functional.linear(squeezed, step.expand_weight, step.expand_bias).sigmoid_()
-    return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
+    if x.dtype != torch.uint8:
+        return cpu.pool(x, mode)
+    if mode == "max":  # functional.max_pool2d refuses channels-last integers
+        return torch.ops.quantized.max_pool2d(x, [3, 3], [2, 2], [1, 1], [1, 1], False)
+    return cpu.pool(x.to(torch.float32), mode).round_().to(torch.uint8)
 
 
 def first_stages(plan: Plan, shape: Shape) -> tuple[int, int]:

@@ -30,14 +30,14 @@ _NO_DILATION = [1, 1]
 
 @dataclass(frozen=True, eq=False)
 class Int8Conv:
-    """A convolution in 8 bit with its weight in oneDNN's layout. ``before`` and ``after`` are oneDNN's arguments."""
+    """A convolution in 8 bit with its weight in oneDNN's layout. The tuples are arguments of oneDNN's operator."""
 
     weight: Tensor
-    before: tuple[Any, ...]  # between the input and the bias
+    before: tuple[Any, ...]  # between the input and the bias: the input's scale, the weight and its scales
     bias: Tensor
-    geometry: tuple[Any, ...]
-    output: tuple[Any, ...]
-    added: tuple[Any, ...]
+    geometry: tuple[Any, ...]  # stride, padding, dilation, groups
+    output: tuple[Any, ...]  # scale, zero point, dtype
+    added: tuple[Any, ...]  # scale and zero point of the residual
     activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Int8Conv:
 
 @dataclass(frozen=True, eq=False)
 class Int8Product:
-    """A 1×1 convolution of stride 1 in 8 bit, as a product of matrices."""
+    """A 1×1 convolution of stride 1 in 8 bit, as a product of matrices, with the fields of :class:`Int8Conv`."""
 
     weight: Tensor
     before: tuple[Any, ...]
@@ -87,6 +87,7 @@ class Int8Product:
 
 
 def is_product(step: Conv, macs: float) -> bool:
+    """Return True if a product of matrices computes ``step``, of so many multiply-accumulates."""
     plain = step.weight.shape[1:3] == (1, 1) and step.stride == 1 and step.groups == 1 and step.padding == 0
     return plain and (step.residual is not None or macs < SMALL_MACS)
 
@@ -94,9 +95,13 @@ def is_product(step: Conv, macs: float) -> bool:
 def pack_convolution(
     step: Stem | Conv, scale: Tensor, x: Scale, y: Scale, added: Scale | None, activation: str, shape: Shape
 ) -> Int8Conv:
+    """Pack a convolution for an input of ``shape`` (NHWC). ``x``, ``y`` and ``added`` are scales of values.
+
+    The input of a stem is padded already.
+    """
     n, h, w, c = shape
     groups, padding = (step.groups, step.padding) if isinstance(step, Conv) else (1, 0)
-    if isinstance(step, Stem):  # its input is padded already
+    if isinstance(step, Stem):
         h, w = h + 2 * step.padding, w + 2 * step.padding
     strides, pads = [step.stride] * 2, [padding] * 2
     weight = torch.ops.onednn.qconv_prepack(
@@ -118,6 +123,7 @@ def pack_product(
     activation: str,
     rows: int,
 ) -> Int8Product:
+    """Pack a product of ``rows`` rows with ``weight`` ``[K, C]``; the result is float32 if ``y`` is ``None``."""
     packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), [rows, weight.shape[1]])
     before = (x.scale, 0, packed, scale, _zeros(len(scale)))
     return Int8Product(packed, before, bias, _output(y), _added(added), activation)

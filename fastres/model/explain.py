@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -153,12 +152,17 @@ def _choices(
 ) -> list[tuple[str, str, str]]:
     """Return kernel, configuration and note of each step."""
     if device.type == "cpu":
-        names = cpu.describe if plan.quantisation is None else partial(cpu_int8.describe, plan.quantisation)
-        threads = f"{torch.get_num_threads()} threads"
-        return [(names(step, cost.flops / 2), threads, "") for step, cost in zip(plan, costs, strict=True)]
+        kernels = [_kernel_on_cpu(plan, step, cost) for step, cost in zip(plan, costs, strict=True)]
+        return [(kernel, f"{torch.get_num_threads()} threads", "") for kernel in kernels]
     from fastres.executors import gpu
 
     return [gpu.describe(step, cost.input_shape, dtype, device) for step, cost in zip(plan, costs, strict=True)]
+
+
+def _kernel_on_cpu(plan: Plan, step: Step, cost: StepCost) -> str:
+    if plan.quantisation is None:
+        return cpu.describe(step)
+    return cpu_int8.describe(plan.quantisation, step, cost.flops / 2)
 
 
 def _manner_on_cpu(plan: Plan, shape: Shape, dtype: torch.dtype) -> str:

@@ -58,10 +58,9 @@ class QuantizedModel(Model):
     def classifier(self) -> tuple[Tensor, Tensor]:
         """Weight ``[num_classes, C]`` and bias of the classifier as float32, rounded as they are in 8 bit."""
         require_classifier(self, "classifier")
-        head = self.plan_in(torch.int8).head
-        scale = self.state_dict().get("head.scale")
-        weight = head.weight.float()
-        return (weight if scale is None else weight * scale[:, None]), head.bias
+        state = self.state_dict()
+        weight, scale = state["head.weight"].float(), state.get("head.scale")
+        return (weight if scale is None else weight * scale[:, None]), state["head.bias"]
 
     def _description(self) -> dict[str, Any]:
         return {**super()._description(), "record": dict(self.record)}

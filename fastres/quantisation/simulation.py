@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastres.executors import cpu
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 from fastres.network.quantisation import LARGEST, Scale
 
@@ -57,17 +58,17 @@ class Simulation:
             return self._head(step, values[step.input])
         if isinstance(step, Pool):
             x = values[step.input]
+            y = cpu.pool(x, step.mode)
             if step.mode == "max":
-                return {step.output: functional.max_pool2d(x, 3, 2, 1)}
-            y = functional.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+                return {step.output: y}
         elif isinstance(step, SqueezeExcite):
-            y = _squeeze_excite(values[step.input], values[step.residual], step)
+            y = cpu.squeeze_excite(values[step.input], values[step.residual], step)
         else:
             y = self.affine(step, values)
             if isinstance(step, Stem) or (isinstance(step, Conv) and step.relu):
                 y = y.relu_()
             if isinstance(step, Stem) and step.pool:
-                y = functional.max_pool2d(y, 3, 2, 1)  # rounding does not change which number is the largest
+                y = cpu.pool(y, "max")  # rounding does not change which number is the largest
         return {step.output: self.rounded_(y, step.output)}
 
     def affine(self, step: Step, values: dict[str, Tensor]) -> Tensor:
@@ -117,9 +118,3 @@ def _padded(x: Tensor, step: Stem, in_8_bit: bool) -> Tensor:
         return functional.pad((x / 255 - mean) / std, [step.padding] * 4)
     border = (mean * 255).round()
     return functional.pad(x - border, [step.padding] * 4) + border
-
-
-def _squeeze_excite(x: Tensor, residual: Tensor, step: SqueezeExcite) -> Tensor:
-    squeezed = functional.linear(x.mean((2, 3)), step.weight, step.bias).relu_()
-    gate = functional.linear(squeezed, step.expand_weight, step.expand_bias).sigmoid_()
-    return torch.addcmul(residual, x, gate[:, :, None, None]).relu_()
