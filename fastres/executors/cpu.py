@@ -112,6 +112,7 @@ class CpuExecutor:
         dtype = plan.stem.weight.dtype if plan.quantisation is None else torch.float32
         check_dtype(dtype)
         self.dtype = dtype
+        self._stored = dtype if plan.quantisation is None else torch.uint8  # of most values
         self._plan = plan
         self._last_reads = plan.last_reads()
         convolutions = (step for step in plan if isinstance(step, (Stem, Conv)))
@@ -231,7 +232,7 @@ class CpuExecutor:
 
     def _micro_batch(self, shape: Shape) -> int:
         with self._guard:
-            return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self.dtype))
+            return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self._stored))
 
     def _pack(self, shape: Shape) -> dict[str, PackedConv]:
         n, h, w, _ = shape

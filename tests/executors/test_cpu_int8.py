@@ -13,7 +13,7 @@ from torch import Tensor
 from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
 from fastres.errors import Int8Warning
 from fastres.executors import cpu_int8
-from fastres.executors.cpu import CpuExecutor
+from fastres.executors.cpu import CpuExecutor, micro_batch
 from fastres.executors.cpu_int8 import Int8Executor, first_stages
 from fastres.executors.int8_steps import Int8Conv, Int8Product, limited, saturates, speedup
 from fastres.executors.reference import ReferenceExecutor
@@ -130,6 +130,12 @@ def test_large_batches_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [n for name, n in sizes if name == "layer4.0.conv1"] == [7]
     assert relative_error(found, expected) < 0.1, "only ties may be rounded the other way"
     assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
+def test_micro_batches_count_a_byte_for_each_value() -> None:
+    run, shape = Int8Executor(quantised("resnet50")), (64, 224, 224, 3)
+    assert run._micro_batch(shape) == micro_batch(run._plan, shape, torch.uint8) == 32
+    assert micro_batch(run._plan, shape, torch.float32) == 10, "the float network runs fewer images at once"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "seresnet50", "wide_resnet50_2", "plain34"])
