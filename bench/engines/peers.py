@@ -102,7 +102,10 @@ def _torch_tensorrt(module: EagerResNet, x: Tensor) -> Engine:
 
 
 def _graphed(build: Callable[[EagerResNet, Tensor], Engine]) -> Callable[[EagerResNet, Tensor], Engine]:
-    """Return a ``build`` function that captures the engine in a CUDA graph. A call copies the batch in and replays."""
+    """Return a ``build`` function that captures the engine in a CUDA graph. A call copies the batch in and replays.
+
+    A graph has the addresses of the weights but does not keep them, so the function that replays it keeps the engine.
+    """
 
     def build_graphed(module: EagerResNet, x: Tensor) -> Engine:
         engine, batch = build(module, x), x.clone()
@@ -116,7 +119,7 @@ def _graphed(build: Callable[[EagerResNet, Tensor], Engine]) -> Callable[[EagerR
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = engine(batch)
 
-        def replay(x: Tensor) -> Tensor:
+        def replay(x: Tensor, _kept: Engine = engine) -> Tensor:
             batch.copy_(x)
             graph.replay()
             return logits

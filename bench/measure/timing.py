@@ -98,7 +98,10 @@ def launch_microseconds(launch: Call) -> float:
 
 
 def captured(launch: Call, launches: int) -> torch.cuda.CUDAGraph:
-    """Return a graph of ``launches`` launches. One launch before the capture compiles the kernel."""
+    """Return a graph of ``launches`` launches. One launch before the capture compiles the kernel.
+
+    The graph does not keep the tensors that ``launch`` uses: keep ``launch`` for as long as you replay the graph.
+    """
     launch()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -278,7 +278,8 @@ def _graphed(name: str, call: Callable[[], Tensor], executor: Any, x: Tensor) ->
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         logits = call()
 
-    def replay() -> Tensor:
+    # The graph has the addresses of the weights and of the images, but does not keep them.
+    def replay(_kept: tuple[Any, ...] = (executor, x)) -> Tensor:
         logits.fill_(torch.nan)
         graph.replay()
         return logits.clone()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,11 +17,13 @@ import torch
 
 import fastres
 from fastres.bench import run, tune
+from fastres.bench.engines import peers
 from fastres.bench.measure import ceilings, checking, host, kernel_timing, layers, timing
 from fastres.bench.measure.calibration import calibrated
 from fastres.bench.pretend_gpu.cuda import CARDS, Pretence
 from fastres.bench.tuning import blocks, configurations, networks
 from fastres.bench.tuning.progress import Progress, runs_right
+from fastres.bench.visit import trials
 from fastres.kernels import dispatch
 from fastres.kernels.routing import tables
 from fastres.kernels.routing.cards import H100, gpu_of
@@ -183,6 +187,28 @@ def test_cuda_graphs_of_others_return_what_they_wrap(pretence: Pretence) -> None
         expected = peers["eager_channels_last"].build(network, x)(value)
         torch.testing.assert_close(engine(value), expected)
     assert pretence.timeline.log.count("replay") == 2
+
+
+def test_replays_keep_what_a_graph_has_only_the_addresses_of(
+    pretence: Pretence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of weights that is freed may be overwritten before the next replay."""
+    made: list[weakref.ref[object]] = []
+
+    def noted(found: Any) -> Any:
+        made.append(weakref.ref(found))
+        return found
+
+    eager, executor = peers._eager, trials._network
+    monkeypatch.setattr(peers, "_eager", lambda *given: noted(eager(*given)))
+    monkeypatch.setattr(trials, "_network", lambda small: tuple(map(noted, executor(small))))
+    x = torch.randn(2, 3, 8, 8, device="cuda")
+    names = ("eager_cudagraph", "folded_cudagraph")
+    engines = [peer.build(calibrated(TINY), x) for peer in peers.PEERS if peer.name in names]
+    graphs = list(trials.FAMILIES["graphs"].trials(H100, True))
+    gc.collect()
+    assert len(made) == len(engines) + 2 * len(graphs) == 4
+    assert None not in [reference() for reference in made]
 
 
 def test_steps_are_timed_by_events(pretence: Pretence) -> None:
