@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"  # has a folder for each card, written by ``make gpu-home``
 PASSED, FAILED, LATE, ABSENT, UNFINISHED = "passed", "failed", "out of time", "absent", "unfinished"
 GOES_ON = 75  # exit status (EX_TEMPFAIL) of a command that stopped in time and has more to do
+NOT_TRIED = 69  # exit status (EX_UNAVAILABLE) of a command that had nothing to do on this GPU; its last line says why
+ENDS = {0: PASSED, GOES_ON: UNFINISHED, NOT_TRIED: ABSENT}  # all others are failures
 FINAL = (PASSED, ABSENT)  # pieces that ended so are not run again while their inputs are unchanged
 LEAST_SECONDS = 8  # no piece is started with less time left
 ERROR_LINES = 3
@@ -140,7 +142,7 @@ def _wait(running: Sequence[_Running], left: Callable[[], float]) -> None:
             if item.end is not None:
                 continue
             if item.process.poll() is not None:
-                if item.process.returncode not in (0, GOES_ON) and item.tries:  # it resumes where it stopped
+                if item.process.returncode not in ENDS and item.tries:  # it resumes where it stopped
                     item.process, item.tries = item.again(), item.tries - 1
                 else:
                     item.end = now
@@ -159,8 +161,9 @@ def _ended(item: _Running, commit: str) -> Outcome:
     note = lines[-1][:160] if lines else ""
     if item.late:
         status, error = LATE, f"stopped after {seconds:.0f} s; its last output: {note or 'none'}"
-    elif code in (0, GOES_ON):
-        status, error = (PASSED, "") if code == 0 else (UNFINISHED, note)
+    elif code in ENDS:
+        status = ENDS[code]
+        error = note if status == UNFINISHED else ""
     else:
         killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else ""
         status, error = FAILED, "\n".join(filter(None, (killed, first_error(lines))))

@@ -2,7 +2,8 @@
 
 Each trial runs one kernel on random tensors, with an output full of NaN, and compares the result with float32. Then it
 repeats the run: a race shows up as different bits. The findings are written as JSON. The exit status is 1 if a result
-is wrong. Run it in its own process, because an illegal memory access by a kernel ends the whole process.
+is wrong, and 69 if no kernel of the family can run here, so that nothing was tested. Run it in its own process, because
+an illegal memory access by a kernel ends the whole process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastres.kernels.inspection.ahead_of_time import Compilation
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import Gpu, gpu_of
 
+from .running import NOT_TRIED
 from .trials import FAMILIES, Trial, device_of_trials, why_not
 
 REPEATS = 20
@@ -62,7 +64,10 @@ def compilations(gpu: Gpu, small: bool = False) -> list[Compilation]:
     from fastres.kernels.inspection.tuned_tables import Entry, compilation
 
     found = [
-        entry for name, family in FAMILIES.items() if not why_not(name, gpu) for entry in family.layers(gpu, small)
+        entry
+        for name, family in FAMILIES.items()
+        if not why_not(name, gpu, small)
+        for entry in family.layers(gpu, small)
     ]
     return [compilation(Entry(gpu, layer, config)) for layer, config in found]
 
@@ -108,7 +113,11 @@ def one_small_run() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Test a family of kernels. Return exit status 0 if all results are correct, 1 if not, 2 without a GPU."""
+    """Test a family of kernels.
+
+    Return exit status 0 if all results are correct, 1 if not, 2 without a GPU, and ``NOT_TRIED`` if the family cannot
+    run on it.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m fastres.bench.visit.smoke", description="Check a family of kernels on this GPU."
     )
@@ -133,16 +142,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.zeros(1, device=device_of_trials())  # initialises the GPU before the first output
     print(f"{options.family} on {gpu.name}", flush=True)
     findings: list[Finding] = []
-    reason = why_not(options.family, gpu)
-    for trial in [] if reason else FAMILIES[options.family].trials(gpu, options.small):
+    if reason := why_not(options.family, gpu, options.small):
+        if options.out:
+            _write(options.out, options.family, gpu, findings, reason)
+        print(f"{options.family}: not tested: {reason}")
+        return NOT_TRIED
+    for trial in FAMILIES[options.family].trials(gpu, options.small):
         findings.append(judged(trial, 2 if options.small else options.repeats))
         print(findings[-1], flush=True)
         if options.out:
             _write(options.out, options.family, gpu, findings, "")
-    if reason:
-        print(f"{options.family}: not tested: {reason}")
-        if options.out:
-            _write(options.out, options.family, gpu, findings, reason)
     wrong = [finding for finding in findings if finding.problem]
     if wrong:
         print(f"WrongResult: {wrong[0].name}: {wrong[0].problem}", file=sys.stderr)

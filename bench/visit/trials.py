@@ -333,17 +333,19 @@ FAMILIES = {
 }
 
 
-def why_not(name: str, gpu: Gpu) -> str:
-    """Return the reason why none of a family's kernels can run on ``gpu``; empty if they can."""
+def why_not(name: str, gpu: Gpu, small: bool = False) -> str:
+    """Return the reason why no trial of a family can run on ``gpu``; empty if one can. ``small`` is as in its trials.
+
+    If only some of its layers are refused, their trials run and fail, so that it shows.
+    """
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
         return f"early launches need sm_90 or later, and {gpu.name} is {gpu.arch}"
     if name.endswith("_8bit"):
         return why_not_8bit(LEVELS, gpu)
     if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):
         return "Triton's interpreter supports neither Gluon kernels nor early launches"
-    for layer, config in FAMILIES[name].layers(gpu, True)[:1]:
-        if isinstance(layer, Layer):
-            return dispatch.why_not(config.kernel, layer.shape, torch.float16, gpu)
-    if name in ("merged", "fused") and not FAMILIES[name].layers(gpu, True):
-        return f"no kernel joins convolutions on {gpu.name} ({gpu.arch})"
-    return ""
+    layers = FAMILIES[name].layers(gpu, small)
+    if name in ("merged", "fused"):
+        return "" if layers else f"no kernel joins convolutions on {gpu.name} ({gpu.arch})"
+    reasons = [dispatch.why_not(config.kernel, layer.shape, torch.float16, gpu) for layer, config in layers]
+    return reasons[0] if reasons and all(reasons) else ""

@@ -20,7 +20,7 @@ import torch
 
 from fastres.bench.measure.environment import commit
 from fastres.bench.visit.pieces import FULL, Piece, Scale, estimate, groups, pieces
-from fastres.bench.visit.running import LATE, LEAST_SECONDS, Outcome, Start, run_together, start
+from fastres.bench.visit.running import ABSENT, LATE, LEAST_SECONDS, Outcome, Start, run_together, start
 from fastres.commands.environment import installed_version
 from fastres.errors import FastresError
 from fastres.kernels.routing import tables
@@ -165,4 +165,5 @@ def _names(some: Sequence[Piece]) -> str:
 
 
 def _reason(outcome: Outcome) -> str:
-    return f": {' / '.join(outcome.error.splitlines())}" if outcome.error else ""
+    reason = outcome.note if outcome.status == ABSENT else outcome.error
+    return f": {' / '.join(reason.splitlines())}" if reason else ""
