@@ -117,7 +117,8 @@ def run_together(
                 outcomes[piece.name] = _outcome(piece, commit, ABSENT, 0.0, f"{piece.needs} is not installed")
                 continue
             run = folder / "runs" / f"{_now():%Y%m%dT%H%M%S}-{label(piece.name)}"
-            places = {"{run}": str(run), "{configs}": str(folder / "configs"), "{smoke}": str(folder / "smoke")}
+            places = {"{run}": from_root(run), "{configs}": from_root(folder / "configs"),
+                      "{smoke}": from_root(folder / "smoke")}  # fmt: skip
             log = folder / "logs" / f"{label(piece.name)}.log"
             log.unlink(missing_ok=True)
             command = piece.argv(places)
@@ -194,13 +195,19 @@ def digest(piece: Piece, root: Path = ROOT) -> str:
     return found.hexdigest()[:16]
 
 
+def from_root(path: Path) -> str:
+    """Return a path as a piece sees it, which runs in the project's root: its results must not name this machine's."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def plain(log: Path) -> list[str]:
-    """Return the lines of a log without colours, progress bars and rules."""
+    """Return the lines of a log without colours, progress bars, rules and the path of the project's root."""
     try:
         text = log.read_text(errors="replace")
     except OSError:
         return []
-    return [line.strip(" =") for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", text))]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text).replace(f"{ROOT}{os.sep}", "")
+    return [line.strip(" =") for line in re.split(r"[\r\n]+", text)]
 
 
 def first_error(lines: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ from fastres.kernels import conv, conv_tma, fused, gemm
 from fastres.kernels.inspection import tuned_tables
 from fastres.kernels.routing.cards import H100
 
-from .running import label
+from .running import ROOT, label
 
 Faults = Sequence[tuple[str, str]]  # (what happens, the family of kernels or the piece that it happens to)
 
@@ -138,6 +138,7 @@ def play(
         os.dup2(descriptor, standard)
     os.environ.clear()
     os.environ.update(variables)
+    os.chdir(ROOT)  # like every piece
     if largest is not None:
         limit_files(largest)
     torch.set_num_threads(1)

@@ -207,6 +207,30 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
     assert len(list((first.folder / "runs").iterdir())) == 2
 
 
+def test_results_do_not_name_the_folders_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "work"
+    root.mkdir()
+    monkeypatch.setattr(running, "ROOT", root)
+    given = "import os, sys; print(*sys.argv[1:], flush=True)"
+    fails = f"{given}; raise ValueError(os.path.abspath(sys.argv[1]) + ' is full')"
+    named = ("{run}", "{configs}", "{smoke}")
+    todo = [
+        Piece(name, (sys.executable, "-c", code, *named), 1, 60, ("x",), program=True)
+        for name, code in (("good", given), ("bad", fails))
+    ]
+    for out in (root, tmp_path / "elsewhere"):
+        made = visit(tmp_path, *todo, again=True)
+        made.folder = out / "a-gpu"
+        assert made.run() == 1
+        run, configs, smoke = (made.folder / "logs" / "good.log").read_text().split()
+        folder = "a-gpu" if out == root else str(made.folder)
+        assert (configs, smoke) == (f"{folder}/configs", f"{folder}/smoke")
+        assert run.startswith(f"{folder}/runs/")
+        error = made.state["bad"].error
+        assert error.startswith(f"ValueError: {folder}/runs/")
+        assert error.endswith("is full")
+
+
 def test_first_lines_of_errors() -> None:
     log = ["Traceback", "  File x", "ValueError: a first", "and its second line", "and a third", "and a fourth"]
     assert running.first_error(log) == "ValueError: a first\nand its second line\nand a third"
