@@ -30,6 +30,7 @@ from torch import Tensor
 from fastres.errors import KernelError
 from fastres.kernels.routing.cards import INTERPRETER, Gpu, gpu_of
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from fastres.text import dtype_name
 
 from .conv_tma import check_conv_tma, conv_tma_shape
 from .launch import cdiv, device_guard
@@ -73,10 +74,17 @@ def why_no_gluon() -> str:
     return ""
 
 
-def why_not_conv_specialized(shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Return why this kernel cannot, or should not, take a convolution; empty if it can."""
+def why_not_conv_specialized(
+    shape: ConvShape, dtype: torch.dtype, gpu: Gpu, out_dtype: torch.dtype | None = None
+) -> str:
+    """Return why this kernel cannot, or should not, take a convolution; empty if it can.
+
+    TMA swizzles rows of at most 128 bytes. Boxes of y have rows of 64 elements, so an element may have 2 bytes.
+    """
     if gpu is INTERPRETER:
         return "Triton's interpreter does not run Gluon"
+    if out_dtype not in (None, dtype):
+        return f"the kernel writes the dtype that it reads, {dtype_name(dtype)}, not {dtype_name(out_dtype)}"
     if shape.groups != 1:
         return "the convolution with specialised warps takes no groups"
     if shape.padding >= min(shape.R, shape.S):

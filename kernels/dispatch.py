@@ -27,8 +27,11 @@ class UntunedGpuWarning(UserWarning):
     """fastres has no table of tuned configurations for this GPU."""
 
 
-def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
-    """Return the reason why ``kernel`` cannot run a convolution; empty if it can."""
+def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu, out_dtype: torch.dtype | None = None) -> str:
+    """Return the reason why ``kernel`` cannot run a convolution; empty if it can.
+
+    ``out_dtype`` is the dtype that it writes, if that is not ``dtype``: a classifier writes float32.
+    """
     if kernel in left_out():
         return f"{WITHOUT} leaves it out"
     if kernel in gemm.KERNELS:
@@ -36,8 +39,13 @@ def why_not(kernel: str, shape: ConvShape, dtype: torch.dtype, gpu: Gpu) -> str:
     if kernel in conv_tma.KERNELS:
         return conv_tma.why_not_conv_tma(shape, dtype, gpu)
     if kernel in conv_specialized.KERNELS:
-        return conv_specialized.why_not_conv_specialized(shape, dtype, gpu)
+        return conv_specialized.why_not_conv_specialized(shape, dtype, gpu, out_dtype)
     return "" if kernel == "conv" else f"there is no kernel called {kernel!r}"
+
+
+def why_not_layer(kernel: str, layer: Layer, gpu: Gpu) -> str:
+    """Return the reason why ``kernel`` cannot run a layer; empty if it can."""
+    return why_not(kernel, layer.shape, getattr(torch, layer.dtype), gpu, layer.out_dtype)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -63,10 +71,9 @@ def route(
 
 def tuned_for(layer: Layer, gpu: Gpu) -> Tuned | None:
     """Return the entry of the tables to use for ``layer``; None if the rules decide."""
-    dtype = getattr(torch, layer.dtype)
     for entry in tuned(gpu).entries(layer):
         unsplit = entry.config.split == 1 or "split" not in left_out()
-        if unsplit and not why_not(entry.config.kernel, layer.shape, dtype, gpu) and fits(entry.config, layer, gpu):
+        if unsplit and not why_not_layer(entry.config.kernel, layer, gpu) and fits(entry.config, layer, gpu):
             found: Tuned = entry
             return found
     return None

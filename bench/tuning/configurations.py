@@ -79,12 +79,12 @@ def by_rules(layer: Layer, gpu: Gpu) -> ConvConfig:
 
 def candidates(layer: Layer, gpu: Gpu) -> list[ConvConfig]:
     """Return configurations of every kernel that supports the layer, the rules' own choice first."""
-    shape, dtype = layer.shape, getattr(torch, layer.dtype)
+    shape = layer.shape
     found = [by_rules(layer, gpu)]
     for config in [*GENERAL, *split_candidates(layer, gpu), *TMA]:
         too_wide = config.block_n > max(32, triton.next_power_of_2(shape.K))
         too_deep = config.block_k > max(16, triton.next_power_of_2(shape.C))
-        if not too_wide and not too_deep and not dispatch.why_not(config.kernel, shape, dtype, gpu):
+        if not too_wide and not too_deep and not dispatch.why_not_layer(config.kernel, layer, gpu):
             found.append(config)
     return list(dict.fromkeys(found))
 
@@ -128,7 +128,7 @@ def tune_layer(layer: Layer, configs: Sequence[ConvConfig], tools: Tools) -> Tun
     times = {config: tools.microseconds(layer, config) for config in good if tools.is_right(layer, config)}
     if rules not in times:
         found = f"; {len(times)} of {len(configs)} configurations are correct" if times else ""
-        failed = f"The rules' own configuration {rules} gives wrong results or does not compile"
+        failed = f"The rules' own configuration {rules.kernel} {rules} gives wrong results or does not compile"
         raise DeviceError(f"{failed} for {layer}{found}")
     best = min(times, key=lambda config: times[config])
     return Tuned(layer, best, times[best], times[rules])
@@ -160,7 +160,8 @@ def gpu_tools(gpu: Gpu, pool: ProcessPoolExecutor, progress: Progress) -> Tools:
 
     def is_right(layer: Layer, config: ConvConfig) -> bool:
         with progress.trying(layer, config):
-            return runs_right(lambda: error(layer, config, device), layer.dtype, f"{config} for {layer}", progress)
+            what = f"{config.kernel} {config} for {layer}"
+            return runs_right(lambda: error(layer, config, device), layer.dtype, what, progress)
 
     def microseconds(layer: Layer, config: ConvConfig) -> float:
         x, weight, bias, residual = make_tensors(layer, device)

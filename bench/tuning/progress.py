@@ -24,6 +24,7 @@ from fastres.kernels.routing.tables import Block, Layer, Network, Table, Tuned, 
 from fastres.terminal import progress_bar
 
 DROPPED = "dropped.json"
+LONGEST_MESSAGE = 600  # characters of an exception in a problem
 
 
 @dataclass
@@ -117,7 +118,8 @@ def runs_right(error: Callable[[], float], dtype: str, what: str, progress: Prog
         found = error()
     except (RuntimeError, triton.runtime.errors.TritonError) as problem:
         torch.cuda.synchronize()  # raises if the GPU is no longer usable, which ends this process
-        progress.problems.append(f"{what} raises {type(problem).__name__}: {problem}".splitlines()[0])
+        said = "; ".join(filter(None, str(problem).splitlines()))[:LONGEST_MESSAGE]  # a driver lists what it refuses
+        progress.problems.append(f"{what} raises {type(problem).__name__}: {said}")
         return False
     if not found < 2 * torch.finfo(getattr(torch, dtype)).eps:
         progress.problems.append(f"{what} is wrong: its relative error is {found:.2e}")

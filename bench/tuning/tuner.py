@@ -40,7 +40,7 @@ def tune(
         """Return True if ``config`` may run. Vetted candidates were chosen without this GPU and FASTRES_WITHOUT."""
         if (config.split > 1 and "split" in left_out()) or progress.ended_a_process(layer, config):
             return False
-        return not dispatch.why_not(config.kernel, layer.shape, getattr(torch, layer.dtype), gpu)
+        return not dispatch.why_not_layer(config.kernel, layer, gpu)
 
     known = {entry.layer for entry in progress.table.layers}
     plans = {layer: chosen(layer) for layer in todo if layer not in known}

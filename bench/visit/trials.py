@@ -347,5 +347,5 @@ def why_not(name: str, gpu: Gpu, small: bool = False) -> str:
     layers = FAMILIES[name].layers(gpu, small)
     if name in ("merged", "fused"):
         return "" if layers else f"no kernel joins convolutions on {gpu.name} ({gpu.arch})"
-    reasons = [dispatch.why_not(config.kernel, layer.shape, torch.float16, gpu) for layer, config in layers]
+    reasons = [dispatch.why_not_layer(config.kernel, layer, gpu) for layer, config in layers]
     return reasons[0] if reasons and all(reasons) else ""

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from fastres.errors import KernelError
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm
 from fastres.kernels.launch import next_power_of_2
 from fastres.kernels.routing.cards import H100, Gpu
 from fastres.kernels.routing.rules import ConvConfig, ConvShape
 from fastres.kernels.routing.tables import Block
 from fastres.kernels.tma import tile_boxes, tma_candidates, tma_fits
+from fastres.text import dtype_name
 
 from .ahead_of_time import Compilation, compile_for, descriptor_type
 from .parallel import in_processes
@@ -99,6 +101,8 @@ def compile_tma(
     if config.kernel in gemm.KERNELS:
         return compile_gemm(shape.C, shape.K, dtype, config, residual=residual, relu=relu, out=out, label=label)
     if config.kernel in conv_specialized.KERNELS:
+        if out not in (None, dtype):  # a launch would fail, although the compilation for ``dtype`` does not
+            raise KernelError(f"{config.kernel} writes {dtype_name(dtype)}, not {dtype_name(out)}")
         return compile_conv_specialized(shape, dtype, config, residual=residual, relu=relu, label=label)
     return compile_conv_tma(shape, dtype, config, residual=residual, relu=relu, out=out, label=label)
 

@@ -174,6 +174,15 @@ def test_says_why_it_does_not_take_a_layer(changes: dict[str, int], gpu: Gpu, dt
     assert reason in why_not_conv_specialized(replace(shape, **changes), dtype, gpu)
 
 
+def test_a_float32_output_of_half_precision_is_refused() -> None:
+    """The rows of its boxes would be wider than the 128 bytes that TMA swizzles."""
+    classifier = ConvShape(256, 1, 1, 2048, 1000, 1, 1, 1, 0)
+    assert not why_not_conv_specialized(classifier, torch.float16, H100, torch.float16)
+    assert "writes the dtype that it reads, float16, not float32" in why_not_conv_specialized(
+        classifier, torch.float16, H100, torch.float32
+    )
+
+
 def test_another_gluon_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastres.kernels.conv_specialized_gluon", None)
     monkeypatch.delattr("fastres.kernels.conv_specialized_gluon", raising=False)

@@ -251,7 +251,7 @@ def test_configurations_are_of_whole_positive_numbers() -> None:
             from_json(text.replace('"block_m": 64', f'"block_m": {value}'), "x.json")
 
 
-def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
+def test_the_classifier_is_a_layer_of_its_own(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ConvShape(256, 1, 1, 2048, 1000, 1, 1, 1, 0)
     layer = Layer(shape, "float16", False, classifier=True)
     product = ConvConfig("gemm", 128, 64, 64, 4, 4)
@@ -261,6 +261,16 @@ def test_the_classifier_is_a_layer_of_its_own(configs: Path) -> None:
     assert (layer.relu, layer.out_dtype) == (False, torch.float32)
     plain = replace(layer, classifier=False)
     assert (plain.relu, plain.out_dtype) == (True, torch.float16)
+    # A tuned row of a kernel that cannot write float32 is passed over.
+    specialised = ConvConfig("conv_specialized", 128, 64, 64, 8, 4)
+    assert "not float32" in dispatch.why_not_layer("conv_specialized", layer, H100)
+    assert dispatch.why_not_layer("conv_specialized", plain, H100) == ""
+    assert dispatch.why_not_layer("gemm", layer, H100) == ""
+    write(configs / "other", [Tuned(entry, specialised, 5.0, 9.0) for entry in (layer, plain)])
+    monkeypatch.setenv(tables.VARIABLE, str(configs / "other"))
+    table.cache_clear()
+    assert dispatch.tuned_for(plain, H100).config == specialised
+    assert dispatch.tuned_for(layer, H100) is None
     for entry in (layer, plain):  # rows written before classifiers were tuned lack this key
         text = to_json(Table((Tuned(entry, product, 5.0, 9.0),)), {})
         assert from_json(text, "here").layers[0].layer == entry

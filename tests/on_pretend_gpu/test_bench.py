@@ -27,7 +27,8 @@ from fastres.bench.visit import trials
 from fastres.kernels import dispatch
 from fastres.kernels.routing import tables
 from fastres.kernels.routing.cards import H100, gpu_of
-from fastres.kernels.routing.tables import VARIABLE, Table, from_json
+from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from fastres.kernels.routing.tables import VARIABLE, Layer, Table, from_json
 from fastres.network import architectures
 from fastres.network.architectures import Architecture
 from fastres.roofline.ceilings import Ceilings
@@ -138,12 +139,28 @@ def test_a_kernel_that_raises_or_is_wrong_is_left_out(pretence: Pretence, tmp_pa
     known = progress(tmp_path)
 
     def raises() -> float:
-        raise RuntimeError("no such kernel")
+        raise RuntimeError("no such kernel\nblockSize=[64, 128]\n")
 
     assert not runs_right(raises, "float16", "this", known)
     assert not runs_right(lambda: float("nan"), "float16", "that", known)
     assert runs_right(lambda: 1e-4, "float16", "another", known)
     assert [problem.split()[0] for problem in known.problems] == ["this", "that"]
+    assert known.problems[0] == "this raises RuntimeError: no such kernel; blockSize=[64, 128]"
+
+
+def test_a_configuration_that_raises_is_named_with_its_kernel(
+    pretence: Pretence, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def raises(*given: Any) -> float:
+        raise RuntimeError("invalid argument")
+
+    monkeypatch.setattr(configurations, "error", raises)
+    known = Progress(tmp_path / "conv.json", {}, Table())
+    found = configurations.gpu_tools(H100, Here(), known)  # type: ignore[arg-type]
+    layer = Layer(ConvShape(1, 4, 4, 64, 64, 1, 1, 1, 0), "float16", False)
+    for kernel in ("gemm", "gemm_persistent"):
+        assert not found.is_right(layer, ConvConfig(kernel, 64, 64, 64, 4, 3))
+    assert [problem.split()[0] for problem in known.problems] == ["gemm", "gemm_persistent"]
 
 
 def test_a_network_is_timed_in_every_way(pretence: Pretence, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def test_quick_candidates_are_there_for_what_a_visit_tunes() -> None:
         for layer in configurations.layers_of(["resnet50"], [batch], 224, torch.float16):
             configs = vetted.layers[layer]
             assert 1 <= len(configs) <= vetting.A_LAYER
-            assert not [c for c in configs if dispatch.why_not(c.kernel, layer.shape, torch.float16, H100)], layer
+            assert not [c for c in configs if dispatch.why_not_layer(c.kernel, layer, H100)], layer
     assert all(len(configs) <= vetting.A_BLOCK for configs in vetted.blocks.values())
     assert vetting.read("sm_80") == Vetted()
 

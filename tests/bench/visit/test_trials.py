@@ -23,7 +23,7 @@ def test_an_h100_tries_every_layer_of_every_family(family: str) -> None:
     assert trials.why_not(family, H100) == ""
     for layer, config in trials.FAMILIES[family].layers(H100, False):
         if isinstance(layer, Layer):
-            assert dispatch.why_not(config.kernel, layer.shape, torch.float16, H100) == "", layer
+            assert dispatch.why_not_layer(config.kernel, layer, H100) == "", layer
             assert dispatch.fits(config, layer, H100), layer
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fastres.errors import KernelError
 from fastres.executors.compilations import tma_compilations
 from fastres.kernels import conv_specialized, conv_tma, fused, gemm
 from fastres.kernels.inspection import tma_kernels
@@ -158,6 +159,25 @@ def test_relu_keeps_nan(kernel: str) -> None:
     ptx = compile_for(item, tma_kernels._kernel(item.kernel), "sm_90").asm["ptx"]
     assert re.search(r"\bmax\.NaN\.", ptx)
     assert not re.search(r"\bmax\.(f32|f16|f16x2|bf16x2)\b", ptx)
+
+
+@pytest.mark.parametrize("kernel", ["gemm", "conv_tma", "conv_specialized"])
+def test_boxes_of_a_classifier_are_no_wider_than_tma_swizzles(kernel: str) -> None:
+    """The driver refuses a descriptor with wider boxes when the kernel is launched."""
+    shape = ConvShape(256, 1, 1, 2048, 1000, 1, 1, 1, 0)
+    known = (*gemm.CANDIDATES, *conv_tma.CANDIDATES, *conv_specialized.CANDIDATES)
+    config = next(c for c in known if (c.kernel, c.block_m, c.block_n) == (kernel, 128, 64))
+    settings = {"residual": False, "relu": False}
+    if kernel == "conv_specialized":
+        with pytest.raises(KernelError, match="conv_specialized writes float16, not float32"):
+            compile_tma(shape, torch.float16, config, **settings, out=torch.float32)
+    out = torch.float16 if kernel == "conv_specialized" else torch.float32
+    item = compile_tma(shape, torch.float16, config, **settings, out=out)
+    described = compile_for(item, tma_kernels._kernel(kernel), "sm_90").metadata.tensordesc_meta
+    assert [found["elem_size"] for found in described] == [2, 2, out.itemsize]
+    for found in described:
+        swizzled = {1: 32, 2: 64, 3: 128}[found["swizzle"]]
+        assert found["block_size"][-1] * found["elem_size"] <= swizzled
 
 
 def test_a_tile_that_is_too_large_is_reported() -> None:
