@@ -44,6 +44,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_packaged_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hide the package's tuned tables. Tests that need a table write one, so a new table never changes a test."""
+    from fastres.kernels.routing import tables
+
+    tables.FOLDER = tmp_path_factory.mktemp("tables")
+    tables.table.cache_clear()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run interpreter tests and other tests in separate processes, because Triton reads TRITON_INTERPRET only once."""
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
