@@ -184,7 +184,7 @@ def _peers(scale: Scale) -> list[Piece]:
     found = _smoke(scale)
     order = _by_interest(scale.batches)
     for engine, small, large, limit in (("compile", 28, 35, 90), ("compile_max_autotune", 50, 80, 160)):
-        peers = f"eager,eager_channels_last,{engine},fastres"
+        peers = f"eager,eager_channels_last,eager_cudagraph,{engine},fastres"
         timed = [_bench(scale, batch, engine, peers, _scaled(batch, small, large), limit) for batch in order]
         found += timed[-1:] if scale.small else timed
     cheap = "eager,eager_channels_last,fastres"
