@@ -62,8 +62,11 @@ def prepare_kernel(
 
 
 def prepared_size(h: int, w: int, padding: int, taps: int) -> tuple[int, int]:
-    """Return the rows and columns of prepared images of ``h`` × ``w`` that are read ``taps`` columns at a time."""
-    return h + 2 * padding, cdiv(w + padding + max(padding, taps - padding), 4) * 4
+    """Return the rows and columns of prepared images of ``h`` × ``w``.
+
+    They are read ``taps`` columns at a time, and up to two rows at a time: the number of rows is even.
+    """
+    return cdiv(h + 2 * padding, 2) * 2, cdiv(w + padding + max(padding, taps - padding), 4) * 4
 
 
 def prepare(
@@ -79,8 +82,8 @@ def prepare(
     """Prepare ``x`` [N, 3, H, W], uint8 pixels or floats with any strides.
 
     ``scale`` and ``shift`` float32 [4 or more] normalise pixels; ``taps`` is the number of columns that a load of the
-    stem covers. Returns a new tensor [N, H + 2·padding, W', 4] of ``dtype``. Arguments are not checked here;
-    :func:`fastres.kernels.stem.stem` checks them.
+    stem covers. Returns a new tensor [N, H', W', 4] of ``dtype`` (:func:`prepared_size`). Arguments are not checked
+    here; :func:`fastres.kernels.stem.stem` checks them.
     """
     n, _, h, w = x.shape
     rows, columns = prepared_size(h, w, padding, taps)

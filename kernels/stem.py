@@ -17,6 +17,9 @@ Three channels in any layout are loaded two bytes at a time. For larger batches,
 taps of an output pixel are then contiguous, so loads move 16 bytes and run ahead of the products. Such a load covers
 one tap more than the filter has, with zero weights. A pixel that is not finite therefore also spoils the output to its
 left.
+
+Where ``routing/rules.py`` says so, another kernel (:mod:`fastres.kernels.stem_strip`) computes the pooled stem of
+prepared images, and loads each of their rows once.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from torch import Tensor
 
 from fastres.errors import KernelError
 from fastres.kernels.routing.cards import gpu_of
-from fastres.kernels.routing.rules import StemConfig, route_stem
+from fastres.kernels.routing.rules import STRIP, StemConfig, route_stem
 
 from .launch import (
     ACTIVATION_DTYPES,
@@ -50,6 +53,7 @@ from .launch import (
     wait_for_inputs,
 )
 from .prepare import ALIGNED, prepare
+from .stem_strip import stem_strip_into
 
 CHANNELS = 3
 LANES = 4  # channels per pixel in packed weights and prepared images
@@ -299,11 +303,15 @@ def stem_into(
     n, _, h, w = x.shape
     p, q, out_p, out_q = stem_output_sizes(h, w, weight.shape[1], stride, padding, pool)
     if config is None:
-        config = route_stem(weight.shape[0], (n, p, q), weight.dtype, gpu_of(x.device), pool, float32_precision())
+        settings = (gpu_of(x.device), pool, float32_precision(), (weight.shape[1], stride, padding))
+        config = route_stem(weight.shape[0], (n, p, q), weight.dtype, *settings)
     strides: tuple[int, ...] = x.stride()
     if config.prepared:
         taps = weight.shape[2] // LANES
         x = prepare(x, weight.dtype, scale, shift, padding=padding, taps=taps, traceable=traceable)
+        if config.kernel == STRIP:
+            stem_strip_into(y, x, weight, bias, pixels=(p, q), config=config, traceable=traceable)
+            return
         strides = (x.stride(0) // ALIGNED, 0, x.stride(1) // ALIGNED, 0)
     row_blocks = cdiv(out_p, config.rows)
     columns = config.block_q // 2 - 1 if pool else config.block_q

@@ -21,7 +21,7 @@ from fastres.kernels import conv_specialized, conv_tma, dispatch, fused, gemm, h
 from fastres.kernels.conv_8bit import E4M3, LEVELS, why_not_8bit
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import Gpu
-from fastres.kernels.routing.rules import ConvConfig, ConvShape
+from fastres.kernels.routing.rules import STRIP, STRIP_COLUMNS, ConvConfig, ConvShape, StemConfig
 from fastres.kernels.routing.tables import Layer, Network
 from fastres.network.architectures import Architecture
 from fastres.text import dtype_name
@@ -161,26 +161,45 @@ def _block_trials(cases: Sequence[tuple[Case, ConvConfig]]) -> Iterator[Trial]:
 
 
 def _stem_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
-    device, dtype = device_of_trials(), torch.float16
+    """Try the stem that computes one convolution row after the other, from images as they are and prepared ones."""
+    plain, prepared = StemConfig("stem_pool", 64, 2, 4, 1), StemConfig("stem_pool", 128, 8, 8, 3, prepared=True)
+    cases = ((2, 32, plain),) if small else ((2, 224, plain), (3, 97, plain), (16, 224, prepared))
+    return _stems(cases, torch.float16)
+
+
+def _strip_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
+    def strips(rows: int) -> StemConfig:
+        return StemConfig(STRIP, STRIP_COLUMNS, rows, 4, 3, prepared=True)
+
+    cases = ((1, 32, strips(3)),) if small else ((2, 224, strips(1)), (3, 97, strips(7)), (16, 224, strips(56)))
+    for dtype in (torch.float16,) if small else (torch.float16, torch.bfloat16):
+        yield from _stems(cases, dtype)
+
+
+def _stems(cases: Sequence[tuple[int, int, StemConfig]], dtype: torch.dtype) -> Iterator[Trial]:
+    """Yield a trial of every kind of image for each (images, their size, configuration)."""
+    device = device_of_trials()
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     weight, bias = draw((64, 7, 7, 3), dtype, device, (2 / 147) ** 0.5), draw((64,), torch.float32, device, 0.5)
     packed = stem.pack_stem_weight(weight)
     normalisation = stem.pack_normalisation(mean, std, packed.shape[2], device)
-    for n, size, prepared in ((2, 32, False),) if small else ((2, 224, False), (3, 97, False), (16, 224, True)):
+    for n, size, config in cases:
         images = draw((n, 3, size, size), torch.float32, device)
         for source in (images, images.to(dtype), (images * 50 + 128).clamp(0, 255).to(torch.uint8)):
             settings: dict[str, Any] = {"stride": 2, "padding": 3, "pool": True}
             p = (size + 1) // 2 // 2 + ((size + 1) // 2) % 2
 
-            def run(source: Tensor = source, shape: tuple[int, ...] = (n, p, p, 64)) -> Tensor:
+            def run(
+                source: Tensor = source, shape: tuple[int, ...] = (n, p, p, 64), config: StemConfig = config
+            ) -> Tensor:
                 y = torch.full(shape, torch.nan, dtype=dtype, device=device)
-                stem.stem_into(y, source, packed, bias, *normalisation, stride=2, padding=3, pool=True)
+                stem.stem_into(y, source, packed, bias, *normalisation, stride=2, padding=3, pool=True, config=config)
                 return y
 
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 exact = source if source.dtype == torch.uint8 else source.float()
                 truth = reference.stem(exact, weight.float(), bias, mean, std, **settings)
-            name = f"stem {dtype_name(source.dtype)} {size}² N{n}" + ", prepared" * prepared
+            name = f"{config.kernel} {dtype_name(source.dtype)} {size}² N{n}" + ", prepared" * config.prepared
             yield Trial(name, run, truth, 2 * torch.finfo(dtype).eps)  # pixels are rounded before they are multiplied
 
 
@@ -305,6 +324,7 @@ FAMILIES = {
     "conv": Family("the general convolution", _of_layers(_layers_of_conv), _CONV, _layers_of_conv),
     "split": Family("reductions split between programs", _of_layers(_layers_of_split), _CONV, _layers_of_split),
     "stem": Family("the first convolution and its pool", _stem_trials, ("kernels/stem.py", "kernels/prepare.py")),
+    "stem_strip": Family("the same in strips", _strip_trials, ("kernels/stem_strip.py", "kernels/prepare.py")),
     "conv_8bit": Family("the general convolution in 8 bit", _conv_8bit_trials, ("kernels/conv_8bit.py",)),
     "stem_8bit": Family("the stem in 8 bit", _stem_8bit_trials, ("kernels/conv_8bit.py", "kernels/stem_8bit.py")),
     "head": Family("average pool and classifier", _head_trials, ("kernels/head.py", *_CONV)),
@@ -340,6 +360,8 @@ def why_not(name: str, gpu: Gpu, small: bool = False) -> str:
     """
     if name == "early" and (gpu.is_amd or (gpu.arch < "sm_90" and gpu.arch != "sm_120")):
         return f"early launches need sm_90 or later, and {gpu.name} is {gpu.arch}"
+    if name == STRIP and gpu.arch != "sm_90":
+        return f"the stem in strips is made for sm_90, and {gpu.name} is {gpu.arch}"
     if name.endswith("_8bit"):
         return why_not_8bit(LEVELS, gpu)
     if INTERPRETED and (name == "early" or name.startswith("conv_specialized")):

@@ -36,6 +36,9 @@ LOAD = 0.5e-6
 # Time from the last program of a kernel to the first of the next, in a CUDA graph.
 GAP = 1.0e-6
 
+# Time of a step of the stem in strips (kernels/stem_strip.py), two programs to a multiprocessor, on an H100.
+STRIP_STEP = 2.6e-6
+
 # The part of the L2 cache that holds a step's activations until the next step reads them.
 L2_SHARE = 0.6
 
@@ -207,6 +210,9 @@ def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limi
     pixels = step.conv_shape(cost.input_shape)[:3]
     config = rules.route_stem(step.weight.shape[0], pixels, dtype, gpu, step.pool)
     n, p, q, _ = cost.output_shape
+    if config.kernel == rules.STRIP:
+        waves = cdiv(stem_programs(n, p, q, config.block_q, config.rows), 2 * gpu.multiprocessors)
+        return LOAD + waves * (config.rows + 2) * STRIP_STEP + _preparing(cost, dtype, limits)
     if step.pool:  # the last of 2·rows + 1 convolution rows is also the next program's first
         programs, again = stem_programs(n, p, q, config.block_q, config.rows), 1 + 1 / (2 * config.rows)
     else:
@@ -217,10 +223,13 @@ def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limi
     steps = step.weight.shape[1] * (2 * config.rows + 1 if step.pool else config.rows)
     rounds = cdiv(programs, max(1, WARPS // config.num_warps) * gpu.multiprocessors)
     seconds = max(seconds, rounds * (2 * LOAD + steps * LOAD / max(1, config.num_stages - 1)))
-    if config.prepared:  # the prepared images, four channels per pixel, are written and read again
-        n, h, w, _ = cost.input_shape
-        seconds += 2 * 4 * n * h * w * dtype.itemsize / (limits.gb_per_s * 1e9)
-    return seconds
+    return seconds + _preparing(cost, dtype, limits) if config.prepared else seconds
+
+
+def _preparing(cost: StepCost, dtype: torch.dtype, limits: Ceilings) -> float:
+    """Return the time to write the prepared images, with four channels per pixel, and to read them again."""
+    n, h, w, _ = cost.input_shape
+    return 2 * 4 * n * h * w * dtype.itemsize / (limits.gb_per_s * 1e9)
 
 
 def _head_estimate(step: Head, shape: Shape, dtype: torch.dtype, gpu: Gpu, limits: Ceilings) -> tuple[float, str]:

@@ -18,6 +18,7 @@ from fastres.kernels.pool import window_pool_constants, window_pool_kernel
 from fastres.kernels.prepare import BLOCK_W, prepare_kernel
 from fastres.kernels.routing.cards import Gpu
 from fastres.kernels.routing.rules import (
+    STRIP,
     ConvConfig,
     ConvShape,
     PoolConfig,
@@ -28,6 +29,7 @@ from fastres.kernels.routing.rules import (
 from fastres.kernels.squeeze_excite import gate_constants, gate_kernel
 from fastres.kernels.stem import pack_stem_weight, stem_constants, stem_kernel
 from fastres.kernels.stem_8bit import prepare_8bit_kernel, stem_8bit_kernel
+from fastres.kernels.stem_strip import stem_strip_constants, stem_strip_kernel
 from fastres.text import text_table
 
 from .ahead_of_time import TYPE_NAMES, Compilation, compile_for
@@ -74,6 +76,7 @@ class Report:
 _KERNELS = {
     "conv": conv_kernel,
     "stem": stem_kernel,
+    STRIP: stem_strip_kernel,
     "prepare": prepare_kernel,
     "average_pool": average_pool_kernel,
     "window_pool": window_pool_kernel,
@@ -123,6 +126,13 @@ def compile_stem(
     constant.
     """
     weight = pack_stem_weight(torch.empty(weight_shape, dtype=dtype, device="cpu"))
+    if config.kernel == STRIP:
+        act = f"*{TYPE_NAMES[dtype]}"
+        types = {"x_ptr": act, "w_ptr": act, "bias_ptr": "*fp32", "y_ptr": act}
+        numbers = ("rows", "HP", "P", "Q", "POOL_P", "POOL_Q", "row_blocks", "column_blocks", "stride_n", "stride_h")
+        types |= dict.fromkeys(numbers, "i32")
+        constants = stem_strip_constants(weight, config)
+        return compilation("stem in strips", STRIP, types, constants, config.num_warps, config.num_stages)
     input_dtype = dtype if config.prepared else input_dtype
     constants = stem_constants(
         weight, config, stride=stride, padding=padding, pool=pool, normalise=input_dtype == torch.uint8

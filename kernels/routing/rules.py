@@ -283,10 +283,25 @@ def shared_memory(config: ConvConfig, dtype: torch.dtype, gpu: Gpu) -> int:
 PREPARED_PIXELS = 16 * 112 * 112
 
 
+STRIP = "stem_strip"  # the kernel that loads each row of the prepared images once (stem_strip.py)
+STRIP_TAPS = (7, 2, 3)  # filter, stride and padding of the only stem that it computes
+STRIP_CHANNELS, STRIP_COLUMNS = 64, 64  # of a program; channels at most
+
+
 def route_stem(
-    channels: int, pixels: tuple[int, int, int], dtype: torch.dtype, gpu: Gpu, pool: bool, precision: str = "ieee"
+    channels: int,
+    pixels: tuple[int, int, int],
+    dtype: torch.dtype,
+    gpu: Gpu,
+    pool: bool,
+    precision: str = "ieee",
+    taps: tuple[int, int, int] = STRIP_TAPS,
 ) -> StemConfig:
-    """Return the stem's configuration for ``channels`` output channels and convolution output ``pixels`` (N, P, Q)."""
+    """Return the stem's configuration.
+
+    ``channels`` is the number of output channels, ``pixels`` the convolution's output (N, P, Q), ``taps`` the filter's
+    size, its stride and its padding.
+    """
     n, p, q = pixels
     kernel = "stem_pool" if pool else "stem"
     block_q = min(128, max(16, next_power_of_2(q + 1 if pool else q)))
@@ -294,6 +309,8 @@ def route_stem(
         block_q = min(block_q, 32)
     elif dtype == torch.float32:
         block_q = min(block_q, 64)
+    elif pool and takes_strips(channels, q, gpu, taps):
+        return StemConfig(STRIP, STRIP_COLUMNS, strip_rows(n, cdiv(p, 2), cdiv(q, 2), gpu), 4, 3, prepared=True)
     elif pool and n * p * q >= PREPARED_PIXELS and gpu is not INTERPRETER:
         # 8 warps and 3 stages: 128 registers on sm_90, so that two programs fit a multiprocessor.
         return StemConfig(kernel, block_q, 8, 8 if block_q == 128 else 4, 2 if gpu.is_amd else 3, prepared=True)
@@ -314,6 +331,29 @@ def route_stem(
 def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:
     """Return how many programs compute the pooled stem of ``n`` images of ``p`` × ``q`` pooled pixels."""
     return n * cdiv(p, rows) * cdiv(q, block_q // 2 - 1)
+
+
+def takes_strips(channels: int, columns: int, gpu: Gpu, taps: tuple[int, int, int]) -> bool:
+    """Return True if ``stem_strip.py`` computes a pooled stem of ``columns`` convolution columns in half precision.
+
+    On an H100 it takes 0.5 to 0.8 of the other kernel's time. On sm_80, sm_89 and sm_120, its accumulators do not fit
+    into the registers. Narrow images would leave most of a tile empty.
+    """
+    fits = taps == STRIP_TAPS and channels <= STRIP_CHANNELS and 2 * columns >= STRIP_COLUMNS
+    return fits and gpu.arch == "sm_90" and STRIP not in left_out()
+
+
+@functools.lru_cache(maxsize=1024)
+def strip_rows(n: int, p: int, q: int, gpu: Gpu) -> int:
+    """Return how many pooled rows a strip of ``stem_strip.py`` should have, for ``n`` images of ``p`` × ``q``.
+
+    Two programs fit a multiprocessor. A strip takes two steps more than it has rows.
+    """
+
+    def steps(rows: int) -> int:
+        return cdiv(stem_programs(n, p, q, STRIP_COLUMNS, rows), 2 * gpu.multiprocessors) * (rows + 2)
+
+    return min({cdiv(p, strips) for strips in range(1, p + 1)}, key=lambda rows: (steps(rows), -rows))
 
 
 def route_window_pool(channels: int) -> PoolConfig:

@@ -13,12 +13,13 @@ from fastres.errors import KernelError
 
 VARIABLE = "FASTRES_WITHOUT"
 
-# Families of kernels, by module name. Only a tuned table chooses these kernels.
+# Families of kernels, by module name. Only a tuned table chooses these kernels, except for stem_strip.
 FAMILIES = {
     "gemm": ("gemm", "gemm_persistent"),
     "conv_tma": ("conv_tma", "conv_tma_persistent"),
     "conv_specialized": ("conv_specialized", "conv_specialized_compact"),
     "fused": ("fused",),
+    "stem_strip": ("stem_strip",),
 }
 WAYS = {
     "split": "reductions split across programs",

@@ -23,9 +23,18 @@ from fastres.kernels.inspection.pointer_kernels import (
     inspect_all,
     table,
 )
-from fastres.kernels.routing.cards import CARDS, H100, KNOWN_GPUS, RTX_5090, Gpu, card
-from fastres.kernels.routing.rules import ConvConfig, ConvShape, StemConfig, route_conv, route_stem, shared_memory
+from fastres.kernels.routing.cards import A100, CARDS, H100, KNOWN_GPUS, RTX_5090, Gpu, card
+from fastres.kernels.routing.rules import (
+    STRIP,
+    ConvConfig,
+    ConvShape,
+    StemConfig,
+    route_conv,
+    route_stem,
+    shared_memory,
+)
 from fastres.kernels.stem import stem_kernel
+from fastres.kernels.stem_strip import stem_strip_kernel
 from fastres.network.architectures import ARCHITECTURES
 
 
@@ -122,12 +131,13 @@ def test_float32_does_not_spill() -> None:
 def test_relu_keeps_nan() -> None:
     """Checks the PTX. The interpreter's maximum always keeps NaN; a GPU's keeps it only if the kernel asks for it."""
     plan = outline(ARCHITECTURES["resnet18"], torch.float16)
-    items = {item.label.split(" ")[0]: item for item in plan_compilations(plan, H100, batch=1)}
-    for label, kernel in (("3×3/1", conv_kernel), ("stem", stem_kernel)):
-        found = next(item for name, item in items.items() if name.startswith(label))
-        ptx = compile_for(found, kernel, "sm_90").asm["ptx"]
-        assert re.search(r"\bmax\.NaN\.", ptx), label
-        assert not re.search(r"\bmax\.(f32|f16|f16x2|bf16x2)\b", ptx), label
+    kernels = {"3×3/1": conv_kernel, "stem fp16": stem_kernel, "stem in strips": stem_strip_kernel}
+    items = [(item, gpu) for gpu in (A100, H100) for item in plan_compilations(plan, gpu, batch=1)]
+    for name, kernel in kernels.items():
+        item, gpu = next((item, gpu) for item, gpu in items if item.label.startswith(name))
+        ptx = compile_for(item, kernel, gpu.arch).asm["ptx"]
+        assert re.search(r"\bmax\.NaN\.", ptx), name
+        assert not re.search(r"\bmax\.(f32|f16|f16x2|bf16x2)\b", ptx), name
 
 
 def test_a_tile_that_is_too_large_is_reported() -> None:
@@ -198,7 +208,8 @@ def test_bfloat16_stem_compiles() -> None:
 @pytest.mark.parametrize("source", [torch.float32, torch.uint8], ids=str)
 def test_images_of_another_dtype_do_not_overwrite_operands_in_flight(source: torch.dtype) -> None:
     """They reach the product through registers. The compiler makes this wrong in a pipeline of two stages."""
-    config = route_stem(64, (1, 112, 112), torch.float16, H100, pool=True)
+    config = replace(route_stem(64, (1, 112, 112), torch.float32, H100, True, "tf32"), rows=1)
+    assert config.num_stages == 1
     reports = [
         inspect(compile_stem((64, 7, 7, 3), torch.float16, source, tried, stride=2, padding=3, pool=True), H100)
         for tried in (config, replace(config, num_stages=2))
@@ -236,9 +247,24 @@ def test_partial_sums_are_published_before_the_arrival_and_read_from_l2() -> Non
     assert report.wgmma
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_stem_in_strips(dtype: torch.dtype) -> None:
+    config = route_stem(64, (256, 112, 112), dtype, H100, pool=True)
+    assert config.kernel == STRIP
+    item = compile_stem((64, 7, 7, 3), dtype, torch.uint8, config, stride=2, padding=3, pool=True)
+    ptx = compile_for(item, stem_strip_kernel, "sm_90").asm["ptx"]
+    copies = re.findall(r"cp\.async\.c[ag][^\n]*", ptx)
+    assert copies
+    assert all("0x10" in copy for copy in copies)
+    report = inspect(item, H100)
+    assert report.problems == ()
+    assert report.spills == 0, "every register is in use"
+    assert report.wgmma == 32
+    assert 2 * (report.shared_memory + 1024) <= H100.shared_memory + 1024, "two programs fit a multiprocessor"
+
+
 def test_prepared_images_are_loaded_16_bytes_at_a_time_ahead_of_the_products() -> None:
-    config = route_stem(64, (256, 112, 112), torch.float16, H100, pool=True)
-    assert config.prepared
+    config = StemConfig("stem_pool", 128, 8, 8, 3, prepared=True)
     item = compile_stem((64, 7, 7, 3), torch.float16, torch.uint8, config, stride=2, padding=3, pool=True)
     ptx = compile_for(item, stem_kernel, "sm_90").asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag][^\n]*", ptx)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fastres.kernels.launch import cdiv
 from fastres.kernels.routing.cards import A100, CARDS, H100, INTERPRETER, L40S, T4, Gpu
 from fastres.kernels.routing.rules import (
     LEAST_BLOCKS,
+    STRIP,
     ConvConfig,
     ConvShape,
     reduction_blocks,
@@ -26,6 +28,7 @@ from fastres.kernels.routing.rules import (
     splits,
     stem_programs,
 )
+from fastres.kernels.routing.without import VARIABLE, left_out
 from fastres.network.architectures import ARCHITECTURES
 from fastres.network.plan import Conv
 
@@ -143,15 +146,43 @@ def test_stem_and_pool_blocks_are_powers_of_two() -> None:
 
 
 def test_the_stem_of_few_images_is_cut_into_pieces_for_every_multiprocessor() -> None:
-    found = [route_stem(64, (batch, 112, 112), torch.float16, H100, pool=True) for batch in (1, 2, 8, 15)]
-    assert [(config.block_q, config.rows) for config in found] == [(64, 1), (64, 1), (128, 2), (128, 4)]
-    programs = [stem_programs(n, 56, 56, *(64, 1)) for n in (1, 2)]
-    assert programs == [112, 224]
+    found = [route_stem(64, (batch, 112, 112), torch.float16, A100, pool=True) for batch in (1, 2, 8, 15)]
+    assert [(config.block_q, config.rows) for config in found] == [(64, 1), (64, 2), (128, 4), (128, 4)]
+    programs = [stem_programs(n, 56, 56, *(64, rows)) for n, rows in ((1, 1), (2, 2))]
+    assert programs == [112, 112]
+    assert all(count >= A100.multiprocessors for count in programs)
+
+
+def test_strips_fill_two_programs_per_multiprocessor_with_as_few_steps_as_possible() -> None:
+    found = [route_stem(64, (batch, 112, 112), torch.float16, H100, pool=True) for batch in (1, 8, 16, 64, 256)]
+    assert {(config.kernel, config.block_q, config.num_warps, config.num_stages) for config in found} == {
+        (STRIP, 64, 4, 3)
+    }
+    assert [config.rows for config in found] == [1, 4, 7, 28, 56]
+    assert all(config.prepared for config in found)
+
+
+def test_which_stems_run_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(
+        dtype: torch.dtype = torch.float16, gpu: Gpu = H100, columns: int = 112, k: int = 64, **more: Any
+    ) -> str:
+        return route_stem(k, (8, columns, columns), dtype, gpu, **{"pool": True, **more}).kernel
+
+    assert kernel() == kernel(torch.bfloat16) == kernel(columns=32) == kernel(k=16) == STRIP
+    others = [kernel(torch.float32), kernel(gpu=A100), kernel(columns=31), kernel(k=128), kernel(taps=(5, 2, 2))]
+    assert {*others, kernel(gpu=INTERPRETER)} == {"stem_pool"}
+    assert kernel(pool=False) == "stem"
+    monkeypatch.setenv(VARIABLE, STRIP)
+    left_out.cache_clear()
+    try:
+        assert kernel() == "stem_pool"
+    finally:
+        left_out.cache_clear()
 
 
 def test_images_are_prepared_for_larger_batches() -> None:
     def prepared(batch: int, dtype: torch.dtype = torch.float16, pool: bool = True) -> bool:
-        return route_stem(64, (batch, 112, 112), dtype, H100, pool).prepared
+        return route_stem(64, (batch, 112, 112), dtype, A100, pool).prepared
 
     assert prepared(16)
     assert prepared(256, torch.bfloat16)
