@@ -67,6 +67,27 @@ def test_the_sentences_below_it_are_right(rows: dict[tuple[str, int], dict[str, 
         assert fastest["engine"] == engine, "the engine that the README names is the fastest"
 
 
+def test_the_readmes_gpu_table_is_the_result_file() -> None:
+    folder = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3"
+    assert (folder / "results.json").relative_to(ROOT).as_posix() in README
+    merged = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+    found = {(row["engine"], row["batch"]): row for row in merged if row["status"] == "ok"}
+    engines = {
+        "eager, channels last": "eager_channels_last", "the same in a CUDA graph": "eager_cudagraph",
+        "torch.compile": "compile", "fastres": "fastres",
+    }  # fmt: skip
+    table = dict(re.findall(r"^\| ([^|]*[^| ]) \| (.* ms .*[\d*]) \|$", README.replace("**", ""), re.MULTILINE))
+    assert set(table) == set(engines)
+    for label, engine in engines.items():
+        times = [found[engine, batch]["p50_ms"] for batch in (1, 8, 64, 256)]
+        cells = [f"{ms:.1f} ms" if ms >= 5.5 else f"{ms:.2f} ms" for ms in times[:3]]
+        cells += [f"{times[3]:.1f} ms" if times[3] >= 10 else f"{times[3]:.2f} ms"]
+        assert table[label].split(" | ") == [*cells, f"{found[engine, 256]['images_per_s']:,.0f}"], label
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "runs").glob("*rules*batch-256.json")]
+    (rules,) = (row for run in runs for row in run["rows"] if row["engine"] == "fastres")
+    assert f"With the rules alone an H100 runs {rules['images_per_s']:,.0f} images/s" in " ".join(README.split())
+
+
 def test_generated_parts_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model cards and drawings are up to date with the tables and the Plan."""
     folder = ROOT / "docs" / "mkdocs"
