@@ -14,14 +14,14 @@ from fastres.errors import InputError
 from fastres.folding.build import outline
 from fastres.kernels import dispatch
 from fastres.kernels.routing import cards, rules, tables
-from fastres.kernels.routing.cards import Gpu
+from fastres.kernels.routing.cards import A100, Gpu
 from fastres.kernels.routing.rules import ConvShape
 from fastres.kernels.routing.tables import Layer, Tuned
 from fastres.model.explain import Explanation
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import StepCost
 from fastres.roofline.ceilings import PEAKS, Ceilings, bound_by, stated
-from fastres.roofline.estimate import LOAD, conv_seconds
+from fastres.roofline.estimate import LOAD, STRIP_STEP, conv_seconds
 
 CUDA = torch.device("cuda")
 H200 = Gpu("NVIDIA H200", "sm_90", 132, 232_448)
@@ -86,23 +86,30 @@ def test_a_gpu_has_its_data_sheets_ceilings_and_estimated_shares(monkeypatch: py
 @pytest.mark.usefixtures("no_tables")
 def test_idle_multiprocessors_lower_the_estimated_share(monkeypatch: pytest.MonkeyPatch) -> None:
     # For 15 images the stem has 15·14 programs, each with four pooled rows: nine rows of the convolution, each with
-    # seven rows of the filter, whose loads are waited for. Two programs run at once on each of 132 multiprocessors.
-    row = explained(monkeypatch, H200, 15).rows[0]
+    # seven rows of the filter, whose loads are waited for. Two programs run at once on each of 108 multiprocessors.
+    row = explained(monkeypatch, A100, 15).rows[0]
     chain = 2 * LOAD + 9 * 7 * LOAD
     assert row.microseconds == pytest.approx(1e6 * chain)
-    assert chain * 1e6 > row.roofline_us * 9 / 8 * 264 / 210, "two waves of arithmetic"
+    assert chain * 1e6 > row.roofline_us * 9 / 8 * 216 / 210, "two waves of arithmetic"
     # For one image it has 112 programs, each with half of one pooled row: three rows of the convolution, each with
     # seven rows of the filter, whose loads are waited for.
-    row = explained(monkeypatch, H200, 1).rows[0]
+    row = explained(monkeypatch, A100, 1).rows[0]
     assert row.microseconds == pytest.approx(1e6 * (2 * LOAD + 3 * 7 * LOAD))
     assert row.share < 0.1
     # From 16 images on they are prepared first: four channels per pixel, two bytes each, are also written and read.
-    row = explained(monkeypatch, H200, 256).rows[0]
-    preparing = 2 * 8 * 256 * 224 * 224 / 4800e9
-    rounds = -(-256 * 7 // 264)  # two programs of 8 warps run at once on a multiprocessor
+    row = explained(monkeypatch, A100, 256).rows[0]
+    preparing = 2 * 8 * 256 * 224 * 224 / (A100.gb_per_s * 1e9)
+    rounds = -(-256 * 7 // 216)  # two programs of 8 warps run at once on a multiprocessor
     chain = rounds * (2 * LOAD + 17 * 7 * LOAD / 2)
     assert row.microseconds == pytest.approx(1e6 * (chain + preparing))
-    assert chain * 1e6 > row.roofline_us * 17 / 16 * 14 * 132 / (256 * 7)
+    assert chain * 1e6 > row.roofline_us * 17 / 16 * 14 * 108 / (256 * 7)
+
+
+def test_strips_of_the_stem_are_estimated_by_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for batch, steps in ((1, 3), (8, 6), (64, 30), (256, 2 * 58)):
+        row = explained(monkeypatch, H200, batch).rows[0]
+        preparing = 2 * 8 * batch * 224 * 224 / 4800e9
+        assert row.microseconds == pytest.approx(1e6 * (LOAD + steps * STRIP_STEP + preparing)), batch
 
 
 def test_what_was_tuned_is_measured_for_that_batch_alone(
