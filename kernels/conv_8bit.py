@@ -20,7 +20,8 @@ loop, activations would have to be stored as x − 128, and masked loads could n
 v / output_scale is computed in float32, so a level may differ by one from :func:`.reference.quantised_conv2d` where the
 exact value lies half-way between two.
 
-The kernel computes whole reductions (no split). No rule chooses it: it has not been measured on a GPU.
+The kernel computes whole reductions (no split). On an H100 it is right in int8 and e4m3. No rule chooses it: its speed
+has not been measured.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ result: the maximum is taken over sums, and only pooled results are scaled and r
 columns itself, so the maximum needs no exchange between threads, as it does in :mod:`.stem`, and costs half as many
 products again. Neighbouring pooled rows share a row of sums, so only the first row of a strip is computed twice.
 
-No rule chooses this kernel: it has not been measured on a GPU.
+On an H100 this kernel is right in int8 and e4m3. No rule chooses it: its speed has not been measured.
 """
 
 from __future__ import annotations
