@@ -336,7 +336,7 @@ def stem_programs(n: int, p: int, q: int, block_q: int, rows: int) -> int:
 def takes_strips(channels: int, columns: int, gpu: Gpu, taps: tuple[int, int, int]) -> bool:
     """Return True if ``stem_strip.py`` computes a pooled stem of ``columns`` convolution columns in half precision.
 
-    On an H100 it takes 0.5 to 0.8 of the other kernel's time. On sm_80, sm_89 and sm_120, its accumulators do not fit
+    On an H100 it takes 0.5 to 0.9 of the other kernel's time. On sm_80, sm_89 and sm_120, its accumulators do not fit
     into the registers. Narrow images would leave most of a tile empty.
     """
     fits = taps == STRIP_TAPS and channels <= STRIP_CHANNELS and 2 * columns >= STRIP_COLUMNS

@@ -67,6 +67,20 @@ def test_the_sentences_below_it_are_right(rows: dict[tuple[str, int], dict[str, 
         assert fastest["engine"] == engine, "the engine that the README names is the fastest"
 
 
+def test_the_readmes_speed_in_8_bit_is_right() -> None:
+    file = ROOT / "bench" / "results" / "cpu-intel-xeon-2-threads" / "results.json"
+    assert file.relative_to(ROOT).as_posix() in README
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    ms = {(row["engine"], row["dtype"], row["batch"]): row["p50_ms"] for row in found if row["status"] == "ok"}
+    said = " ".join(README.split())
+    for engine, other, words in (
+        (("fastres", "int8"), ("fastres", "float32"), "as fast as in float32"),
+        (("openvino", "int8"), ("fastres", "int8"), "as fast as fastres does"),
+    ):
+        ratios = sorted(ms[(*other, batch)] / ms[(*engine, batch)] for batch in (1, 8, 32))
+        assert f"{ratios[0]:.1f} to {ratios[-1]:.1f} times {words}" in said
+
+
 def test_the_readmes_gpu_table_is_the_result_file() -> None:
     folder = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3"
     assert (folder / "results.json").relative_to(ROOT).as_posix() in README
