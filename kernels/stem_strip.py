@@ -29,8 +29,6 @@ from fastres.kernels.routing.rules import StemConfig
 from .launch import cdiv, device_guard, dot_upcast, launchable, next_power_of_2, start_options, wait_for_inputs
 from .prepare import ALIGNED
 
-FILTER, STRIDE, PADDING = 7, 2, 3
-
 
 @triton.jit
 def _larger(a, b):

@@ -21,7 +21,7 @@ from fastres.kernels import conv_specialized, conv_tma, dispatch, fused, gemm, h
 from fastres.kernels.conv_8bit import E4M3, LEVELS, why_not_8bit
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import Gpu
-from fastres.kernels.routing.rules import STRIP, STRIP_COLUMNS, ConvConfig, ConvShape, StemConfig
+from fastres.kernels.routing.rules import STRIP, ConvConfig, ConvShape, StemConfig, strip_config
 from fastres.kernels.routing.tables import Layer, Network
 from fastres.network.architectures import Architecture
 from fastres.text import dtype_name
@@ -168,10 +168,8 @@ def _stem_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
 
 
 def _strip_trials(gpu: Gpu, small: bool) -> Iterator[Trial]:
-    def strips(rows: int) -> StemConfig:
-        return StemConfig(STRIP, STRIP_COLUMNS, rows, 4, 3, prepared=True)
-
-    cases = ((1, 32, strips(3)),) if small else ((2, 224, strips(1)), (3, 97, strips(7)), (16, 224, strips(56)))
+    sizes = ((1, 32, 3),) if small else ((2, 224, 1), (3, 97, 7), (16, 224, 56))
+    cases = [(n, size, strip_config(rows)) for n, size, rows in sizes]
     for dtype in (torch.float16,) if small else (torch.float16, torch.bfloat16):
         yield from _stems(cases, dtype)
 

@@ -211,8 +211,8 @@ def _stem_seconds(step: Stem, cost: StepCost, dtype: torch.dtype, gpu: Gpu, limi
     config = rules.route_stem(step.weight.shape[0], pixels, dtype, gpu, step.pool)
     n, p, q, _ = cost.output_shape
     if config.kernel == rules.STRIP:
-        waves = cdiv(stem_programs(n, p, q, config.block_q, config.rows), 2 * gpu.multiprocessors)
-        return LOAD + waves * (config.rows + 2) * STRIP_STEP + _preparing(cost, dtype, limits)
+        steps = rules.strip_steps(n, p, q, config.rows, gpu)
+        return LOAD + steps * STRIP_STEP + _preparing(cost, dtype, limits)
     if step.pool:  # the last of 2·rows + 1 convolution rows is also the next program's first
         programs, again = stem_programs(n, p, q, config.block_q, config.rows), 1 + 1 / (2 * config.rows)
     else:

@@ -310,7 +310,7 @@ def route_stem(
     elif dtype == torch.float32:
         block_q = min(block_q, 64)
     elif pool and takes_strips(channels, q, gpu, taps):
-        return StemConfig(STRIP, STRIP_COLUMNS, strip_rows(n, cdiv(p, 2), cdiv(q, 2), gpu), 4, 3, prepared=True)
+        return strip_config(strip_rows(n, cdiv(p, 2), cdiv(q, 2), gpu))
     elif pool and n * p * q >= PREPARED_PIXELS and gpu is not INTERPRETER:
         # 8 warps and 3 stages: 128 registers on sm_90, so that two programs fit a multiprocessor.
         return StemConfig(kernel, block_q, 8, 8 if block_q == 128 else 4, 2 if gpu.is_amd else 3, prepared=True)
@@ -343,17 +343,24 @@ def takes_strips(channels: int, columns: int, gpu: Gpu, taps: tuple[int, int, in
     return fits and gpu.arch == "sm_90" and STRIP not in left_out()
 
 
+def strip_config(rows: int) -> StemConfig:
+    """Return the configuration of ``stem_strip.py`` for strips of so many pooled rows."""
+    return StemConfig(STRIP, STRIP_COLUMNS, rows, 4, 3, prepared=True)
+
+
 @functools.lru_cache(maxsize=1024)
 def strip_rows(n: int, p: int, q: int, gpu: Gpu) -> int:
-    """Return how many pooled rows a strip of ``stem_strip.py`` should have, for ``n`` images of ``p`` × ``q``.
+    """Return how many pooled rows a strip should have, for ``n`` images of ``p`` × ``q`` pooled pixels."""
+    heights = {cdiv(p, strips) for strips in range(1, p + 1)}
+    return min(heights, key=lambda rows: (strip_steps(n, p, q, rows, gpu), -rows))
+
+
+def strip_steps(n: int, p: int, q: int, rows: int, gpu: Gpu) -> int:
+    """Return how many steps strips of ``rows`` rows take, one after the other.
 
     Two programs fit a multiprocessor. A strip takes two steps more than it has rows.
     """
-
-    def steps(rows: int) -> int:
-        return cdiv(stem_programs(n, p, q, STRIP_COLUMNS, rows), 2 * gpu.multiprocessors) * (rows + 2)
-
-    return min({cdiv(p, strips) for strips in range(1, p + 1)}, key=lambda rows: (steps(rows), -rows))
+    return cdiv(stem_programs(n, p, q, STRIP_COLUMNS, rows), 2 * gpu.multiprocessors) * (rows + 2)
 
 
 def route_window_pool(channels: int) -> PoolConfig:

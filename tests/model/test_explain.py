@@ -32,7 +32,6 @@ UNKNOWN = Gpu("NVIDIA Tomorrow", "sm_90", 132, 232_448)
 def no_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The only tuned configurations are those that a test writes to ``FASTRES_CONFIGS``."""
     monkeypatch.setenv(tables.VARIABLE, str(tmp_path))
-    monkeypatch.setattr(tables, "FOLDER", tmp_path)
     _forget()
     yield
     _forget()
