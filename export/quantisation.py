@@ -26,8 +26,8 @@ class QuantisationReport:
     """The file written, and the differences of 8 bit from float32 on ``judged`` images that had no part in it.
 
     ``calibrated`` images gave the scales. ``agreement`` is the share of the judged images with the same best class
-    (``None`` for networks without a classifier), ``logit_error`` the relative L2 error of their logits. ``kept`` are
-    the steps in float32.
+    (``None`` for networks without a classifier), ``logit_error`` the mean relative L2 error of an image's logits.
+    ``kept`` are the steps in float32.
     """
 
     export: ExportReport

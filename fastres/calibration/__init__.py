@@ -61,16 +61,16 @@ def quantize(
     list of more than 10,000 files, 10,000 are read, at even distances.
 
     Half of the sample, but at most 256 images, measures the values. A quarter, at most 64, decides how the scales are
-    found (``method``: ``"auto"``, or one of ``"max"``, ``"percentile"``, ``"percentile-99.9"``, ``"mse"`` and
-    ``"entropy"``), and if equalisation and bias correction help. All others judge the result:
+    found (``method``: ``"auto"``, or one of ``"max"``, ``"percentile"``, ``"percentile-99.9"``, ``"mse"``, ``"nmse"``
+    and ``"entropy"``), and if equalisation and bias correction help. All others judge the result:
     ``record["agreement"]`` of the returned model.
 
     ``keep`` names steps to compute in float32. With ``largest_error`` (0.02: 2 %), the most sensitive steps stay in
-    float32 as well, until the relative error of the logits is at most this; ``record["kept"]`` names them. ``labels``
-    are the classes of the images: one for each in their order, a mapping from names, a file with either, or
-    ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight:
-    by default 127, or 64 on a processor without VNNI instructions, which computes wrongly with more. ``workers``
-    processes decode files (default: two).
+    float32 as well, until the mean relative error of an image's logits is at most this; ``record["kept"]`` names them.
+    ``labels`` are the classes of the images: one for each in their order, a mapping from names, a file with either, or
+    ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight: by
+    default 127, or 64 on a processor without VNNI instructions, which computes wrongly with more. ``workers`` processes
+    decode files (default: two).
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``

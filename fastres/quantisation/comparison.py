@@ -16,13 +16,15 @@ CLEAR = 2.0
 class Comparison:
     """The differences from float32 on ``images`` images.
 
-    ``logit_error`` is the relative L2 error of the logits (of the pooled features without a classifier), ``snr_db`` the
-    same as a signal-to-noise ratio. ``agreement`` is the share of images with the same best class. ``clear`` counts the
-    images whose float32 margin (the best logit minus the second) exceeds the noise, and ``clear_agreement`` is the
-    share of these with the same best class. The shares are ``None`` if there is no classifier or no such image.
+    ``logit_error`` is the relative L2 error of an image's logits (of its pooled features without a classifier), the
+    mean over the images; ``snr_db`` is the same as a signal-to-noise ratio. ``agreement`` is the share of images with
+    the same best class. ``clear`` counts the images whose float32 margin (the best logit minus the second) exceeds the
+    noise, and ``clear_agreement`` is the share of these with the same best class. The shares are ``None`` if there is
+    no classifier or no such image.
 
-    The noise is ``CLEAR · √2 · σ``, where σ is the standard deviation of a logit's error over all classes and images,
-    after the mean error of each image, which changes no order of classes, was taken off.
+    The noise is ``CLEAR · √2 · σ``. An image's σ is the standard deviation of the errors of its logits (their mean
+    changes no order of classes), and σ the median over the images. So neither the error nor the noise depends on a few
+    images with large logits.
     """
 
     images: int
@@ -39,9 +41,7 @@ class Comparison:
 def compare(found: Tensor, truth: Tensor, classes: bool = True) -> Comparison:
     """Compare outputs ``[N, …]`` in 8 bit with those in float32; ``classes`` means that they are logits."""
     found, truth = found.double().cpu(), truth.double().cpu()
-    difference = found - truth
-    size = float(truth.norm())
-    error = float(difference.norm()) / size if size else float(difference.norm())
+    error = relative_error(found, truth)
     if not classes:
         return Comparison(len(truth), error, None, 0, None)
     same = found.argmax(1) == truth.argmax(1)
@@ -50,6 +50,12 @@ def compare(found: Tensor, truth: Tensor, classes: bool = True) -> Comparison:
     return Comparison(
         len(truth), error, float(same.double().mean()), count, float(same[clear].double().mean()) if count else None
     )
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """Return the mean of the rows' relative L2 errors; of a row of zeros in ``truth``, the absolute one."""
+    sizes, errors = truth.norm(dim=1), (found - truth).norm(dim=1)
+    return float(torch.where(sizes > 0, errors / sizes, errors).mean())
 
 
 def margins(logits: Tensor) -> Tensor:
@@ -63,5 +69,5 @@ def margins(logits: Tensor) -> Tensor:
 def noise(found: Tensor, truth: Tensor) -> float:
     """Return the margin below which the noise may change the best class (see :class:`Comparison`)."""
     difference = found - truth
-    sigma = float((difference - difference.mean(1, keepdim=True)).square().mean().sqrt())
-    return CLEAR * math.sqrt(2) * sigma
+    sigmas = (difference - difference.mean(1, keepdim=True)).square().mean(1).sqrt()
+    return CLEAR * math.sqrt(2) * float(sigmas.median())

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BINS = 4096  # at least half of them are in use: 8 for each level of 8 bit
+LEAST_LIMIT = 2.0**-100  # so that the width of a bin and its inverse are float32 numbers
 
 
 class Histogram:
@@ -17,17 +18,24 @@ class Histogram:
 
     The bins cover ``[0, limit)``, or ``[-limit, limit)`` if ``signed``. ``limit`` is the smallest power of two that no
     value exceeds. If a larger value comes, pairs of bins are joined, so that the counts are the same in any order.
+
+    ``shares`` are the counts with each image's divided by the sum of the squares of its values. So an error weighted by
+    them is relative to each image, and an image with large values has no more say than others.
     """
 
     def __init__(self, signed: bool) -> None:
         self.signed = signed
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
+        self.shares: NDArray[np.float64] = np.zeros(BINS, np.float64)
         self.limit = 0.0  # no value yet, or only zeros
         self.least, self.largest = math.inf, -math.inf
         self._zeros = 0  # values that came while the limit was 0
 
     def add(self, values: Tensor) -> None:
-        """Count ``values``, which are finite float32 numbers, at least 0 unless the histogram is ``signed``."""
+        """Count the ``values`` of images, ``[N, C, H, W]`` or ``[N, C]``.
+
+        They are finite float32 numbers, and at least 0 unless the histogram is ``signed``.
+        """
         places = values.permute(0, 2, 3, 1) if values.dim() == 4 else values  # as they lie in memory
         rows = tuple(range(places.dim() - 1))
         largest = float(places.amax(rows).max())  # much faster than the maximum of all
@@ -37,13 +45,16 @@ class Histogram:
         if size == 0:
             self._add_zeros(places.numel())
             return
-        self._widen(2.0 ** math.ceil(math.log2(size)) if size > 0 else 0.0)
-        scale = BINS / (2 * self.limit) if self.signed else BINS / self.limit
-        places = places.reshape(-1) * scale
+        self._widen(max(2.0 ** math.ceil(math.log2(size)), LEAST_LIMIT))
+        places = places.reshape(len(places), -1) / self.width
+        squares = torch.linalg.vector_norm(places, dim=1, dtype=torch.float64).mul(self.width).square()
         places = places.floor_().add_(BINS // 2) if self.signed else places
-        found = torch.bincount(places.to(torch.int16), minlength=BINS + 1).cpu().numpy()
-        self.counts += found[:BINS]
-        self.counts[-1] += found[BINS]  # values equal to the limit
+        for image, square in zip(places.to(torch.int16), squares.tolist(), strict=True):
+            found = torch.bincount(image, minlength=BINS + 1).cpu().numpy()
+            found[BINS - 1] += found[BINS]  # values equal to the limit
+            self.counts += found[:BINS]
+            if square:
+                self.shares += found[:BINS] / square
 
     @property
     def centres(self) -> NDArray[np.float64]:
@@ -70,7 +81,8 @@ class Histogram:
             self.limit = limit
             self._add_zeros(self._zeros)
         while self.limit < limit:
-            joined = self.counts.reshape(-1, 2).sum(1)
             around = BINS // 4 if self.signed else 0
-            self.counts = np.pad(joined, (around, BINS - len(joined) - around))
+            beside = (around, BINS // 2 - around)
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(1), beside)
+            self.shares = np.pad(self.shares.reshape(-1, 2).sum(1), beside)
             self.limit *= 2

@@ -6,8 +6,8 @@
 4. The sensitivity of each step is measured. If the error is larger than allowed, the most sensitive steps stay in
    float32: first one, then two, four and so on.
 
-"Better" means a smaller relative error of the outputs on the images ``choose``, which are used for nothing else. They
-run on the executor of this processor.
+"Better" means a smaller error: the relative error of an image's outputs, in the mean over the images ``choose``, which
+are used for nothing else. They run on the executor of this processor.
 """
 
 from __future__ import annotations

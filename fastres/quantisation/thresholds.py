@@ -5,7 +5,10 @@ the others are rounded more finely:
 
 - ``max`` clips nothing;
 - ``percentile`` clips a share of 0.01 % of the values (``percentile-99.9``: 0.1 %), half at each end if there are two;
-- ``mse`` has the least mean squared error over the histogram;
+- ``mse`` has the least mean squared error;
+- ``nmse`` has the least normalised mean squared error: the mean over the images of an image's squared error, relative
+  to the squares of its values. If the values of some images are many times larger than those of all others, the squared
+  errors of these images are the larger ones, too, and ``mse`` gives them most of the levels;
 - ``entropy`` loses the least information: the Kullback-Leibler divergence of the histogram from its rounded form, as
   in TensorRT.
 """
@@ -13,6 +16,7 @@ the others are rounded more finely:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +26,9 @@ from fastres.network.quantisation import LARGEST, Scale
 from .histogram import BINS, Histogram
 
 Range = tuple[float, float]  # the least and the largest number that are not clipped; 0 lies between them
-_SHARES = 64  # ranges that mse tries at each end
+# The ranges that are tried at each end: shares of the whole, first far apart, then around the best of these.
+_FAR = 2.0 ** (-np.arange(33) / 4)
+_NEAR = 2.0 ** (np.arange(-3, 4) / 16)
 
 
 def scale_of(histogram: Histogram, method: str) -> Scale:
@@ -67,25 +73,49 @@ def _within(histogram: Histogram, least: float, largest: float) -> Range:
 
 
 def _mse(histogram: Histogram) -> Range:
-    used = histogram.counts > 0
-    centres, counts = histogram.centres[used], histogram.counts[used]
-    least, largest = min(histogram.least, 0.0), max(histogram.largest, 0.0)
-    shares = np.arange(1, _SHARES + 1) / _SHARES
+    return _with_least_error(histogram, histogram.counts)
 
-    def best(ranges: list[Range]) -> Range:
-        errors = [_squared_error(centres, counts, scale_for(*bounds)) for bounds in ranges]
-        return ranges[int(np.argmin(errors))]
+
+def _nmse(histogram: Histogram) -> Range:
+    return _with_least_error(histogram, histogram.shares)
+
+
+def _with_least_error(histogram: Histogram, weights: NDArray[Any]) -> Range:
+    """Return the range with the least squared error, summed over the bins with these ``weights``."""
+    used = weights > 0
+    centres, weights = histogram.centres[used], weights[used]
+    least, largest = min(histogram.least, 0.0), max(histogram.largest, 0.0)
+
+    def best(range_of: Callable[[float], Range]) -> Range:
+        def error(share: float) -> float:
+            return _squared_error(centres, weights, histogram.width, scale_for(*range_of(share)))
+
+        far = min(_FAR, key=error)
+        return range_of(min((far * _NEAR).clip(max=1), key=error))
 
     if not histogram.signed:
-        return best([(0.0, largest * share) for share in shares])
-    both = best([(least * share, largest * share) for share in shares])  # first both ends, then each end alone
-    both = best([(least * share, both[1]) for share in shares])
-    return best([(both[0], largest * share) for share in shares])
+        return best(lambda share: (0.0, largest * share))
+    both = best(lambda share: (least * share, largest * share))  # first both ends, then each end alone
+    both = best(lambda share: (least * share, both[1]))
+    return best(lambda share: (both[0], largest * share))
 
 
-def _squared_error(centres: NDArray[np.float64], counts: NDArray[np.int64], scale: Scale) -> float:
-    levels = np.clip(np.rint(centres / scale.scale), -scale.zero_point, LARGEST - scale.zero_point)
-    return float((counts * (levels * scale.scale - centres) ** 2).sum())
+def _squared_error(centres: NDArray[np.float64], weights: NDArray[Any], width: float, scale: Scale) -> float:
+    """Return the weighted sum of the mean squared errors of bins in which the values are evenly spread.
+
+    A level can be narrower than a bin, if a few values are much larger than the others.
+    """
+    lowest, highest = -scale.zero_point, LARGEST - scale.zero_point
+
+    def integral(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of the squared distance to the nearest level, from 0 to ``x``, in steps of the scale."""
+        level = np.rint(x).clip(lowest, highest)
+        return level / 12 + (x - level) ** 3 / 3
+
+    half = width / 2 / scale.scale
+    middle = centres / scale.scale
+    means = (integral(middle + half) - integral(middle - half)) / (2 * half)
+    return float((weights * means).sum()) * scale.scale**2
 
 
 def _entropy(histogram: Histogram) -> Range:
@@ -122,5 +152,6 @@ METHODS: dict[str, Callable[[Histogram], Range]] = {
     "percentile": _percentile(1e-4),
     "percentile-99.9": _percentile(1e-3),
     "mse": _mse,
+    "nmse": _nmse,
     "entropy": _entropy,
 }

@@ -16,6 +16,7 @@ import fastres
 from fastres.bench.digits.data import as_image, load_scans, split
 from fastres.errors import CalibrationError, FastresError, InputError
 from fastres.executors.int8_steps import saturates
+from fastres.quantisation.thresholds import METHODS
 
 onnx = pytest.importorskip("onnx")
 
@@ -72,7 +73,7 @@ def test_metadata_says_where_the_scales_are_from(quantised: Any) -> None:
     record = json.loads(metadata["quantisation"])
     assert record["scales"]["images"]["measured"] == 80
     assert record["scales"]["float32"]["weights"].startswith("resnet20_digits DIGITS_V1")
-    assert record["scales"]["method"] in ("max", "percentile", "percentile-99.9", "mse", "entropy")
+    assert record["scales"]["method"] in METHODS
     assert Session(quantised.path, "cpu").metadata.class_names == tuple("0123456789")
 
 

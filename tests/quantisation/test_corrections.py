@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastres.network.plan import LOGITS, Plan
+from fastres.network.plan import Plan
 from fastres.quantisation.comparison import compare, margins, noise
 from fastres.quantisation.correction import corrected
 from fastres.quantisation.equalisation import equalised, largest_weights, pairs
@@ -74,6 +74,20 @@ def test_bias_correction_finds_errors_of_the_bias(name: str) -> None:
     assert error[3] < 1.3 * error[1]
 
 
+def test_one_image_with_clipped_values_does_not_change_the_correction() -> None:
+    """White noise gives far larger values than smooth pictures, and these are clipped."""
+    plan, x = float_plan("basic"), pictures(9)
+    quantised = quantise_plan(plan, observe(plan, [x]).scales(plan, "max"))
+    x[4] = torch.randint(0, 2, x[4].shape, dtype=torch.uint8, device="cpu") * 255
+    smooth = pictures(8, seed=3)
+    truth = Simulation(plan).run(smooth)[0]
+    errors = [
+        compare(Simulation(each).run(smooth)[0], truth).logit_error
+        for each in (corrected(plan, quantised, pictures(9)), corrected(plan, quantised, x))
+    ]
+    assert errors[1] < 1.2 * errors[0]
+
+
 def test_the_sensitivity_is_the_error_of_one_step_alone() -> None:
     plan, x = float_plan("basic"), pictures(4)
     scales = observe(plan, [x]).scales(plan, "max")
@@ -106,4 +120,17 @@ def test_agreement_counts_images_whose_margin_exceeds_the_noise() -> None:
     assert compare(truth, truth).snr_db == float("inf")
     assert compare(truth * 1.1, truth).logit_error == pytest.approx(0.1)
     assert compare(truth, truth, classes=False).agreement is None
-    assert LOGITS in {step.output for step in float_plan("basic")}
+
+
+def test_a_few_images_with_large_logits_change_neither_the_error_nor_the_noise() -> None:
+    truth = torch.randn(50, 10, dtype=torch.float64, device="cpu")
+    found = truth + 0.05 * torch.randn(50, 10, dtype=torch.float64, device="cpu")
+    before = compare(found, truth)
+    truth[7] *= 1000
+    found[7] = truth[7] * 0.9
+    after = compare(found, truth)
+    assert after.logit_error == pytest.approx(before.logit_error, rel=0.1)
+    assert noise(found, truth) == pytest.approx(noise(truth + 0.05 * torch.randn_like(truth), truth), rel=0.3)
+    assert abs(after.clear - before.clear) <= 1
+    truth[7] = 0  # has no relative error
+    assert compare(found.where(truth != 0, 0), truth).logit_error <= before.logit_error

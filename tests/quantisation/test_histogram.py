@@ -13,9 +13,10 @@ from fastres.quantisation.thresholds import METHODS, scale_for, scale_of
 
 
 def filled(values: Tensor, parts: int = 1, signed: bool = False) -> Histogram:
+    """Return the histogram of ``values``, one image in each part."""
     histogram = Histogram(signed)
     for part in values.chunk(parts):
-        histogram.add(part)
+        histogram.add(part[None])
     return histogram
 
 
@@ -47,8 +48,25 @@ def test_a_value_is_counted_in_its_bin(signed: bool) -> None:
     counted = histogram.centres.repeat(histogram.counts)
     assert np.abs(counted - values.numpy()).max() <= histogram.width / 2
     if signed:
-        histogram.add(torch.tensor([-3.0], dtype=torch.float32, device="cpu"))
+        histogram.add(torch.tensor([[-3.0]], dtype=torch.float32, device="cpu"))
         assert abs(histogram.centres.repeat(histogram.counts)[0] + 3) <= histogram.width / 2
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_each_image_has_the_same_share(signed: bool) -> None:
+    """The sum of the squares in the histogram's shares is 1 for each image, however large its values are."""
+    images = torch.randn(6, 5_000, dtype=torch.float32, device="cpu")
+    images = images if signed else images.abs()
+    images[3] *= 40
+    images[4] = 0  # has no squares
+    together, growing = Histogram(signed), Histogram(signed)
+    together.add(images.view(6, 50, 10, 10))
+    for image in (4, 0, 1, 2, 5, 3):
+        growing.add(images[image : image + 1])
+    for histogram in (together, growing):
+        assert (histogram.shares * histogram.centres**2).sum() == pytest.approx(5, rel=0.01)
+    np.testing.assert_allclose(growing.shares, together.shares, rtol=1e-12)
+    assert (growing.counts == together.counts).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -57,7 +75,7 @@ def test_a_dead_value_has_scale_1(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("value", [0.7, 1e-30, 1e30])
+@pytest.mark.parametrize("value", [0.7, 1e-36, 1e30])
 def test_a_constant_value_can_be_expressed(method: str, value: float) -> None:
     scale = scale_of(filled(torch.full((100,), value, dtype=torch.float32, device="cpu")), method)
     assert scale.zero_point == 0
@@ -86,6 +104,27 @@ def test_mse_finds_the_range_with_the_least_error() -> None:
     largest = float(values.max())
     assert found <= 1.01 * min(error(scale_for(0, largest * share / 100)) for share in range(2, 101))
     assert found < 0.8 * error(scale_of(histogram, "max"))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_nmse_gives_levels_to_the_images_and_mse_to_the_one_with_large_values(signed: bool) -> None:
+    images = torch.randn(64, 10_000, dtype=torch.float32, device="cpu")
+    images = images if signed else images.abs()
+    images[9] *= 30
+    histogram = Histogram(signed)
+    histogram.add(images)
+
+    def errors(scale: Scale) -> Tensor:
+        """Return the mean of each image's squared error, and the mean of each image's share."""
+        levels = (images / scale.scale).round().clamp(-scale.zero_point, LARGEST - scale.zero_point)
+        squares = (levels * scale.scale - images).square().sum(1)
+        return torch.stack([squares.mean(), (squares / images.square().sum(1)).mean()])
+
+    least = -float(images.max()) if signed else 0.0
+    tried = torch.stack([errors(scale_for(least / 1.1**k, float(images.max()) / 1.1**k)) for k in range(50)])
+    for index, method in enumerate(("mse", "nmse")):
+        assert errors(scale_of(histogram, method))[index] <= 1.02 * tried[:, index].min()
+    assert errors(scale_of(histogram, "nmse"))[1] < 0.5 * errors(scale_of(histogram, "mse"))[1]
 
 
 @pytest.mark.parametrize("method", METHODS)
