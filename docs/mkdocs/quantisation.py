@@ -26,8 +26,8 @@ def measured() -> str:
     threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     lines += [
         "",
-        f"Trained networks: digits, judged on the {found['networks'][0]['images']} held-out scans. Random networks: "
-        "smooth random pictures.",
+        f"Trained networks: digits, judged on {found['networks'][0]['images']:,} images, the held-out scans in "
+        f"{found['places']} places each. Random networks: smooth random pictures.",
         "",
         f"Memory: a calibration of {used['model']} on {used['images']:,} JPEGs of up to 1600×1200 pixels, "
         f"{used['skipped']} of them broken, took {used['peak_above_model_mb']:,.0f} MB more than the model, worker "

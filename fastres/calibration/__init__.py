@@ -61,8 +61,8 @@ def quantize(
     list of more than 10,000 files, 10,000 are read, at even distances.
 
     Half of the sample, but at most 256 images, measures the values. A quarter, at most 64, decides how the scales are
-    found (``method``: ``"auto"``, or one of ``"max"``, ``"percentile"``, ``"percentile-99.9"``, ``"mse"``, ``"nmse"``
-    and ``"entropy"``), and if equalisation and bias correction help. All others judge the result:
+    found (``method``: ``"auto"``, or one of ``"max"``, ``"percentile"``, ``"percentile-99.9"``, ``"mse"``, ``"nmse"``,
+    ``"nrmse"`` and ``"entropy"``), and if equalisation and bias correction help. All others judge the result:
     ``record["agreement"]`` of the returned model.
 
     ``keep`` names steps to compute in float32. With ``largest_error`` (0.02: 2 %), the most sensitive steps stay in

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .image_histograms import ImageHistograms
+
 BINS = 4096  # at least half of them are in use: 8 for each level of 8 bit
 LEAST_LIMIT = 2.0**-100  # so that the width of a bin and its inverse are float32 numbers
 
@@ -18,15 +20,13 @@ class Histogram:
 
     The bins cover ``[0, limit)``, or ``[-limit, limit)`` if ``signed``. ``limit`` is the smallest power of two that no
     value exceeds. If a larger value comes, pairs of bins are joined, so that the counts are the same in any order.
-
-    ``shares`` are the counts with each image's divided by the sum of the squares of its values. So an error weighted by
-    them is relative to each image, and an image with large values has no more say than others.
+    ``images`` has the histograms of single images.
     """
 
     def __init__(self, signed: bool) -> None:
         self.signed = signed
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
-        self.shares: NDArray[np.float64] = np.zeros(BINS, np.float64)
+        self.images = ImageHistograms()
         self.limit = 0.0  # no value yet, or only zeros
         self.least, self.largest = math.inf, -math.inf
         self._zeros = 0  # values that came while the limit was 0
@@ -46,15 +46,12 @@ class Histogram:
             self._add_zeros(places.numel())
             return
         self._widen(max(2.0 ** math.ceil(math.log2(size)), LEAST_LIMIT))
-        places = places.reshape(len(places), -1) / self.width
-        squares = torch.linalg.vector_norm(places, dim=1, dtype=torch.float64).mul(self.width).square()
+        self.images.add(places.reshape(len(places), -1))
+        places = places.reshape(-1) / self.width
         places = places.floor_().add_(BINS // 2) if self.signed else places
-        for image, square in zip(places.to(torch.int16), squares.tolist(), strict=True):
-            found = torch.bincount(image, minlength=BINS + 1).cpu().numpy()
-            found[BINS - 1] += found[BINS]  # values equal to the limit
-            self.counts += found[:BINS]
-            if square:
-                self.shares += found[:BINS] / square
+        found = torch.bincount(places.to(torch.int16), minlength=BINS + 1).cpu().numpy()
+        self.counts += found[:BINS]
+        self.counts[-1] += found[BINS]  # values equal to the limit
 
     @property
     def centres(self) -> NDArray[np.float64]:
@@ -82,7 +79,5 @@ class Histogram:
             self._add_zeros(self._zeros)
         while self.limit < limit:
             around = BINS // 4 if self.signed else 0
-            beside = (around, BINS // 2 - around)
-            self.counts = np.pad(self.counts.reshape(-1, 2).sum(1), beside)
-            self.shares = np.pad(self.shares.reshape(-1, 2).sum(1), beside)
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(1), (around, BINS // 2 - around))
             self.limit *= 2

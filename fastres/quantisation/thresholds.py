@@ -6,9 +6,11 @@ the others are rounded more finely:
 - ``max`` clips nothing;
 - ``percentile`` clips a share of 0.01 % of the values (``percentile-99.9``: 0.1 %), half at each end if there are two;
 - ``mse`` has the least mean squared error;
-- ``nmse`` has the least normalised mean squared error: the mean over the images of an image's squared error, relative
-  to the squares of its values. If the values of some images are many times larger than those of all others, the squared
-  errors of these images are the larger ones, too, and ``mse`` gives them most of the levels;
+- ``nmse`` has the least normalised mean squared error: an image's squared error relative to the squares of its values,
+  in the mean over the images. If a few images have values many times larger than all others, their squared errors are
+  larger, too, and ``mse`` gives them most of the levels;
+- ``nrmse`` has the least normalised root mean squared error, the mean of the roots of the same. It clips such images,
+  where ``nmse`` finds a compromise;
 - ``entropy`` loses the least information: the Kullback-Leibler divergence of the histogram from its rounded form, as
   in TensorRT.
 """
@@ -16,7 +18,6 @@ the others are rounded more finely:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from fastres.network.quantisation import LARGEST, Scale
 
 from .histogram import BINS, Histogram
+from .image_histograms import ImageBins
 
 Range = tuple[float, float]  # the least and the largest number that are not clipped; 0 lies between them
 # The ranges that are tried at each end: shares of the whole, first far apart, then around the best of these.
@@ -73,25 +75,35 @@ def _within(histogram: Histogram, least: float, largest: float) -> Range:
 
 
 def _mse(histogram: Histogram) -> Range:
-    return _with_least_error(histogram, histogram.counts)
+    used = histogram.counts > 0
+    centres, counts = histogram.centres[used], histogram.counts[used]
+    low, high = centres - histogram.width / 2, centres + histogram.width / 2
+    return _best_range(histogram, lambda scale: float(counts @ _squared_errors(low, high, scale)))
 
 
 def _nmse(histogram: Histogram) -> Range:
-    return _with_least_error(histogram, histogram.shares)
+    return _best_range(histogram, _image_error(histogram.images.bins(), 1.0))
 
 
-def _with_least_error(histogram: Histogram, weights: NDArray[Any]) -> Range:
-    """Return the range with the least squared error, summed over the bins with these ``weights``."""
-    used = weights > 0
-    centres, weights = histogram.centres[used], weights[used]
+def _nrmse(histogram: Histogram) -> Range:
+    return _best_range(histogram, _image_error(histogram.images.bins(), 0.5))
+
+
+def _image_error(bins: ImageBins, power: float) -> Callable[[Scale], float]:
+    """Return the function that gives the mean of the images' squared relative errors, each to this ``power``."""
+    return lambda scale: float(((bins.shares @ _squared_errors(bins.low, bins.high, scale)) ** power).mean())
+
+
+def _best_range(histogram: Histogram, error: Callable[[Scale], float]) -> Range:
+    """Return the range whose scale has the least ``error``."""
     least, largest = min(histogram.least, 0.0), max(histogram.largest, 0.0)
 
     def best(range_of: Callable[[float], Range]) -> Range:
-        def error(share: float) -> float:
-            return _squared_error(centres, weights, histogram.width, scale_for(*range_of(share)))
+        def tried(share: float) -> float:
+            return error(scale_for(*range_of(share)))
 
-        far = min(_FAR, key=error)
-        return range_of(min((far * _NEAR).clip(max=1), key=error))
+        far = min(_FAR, key=tried)
+        return range_of(min((far * _NEAR).clip(max=1), key=tried))
 
     if not histogram.signed:
         return best(lambda share: (0.0, largest * share))
@@ -100,8 +112,8 @@ def _with_least_error(histogram: Histogram, weights: NDArray[Any]) -> Range:
     return best(lambda share: (both[0], largest * share))
 
 
-def _squared_error(centres: NDArray[np.float64], weights: NDArray[Any], width: float, scale: Scale) -> float:
-    """Return the weighted sum of the mean squared errors of bins in which the values are evenly spread.
+def _squared_errors(low: NDArray[np.float64], high: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+    """Return the mean squared error of values that are evenly spread from ``low`` to ``high``.
 
     A level can be narrower than a bin, if a few values are much larger than the others.
     """
@@ -112,10 +124,8 @@ def _squared_error(centres: NDArray[np.float64], weights: NDArray[Any], width: f
         level = np.rint(x).clip(lowest, highest)
         return level / 12 + (x - level) ** 3 / 3
 
-    half = width / 2 / scale.scale
-    middle = centres / scale.scale
-    means = (integral(middle + half) - integral(middle - half)) / (2 * half)
-    return float((weights * means).sum()) * scale.scale**2
+    low, high = low / scale.scale, high / scale.scale
+    return (integral(high) - integral(low)).clip(min=0) / (high - low) * scale.scale**2
 
 
 def _entropy(histogram: Histogram) -> Range:
@@ -153,5 +163,6 @@ METHODS: dict[str, Callable[[Histogram], Range]] = {
     "percentile-99.9": _percentile(1e-3),
     "mse": _mse,
     "nmse": _nmse,
+    "nrmse": _nrmse,
     "entropy": _entropy,
 }

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastres.bench.quantisation import BUNDLED, JSON_NAME, RANDOM, TRAINED, main
+from fastres.bench.quantisation import BUNDLED, JSON_NAME, PLACES, RANDOM, SHIFT, TRAINED, main, moved
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "quantisation" / JSON_NAME
 
@@ -17,24 +18,36 @@ def test_the_bundled_network_is_measured(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["--train", "--random", "--images", "0", "--out", str(tmp_path)]) == 0
     (row,) = json.loads((tmp_path / JSON_NAME).read_text())["networks"]
     assert row["model"] == BUNDLED
-    assert row["images"] == 360
+    assert row["images"] == 360 * PLACES
     assert row["logit_error"] < 0.03
     assert abs(row["accuracy"]["float32"] - row["accuracy"]["int8"]) <= 0.005
     assert f"{BUNDLED}  trained (bundled)" in capsys.readouterr().out
 
 
-FALLS_SHORT = {("resnet152", "trained for 12 epochs")}  # docs/quantize.md says so
+def test_scans_are_judged_in_several_places() -> None:
+    scans = torch.zeros(5, 3, 32, 32, dtype=torch.uint8, device="cpu")
+    scans[..., 10:20, 12:18] = torch.randint(1, 256, (5, 1, 10, 6), dtype=torch.uint8, device="cpu")
+    found = moved(scans).view(PLACES, 5, 3, 32, 32)
+    assert torch.equal(found[0], scans)
+    for number in range(5):
+        (rows, columns) = zip(*(scan[number, 0].nonzero().amin(0).tolist() for scan in found), strict=True)
+        assert len(set(zip(rows, columns, strict=True))) > PLACES // 2
+        assert all(abs(row - 10) <= SHIFT for row in rows)
+        assert all(abs(column - 12) <= SHIFT for column in columns)
+        for scan in found:
+            torch.testing.assert_close(scan[number].float().sum(), scans[number].float().sum())
 
 
 def test_the_committed_results_are_near_float32() -> None:
-    """Within half a point of the accuracy, and the same class where the float32 margin exceeds the noise."""
+    """Within half a point of the accuracy, and the same class where the float32 margin exceeds the noise.
+
+    Of a random network few images are clear (18 of ResNet-152), so one may differ.
+    """
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert [row["model"] for row in found["networks"]] == [BUNDLED, *TRAINED, *RANDOM]
-    assert {(row["model"], row["weights"]) for row in found["networks"]} >= FALLS_SHORT
     for row in found["networks"]:
-        if (row["model"], row["weights"]) in FALLS_SHORT:
-            continue
-        assert row["clear_agreement"] is None or row["clear_agreement"] >= 0.99, row["model"]
+        other = round(row["clear"] * (1 - (row["clear_agreement"] or 0)))
+        assert other <= max(0.01 * row["clear"], 0 if row["accuracy"] else 1), row["model"]
         if row["accuracy"]:
             assert abs(row["accuracy"]["float32"] - row["accuracy"]["int8"]) <= 0.005, row["model"]
     assert found["memory"]["images"] >= 5000

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastres.network.quantisation import LARGEST, Scale
 from fastres.quantisation.histogram import BINS, Histogram
+from fastres.quantisation.image_histograms import ImageHistograms
 from fastres.quantisation.thresholds import METHODS, scale_for, scale_of
 
 
@@ -53,20 +54,38 @@ def test_a_value_is_counted_in_its_bin(signed: bool) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_each_image_has_the_same_share(signed: bool) -> None:
-    """The sum of the squares in the histogram's shares is 1 for each image, however large its values are."""
+def test_each_image_has_a_histogram_relative_to_its_own_values(signed: bool) -> None:
     images = torch.randn(6, 5_000, dtype=torch.float32, device="cpu")
     images = images if signed else images.abs()
     images[3] *= 40
-    images[4] = 0  # has no squares
-    together, growing = Histogram(signed), Histogram(signed)
-    together.add(images.view(6, 50, 10, 10))
-    for image in (4, 0, 1, 2, 5, 3):
-        growing.add(images[image : image + 1])
-    for histogram in (together, growing):
-        assert (histogram.shares * histogram.centres**2).sum() == pytest.approx(5, rel=0.01)
-    np.testing.assert_allclose(growing.shares, together.shares, rtol=1e-12)
-    assert (growing.counts == together.counts).all()
+    images[4] = 0  # has no relative error
+    together, apart = ImageHistograms(), ImageHistograms()
+    together.add(images)
+    for image in range(6):
+        apart.add(images[image : image + 1])
+    for histograms in (together, apart):
+        bins = histograms.bins()
+        assert (bins.low < bins.high).all()
+        assert (bins.low < 0).any() == signed
+        squares = (bins.low**2 + bins.low * bins.high + bins.high**2) / 3
+        np.testing.assert_allclose(bins.shares @ squares, np.ones(5), rtol=0.01)
+    largest = int(np.argmax(bins.high))
+    counted = bins.shares[:, largest] * images[[0, 1, 2, 3, 5]].double().square().sum(1).numpy()
+    inside = (images[[0, 1, 2, 3, 5]] >= float(bins.low[largest])).sum(1).numpy()
+    np.testing.assert_allclose(counted, inside, rtol=1e-9)
+    assert inside.sum() > 0
+
+
+def test_of_a_large_image_a_part_of_every_channel_is_counted() -> None:
+    images = torch.zeros(2, 300 * 300, 4, dtype=torch.float32, device="cpu")
+    images[0, :, 3] = 1
+    images[1, :, 2] = 2
+    histograms = ImageHistograms()
+    histograms.add(images.view(2, -1))
+    bins = histograms.bins()
+    assert bins.low.tolist() == [1, 2]
+    assert (bins.shares[0, 1], bins.shares[1, 0]) == (0, 0)
+    np.testing.assert_allclose([bins.shares[0, 0], 4 * bins.shares[1, 1]], 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +126,7 @@ def test_mse_finds_the_range_with_the_least_error() -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-def test_nmse_gives_levels_to_the_images_and_mse_to_the_one_with_large_values(signed: bool) -> None:
+def test_mse_gives_levels_to_the_image_with_large_values_and_nrmse_to_the_others(signed: bool) -> None:
     images = torch.randn(64, 10_000, dtype=torch.float32, device="cpu")
     images = images if signed else images.abs()
     images[9] *= 30
@@ -115,16 +134,18 @@ def test_nmse_gives_levels_to_the_images_and_mse_to_the_one_with_large_values(si
     histogram.add(images)
 
     def errors(scale: Scale) -> Tensor:
-        """Return the mean of each image's squared error, and the mean of each image's share."""
+        """Return the means of the images' squared errors, squared relative errors, and relative errors."""
         levels = (images / scale.scale).round().clamp(-scale.zero_point, LARGEST - scale.zero_point)
         squares = (levels * scale.scale - images).square().sum(1)
-        return torch.stack([squares.mean(), (squares / images.square().sum(1)).mean()])
+        relative = squares / images.square().sum(1)
+        return torch.stack([squares.mean(), relative.mean(), relative.sqrt().mean()])
 
     least = -float(images.max()) if signed else 0.0
     tried = torch.stack([errors(scale_for(least / 1.1**k, float(images.max()) / 1.1**k)) for k in range(50)])
-    for index, method in enumerate(("mse", "nmse")):
-        assert errors(scale_of(histogram, method))[index] <= 1.02 * tried[:, index].min()
-    assert errors(scale_of(histogram, "nmse"))[1] < 0.5 * errors(scale_of(histogram, "mse"))[1]
+    found = [errors(scale_of(histogram, method)) for method in ("mse", "nmse", "nrmse")]
+    for index in range(3):
+        assert found[index][index] <= 1.02 * tried[:, index].min()
+    assert found[2][2] < 0.9 * found[1][2] < 0.7 * found[0][2]
 
 
 @pytest.mark.parametrize("method", METHODS)
