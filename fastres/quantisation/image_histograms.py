@@ -32,7 +32,7 @@ class ImageBins:
 
 
 class ImageHistograms:
-    """Counts of the values of each image. If an image has many, every so manieth is counted.
+    """Counts of the values of each image. If it has very many, some are counted, at equal distances.
 
     They lie in arrays that grow by doubling. Small pieces, kept from each batch, would lie between its activations, and
     the memory of these could not be used again for larger ones.
