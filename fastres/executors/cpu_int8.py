@@ -36,11 +36,12 @@ from .int8_steps import (
     speedup,
 )  # fmt: skip
 from .packing import SHAPES_KEPT
-from .processor import cpu_name, instruction_sets
+from .processor import cpu_name, has_amx, instruction_sets
 from .recent import Recent
 
-# The first stages run so many images at a time that their largest activation takes about this much memory.
-PART_BYTES = 4 * 2**20
+# The first stages run so many images at a time that their largest activation takes about this much memory. With AMX,
+# the products take so little time that the fixed time of a call counts for more than the caches.
+PART_BYTES, PART_BYTES_WITH_AMX = 4 * 2**20, 12 * 2**20
 # They end where a block's weights take more than this share of the memory of its activations, for these images.
 WEIGHTS_SHARE = 0.25
 
@@ -272,7 +273,7 @@ def first_stages(plan: Plan, shape: Shape) -> tuple[int, int]:
     shapes = plan.shapes(1, h, w)
     outputs = {step.output: math.prod(shapes[step.output]) for step in plan}
     outputs[plan.stem.output] = math.prod(plan.stem.conv_shape((1, h, w, 3)))
-    images = max(1, PART_BYTES // max(outputs.values()))
+    images = max(1, (PART_BYTES_WITH_AMX if has_amx() else PART_BYTES) // max(outputs.values()))
     images = math.ceil(n / math.ceil(n / images))
     last, end, begin = last_reads(plan.steps), 0, 0
     for index, step in enumerate(plan.steps[:-1]):

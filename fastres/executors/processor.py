@@ -49,6 +49,11 @@ def instruction_sets() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for flag, name in INSTRUCTION_SETS.items() if flag in flags))
 
 
+def has_amx() -> bool:
+    """Return True if the processor multiplies whole tiles of matrices, and no environment variable limits oneDNN."""
+    return "AMX" in instruction_sets() and not any(os.environ.get(name) for name in LIMITS[1:])
+
+
 def _field(name: str) -> str:
     """Return a field of the first core in /proc/cpuinfo, or an empty string if it is missing."""
     return _first_core(CPUINFO).get(name, "")

@@ -124,6 +124,7 @@ def test_large_batches_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(run, "run_step", counted)
     monkeypatch.setattr(cpu_int8, "PART_BYTES", 2 * 64 * 32 * 32)
+    monkeypatch.setattr(cpu_int8, "has_amx", lambda: False)
     run._parts.clear()
     (found,) = run.run(x)
     assert [n for name, n in sizes if name == "stem"] == [2, 2, 2, 1]
@@ -139,12 +140,15 @@ def test_micro_batches_count_a_byte_for_each_value() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "seresnet50", "wide_resnet50_2", "plain34"])
-def test_parts_end_where_one_value_is_needed(name: str) -> None:
+@pytest.mark.parametrize("amx", [False, True])
+def test_parts_end_where_one_value_is_needed(monkeypatch: pytest.MonkeyPatch, name: str, amx: bool) -> None:
+    monkeypatch.setattr(cpu_int8, "has_amx", lambda: amx)
     plan = outline(get_architecture(name), torch.float32)
     for batch in (1, 3, 8, 33):
         end, images = first_stages(plan, (batch, 224, 224, 3))
         assert end > 0
-        assert 1 <= images <= min(batch, 5)
+        assert 1 <= images <= min(batch, 16 if amx else 5)
+        assert images == batch or images >= (4 if amx else 1)
         later = {value for step in plan.steps[end:] for value in step.reads}
         earlier = {step.output for step in plan.steps[: end - 1]}
         assert not later & earlier

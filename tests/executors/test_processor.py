@@ -40,9 +40,21 @@ def test_instruction_sets(
     found = processor.processor()
     assert found["cpu_instruction_sets"] == sets
     assert found["cpu_limits"] is None
+    assert processor.has_amx() == ("AMX" in (sets or ""))
     assert found["cpu"]
     if cpuinfo and "model name" in cpuinfo:
         assert f"model name\t: {found['cpu']}" in cpuinfo
+
+
+def test_limits_of_onednn_leave_no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in processor.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(processor, "instruction_sets", lambda: ("AVX2", "AVX-512", "AMX"))
+    assert processor.has_amx()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert processor.has_amx()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert not processor.has_amx()
 
 
 def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
