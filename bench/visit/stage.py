@@ -74,7 +74,7 @@ def make_small() -> None:
     timing.REPLAYS, timing.MOST_LAUNCHES = 2, 1
     ceilings._COPY_BYTES = dict.fromkeys(("cpu", "cuda"), 1 << 20)
     ceilings._MATMUL_SIZE = dict.fromkeys(("cpu", "cuda"), 128)
-    ceilings._REPEATS = dict.fromkeys(("cpu", "cuda"), 2)
+    ceilings._REPEATS, ceilings._LEAST_SECONDS = dict.fromkeys(("cpu", "cuda"), 2), 0.0
     checking.IMAGES = checking.IMAGES_OF_SMALL_NETWORKS = 4
     checking.HALF_FACTOR = checking.PEER_FACTOR  # the error of so few images varies by chance
     layers.WARMUPS, layers.ROUNDS, layers.FEWEST = 0, 1, 1
