@@ -56,7 +56,8 @@ class ImageHistograms:
         for index, image in enumerate(bins, first):
             counts = torch.bincount(image, minlength=2 * _SIGN).cpu().numpy().reshape(2, _SIGN)
             counts[:, :_OCTAVE] = 0  # zeros and subnormal numbers
-            end = max(_KEPT, int(np.flatnonzero(counts.any(0))[-1:].sum()) + 1)
+            used = np.flatnonzero(counts.any(0))
+            end = max(_KEPT, int(used[-1]) + 1) if len(used) else _KEPT
             self._counts[index], self._ends[index] = counts[:, end - _KEPT : end], end
 
     def _grow(self) -> None:

@@ -28,9 +28,10 @@ from .histogram import BINS, Histogram
 from .image_histograms import ImageBins
 
 Range = tuple[float, float]  # the least and the largest number that are not clipped; 0 lies between them
-# The ranges that are tried at each end: shares of the whole, first far apart, then around the best of these.
+# The ranges that are tried at each end: shares of the whole, first far apart, then around the best of these. The
+# largest come first, so that of equal ones the one that clips least is taken.
 _FAR = 2.0 ** (-np.arange(33) / 4)
-_NEAR = 2.0 ** (np.arange(-3, 4) / 16)
+_NEAR = 2.0 ** (np.arange(3, -4, -1) / 16)
 
 
 def scale_of(histogram: Histogram, method: str) -> Scale:
@@ -91,6 +92,8 @@ def _nrmse(histogram: Histogram) -> Range:
 
 def _image_error(bins: ImageBins, power: float) -> Callable[[Scale], float]:
     """Return the function that gives the mean of the images' squared relative errors, each to this ``power``."""
+    if not len(bins.shares):  # the few numbers other than 0 are not among those that were counted
+        return lambda scale: 0.0
     return lambda scale: float(((bins.shares @ _squared_errors(bins.low, bins.high, scale)) ** power).mean())
 
 

@@ -148,6 +148,15 @@ def test_mse_gives_levels_to_the_image_with_large_values_and_nrmse_to_the_others
     assert found[2][2] < 0.9 * found[1][2] < 0.7 * found[0][2]
 
 
+@pytest.mark.parametrize("method", ["nmse", "nrmse"])
+def test_a_value_that_is_nearly_always_0_can_be_expressed(method: str) -> None:
+    histogram = Histogram(False)
+    values = torch.zeros(1, 300_000, dtype=torch.float32, device="cpu")
+    values[0, 1] = 3.0  # not among the values of a large image that are counted
+    histogram.add(values)
+    assert scale_of(histogram, method).range[1] == pytest.approx(3)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_signed_value_gets_a_zero_point(method: str) -> None:
     values = torch.rand(20_000, dtype=torch.float32, device="cpu") * 4 - 1
