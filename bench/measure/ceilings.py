@@ -47,8 +47,8 @@ def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[]
 def _best_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Return the shortest of several times, because disturbances only slow calls down. The first call is a warm-up."""
     call()
+    times: list[float] = []
     end = time.perf_counter() + (_LEAST_SECONDS if device.type == "cpu" else 0)
-    best = min(elapsed_ms(call, device) for _ in range(repeats))
-    while time.perf_counter() < end:
-        best = min(best, elapsed_ms(call, device))
-    return best / 1e3
+    while len(times) < repeats or time.perf_counter() < end:
+        times.append(elapsed_ms(call, device))
+    return min(times) / 1e3

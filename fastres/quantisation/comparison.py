@@ -41,7 +41,7 @@ class Comparison:
 def compare(found: Tensor, truth: Tensor, classes: bool = True) -> Comparison:
     """Compare outputs ``[N, …]`` in 8 bit with those in float32; ``classes`` means that they are logits."""
     found, truth = found.double().cpu(), truth.double().cpu()
-    error = relative_error(found, truth)
+    error = _mean_relative_error(found, truth)
     if not classes:
         return Comparison(len(truth), error, None, 0, None)
     same = found.argmax(1) == truth.argmax(1)
@@ -52,7 +52,7 @@ def compare(found: Tensor, truth: Tensor, classes: bool = True) -> Comparison:
     )
 
 
-def relative_error(found: Tensor, truth: Tensor) -> float:
+def _mean_relative_error(found: Tensor, truth: Tensor) -> float:
     """Return the mean of the rows' relative L2 errors; of a row of zeros in ``truth``, the absolute one."""
     sizes, errors = truth.norm(dim=1), (found - truth).norm(dim=1)
     return float(torch.where(sizes > 0, errors / sizes, errors).mean())
