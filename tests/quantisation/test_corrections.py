@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastres.network.plan import Plan
+from fastres.network.plan import LOGITS, Plan
 from fastres.quantisation.comparison import compare, margins, noise
 from fastres.quantisation.correction import corrected
 from fastres.quantisation.equalisation import equalised, largest_weights, pairs
@@ -120,6 +120,7 @@ def test_agreement_counts_images_whose_margin_exceeds_the_noise() -> None:
     assert compare(truth, truth).snr_db == float("inf")
     assert compare(truth * 1.1, truth).logit_error == pytest.approx(0.1)
     assert compare(truth, truth, classes=False).agreement is None
+    assert LOGITS in {step.output for step in float_plan("basic")}
 
 
 def test_a_few_images_with_large_logits_change_neither_the_error_nor_the_noise() -> None:

@@ -94,7 +94,7 @@ def test_a_dead_value_has_scale_1(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("value", [0.7, 1e-36, 1e30])
+@pytest.mark.parametrize("value", [0.7, 1e-30, 1e-36, 1e30])
 def test_a_constant_value_can_be_expressed(method: str, value: float) -> None:
     scale = scale_of(filled(torch.full((100,), value, dtype=torch.float32, device="cpu")), method)
     assert scale.zero_point == 0
