@@ -59,6 +59,10 @@ class InputError(FastresError, ValueError):
     """The input has the wrong rank, shape or size, or an argument has an invalid value."""
 
 
+class LabelError(InputError):
+    """The labels of the images do not fit the images, or the classes of the model."""
+
+
 class DtypeError(FastresError, TypeError):
     """The model or the device does not support the dtype."""
 

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves network images weights model",
     "calibration": "leaves images network executors quantisation weights model classification",
+    "evaluation": "images",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
     "look",

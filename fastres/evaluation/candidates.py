@@ -1,0 +1,60 @@
+"""What is evaluated: a model, or an exported file, as a function from pixels to its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastres.images.transforms import Transforms
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to N images, on the CPU.
+
+    ``indices`` int64 and ``scores`` float32, both ``[N, k]``, are the best classes and their softmax probabilities,
+    highest first. ``logits`` is float32 ``[N, classes]``, or ``None`` if the file gives only its best classes.
+    """
+
+    indices: Tensor
+    scores: Tensor
+    logits: Tensor | None
+
+    @classmethod
+    def of_logits(cls, logits: Tensor, most: int) -> Answers:
+        """Return the answers with these ``logits`` ``[N, classes]``; ``most`` is the number of best classes."""
+        logits = logits.detach().to("cpu", torch.float32)
+        scores, indices = logits.softmax(1).topk(min(most, logits.shape[1]), dim=1)
+        return cls(indices, scores, logits)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model or an exported file that is evaluated.
+
+    ``name`` is unique in a run, and so is ``column``, the beginning of the names of its columns. ``transforms`` is its
+    preprocessing. ``run`` takes raw RGB, uint8 ``[N, 3, crop, crop]`` in any memory format, on any device, for every N
+    from 1 to the batch size. If ``whole_pictures``, the file does its preprocessing itself: ``run`` takes a sequence of
+    pictures, uint8 arrays ``[H, W, 3]`` of any size. ``settings`` identify what is computed, as JSON values, so that a
+    run is resumed with the same ones only. ``layers`` computes values inside the network for
+    :mod:`fastres.evaluation.layers`: pixels → float32 ``[N, …]`` by the name of the plan's value. It may be ``None``.
+    """
+
+    name: str
+    column: str
+    model: str
+    weights: str
+    engine: str
+    dtype: str
+    transforms: Transforms
+    categories: tuple[str, ...] | None
+    num_classes: int
+    run: Callable[[Any], Answers]
+    settings: Mapping[str, Any]
+    whole_pictures: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    layers: Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]] | None = None
