@@ -2,9 +2,10 @@
 
 ``sources`` finds the images: in folders and globs (``walking``, ``globs``), in tars (``archives``, ``tars``) and in
 Parquet files (``parquet``, ``parquet_rows``, ``contents``). ``listing`` stores their list. ``batches`` forms batches in
-worker processes, which ``parcels`` carries to the main one. ``run`` runs the model on them, and ``tables`` turns the
-results into rows. ``work`` keeps finished rows until the run is complete: ``shards`` are their files, ``folder`` is the
-place, and ``formats`` writes the output. The decoders are in ``fastres.images``.
+worker processes, which ``parcels`` carries to the main one. ``run`` does a job for all of them, and ``job`` is the one
+of ``classify``: it runs the model, and ``tables`` turns the results into rows. ``work`` keeps finished rows until the
+run is complete: ``shards`` are their files, ``folder`` is the place. ``formats`` writes the output. The decoders are in
+``fastres.images``.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def classify(
         )
     _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
     from .batches import Reading, checked_workers
+    from .job import ClassifyJob
     from .run import run
     from .sources import find
     from .work import check_output, work_folder
@@ -116,13 +118,11 @@ def classify(
         model.transforms,
         decoder,
     )
+    job = ClassifyJob(model, reading, top_k=top_k, embed=embed, image_column=image_column, suffix=output.suffix.lower())
     return run(
-        model,
+        job,
         found,
         output,
-        reading,
-        top_k=top_k,
-        embed=embed,
         image_column=image_column,
         columns=tuple(columns),
         resume=resume,

@@ -27,7 +27,6 @@ from . import shards
 from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove
 from .formats import FORMATS, Writer, open_writer
 from .listing import difference
-from .tables import Layout
 
 # A shard is closed when it has this many rows or is this old. This limits the memory used and the rows lost to a kill.
 SHARD_ROWS, SHARD_SECONDS = 4096, 15.0
@@ -157,13 +156,13 @@ class Work:
         self._since = time.monotonic()
         self.done, self._waiting = self.done + stop - start, (stop, [])
 
-    def finish(self, layout: Layout, metadata: dict[str, Any], errors: int, progress: bool) -> None:
+    def finish(self, schema: pa.Schema, metadata: dict[str, Any], errors: int, progress: bool) -> None:
         """Join the shards into the output and delete the work folder. Raises ``OutputError`` if that fails."""
         self.flush()
         temporary = self.folder / OUTPUT
         try:
             with self.writing(temporary) as file, open_writer(
-                file, self.output.suffix.lower(), layout.schema, metadata
+                file, self.output.suffix.lower(), schema, metadata
             ) as writer:  # fmt: skip
                 self._join(writer, progress)
             # If the process is killed before the folder is gone, this tells the resumed run that the output is its own.

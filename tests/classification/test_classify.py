@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import fastres
-from fastres.classification import run, work
+from fastres.classification import job, work
 from fastres.commands.cli import main
 from fastres.errors import (
     ClassifierError,
@@ -150,14 +150,14 @@ class TestOutput:
     def test_two_runs(self, folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: Any) -> None:
         """A second run on the same output is refused, in this process and in another one. The first run continues."""
         output, ready, go_on = tmp_path / "out.parquet", threading.Event(), threading.Event()
-        original = run._outputs
+        original = job._outputs
 
         def outputs(*given: Any) -> Any:
             ready.set()
             assert go_on.wait(60)
             return original(*given)
 
-        monkeypatch.setattr(run, "_outputs", outputs)
+        monkeypatch.setattr(job, "_outputs", outputs)
         first = threading.Thread(target=classify, args=(folder, output, model))
         first.start()
         assert ready.wait(60)

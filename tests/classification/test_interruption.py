@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fastres
-from fastres.classification import batches, run
+from fastres.classification import batches, job
 from fastres.commands.cli import main
 from fastres.errors import OutputError, ResumeError, WorkerError
 
@@ -27,7 +27,7 @@ from .conftest import classify, encoded, failed
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, batch: int = 3) -> None:
     """Raise ``error`` instead of returning the results of a batch."""
-    original, calls = run._outputs, []
+    original, calls = job._outputs, []
 
     def outputs(*given: Any) -> Any:
         calls.append(given)
@@ -35,7 +35,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, batch: int 
             raise error
         return original(*given)
 
-    monkeypatch.setattr(run, "_outputs", outputs)
+    monkeypatch.setattr(job, "_outputs", outputs)
 
 
 @pytest.fixture
@@ -88,14 +88,14 @@ def test_two_thousand_images_killed_half_way(
 
 def test_control_c(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     script = (
-        "import os, signal, sys, fastres.classification.run as run, fastres.commands.cli as cli\n"
+        "import os, signal, sys, fastres.classification.job as job, fastres.commands.cli as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore SIGINT
-        "original, calls = run._outputs, []\n"
+        "original, calls = job._outputs, []\n"
         "def outputs(*given):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.killpg(0, signal.SIGINT)\n"  # the whole group, as a terminal does
         "    return original(*given)\n"
-        "run._outputs = outputs\n"
+        "job._outputs = outputs\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     output = tmp_path / "out.csv"

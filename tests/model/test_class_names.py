@@ -152,7 +152,7 @@ def test_in_tables(digits: tuple[Path, Path], tmp_path: Path) -> None:
 def test_an_interrupted_table_needs_the_same_names(
     digits: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fastres.classification.run as running
+    import fastres.classification.job as running
 
     photo, names = digits
     Image.fromarray(PHOTO).save(tmp_path / "second.png")

@@ -1,0 +1,105 @@
+"""The job of ``fastres classify``: the best classes of each image, and its embedding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastres.images.transforms import Transforms
+from fastres.model.model import Model
+from fastres.network.plan import LOGITS, POOLED
+from fastres.text import dtype_name, path_text
+
+from .batches import Reading
+from .parcels import Batch
+from .run import Rows
+from .sources import Images
+from .tables import Layout
+
+
+class ClassifyJob:
+    """Classes and embeddings by ``model``; an output with this ``suffix`` must be able to hold them."""
+
+    verb = "classify"
+
+    def __init__(
+        self, model: Model, reading: Reading, *, top_k: int, embed: bool, image_column: str | None, suffix: str
+    ) -> None:
+        self._model, self._reading = model, reading
+        self._top_k, self._embed = min(top_k, model.num_classes), embed
+        self._image_column, self._suffix = image_column, suffix
+
+    def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
+        features = self._model.architecture.features if self._embed else 0
+        self._layout = Layout(images.identity, self._top_k, _labels(self._model), features)
+        self._layout.check(self._suffix)
+        return self._layout.schema, self._settings()
+
+    def pieces(self, images: Images, ranges: Sequence[range]) -> Generator[Batch, None, None]:
+        return self._reading.batches(images, ranges, self._model.device)
+
+    def rows(self, piece: Batch) -> Rows:
+        indices, scores, embedding = _outputs(self._model, piece, self._reading.batch_size, self._layout)
+        rows = self._layout.rows(piece.identity, piece.errors, indices, scores, embedding)
+        return Rows(piece.start, rows, sum(error is not None for error in piece.errors))
+
+    def _settings(self) -> dict[str, Any]:
+        model, layout = self._model, self._layout
+        return {
+            "model": model.architecture.name,
+            "weights": path_text(model.weights) if model.weights else None,
+            "weights_sha256": _weights_sha256(model),
+            "dtype": dtype_name(model.dtype),
+            "transforms": transforms_setting(model.transforms),
+            "class_names_sha256": sha256(json.dumps(_labels(model)).encode()) if layout.top_k else None,
+            "decoder": self._reading.decoder,
+            "image_column": self._image_column,
+            "columns": layout.schema.names,
+        }
+
+
+def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return indices and scores ``[N, top_k]``, highest score first, and the embedding ``[N, C]`` or ``None``.
+
+    All are on the CPU.
+    """
+    count, pixels = len(batch.errors), batch.pixels
+    if pixels.is_cuda:  # pad a smaller last batch: kernels and graphs already exist for the full size
+        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+    wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
+    values = model.values(pixels, wanted)
+    logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0, dtype=torch.float32, device="cpu")
+    scores, indices = logits.softmax(1).topk(layout.top_k, dim=1)
+    embedding = values["embedding"][:count].flatten(1).float().cpu() if layout.embedding else None
+    return indices.cpu(), scores.cpu(), embedding
+
+
+def transforms_setting(transforms: Transforms) -> dict[str, Any]:
+    """Return ``transforms`` as JSON values."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(transforms).items()}
+
+
+def _labels(model: Model) -> tuple[str, ...]:
+    return model.categories or tuple(f"class {index}" for index in range(model.num_classes))
+
+
+def sha256(content: bytes) -> str:
+    """Return the sha256 of ``content`` in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _weights_sha256(model: Model) -> str:
+    """Return the sha256 of the parameters' names and values. It also identifies random and edited weights."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
