@@ -24,15 +24,13 @@ from fastres.version import __version__
 
 from .builder import ELEMENT_TYPES, Dimension, GraphBuilder
 from .errors import missing
+from .metadata import EMBEDDING, SOFTMAX, TOP_K, TOP_K_INDICES, TOP_K_SCORES
 from .preprocessing import add_preprocessing
 
 try:
     import onnx
 except ImportError as error:
     raise missing("onnx") from error
-
-EMBEDDING, SOFTMAX, TOP_K = "embedding", "softmax", "top_k"
-TOP_K_SCORES, TOP_K_INDICES = "top_k_scores", "top_k_indices"
 
 
 @dataclass(frozen=True)

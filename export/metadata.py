@@ -46,6 +46,9 @@ KEYS = (
     "quantisation",
     "fastres_version",
 )
+# Outputs of files, beside the logits and the features. ``top_k`` stands for two: the scores and the indices.
+EMBEDDING, SOFTMAX, TOP_K = "embedding", "softmax", "top_k"
+TOP_K_SCORES, TOP_K_INDICES = "top_k_scores", "top_k_indices"
 # What the metadata of older files lacks.
 OLDER = {"crop_rounding": "nearest", "quantisation": "{}"}
 

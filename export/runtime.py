@@ -81,6 +81,7 @@ class Session:
         options.add_session_config_entry("session.x64quantprecision", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
+        self._options, self._asked = options, asked
         try:
             self.session = onnxruntime.InferenceSession(str(self.path), options, providers=asked)
         except Exception as error:  # onnxruntime's exceptions have no common base class
@@ -95,7 +96,7 @@ class Session:
                 "providers='cpu'"
             )
         options_in_use = self.session.get_provider_options()[self.provider]
-        self._device_index = int(options_in_use.get("device_id", 0))
+        self.device_index = int(options_in_use.get("device_id", 0))
         self.metadata = Metadata.from_strings(self.session.get_modelmeta().custom_metadata_map, str(self.path))
         self.output_names: tuple[str, ...] = tuple(value.name for value in self.session.get_outputs())
         (given,) = self.session.get_inputs()
@@ -139,6 +140,10 @@ class Session:
             predictions += top_predictions(logits, top_k, self.metadata.class_names)
         return predictions
 
+    def opened(self, graph: bytes) -> Any:
+        """Return ONNX Runtime's session for another graph, opened with the providers and options of this file."""
+        return onnxruntime.InferenceSession(graph, self._options, providers=self._asked)
+
     def _batches(self, sources: list[Any], batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield inputs for the file, each with its number of images; a fixed batch is padded with zeros."""
         fixed = self.input_shape[0] if isinstance(self.input_shape[0], int) else None
@@ -173,9 +178,9 @@ class Session:
     def _run_bound(self, x: Tensor) -> dict[str, Tensor]:
         """Run the file on a CUDA tensor; inputs and outputs stay on the GPU."""
         index = x.device.index
-        if index != self._device_index:
+        if index != self.device_index:
             raise DeviceError(
-                f"{self.path.name} runs on cuda:{self._device_index} but was given a tensor on {x.device}; pass "
+                f"{self.path.name} runs on cuda:{self.device_index} but was given a tensor on {x.device}; pass "
                 f"providers=('cuda', {{'device_id': {index}}}) for a session there"
             )
         x = x.contiguous()

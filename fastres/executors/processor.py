@@ -54,6 +54,11 @@ def has_amx() -> bool:
     return "AMX" in instruction_sets() and not any(os.environ.get(name) for name in LIMITS[1:])
 
 
+def has_bf16() -> bool:
+    """Return True if the processor multiplies bfloat16 numbers, and no environment variable limits oneDNN."""
+    return "BF16" in instruction_sets() and not any(os.environ.get(name) for name in LIMITS[1:])
+
+
 def _field(name: str) -> str:
     """Return a field of the first core in /proc/cpuinfo, or an empty string if it is missing."""
     return _first_core(CPUINFO).get(name, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,20 @@ def test_instruction_sets(
         assert f"model name\t: {found['cpu']}" in cpuinfo
 
 
-def test_limits_of_onednn_leave_no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in processor.LIMITS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(processor, "instruction_sets", lambda: ("AVX2", "AVX-512", "AMX"))
-    assert processor.has_amx()
+@pytest.mark.parametrize(("has", "name"), [(processor.has_amx, "AMX"), (processor.has_bf16, "BF16")])
+def test_limits_of_onednn_leave_neither_amx_nor_bf16(
+    has: Callable[[], bool], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in processor.LIMITS:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(processor, "instruction_sets", lambda: ("AVX2", "AVX-512"))
+    assert not has()
+    monkeypatch.setattr(processor, "instruction_sets", lambda: ("AVX2", "AVX-512", name))
+    assert has()
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    assert processor.has_amx()
+    assert has()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
-    assert not processor.has_amx()
+    assert not has()
 
 
 def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
