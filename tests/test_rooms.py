@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves network images weights model",
     "calibration": "leaves images network executors quantisation weights model classification",
-    "evaluation": "images",
+    "evaluation": "leaves images network executors weights model",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
     "look",
@@ -60,9 +60,10 @@ MAY_IMPORT = {
     "bench": "leaves",
 }
 
-# Command lines, and the rooms that they import only when they run. Nothing else imports from a command line.
+# Rooms that import upwards only when they run, and the rooms that they then import.
 COMMANDS = {
     "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "export"),
+    "evaluation": ("export",),
     "kernels.inspection": ("executors", "folding", "network"),
 }
 
