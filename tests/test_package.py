@@ -24,6 +24,10 @@ DATA = (
     "fastres/data/resnet20_digits.safetensors",
     "fastres/data/resnet20_digits.json",
     "fastres/bench/report/report.html.jinja",
+    "fastres/evaluation/report.html.jinja",
+    "fastres/evaluation/report.css.jinja",
+    "fastres/evaluation/report_model.html.jinja",
+    "fastres/evaluation/report_macros.html.jinja",
 )
 IMPORTS = "import fastres.kernels.conv, fastres.export.onnx, fastres.bench.run"
 
