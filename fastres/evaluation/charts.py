@@ -10,7 +10,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from .words import error, finite, percent, shortened, significant
+from .words import count, error, finite, percent, shortened, significant
 
 # Bars of the calibration curve that stand for fewer images than this are pale.
 FEW = 10
@@ -121,7 +121,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     for entry in bins:
         start, span = x(entry["low"]) + 1, max(side * (entry["high"] - entry["low"]) - 2, 1.0)
         share, score = finite(entry.get("accuracy")), finite(entry.get("confidence"))
-        said = f"scores {percent(entry['low'], 0)} to {percent(entry['high'], 0)}: {entry['images']:,} images"
+        said = f"scores {percent(entry['low'], 0)} to {percent(entry['high'], 0)}: {count(entry['images'], 'image')}"
         if share is not None and score is not None:
             said += f", mean score {percent(score)}, accuracy {percent(share)}"
             style = "right few" if entry["images"] < FEW else "right"

@@ -141,11 +141,16 @@ def _agreement(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def doubts(document: Mapping[str, Any], names: ClassNames) -> list[str]:
+    """Return a sentence or two for everything in the answers that suggests that the accuracy is measured wrongly."""
+    return _wrong_order(document, names) or [
+        text for model in document["models"] for text in _odd_answers(model, names)
+    ]
+
+
 def warnings(document: Mapping[str, Any], names: ClassNames) -> list[str]:
-    """Return a sentence or two for everything that is amiss, what may spoil every number first."""
-    said = [*_wrong_order(document, names)]
-    if not said:
-        said += [text for model in document["models"] for text in _odd_answers(model, names)]
+    """Return a sentence or two for what is missing: images that could not be read, and classes without images."""
+    said = []
     if document.get("unreadable"):
         unreadable = count(document["unreadable"], "image")
         said.append(f"{unreadable} could not be read. No number below counts what could not be read.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import charts, report_tables
-from .findings import accurate, mean_score, timed, verdict, warnings
+from .findings import accurate, doubts, mean_score, timed, verdict, warnings
 from .words import (
     ClassNames,
     between,
@@ -52,6 +52,7 @@ def render(document: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
         document=document,
         title=_title(document),
         verdict=verdict(document),
+        doubts=doubts(document, names),
         warnings=warnings(document, names),
         sections=[_section(number, model, pictures) for number, model in enumerate(document["models"], 1)],
         comparison=_comparison(document),

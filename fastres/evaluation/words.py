@@ -62,7 +62,7 @@ def error(value: float | None) -> str:
         return "not finite"
     if (number := finite(value)) is None:
         return ABSENT
-    return f"{significant(100 * number, 2)}%" if number == 0 or number >= 1e-5 else f"{number:.1e}"
+    return f"{significant(100 * number, 2)}%" if number == 0 or number >= 1e-4 else f"{number:.1e}"
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

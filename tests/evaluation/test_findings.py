@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastres.evaluation.findings import mean_score, verdict, warnings
+from fastres.evaluation.findings import doubts, mean_score, verdict, warnings
 from fastres.evaluation.words import ClassNames
 from tests.evaluation import documents
 
@@ -67,8 +67,8 @@ def test_agreement_is_told() -> None:
     )
 
 
-def warned(given: dict[str, Any]) -> str:
-    return " ".join(warnings(given, ClassNames(given["class_names"])))
+def doubted(given: dict[str, Any]) -> str:
+    return " ".join(doubts(given, ClassNames(given["class_names"])))
 
 
 def answers(predicted: np.ndarray, labels: np.ndarray, classes: int, score: float = 0.9) -> dict[str, Any]:
@@ -83,7 +83,7 @@ LABELS = np.arange(300) % 12
 def test_a_wrong_order_of_the_classes() -> None:
     """Labels that were sorted as text ('1', '10', '11', '2') stand for other classes than the model's."""
     order = sorted(range(12), key=str)
-    said = warned(answers(np.array(order)[LABELS], LABELS, 12))
+    said = doubted(answers(np.array(order)[LABELS], LABELS, 12))
     assert "The labels may be in another order than the model's classes: for 10 of 12 classes" in said
     assert "“name 10” to those of “name 2”" in said
 
@@ -97,7 +97,7 @@ def test_a_wrong_order_of_the_classes() -> None:
     ],
 )
 def test_odd_answers(predicted: np.ndarray, score: float, said: str) -> None:
-    found = warned(answers(predicted, LABELS, 12, score))
+    found = doubted(answers(predicted, LABELS, 12, score))
     assert said in found
     assert bool(said) == bool(found)
 
@@ -105,7 +105,7 @@ def test_odd_answers(predicted: np.ndarray, score: float, said: str) -> None:
 def test_no_better_than_a_constant_answer() -> None:
     labels = np.array([0] * 80 + [1] * 20)
     predicted = np.array([0] * 70 + [1] * 20 + [0] * 10)
-    assert "no better than always answering “name 0”, which would be right for 80.0%" in warned(
+    assert "no better than always answering “name 0”, which would be right for 80.0%" in doubted(
         answers(predicted, labels, 2, 0.6)
     )
 
@@ -113,7 +113,7 @@ def test_no_better_than_a_constant_answer() -> None:
 def test_images_and_classes_that_are_missing() -> None:
     given = answers(LABELS, LABELS, 12) | {"unreadable": 2, "skipped": 1}
     given["labels"]["missing"] = [3]
-    said = warned(given)
+    said = " ".join(warnings(given, ClassNames(given["class_names"])))
     assert "2 images could not be read." in said
     assert "1 image was skipped" in said
     assert "1 of 12 classes has no images: “name 3”." in said

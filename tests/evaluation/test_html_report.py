@@ -174,6 +174,13 @@ def test_text_is_not_markup() -> None:
     assert "an exported file has no layers" in found.text
 
 
+def test_doubts_are_next_to_the_verdict() -> None:
+    assert "Can this be right?" not in page(documents.digits()).text
+    given = documents.digits()
+    given["models"][0]["accuracy"]["confusions"] = [[label, (label + 3) % 10, 50] for label in range(10)]
+    assert "The labels may be in another order than the model's classes" in page(given).text
+
+
 def test_large_runs_are_light() -> None:
     given = documents.large()
     text = render(given, {})
