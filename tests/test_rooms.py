@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves network images weights model",
-    "calibration": "leaves images network executors quantisation weights model classification",
-    "evaluation": "leaves images network executors weights model",
+    "labels": "leaves images classification",
+    "calibration": "leaves images network executors quantisation weights model classification labels",
+    "evaluation": "leaves images network executors weights model labels",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
     "look",

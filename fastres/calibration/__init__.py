@@ -46,6 +46,7 @@ def quantize(
     keep: Collection[str] = (),
     largest_error: float | None = None,
     labels: Any = None,
+    labels_order: str = "auto",
     samples: int = SAMPLES,
     weight_limit: int | None = None,
     workers: int | None = None,
@@ -67,10 +68,12 @@ def quantize(
 
     ``keep`` names steps to compute in float32. With ``largest_error`` (0.02: 2 %), the most sensitive steps stay in
     float32 as well, until the mean relative error of an image's logits is at most this; ``record["kept"]`` names them.
-    ``labels`` are the classes of the images: one for each in their order, a mapping from names, a file with either, or
-    ``"folders"``. They are used only for ``record["accuracy"]``. ``weight_limit`` is the largest level of a weight: by
-    default 127, or 64 on a processor without VNNI instructions, which computes wrongly with more. ``workers`` processes
-    decode files (default: two).
+    ``labels`` are the classes of the images: one for each in their order, a mapping from names, a file with either,
+    ``"folders"``, or ``"auto"`` for those in folders, tars and Parquet files. They are used only for
+    ``record["accuracy"]``. ``labels_order`` says what labels mean: ``"names"`` of classes, ``"wordnet"`` ids,
+    ``"numbers"``, the order of the names as ``"text"``, or ``"auto"``, the one that fits. ``weight_limit`` is the
+    largest level of a weight: by default 127, or 64 on a processor without VNNI instructions, which computes wrongly
+    with more. ``workers`` processes decode files (default: two).
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``
@@ -94,7 +97,7 @@ def quantize(
             f"samples is {most}, which takes more than 1 GiB at {crop}×{crop} pixels; give at most "
             f"{MOST_BYTES // (3 * crop**2)}"
         )
-    classes = None if labels is None else Labels(labels, loaded)
+    classes = None if labels is None else Labels(labels, loaded, labels_order)
     hidden = None if progress is None else not progress
     with progress_bar(desc="read", unit="image", disable=hidden) as bar:
         sample = read(images, loaded.transforms, classes, most, workers, bar)

@@ -117,11 +117,7 @@ def _read_source(
         images = opened(found, listing, None, ())
         count = len(images)
         if labels is not None:
-            if found.kind == FILES:
-                labels.check_names([path_text(e["path"]) for e in found.entries() if e.get("error") is None])
-            elif labels.from_folders:
-                raise InputError(f"labels is 'folders', but a {found.kind} file has none; give a list or a mapping")
-            labels.check_count(count)
+            labels.check_source(found, images)
         all_of_them = count <= MOST_READ or (labels is not None and labels.in_order)
         ranges = [range(count)] if all_of_them else _spread(count)
         bar.total = sum(map(len, ranges))
@@ -134,7 +130,9 @@ def _read_source(
                 for offset, (columns_of_image, error) in enumerate(zip(columns, batch.errors, strict=True)):
                     name = "/".join(str(value) for value in columns_of_image.values())
                     label = None if labels is None else labels.of(name, batch.start + offset)
-                    if error is None:
+                    if error is None and labels is not None and label is None:
+                        sampler.skip(name, f"{name}: its label is in a damaged part of the file")
+                    elif error is None:
                         sampler.add(batch.pixels[offset], label)
                     else:
                         sampler.skip(name, f"{name}: {error}" if name not in error else error)

@@ -43,6 +43,22 @@ def tar_entries(path: str, skipped: Counter[str]) -> Iterator[Entry]:
         raise _unreadable(path, error) from error
 
 
+def tar_texts(entry: Entry, extension: str, most: int) -> Iterator[tuple[str, bytes | None] | None]:
+    """Yield the key and the content of each file ``key.extension`` in a tar, at most its first ``most`` bytes.
+
+    ``entry`` is one of those that :func:`tar_entries` yields for the tar. The content is ``None`` if it cannot be read;
+    a part of the tar that is damaged or cut off is ``None``. Raises ``SourceError`` if the tar has changed.
+    """
+    path = os.fsdecode(entry["path"])
+    try:
+        with open_regular(path) as unbuffered, open(unbuffered.fileno(), "rb", closefd=False) as file:
+            _check_unchanged(path, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
+            yield from _Samples(file, path, entry["size"], Counter()).texts(extension, most)
+            _check_unchanged(path, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
 def split_name(name: str) -> tuple[str, str]:
     """Split ``a/b.left.jpg`` into ``a/b``, the key of the sample, and ``left.jpg``, the file's name in the sample."""
     folder, base = posixpath.split(name)
@@ -84,6 +100,20 @@ class _Samples:
                 yield self._entry(member, own)
                 usual = extension
             damaged = False
+
+    def texts(self, extension: str, most: int) -> Iterator[tuple[str, bytes | None] | None]:
+        for member in Archive(self._file, self._path, self._size).members():
+            if isinstance(member, Damage) or member.is_cut:
+                yield None
+                continue
+            key, own = split_name(member.name)
+            if own == extension and (member.isreg() or member.islnk() or member.issym()):
+                found = self._entry(member, key)
+                if "error" in found:
+                    yield path_text(_raw(key)), None
+                else:
+                    length = min(found["length"], most)
+                    yield path_text(_raw(key)), os.pread(self._file.fileno(), length, found["offset"])
 
     def _is_image(self, member: Member, extension: str) -> bool:
         """Return True if ``member`` is named like an image and is a file or a link; count it if its name is hidden."""

@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = parser.add_mutually_exclusive_group()
     labels.add_argument("--labels", metavar="FILE", help="classes of the images: 'name,label' lines, or JSON")
     labels.add_argument("--labels-from-folders", action="store_true", help="the class is the name of the folder")
+    order = "what labels mean: names, wordnet, numbers, text (sorted), or auto (default), the one that fits"
+    add("--labels-order", default="auto", metavar="ORDER", help=order)
     add("--weight-limit", type=int, metavar="L", help="largest level of a weight (default: 127, without VNNI 64)")
     add("--workers", type=int, metavar="N", help="processes that decode images (default: two)")
     add("--overwrite", action="store_true", help="replace an existing output")
@@ -67,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         keep=options.keep,
         largest_error=options.largest_error,
         labels="folders" if options.labels_from_folders else options.labels,
+        labels_order=options.labels_order,
         samples=options.samples,
         weight_limit=options.weight_limit,
         workers=options.workers,

@@ -166,7 +166,7 @@ def test_unusable_images_are_named(model: fastres.Model, digits: Digits, folder:
         quantize(model, folder, labels=[1, 2, 3])
     (folder / "cats").mkdir()
     one.save(folder / "cats" / "a.png")
-    with pytest.raises(InputError, match="A folder's name is 'cats'"):
+    with pytest.raises(InputError, match="not named as a class of the model: 'cats'"):
         quantize(model, folder, labels="folders")
 
 
