@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -125,8 +126,10 @@ class _Finder:
         given = given.tolist() if hasattr(given, "tolist") else given
         if isinstance(given, Mapping):
             return self._of_entries(given.items(), "labels", allow_extra)
-        if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray)):
+        if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray, set, frozenset)):
             raise LabelError(f"labels is {given!r}; give {ACCEPTED}")
+        if isinstance(given, Iterator):  # it may have no end
+            given = islice(given, len(self.images) + 1)
         return self._of_sequence(list(given), "labels")
 
     def _refuse_column(self, reason: str) -> None:

@@ -43,8 +43,8 @@ class Entries:
         return f"{self.source}: the label of {name!r}"
 
     def find(self, name: str) -> Iterator[str]:
-        """Yield the entries that mean the image ``name``, the longest first."""
-        for end in _ends(_normal(name)):
+        """Yield the entries that mean the image ``name`` (a path without ``.`` and ``..``), the longest first."""
+        for end in _ends(name):
             if end in self.labels:
                 yield end
 

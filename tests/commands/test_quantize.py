@@ -68,6 +68,7 @@ def test_json_is_the_record(images: Path, tmp_path: Path, capsys: pytest.Capture
         ("old.safetensors", [], "exists; use --overwrite"),
         ("labels.safetensors", ["--labels", "{folder}/labels.safetensors", "--overwrite"], "is the input"),
         ("a.safetensors", ["--labels", "{folder}/labels.safetensors"], "There is 1 label for|'x' (labels|'x' ('"),
+        ("a.safetensors", ["--labels-from-folders", "--labels-order", "x"], "labels_order is 'x'; give 'auto'"),
         ("a.safetensors", ["--samples", "3"], "samples is 3"),
         ("a.safetensors", ["--keep", "layer9"], "keep names 'layer9'"),
         ("a.safetensors", ["--largest-error", "1e-9"], "largest_error is 0.0%"),

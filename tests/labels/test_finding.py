@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,15 @@ class TestFolders:
         assert found.indices.tolist() == [0, 1, 2]
         assert (found.order, found.missing) == ("text", (3,))
         assert "in the order of their names as text: 'Zoo' is class 0, 'ant' is class 1" in found.text
+
+    def test_torchvision_gives_the_same_classes(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("torchvision.datasets")
+        names = ["10", "2", "B", "a", "É", "\U0001f600", "_x", "-", "z z", "ﬀ"]
+        top = write_images(tmp_path / "x", *(f"{name}/deep/{name}.jpg" for name in names), "a/b.png")
+        expected = datasets.ImageFolder(str(top))
+        found = labels(top, "auto", tmp_path, len(names))
+        assert found.names == tuple(expected.classes)
+        assert sorted(found.indices.tolist()) == sorted(expected.targets)
 
     @pytest.mark.parametrize("inside", ["owl/", "owl/.a.jpg", "owl/notes.txt", "owl/deep/er/"])
     def test_a_class_without_images(self, inside: str, tmp_path: Path) -> None:
@@ -254,6 +264,8 @@ class TestSequences:
             (["cat", "lion"], r"'lion' \(labels\[1\]\)"),
             (7, "labels is 7; give 'folders'"),
             (b"ab", "labels is b'ab'; give"),
+            ({0, 1}, "labels is {0, 1}; give"),
+            (repeat(1), "There are 3 labels for 2 images"),
         ],
     )
     def test_wrong_labels(self, given: Any, message: str, tmp_path: Path) -> None:
