@@ -20,6 +20,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .calibration import quantize
     from .classification import classify
+    from .evaluation import evaluate
     from .images.transforms import Transforms
     from .model import Model, Prediction
     from .model.backbone import Backbone
@@ -35,6 +36,7 @@ __all__ = [
     "Transforms",
     "__version__",
     "classify",
+    "evaluate",
     "from_module",
     "list_models",
     "load",
@@ -48,13 +50,14 @@ _MODULES = {
     "Prediction": "model",
     "Transforms": "images.transforms",
     "classify": "classification",
+    "evaluate": "evaluation",
     "from_module": "model.conversion",
     "list_models": "network.architectures",
     "load": "model.loading",
     "quantize": "calibration",
 }
 _FOLDERS = frozenset(
-    "calibration classification executors folding images model network quantisation roofline weights".split()  # noqa: SIM905
+    "calibration classification evaluation executors folding images model network quantisation roofline weights".split()  # noqa: SIM905
 )
 _FILES = frozenset("arguments files forks terminal text".split())  # noqa: SIM905
 

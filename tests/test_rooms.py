@@ -31,11 +31,12 @@ MAY_IMPORT = {
     "classification": "leaves network images weights model",
     "labels": "leaves images classification",
     "calibration": "leaves images network executors quantisation weights model classification labels",
-    "evaluation": "leaves images network executors weights model labels",
+    "evaluation": "leaves images network folding executors quantisation weights model classification labels "
+    "calibration",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
-    "look",
-    "top": "leaves network images model classification calibration commands",
+    "evaluation look",
+    "top": "leaves network images model classification calibration evaluation commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",

@@ -94,7 +94,7 @@ def classify(
             "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
             "or pass a model's name"
         )
-    _check_dependencies(["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
+    check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
     from .batches import Reading, checked_workers
     from .job import ClassifyJob
     from .run import run
@@ -131,9 +131,10 @@ def classify(
     )
 
 
-def _check_dependencies(packages: Sequence[str]) -> None:
+def check_dependencies(what: str, packages: Sequence[str]) -> None:
+    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingDependencyError(
-            f"classify needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
+            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
         )

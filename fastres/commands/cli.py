@@ -1,5 +1,5 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``quantize``, ``inspect``, ``export``, ``look``,
-``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``evaluate``, ``quantize``, ``inspect``, ``export``,
+``look``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
 For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("classify", help="classify a folder, tar or Parquet files of images into a table")
     classification.add_arguments(command)
     command.set_defaults(run=classification.run, needs=["fastres.classification", "fastres.classification.run"])
+
+    from . import evaluate
+
+    command = commands.add_parser("evaluate", help="measure accuracy and speed of models on labelled images")
+    evaluate.add_arguments(command)
+    command.set_defaults(run=evaluate.run, needs=["fastres.evaluation", "fastres.evaluation.run"])
 
     from . import quantize
 

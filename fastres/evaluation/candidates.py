@@ -40,7 +40,8 @@ class Candidate:
     preprocessing. ``run`` takes raw RGB, uint8 ``[N, 3, crop, crop]`` in any memory format, on any device, for every N
     from 1 to the batch size. If ``whole_pictures``, the file does its preprocessing itself: ``run`` takes a sequence of
     pictures, uint8 arrays ``[H, W, 3]`` of any size. ``settings`` identify what is computed, as JSON values, so that a
-    run is resumed with the same ones only. ``layers`` computes values inside the network for
+    run is resumed with the same ones only. ``answers`` is the number of best classes that a file gives, ``None`` for
+    all. ``layers`` computes values inside the network for
     :mod:`fastres.evaluation.layers`: pixels → float32 ``[N, …]`` by the name of the plan's value. It may be ``None``.
     """
 
@@ -57,4 +58,5 @@ class Candidate:
     settings: Mapping[str, Any]
     whole_pictures: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    answers: int | None = None
     layers: Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]] | None = None

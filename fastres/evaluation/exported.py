@@ -91,6 +91,8 @@ def file_candidate(
     ``again`` provides the file for later, to compute values inside the network. Raises the errors of
     :func:`open_exported`.
     """
+    from fastres.export.metadata import SOFTMAX
+
     metadata = opened.metadata
     transforms, whole_pictures = metadata.transforms, metadata.preprocessing
     _check(opened, path)
@@ -127,6 +129,7 @@ def file_candidate(
         settings={**settings, **opened.settings},
         whole_pictures=whole_pictures,
         device=opened.device,
+        answers=_answers(outputs, most).indices.shape[1] if {LOGITS, SOFTMAX}.isdisjoint(outputs) else None,
         layers=file.layers(again) if opened.has_layers and not whole_pictures else None,
     )
 
@@ -206,7 +209,7 @@ def _answers(outputs: Outputs, most: int) -> Answers:
         return Answers.of_logits(outputs[LOGITS], most)
     if SOFTMAX in outputs:
         softmax = outputs[SOFTMAX].cpu()
-        scores, indices = softmax.topk(min(most, softmax.shape[1]), dim=1)
+        scores, indices = softmax.sort(dim=1, descending=True, stable=True)  # all, because the label may be any
     else:
         scores, indices = (outputs[name].cpu()[:, :most] for name in (TOP_K_SCORES, TOP_K_INDICES))
     return Answers(indices, scores, None)

@@ -9,6 +9,7 @@ from .words import ClassNames, between, count, digits_for, finite, listed, perce
 
 # Classes with fewer images than this say nothing about a wrong order of the classes.
 _FEW = 3
+_SIGNIFICANT = 0.05
 # A model that is surer of its answers than it is right, by this share of the images, has more than bad calibration.
 _SURE = 0.3
 
@@ -90,18 +91,30 @@ def _rate(model: Mapping[str, Any], quantile: str) -> float | None:
     return batch / ms if ms and batch else None
 
 
+def may_be_chance(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether the difference in top-1 accuracy may be chance.
+
+    Both models had the same images, so McNemar's test on these decides. Without it, the intervals do.
+    """
+    test = other.get("paired")
+    if test and test.get("other") == best["name"]:
+        return bool(test["p_value"] >= _SIGNIFICANT)
+    return overlap(best, other)
+
+
 def _chance(ranked: Sequence[Any]) -> str:
     best, others = ranked[0], ranked[1:]
-    alike = [name(model) for model in others if overlap(best, model)]
-    below = [name(model) for model in others if not overlap(best, model)]
+    alike = [name(model) for model in others if may_be_chance(best, model)]
+    below = [name(model) for model in others if not may_be_chance(best, model)]
+    test = "McNemar's test on the same images, 5%" if all(model.get("paired") for model in others) else "95% intervals"
     if not alike:
-        return f"The 95% interval of {name(best)} lies above all others, so it is more accurate beyond chance."
+        which = "the other model" if len(others) == 1 else "all others"
+        return f"It is more accurate than {which} beyond chance ({test})."
     if not below:
-        who = "both models" if len(ranked) == 2 else f"all {len(ranked)} models"
-        return f"The 95% intervals of {who} overlap: these images do not show that one is more accurate than another."
+        return f"These images do not show that one model is more accurate than another ({test})."
     return (
-        f"The 95% interval of {listed(alike)} overlaps that of {name(best)}, so that difference may be chance. "
-        f"{listed(below)} {'is' if len(below) == 1 else 'are'} less accurate beyond chance."
+        f"The difference between {name(best)} and {listed(alike)} may be chance. {listed(below)} "
+        f"{'is' if len(below) == 1 else 'are'} less accurate beyond chance ({test})."
     )
 
 
@@ -120,7 +133,7 @@ def _trade(document: Mapping[str, Any], ranked: Sequence[Any], fast: Sequence[An
     if less == 0:
         return f"{said}, and as accurate."
     worse = f"{points(abs(less))} percentage points {'less' if less > 0 else 'more'} accurate"
-    return f"{said} and {worse}" + (", which is within the intervals." if overlap(fastest, other) else ".")
+    return f"{said} and {worse}" + (", which may be chance." if may_be_chance(other, fastest) else ".")
 
 
 def _agreement(document: Mapping[str, Any]) -> list[str]:
@@ -156,6 +169,12 @@ def warnings(document: Mapping[str, Any], names: ClassNames) -> list[str]:
         said.append(f"{unreadable} could not be read. No number below counts what could not be read.")
     if document.get("skipped"):
         said.append(f"{count(document['skipped'], 'image')} {_was(document['skipped'])} skipped and not counted.")
+    said += [
+        f"{name(model)} gives no answer to {count(unanswered, 'image')} (NaN). These count as wrong."
+        for model in document["models"]
+        if (unanswered := (model.get("accuracy") or {}).get("unanswered"))
+    ]
+    said += [f"Left out: {entry['name']}. {entry['reason']}." for entry in document.get("left_out") or ()]
     missing = (document.get("labels") or {}).get("missing") or []
     if missing:
         total = len(document.get("class_names") or ())

@@ -23,7 +23,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class: its ``images``, how often it was ``predicted``, and shares, ``None`` where there is nothing to count."""
+    """One class: its ``images``, how often it was ``predicted``, and shares, ``None`` where nothing is counted."""
 
     index: int
     images: int
@@ -45,8 +45,23 @@ class CalibrationBin:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Two models on the same images: how many only the one answered right, and how many only the other.
+
+    ``p_value`` is McNemar's exact test: the probability of a difference at least as large if both were equally good.
+    """
+
+    other: str
+    only_this: int
+    only_other: int
+    p_value: float
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """The accuracy on ``images`` images. ``top1_low`` to ``top1_high`` is the 95 % confidence interval (Wilson's).
+
+    ``unanswered`` images have no answer, because the model gave NaN; these count as wrong.
 
     ``top5`` is ``None`` if there are fewer than six classes, or fewer than five answers for an image; ``nll`` is
     ``None`` if the label's probability is unknown. ``confusions`` has (label, answer, images) of each pair that
@@ -54,13 +69,14 @@ class Accuracy:
     """
 
     images: int
+    unanswered: int
     top1: float
     top1_low: float
     top1_high: float
     top5: float | None
     balanced: float
     nll: float | None
-    ece: float
+    ece: float | None
     classes: tuple[ClassAccuracy, ...]
     confusions: tuple[tuple[int, int, int], ...]
     calibration: tuple[CalibrationBin, ...]
@@ -79,17 +95,19 @@ def accuracy(
 
     ``labels`` and ``predicted`` are class indices, ``scores`` the probabilities of the answers, ``ranks`` the places of
     the labels among the classes, 1 for the best, and ``label_scores`` their probabilities; all have the length N. A
-    label that is not among an image's ``answers`` best classes may have the rank 0 and the probability NaN.
+    label that is not among an image's ``answers`` best classes may have the rank 0 and the probability NaN. An image
+    without an answer has −1 in ``predicted``.
     """
     if not len(labels):
         return None
-    right = predicted == labels
+    right, answered = predicted == labels, predicted >= 0
     in_top = (ranks > 0) & (ranks <= TOP) if num_classes > TOP and answers >= TOP else None
-    classes = _classes(labels, predicted, right, in_top, num_classes)
+    classes = _classes(labels, predicted[answered], right, in_top, num_classes)
     low, high = wilson(int(right.sum()), len(right))
-    bins = calibration(scores, right)
+    bins = calibration(scores[answered], right[answered])
     return Accuracy(
         images=len(labels),
+        unanswered=int((~answered).sum()),
         top1=float(right.mean()),
         top1_low=low,
         top1_high=high,
@@ -98,7 +116,7 @@ def accuracy(
         nll=None if np.isnan(label_scores).any() else nll(label_scores),
         ece=expected_calibration_error(bins),
         classes=classes,
-        confusions=_confusions(labels, predicted, num_classes),
+        confusions=_confusions(labels[answered], predicted[answered], num_classes),
         calibration=bins,
     )
 
@@ -109,6 +127,21 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     centre, scale = share + z2 / (2 * count), 1 + z2 / count
     half = Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def paired(right: np.ndarray, other_right: np.ndarray, other: str) -> Paired:
+    """Compare two models. ``right`` and ``other_right``, bool ``[N]``, say which images they answered right."""
+    only_this, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    return Paired(other, only_this, only_other, _mcnemar(only_this, only_other))
+
+
+def _mcnemar(one: int, other: int) -> float:
+    count = one + other
+    logarithms = (
+        math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) - count * math.log(2)
+        for k in range(min(one, other) + 1)
+    )
+    return min(1.0, 2 * math.fsum(map(math.exp, logarithms)))
 
 
 def nll(label_scores: np.ndarray) -> float:
@@ -135,7 +168,7 @@ def calibration(scores: np.ndarray, right: np.ndarray) -> tuple[CalibrationBin, 
     )
 
 
-def expected_calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
+def expected_calibration_error(bins: tuple[CalibrationBin, ...]) -> float | None:
     """Return the distance between confidence and accuracy of the bins, the mean over the images."""
     total = sum(each.images for each in bins)
     distances = (
@@ -143,7 +176,7 @@ def expected_calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
         for each in bins
         if each.confidence is not None and each.accuracy is not None
     )
-    return sum(distances) / total
+    return sum(distances) / total if total else None
 
 
 def _classes(

@@ -41,21 +41,21 @@ class Comparison:
 def compare(found: Tensor, truth: Tensor, classes: bool = True) -> Comparison:
     """Compare outputs ``[N, …]`` in 8 bit with those in float32; ``classes`` means that they are logits."""
     found, truth = found.double().cpu(), truth.double().cpu()
-    error = _mean_relative_error(found, truth)
+    error = float(relative_errors(found, truth).mean())
     if not classes:
         return Comparison(len(truth), error, None, 0, None)
     same = found.argmax(1) == truth.argmax(1)
-    clear = margins(truth) > noise(found, truth)
+    clear = margins(truth) > noise(deviations(found, truth))
     count = int(clear.sum())
     return Comparison(
         len(truth), error, float(same.double().mean()), count, float(same[clear].double().mean()) if count else None
     )
 
 
-def _mean_relative_error(found: Tensor, truth: Tensor) -> float:
-    """Return the mean of the rows' relative L2 errors; of a row of zeros in ``truth``, the absolute one."""
+def relative_errors(found: Tensor, truth: Tensor) -> Tensor:
+    """Return the relative L2 errors of the rows, ``[N]``; of a row of zeros in ``truth``, the absolute one."""
     sizes, errors = truth.norm(dim=1), (found - truth).norm(dim=1)
-    return float(torch.where(sizes > 0, errors / sizes, errors).mean())
+    return torch.where(sizes > 0, errors / sizes, errors)
 
 
 def margins(logits: Tensor) -> Tensor:
@@ -66,8 +66,12 @@ def margins(logits: Tensor) -> Tensor:
     return best[:, 0] - best[:, 1]
 
 
-def noise(found: Tensor, truth: Tensor) -> float:
-    """Return the margin below which the noise may change the best class (see :class:`Comparison`)."""
+def deviations(found: Tensor, truth: Tensor) -> Tensor:
+    """Return the standard deviation of the errors of each row, ``[N]``."""
     difference = found - truth
-    sigmas = (difference - difference.mean(1, keepdim=True)).square().mean(1).sqrt()
+    return (difference - difference.mean(1, keepdim=True)).square().mean(1).sqrt()
+
+
+def noise(sigmas: Tensor) -> float:
+    """Return the margin below which the noise may change the best class (see :class:`Comparison`)."""
     return CLEAR * math.sqrt(2) * float(sigmas.median())

@@ -90,14 +90,15 @@ def test_description(tmp_path: Path) -> None:
 def test_files_without_logits_give_their_best_classes(engine: str, tmp_path: Path) -> None:
     """The number of classes is also known if the file has no class names and no output of that width."""
     pixels, nameless = small().pixels[:2], fresh()
-    expected = small().model(pixels).softmax(1).topk(MOST, dim=1)
-    for outputs, top_k, count in (("softmax", 5, MOST), ("top_k", 3, 3), ("top_k", 7, MOST)):
+    expected = small().model(pixels).softmax(1).topk(10, dim=1)
+    for outputs, top_k, count in (("softmax", 5, 10), ("top_k", 3, 3), ("top_k", 7, MOST)):
         candidate = opened(exported(tmp_path, nameless, outputs=outputs, top_k=top_k), engine)
         answers = candidate.run(pixels)
         assert answers.logits is None
         assert torch.equal(answers.indices, expected.indices[:, :count])
         torch.testing.assert_close(answers.scores, expected.values[:, :count], rtol=1e-4, atol=1e-6)
         assert (candidate.num_classes, candidate.categories) == (10, None)
+        assert candidate.answers == (None if outputs == "softmax" else count)
 
 
 def test_classes_in_8_bit_are_counted(tmp_path: Path) -> None:

@@ -28,18 +28,38 @@ def run(*tops: tuple[float, float], images: int = 1000, **other: Any) -> dict[st
 def test_the_most_accurate_and_the_fastest() -> None:
     first, chance, trade = verdict(run((0.90, 100.0), (0.895, 200.0), (0.5, 150.0)))
     assert first == "a is the most accurate: 90.0% of 1,000 images are right. b is the fastest: 200 images/s."
-    assert chance == (
-        "The 95% interval of b overlaps that of a, so that difference may be chance. c is less accurate beyond chance."
-    )
-    assert trade == (
-        "b is 2.0 times as fast as a and 0.5 percentage points less accurate, which is within the intervals."
-    )
+    assert chance == ("The difference between a and b may be chance. c is less accurate beyond chance (95% intervals).")
+    assert trade == "b is 2.0 times as fast as a and 0.5 percentage points less accurate, which may be chance."
 
 
 def test_all_within_the_intervals_or_none() -> None:
-    assert "of both models overlap" in verdict(run((0.90, 100.0), (0.895, 200.0)))[1]
-    assert "of all 3 models overlap" in verdict(run((0.90, 100.0), (0.895, 200.0), (0.894, 20.0)))[1]
-    assert "The 95% interval of a lies above all others" in verdict(run((0.90, 100.0), (0.5, 200.0)))[1]
+    none = "These images do not show that one model is more accurate than another (95% intervals)."
+    assert verdict(run((0.90, 100.0), (0.895, 200.0)))[1] == none
+    assert verdict(run((0.90, 100.0), (0.895, 200.0), (0.894, 20.0)))[1] == none
+    beyond = "It is more accurate than the other model beyond chance (95% intervals)."
+    assert verdict(run((0.90, 100.0), (0.5, 200.0)))[1] == beyond
+
+
+def test_the_same_images_decide() -> None:
+    """The intervals overlap, but the model errs only where the other one does as well: that is no chance."""
+    given = run((0.90, 100.0), (0.89, 200.0))
+    given["models"][1]["paired"] = {"other": "a", "only_this": 0, "only_other": 10, "p_value": 0.002}
+    _, chance, trade = verdict(given)
+    assert chance == "It is more accurate than the other model beyond chance (McNemar's test on the same images, 5%)."
+    assert trade == "b is 2.0 times as fast as a and 1.0 percentage points less accurate."
+    given["models"][1]["paired"]["p_value"] = 0.2
+    assert "do not show that one model is more accurate" in verdict(given)[1]
+
+
+def test_what_is_missing() -> None:
+    given = run((0.90, 100.0), left_out=[{"name": "b", "reason": "No bfloat16 here"}], unreadable=2, skipped=1)
+    given["models"][0]["accuracy"]["unanswered"] = 3
+    assert warnings(given, ClassNames([])) == [
+        "2 images could not be read. No number below counts what could not be read.",
+        "1 image was skipped and not counted.",
+        "a gives no answer to 3 images (NaN). These count as wrong.",
+        "Left out: b. No bfloat16 here.",
+    ]
 
 
 def test_one_model_is_both() -> None:

@@ -16,7 +16,16 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from fastres.evaluation.metrics import BINS, Accuracy, accuracy, calibration, expected_calibration_error, nll, wilson
+from fastres.evaluation.metrics import (
+    BINS,
+    Accuracy,
+    accuracy,
+    calibration,
+    expected_calibration_error,
+    nll,
+    paired,
+    wilson,
+)
 
 CLASSES = 12
 
@@ -72,6 +81,17 @@ def test_the_interval_is_wilsons() -> None:
         assert wilson(right, count) == pytest.approx((expected.low, expected.high))
 
 
+def test_two_models_on_the_same_images() -> None:
+    """The p-value is that of the exact binomial test, also for thousands of images."""
+    right = np.array([True] * 9 + [False] * 3)
+    found = paired(right, ~right, "other")
+    assert (found.other, found.only_this, found.only_other) == ("other", 9, 3)
+    assert found.p_value == pytest.approx(binomtest(3, 12).pvalue)
+    assert paired(right, right, "other").p_value == 1
+    many = np.arange(9000) < 4600
+    assert paired(many, ~many, "other").p_value == pytest.approx(binomtest(4400, 9000).pvalue)
+
+
 def test_only_the_best_classes_are_known(answers: tuple[np.ndarray, np.ndarray]) -> None:
     """A file that gives five classes has a top-5 accuracy, but no NLL. One that gives three has neither."""
     labels, scores = answers
@@ -87,6 +107,20 @@ def test_few_classes_have_no_top_5() -> None:
     assert found is not None
     assert found.top5 is None
     assert [each.top5 for each in found.classes] == [None] * 5
+
+
+def test_images_without_an_answer_are_wrong() -> None:
+    labels, answers, scores = np.array([0, 0, 2]), np.array([0, -1, -1]), np.array([0.8, np.nan, np.nan])
+    found = accuracy(labels, answers, scores, np.array([1, 0, 0]), scores, 3, 3)
+    assert found is not None
+    assert (found.images, found.unanswered) == (3, 2)
+    assert (found.top1, found.balanced, found.nll) == (pytest.approx(1 / 3), 0.25, None)
+    assert found.confusions == ((0, 0, 1),)
+    assert found.ece == pytest.approx(0.2)
+    assert [each.predicted for each in found.classes] == [1, 0, 0]
+    none = accuracy(labels, np.full(3, -1), scores, np.zeros(3), scores, 3, 3)
+    assert none is not None
+    assert none.ece is None
 
 
 def test_no_images() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastres.network.plan import LOGITS, Plan
-from fastres.quantisation.comparison import compare, margins, noise
+from fastres.quantisation.comparison import compare, deviations, margins, noise
 from fastres.quantisation.correction import corrected
 from fastres.quantisation.equalisation import equalised, largest_weights, pairs
 from fastres.quantisation.observation import observe
@@ -110,7 +110,7 @@ def test_the_sensitivity_is_the_error_of_one_step_alone() -> None:
 def test_agreement_counts_images_whose_margin_exceeds_the_noise() -> None:
     truth = torch.tensor([[3.0, 0, 0], [1, 0.99, 0], [0, 2, 0], [0, 0, 4]], dtype=torch.float64, device="cpu")
     found = truth + 5  # the same for every class: no noise
-    assert noise(found, truth) == 0
+    assert noise(deviations(found, truth)) == 0
     found[:, 1] += 0.1
     comparison = compare(found, truth)
     assert comparison.agreement == 0.75
@@ -131,7 +131,8 @@ def test_a_few_images_with_large_logits_change_neither_the_error_nor_the_noise()
     found[7] = truth[7] * 0.9
     after = compare(found, truth)
     assert after.logit_error == pytest.approx(before.logit_error, rel=0.1)
-    assert noise(found, truth) == pytest.approx(noise(truth + 0.05 * torch.randn_like(truth), truth), rel=0.3)
+    others = truth + 0.05 * torch.randn_like(truth)
+    assert noise(deviations(found, truth)) == pytest.approx(noise(deviations(others, truth)), rel=0.3)
     assert abs(after.clear - before.clear) <= 1
     truth[7] = 0  # has no relative error
     assert compare(found.where(truth != 0, 0), truth).logit_error <= before.logit_error
