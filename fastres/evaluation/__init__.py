@@ -61,11 +61,10 @@ def evaluate(
 ) -> Evaluation:
     """Measure how accurate and how fast ``models`` are on the images of ``source``.
 
-    ``source`` is a folder, a glob, tar files or Parquet files, as for :func:`fastres.classify`. ``models`` is one of
-    these, a list of them, or a mapping from names of your own: a name for :func:`fastres.load` (with ``weights`` and
-    ``categories``), a loaded model, a module for :func:`fastres.from_module`, a file that ``model.save`` or
-    ``fastres.quantize`` wrote, or a file that ``fastres export`` wrote (``.onnx``, ``.pt2``). All must have the same
-    classes.
+    ``source`` is a folder, a glob, tar files or Parquet files, as for :func:`fastres.classify`. A model is a name for
+    :func:`fastres.load` (with ``weights`` and ``categories``), a loaded one, a module for :func:`fastres.from_module`,
+    or a file that ``model.save``, ``fastres.quantize`` or ``fastres export`` wrote (``.onnx``, ``.pt2``). ``models`` is
+    one, a list, or a mapping from names of your own. All must have the same classes.
 
     Each model is measured in each of ``dtypes`` (``"float32"``, ``"bfloat16"``, ``"float16"``; ``"int8"`` with scales
     from the images ``calibrate_on``) and by each of ``engines``: ``"fastres"``, ``"eager"`` (PyTorch's own operations),
@@ -109,7 +108,7 @@ def evaluate(
     from fastres.classification.sources import find
     from fastres.labels.finding import find_labels
 
-    from .choices import Choices
+    from .choices import Choices, named
     from .job import Readers
     from .run import DOCUMENT, REPORT, TABLE, Settings, check_folder, evaluate_found, write_files
 
@@ -119,9 +118,7 @@ def evaluate(
     found = find(source)
     if folder is not None:
         check_folder(folder, resume, overwrite)
-        given = [models] if isinstance(models, (str, os.PathLike)) else models
-        names = given.values() if hasattr(given, "values") else given
-        files = input_files(*names, weights, categories, against, labels) if hasattr(names, "__iter__") else []
+        files = input_files(*(given for _, given in named(models)), weights, categories, against, labels)
         for name in (TABLE, f"{TABLE}.partial", DOCUMENT, REPORT):
             refuse_inputs(folder / name, [*found.paths, *files])
     choices = Choices(

@@ -84,14 +84,14 @@ class Choices:
 
     def open(self, models: Any, against: Any) -> Opened:
         """Return the candidates. Raises ``InputError`` if nothing can run, or if they do not fit each other."""
-        named = _named(models)
-        several = len(named) * len(self._dtypes) * len(self._engines or (FASTRES,)) > 1
-        for source, (name, given) in enumerate(named):
+        given_models = named(models)
+        several = len(given_models) * len(self._dtypes) * len(self._engines or (FASTRES,)) > 1
+        for source, (name, given) in enumerate(given_models):
             self._open_all(source, name, given, several)
         if not self._opened:
             raise InputError(f"None of the models can run: {_reasons(self._left_out)}")
-        references = {} if against is None else self._references(named, against)
-        self._name_apart([given for _, given in named])
+        references = {} if against is None else self._references(given_models, against)
+        self._name_apart([given for _, given in given_models])
         candidates = tuple(each.candidate for each in self._opened)
         _check_same_classes(candidates)
         return Opened(candidates, references, tuple(each.seconds for each in self._opened), tuple(self._left_out))
@@ -142,7 +142,10 @@ class Choices:
             found = fastres_candidate(model, batch_size=self.batch_size, most=MOST)
         else:
             found = open_engine(model, engine, batch_size=self.batch_size, most=MOST)
-        return found if name is None else replace(found, name=found.name.replace(found.model, name, 1))
+        alone = len(self._dtypes) == 1 and len(self._engines) < 2
+        return (
+            found if name is None else replace(found, name=name if alone else found.name.replace(found.model, name, 1))
+        )
 
     @property
     def batch_size(self) -> int:
@@ -200,11 +203,11 @@ class Choices:
 
     # -- references ------------------------------------------------------------------------------------------
 
-    def _references(self, named: Sequence[tuple[str | None, Any]], against: Any) -> dict[int, int]:
+    def _references(self, given: Sequence[tuple[str | None, Any]], against: Any) -> dict[int, int]:
         if isinstance(against, str) and against in _float_names():
             pairs = self._against_dtype(against)
         else:
-            pairs = self._against_one(named, against)
+            pairs = self._against_one(given, against)
         if not pairs:
             raise InputError(
                 f"There is nothing to compare with {against!r}: it is the only model. Add another dtype, engine, model "
@@ -245,14 +248,12 @@ class Choices:
             pairs[place] = fitting[0]
         return pairs
 
-    def _against_one(self, named: Sequence[tuple[str | None, Any]], against: Any) -> dict[int, int]:
+    def _against_one(self, given: Sequence[tuple[str | None, Any]], against: Any) -> dict[int, int]:
         """Compare each candidate with the one that ``against`` names."""
-        source = next(
-            (s for s, (name, given) in enumerate(named) if against is given or against in (name, given)), None
-        )
+        source = next((s for s, (name, own) in enumerate(given) if against is own or against in (name, own)), None)
         place = next((p for p, each in enumerate(self._opened) if each.source == source), None)
         if place is None:
-            place, source = len(self._opened), len(named)
+            place, source = len(self._opened), len(given)
             if _is_exported(against):
                 self._opened.append(self._timed(source, lambda: self._file(against, None, None)))
             else:
@@ -279,7 +280,7 @@ def _unused(name: str, used: set[str], gap: str) -> str:
     return found
 
 
-def _named(models: Any) -> list[tuple[str | None, Any]]:
+def named(models: Any) -> list[tuple[str | None, Any]]:
     """Return names (``None`` if the user gives none) and models."""
     if isinstance(models, Mapping):
         pairs: list[tuple[str | None, Any]] = [(str(name), given) for name, given in models.items()]
