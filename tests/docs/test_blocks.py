@@ -31,6 +31,7 @@ NOT_RUN = {
     ("README.md", "installs packages"): 1,
     ("README.md", "needs a GPU"): 1,
     ("README.md", "needs a network"): 1,
+    ("README.md", "needs labelled images"): 1,
     ("README.md", "takes minutes"): 2,
     ("docs/checkpoints.md", "needs a network"): 1,
     ("docs/deployment.md", "installs packages"): 1,
