@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("onnx")
 
+from fastres.executors.processor import has_bf16
 from fastres.export import engines
 
 from .networks import BATCHES, network
@@ -18,12 +19,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("onnxruntime", "float32"), ("onnxruntime", "float16"), ("openvino", "float32")]
+    ("name", "dtype"),
+    [("onnxruntime", "float32"), ("onnxruntime", "float16"), ("openvino", "float32"), ("openvino", "bfloat16")],
 )
 def test_engine_computes_the_logits(name: str, dtype: str) -> None:
     pytest.importorskip(name)
     known = network("resnet18")
     x = known.images.to(getattr(torch, dtype))
+    if x.dtype == torch.bfloat16 and not has_bf16():
+        pytest.skip("this processor has no BF16 instructions")
     assert getattr(engines, f"{name}_absent")(CPU, x.dtype) is None
     engine = getattr(engines, f"{name}_engine")(known.model, torch.zeros_like(x))
     with torch.inference_mode():
@@ -39,6 +43,9 @@ def test_absence_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bfloat16" in str(engines.onnxruntime_absent(CPU, torch.bfloat16))
     assert "float32" in str(engines.openvino_absent(CPU, torch.float16))
     assert "CPU" in str(engines.openvino_absent(cuda, torch.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "has_bf16", lambda: False)
+        assert "BF16 instructions" in str(engines.openvino_absent(CPU, torch.bfloat16))
     assert engines.onnxruntime_tensorrt_absent(CPU, torch.float32) == "TensorRT needs an NVIDIA GPU"
     if not torch.cuda.is_available():
         assert "onnxruntime-gpu" in str(engines.onnxruntime_absent(cuda, torch.float32))
