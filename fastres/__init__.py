@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .classification import classify
     from .evaluation import evaluate
     from .images.transforms import Transforms
+    from .memory import use_huge_pages
     from .model import Model, Prediction
     from .model.backbone import Backbone
     from .model.conversion import from_module
@@ -41,6 +42,7 @@ __all__ = [
     "list_models",
     "load",
     "quantize",
+    "use_huge_pages",
 ]
 
 # The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
@@ -55,11 +57,12 @@ _MODULES = {
     "list_models": "network.architectures",
     "load": "model.loading",
     "quantize": "calibration",
+    "use_huge_pages": "memory",
 }
 _FOLDERS = frozenset(
     "calibration classification evaluation executors folding images model network quantisation roofline weights".split()  # noqa: SIM905
 )
-_FILES = frozenset("arguments files forks terminal text".split())  # noqa: SIM905
+_FILES = frozenset("arguments files forks memory terminal text".split())  # noqa: SIM905
 
 if not TYPE_CHECKING:  # type checkers see the imports above, and report names that do not exist
 

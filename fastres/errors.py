@@ -95,6 +95,10 @@ class Int8Warning(UserWarning):
     """A model in 8 bit is less exact on this processor than on others, or not faster than in float32."""
 
 
+class ThreadsWarning(UserWarning):
+    """torch uses more threads than the container has cores."""
+
+
 class ResumeError(FastresError, RuntimeError):
     """The interrupted run cannot be resumed: its images or settings have changed, or its files are damaged."""
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "images": "leaves network",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
-    "classification": "leaves network images weights model",
+    "classification": "leaves network executors images weights model",
     "labels": "leaves images classification",
     "calibration": "leaves images network executors quantisation weights model classification labels",
     "evaluation": "leaves images network folding executors quantisation weights model classification labels "

@@ -18,6 +18,7 @@ import torch
 from fastres.bench.report.results import significant
 from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
+from fastres.memory import in_use
 from fastres.roofline.ceilings import Ceilings
 from fastres.version import __version__
 
@@ -41,6 +42,7 @@ def describe(
         "cpu_count": os.cpu_count(),
         "load_average": _load_average(),
         "threads": torch.get_num_threads(),
+        "huge_pages": in_use(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

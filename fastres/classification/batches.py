@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastres.errors import FastresError, ImageError, InputError, WorkerError
+from fastres.executors.quota import suitable_threads
 from fastres.images.jpeg import Decoder, decoder
 from fastres.images.transforms import Transforms
 
@@ -134,9 +135,8 @@ def checked_workers(given: int | None) -> int:
 
 
 def default_workers() -> int:
-    """Return the number of workers for all cores that this process may run on, up to 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_WORKERS)
+    """Return the number of workers for all cores that this process may use, up to 16."""
+    return min(suitable_threads(), MAX_WORKERS)
 
 
 def worker_died(error: BaseException) -> bool:

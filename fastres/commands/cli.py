@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int | None:
         command = _command(given)
+        if arguments is None and "torch" in sys.modules:
+            from fastres.executors.quota import limit_threads
+
+            limit_threads()
         interruption.started()
         return command()
 

@@ -10,12 +10,14 @@ import torch
 
 from fastres.executors import cpu
 from fastres.executors.processor import processor
+from fastres.executors.quota import cores_allowed
 from fastres.kernels.inspection.ptx import RECOMMENDED, leaves_out_fence
+from fastres.memory import in_use
 from fastres.text import dtype_name
 from fastres.version import __version__
 
 
-def environment() -> dict[str, str | int | None]:
+def environment() -> dict[str, str | int | float | None]:
     """Return versions, processor, GPU and settings as plain data; ``None`` for each that is absent."""
     properties = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     triton = installed_version("triton")
@@ -32,6 +34,8 @@ def environment() -> dict[str, str | int | None]:
         "gpu_memory_mb": properties.total_memory // 2**20 if properties else None,
         **processor(),
         "cpu_threads": torch.get_num_threads(),
+        "cpu_cores_allowed": cores_allowed(),
+        "huge_pages": in_use(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_dtypes": ", ".join(map(dtype_name, cpu.supported_dtypes())),
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),

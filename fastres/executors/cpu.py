@@ -24,6 +24,7 @@ from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, 
 from fastres.text import dtype_name
 
 from .packing import SHAPES_KEPT, Packings
+from .quota import warn_of_too_many_threads
 from .recent import Recent
 
 # From this size on, glibc's malloc always maps a separate block and returns it to the system when it is freed (on 64
@@ -111,6 +112,7 @@ class CpuExecutor:
     def __init__(self, plan: Plan) -> None:
         dtype = plan.stem.weight.dtype if plan.quantisation is None else torch.float32
         check_dtype(dtype)
+        warn_of_too_many_threads()
         self.dtype = dtype
         self._stored = dtype if plan.quantisation is None else torch.uint8  # of most values
         self._plan = plan
