@@ -71,6 +71,8 @@ class Signals:
             if number > _AGAIN:
                 time.sleep(0.02)  # until the main thread has left the place where exceptions are ignored
                 signal.pthread_kill(threading.main_thread().ident or 0, number - _AGAIN)
+            elif number not in self._before:  # such as SIGCHLD, for which torch has a handler
+                continue
             elif self._first is None:
                 self._first = now
             elif now - self._first > _ONE_EVENT and number in (signal.SIGINT, signal.SIGTERM):

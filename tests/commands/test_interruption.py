@@ -94,6 +94,17 @@ def test_two_signals_for_one_event_are_one(number: signal.Signals) -> None:
     assert "at once" not in said
 
 
+def test_other_signals_do_not_count() -> None:
+    """Python tells of every signal that has a handler. The DataLoader handles the end of its workers."""
+    process = program(
+        "import signal\nsignal.signal(signal.SIGCHLD, lambda *_: None)\n"
+        "os.waitpid(os.fork() or os._exit(0), 0)\ntime.sleep(0.3)\n"
+        f"try:\n    ready(); time.sleep({LONG})\nfinally: time.sleep(0.3)"
+    )
+    process.send_signal(INT)
+    assert finish(process) == (128 + INT, "program: interrupted; run the command again\n")
+
+
 @pytest.mark.parametrize("number", [INT, HUP])
 def test_what_was_ignored_stays_ignored(number: signal.Signals) -> None:
     process = program("ready(); time.sleep(0.4)", ignored=number)
