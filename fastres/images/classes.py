@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
+import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,8 @@ def as_label(value: Any, where: str) -> int | str:
             return operator.index(value)
     except TypeError:  # an array of several numbers, or of fractions
         pass
-    raise LabelError(f"{where} is {value!r}; a label is a class index (a whole number) or the name of a class")
+    shown = reprlib.repr(value)
+    raise LabelError(f"{where} is {shown}; a label is a class index (a whole number) or the name of a class")
 
 
 def known_names(names: Sequence[str], categories: Sequence[str] | None) -> dict[str, list[int]]:
@@ -369,14 +371,16 @@ def _check_range(values: Mapping[Any, int], num_classes: int, places: Mapping[An
             elif value == num_classes == max(values.values()) and min(values.values()) > 0:
                 hint = "; the labels seem to count from 1"
             raise LabelError(
-                f"{places[label]} is {label!r}, which is no class of this model with {num_classes} classes; give an "
+                f"{places[label]} is {label!r}, which is no class of this model with {num_classes} "
+                f"class{'es' * (num_classes != 1)}; give an "
                 f"index from 0 to {num_classes - 1}{' or the name of a class' * named}{hint}"
             )
 
 
 def _loose(name: str) -> str:
-    """Return a name without what people write differently: case, and ``_`` or ``-`` for spaces."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").replace("-", " ").split())
+    """Return a name without what people write differently: case, and ``_`` or ``-`` for spaces. ``-1`` is not ``1``."""
+    text = unicodedata.normalize("NFC", name).casefold().replace("_", " ").strip()
+    return " ".join((text[:1] + text[1:].replace("-", " ")).split())
 
 
 def _plural(noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -89,8 +90,8 @@ def _choice(given: Any, found: Found) -> Any:
     """Return what ``"auto"`` means for a source: ``"folders"``, or ``"auto"`` for labels in the source itself."""
     if isinstance(given, str) and given == FOLDERS and found.kind != FILES:
         raise LabelError(
-            f"labels is 'folders', but a {found.kind} file has none; give 'auto' for the labels in the file, a mapping "
-            "or a list"
+            f"labels is 'folders', but a {found.kind} file has none; give 'auto' for the labels in the file, the path "
+            "of a file with labels, a mapping or a list"
         )
     if not (isinstance(given, str) and given == AUTO) or found.kind != FILES:
         return given
@@ -127,7 +128,7 @@ class _Finder:
         if isinstance(given, Mapping):
             return self._of_entries(given.items(), "labels", allow_extra)
         if not isinstance(given, Iterable) or isinstance(given, (bytes, bytearray, set, frozenset)):
-            raise LabelError(f"labels is {given!r}; give {ACCEPTED}")
+            raise LabelError(f"labels is {reprlib.repr(given)}; give {ACCEPTED}")
         if isinstance(given, Iterator):  # it may have no end
             given = islice(given, len(self.images) + 1)
         return self._of_sequence(list(given), "labels")
@@ -160,7 +161,7 @@ class _Finder:
         return self._result(collected, matched, source, f"{source}: {matched.text}", damaged, names)
 
     def _of_members(self) -> ImageLabels:
-        extension = self.column or EXTENSION
+        extension = (self.column or EXTENSION).removeprefix(".")
         collected, damaged = tar_labels(self._entries(), len(self.images), extension)
         matched = self._match(collected.places)
         source = f".{extension} members"

@@ -101,6 +101,8 @@ class Entries:
             raise LabelError(
                 f"{self.source} has entries that match no image: {_some(nobody)}; the first image is {first!r}. Give "
                 "names that end like the paths of the images, and leave out other entries"
+                + ". Write '/' in place of '\\'"
+                * any("\\" in entry for entry in nobody)
             )
 
     def ambiguous(self, entry: str, one: str, two: str) -> LabelError:

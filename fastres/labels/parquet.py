@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -103,7 +104,7 @@ class LabelColumn:
                     "labels cannot be used"
                 )
             if not isinstance(value, (int, str)):
-                raise LabelError(f"{place()} is {value!r}; a label is a whole number or a text")
+                raise LabelError(f"{place()} is {reprlib.repr(value)}; a label is a whole number or a text")
             if isinstance(value, int) and value < 0:
                 raise LabelError(
                     f"{place()} is {value}, and class indices begin at 0; a negative number often marks images without "

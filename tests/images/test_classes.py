@@ -54,6 +54,15 @@ class TestNames:
         found = match_classes(spelled, 1000, load("imagenet"))
         assert [load("imagenet")[found.index[name]] for name in spelled] == names
 
+    def test_a_negative_number_is_no_name(self) -> None:
+        """In place of ``-``, a space would make it the name of another class."""
+        digits = numbers(10)
+        with pytest.raises(LabelError, match=r"1 of 2 labels is not named as a class of the model: '-1' \(x\)"):
+            match_labels({"2": "y", "-1": "x"}, 10, digits)
+        with pytest.raises(LabelError, match=r"'-1', which is no class .* a negative number often marks images"):
+            match_classes(["-1"], 10, digits)
+        assert match_classes(["-1", "x-ray"], 2, ("-1", "X ray")).index == {"-1": 0, "x-ray": 1}
+
     def test_one_name_for_two_classes(self) -> None:
         with pytest.raises(LabelError, match=r"'crane' is the name of several classes: 0 \('crane'\), 2 \('crane'\)"):
             match_classes(["crane", "cat"], 3, ("crane", "cat", "crane"))
@@ -214,6 +223,8 @@ class TestLabels:
             match_labels({10: "labels[7]"}, 10, None)
         with pytest.raises(LabelError, match=r"from 0 to 3 or the name of a class; a negative number"):
             match_labels({-1: "x"}, 4, ANIMALS)
+        with pytest.raises(LabelError, match="x is 1, which is no class of this model with 1 class; give an index"):
+            match_labels({1: "x"}, 1, None)
         with pytest.raises(LabelError, match=r"'pig' \(labels\[0\]\).* or names of classes"):
             match_labels({"pig": "labels[0]"}, 4, ANIMALS)
         with pytest.raises(LabelError, match="order is 'text', but x is 3, and whole numbers are class indices"):
@@ -229,3 +240,9 @@ class TestLabels:
     def test_what_is_no_label(self, value: Any) -> None:
         with pytest.raises(LabelError, match=r"^labels\[2\] is .*; a label is a class index"):
             as_label(value, "labels[2]")
+
+    def test_a_long_value_is_shortened(self) -> None:
+        """As in JSON whose labels are one level deeper."""
+        with pytest.raises(LabelError) as caught:
+            as_label({f"{number}.jpg": number for number in range(10_000)}, "labels['images']")
+        assert len(str(caught.value)) < 300

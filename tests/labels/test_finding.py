@@ -202,6 +202,7 @@ class TestNamed:
             ({"b.jpg": 0}, r"no entry for '.*x/a.jpg', '.*y/a.jpg'; give"),
             ({"x/a.jpg": 0, "y/a.jpg": 1, "b.jpg": 1, "c.jpg": 1}, "match no image: 'c.jpg'; the first image is '"),
             ({f"{n}.png": 0 for n in range(9)}, "match no image: '0.png', '1.png', '2.png' and 6 others; the first"),
+            ({"x\\a.jpg": 0, "b.jpg": 1}, "and leave out other entries. Write '/' in place of "),
             ({"x/a.jpg": 0, "y/a.jpg": 1, "y/b.jpg": 1, "b.jpg": 2}, "one image: 'y/b.jpg' is 1, and 'b.jpg' is 2"),
             ({"x/a.jpg": 0, "./x/a.jpg": 1}, "two entries for 'x/a.jpg': 0 and 1; keep one"),
             ({"x/a.jpg": 0, "y/a.jpg": 1, "b.jpg": 3}, "the label of '.*b.jpg' is 3, which is"),

@@ -32,8 +32,9 @@ class TestMembers:
             members = [(f"{i}.{kind}", str(i + number) if kind == "label" else "x") for i in range(4)
                        for kind in ("jpg", "left.jpg", "label", "json")]  # fmt: skip
             write_tar(tmp_path / f"{number}.tar", members)
-        found = labels(str(tmp_path / "*.tar"), "auto", tmp_path, 12, label_column="label")
-        assert found.indices.tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 2, 3, 4, 5]
+        for column in ("label", ".label"):
+            found = labels(str(tmp_path / "*.tar"), "auto", tmp_path, 12, label_column=column)
+            assert found.indices.tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 2, 3, 4, 5]
 
     def test_any_order_and_keys_that_occur_twice(self, tmp_path: Path) -> None:
         apart = [("0.jpg", "x"), ("1.jpg", "x"), ("1.cls", "1"), ("0.cls", "2")]
