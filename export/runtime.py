@@ -86,7 +86,8 @@ class Session:
             self.session = onnxruntime.InferenceSession(str(self.path), options, providers=asked)
         except Exception as error:  # onnxruntime's exceptions have no common base class
             raise ExportFileError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot open {self.path} on {wanted}: {error}"
+                f"ONNX Runtime {onnxruntime.__version__} cannot open {self.path} on {wanted} ({error}); pass a file "
+                "that fastres export wrote, or export it again"
             ) from error
         self.provider: str = self.session.get_providers()[0]
         if self.provider != wanted:

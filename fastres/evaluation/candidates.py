@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastres.errors import InputError
 from fastres.images.transforms import Transforms
+
+from .names import column_name
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,44 @@ class Candidate:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     answers: int | None = None
     layers: Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]] | None = None
+
+
+def check_same_classes(candidates: Sequence[Candidate]) -> None:
+    """Raise ``InputError`` unless all candidates have the same classes."""
+    first = candidates[0]
+    for other in candidates[1:]:
+        if other.num_classes != first.num_classes:
+            raise InputError(
+                f"{first.name} has {first.num_classes} classes, but {other.name} has {other.num_classes}; evaluate "
+                "them in separate runs"
+            )
+    named = [(each.name, each.categories) for each in candidates if each.categories is not None]
+    for name, names in named[1:]:
+        own, known = named[0]
+        index = next((i for i, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1]), None)
+        if index is not None:
+            raise InputError(
+                f"Class {index} is {known[index]!r} for {own}, but {names[index]!r} for {name}; evaluate them in "
+                "separate runs, or give both the same class names"
+            )
+
+
+def named_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates with different names and columns: those with one name get their weights, or numbers."""
+    names, columns = set[str](), set[str]()
+    found = []
+    for each in candidates:
+        name = each.name
+        if len({other.weights for other in candidates if other.name == name}) > 1:
+            name = f"{name}, {os.path.basename(each.weights) or 'random weights'}"
+        name = _unused(name, names, " ")
+        found.append(replace(each, name=name, column=_unused(column_name(name), columns, "_")))
+    return tuple(found)
+
+
+def _unused(name: str, used: set[str], gap: str) -> str:
+    found, number = name, 2
+    while found in used:
+        found, number = f"{name}{gap}{number}", number + 1
+    used.add(found)
+    return found

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,26 +14,21 @@ import torch
 from torch import nn
 
 from fastres.calibration import quantize
-from fastres.errors import DeviceError, DtypeError, InputError, MissingDependencyError, near_matches
+from fastres.errors import DeviceError, DtypeError, InputError, MissingDependencyError
 from fastres.images.categories import parse as parse_names
 from fastres.model.conversion import from_module
-from fastres.model.loading import load
-from fastres.model.model import Model, parse_dtype
+from fastres.model.loading import load, parse_device
+from fastres.model.model import Model
 from fastres.model.predict import require_classifier
 from fastres.model.quantized import QuantizedModel
 from fastres.network.architectures import ARCHITECTURES
 from fastres.text import article, dtype_name
 
-from .candidates import Candidate
-from .engines import ENGINES as OTHERS
+from .candidates import Candidate, check_same_classes, named_apart
 from .engines import fastres_candidate, open_engine
 from .exported import FILE_ENGINES, open_exported
-from .names import column_name
+from .given import AUTO, FASTRES, INT8, check_models, dtype_names, engine_names, float_names, is_exported, named, suffix
 
-FASTRES = "fastres"
-ENGINES = (FASTRES, *OTHERS)
-INT8 = "int8"
-AUTO = "auto"
 MOST = 5  # best classes of an image
 
 
@@ -75,36 +69,38 @@ class Choices:
         batch_size: int | None,
         progress: bool,
     ) -> None:
-        self._weights, self._categories, self._device = weights, categories, device
-        self._dtypes, self._engines = _dtype_names(dtypes), _engine_names(engines)
+        self._weights, self._categories = weights, categories
+        self._device = None if device is None else parse_device(device)
+        self._dtypes, self._engines = dtype_names(dtypes), engine_names(engines)
         self._calibrate_on, self._batch_size, self._progress = calibrate_on, batch_size, progress
         self._models: dict[int, Model] = {}
+        self._in_dtype: dict[tuple[int, str], Model] = {}
         self._opened: list[_Opening] = []
         self._left_out: list[tuple[str, str]] = []
 
     def open(self, models: Any, against: Any) -> Opened:
         """Return the candidates. Raises ``InputError`` if nothing can run, or if they do not fit each other."""
         given_models = named(models)
+        check_models([*(given for _, given in given_models), *([] if against is None else [against])], self._weights)
         several = len(given_models) * len(self._dtypes) * len(self._engines or (FASTRES,)) > 1
         for source, (name, given) in enumerate(given_models):
             self._open_all(source, name, given, several)
         if not self._opened:
             raise InputError(f"None of the models can run: {_reasons(self._left_out)}")
         references = {} if against is None else self._references(given_models, against)
-        self._name_apart([given for _, given in given_models])
-        candidates = tuple(each.candidate for each in self._opened)
-        _check_same_classes(candidates)
+        candidates = named_apart([each.candidate for each in self._opened])
+        check_same_classes(candidates)
         return Opened(candidates, references, tuple(each.seconds for each in self._opened), tuple(self._left_out))
 
     # -- models × dtypes × engines ---------------------------------------------------------------------------
 
     def _open_all(self, source: int, name: str | None, given: Any, several: bool) -> None:
-        if _is_exported(given):
-            own = FILE_ENGINES[_suffix(given)]
+        if is_exported(given):
+            own = FILE_ENGINES[suffix(given)]
             engines = [engine for engine in self._engines if engine in own] or [next(iter(own))]
             for engine in engines:
                 label = f"{name or os.path.basename(given)} ({engine})"
-                self._try(source, several, label, lambda engine=engine: self._file(given, engine, name))
+                self._try(source, several, label, lambda: given, lambda path, on=engine: self._file(path, on, name))
             return
         model = self._loaded(source, given)
         quantized = isinstance(model, QuantizedModel)
@@ -113,13 +109,18 @@ class Choices:
                 label = f"{name or model.architecture.name} {INT8 if quantized else dtype} ({engine})"
                 self._try(
                     source, several, label,
-                    lambda dtype=dtype, engine=engine: self._engine(self._in(source, model, dtype), engine, name),
+                    lambda dtype=dtype: self._in(source, model, dtype),
+                    lambda model, engine=engine: self._engine(model, engine, name),
                 )  # fmt: skip
 
-    def _try(self, source: int, several: bool, label: str, build: Any) -> None:
-        """Open one candidate and get its first answers. Among several, note one that cannot run here, and go on."""
+    def _try(self, source: int, several: bool, label: str, prepare: Any, build: Any) -> None:
+        """Open one candidate and get its first answers. Among several, note one that cannot run here, and go on.
+
+        The time of ``prepare`` is not counted. It returns what ``build`` makes the candidate from.
+        """
         try:
-            self._opened.append(self._timed(source, build))
+            prepared = prepare()
+            self._opened.append(self._timed(source, lambda: build(prepared)))
         except (DtypeError, DeviceError, MissingDependencyError) as error:
             if not several:
                 raise
@@ -127,17 +128,29 @@ class Choices:
 
     def _timed(self, source: int, build: Any) -> _Opening:
         begun = time.perf_counter()
-        candidate: Candidate = build()
-        candidate.run(_black(candidate, self.batch_size))
+        try:
+            candidate: Candidate = build()
+            candidate.run(_black(candidate, self.batch_size))
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise InputError(
+                f"There is not enough memory for a batch of {self.batch_size:,} images; give a smaller batch_size"
+            ) from error
         return _Opening(candidate, source, time.perf_counter() - begun)
 
     def _file(self, path: Any, engine: str | None, name: str | None) -> Candidate:
-        found = open_exported(path, engine, batch_size=self.batch_size, most=MOST)
-        if self._categories is not None and found.categories is None:
+        found = open_exported(path, engine, batch_size=self.batch_size, most=MOST, device=self._device)
+        if self._categories is not None:
             found = replace(found, categories=parse_names(self._categories, found.num_classes))
         return found if name is None else replace(found, name=found.name.replace(os.path.basename(path), name, 1))
 
     def _engine(self, model: Model, engine: str, name: str | None) -> Candidate:
+        if self._device is not None and model.device.type != self._device.type:
+            raise DeviceError(
+                f"This {model.architecture.name} in {dtype_name(model.dtype)} runs on the {model.device.type.upper()} "
+                f"only, but device is {str(self._device)!r}; leave it out"
+            )
         if engine == FASTRES:
             found = fastres_candidate(model, batch_size=self.batch_size, most=MOST)
         else:
@@ -189,9 +202,14 @@ class Choices:
         return model if isinstance(model, QuantizedModel) else model.to(self._given_device())
 
     def _in(self, source: int, model: Model, dtype: str) -> Model:
-        """Return ``model`` in ``dtype``. The model itself stays as it is."""
+        """Return ``model``, which is that of ``source``, in ``dtype``. The model itself stays as it is."""
         if dtype == AUTO or dtype == dtype_name(model.dtype):
             return model
+        if (source, dtype) not in self._in_dtype:
+            self._in_dtype[source, dtype] = self._converted(model, dtype)
+        return self._in_dtype[source, dtype]
+
+    def _converted(self, model: Model, dtype: str) -> Model:
         if dtype != INT8:
             return copy.deepcopy(model).to(getattr(torch, dtype))
         if self._calibrate_on is None:
@@ -204,7 +222,7 @@ class Choices:
     # -- references ------------------------------------------------------------------------------------------
 
     def _references(self, given: Sequence[tuple[str | None, Any]], against: Any) -> dict[int, int]:
-        if isinstance(against, str) and against in _float_names():
+        if isinstance(against, str) and against in float_names():
             pairs = self._against_dtype(against)
         else:
             pairs = self._against_one(given, against)
@@ -254,83 +272,21 @@ class Choices:
         place = next((p for p, each in enumerate(self._opened) if each.source == source), None)
         if place is None:
             place, source = len(self._opened), len(given)
-            if _is_exported(against):
+            if is_exported(against):
                 self._opened.append(self._timed(source, lambda: self._file(against, None, None)))
             else:
                 model = self._loaded(source, against)
                 self._opened.append(self._timed(source, lambda: self._engine(model, FASTRES, None)))
         return {other: place for other in range(len(self._opened)) if other != place}
 
-    def _name_apart(self, given: Sequence[Any]) -> None:
-        """Give different names, and different columns, to candidates with the same one."""
-        names, columns = set[str](), set[str]()
-        for each in self._opened:
-            found = each.candidate
-            if sum(other.candidate.name == found.name for other in self._opened) > 1:
-                found = replace(found, name=f"{found.name}, {os.path.basename(found.weights) or 'random weights'}")
-            found = replace(found, name=_unused(found.name, names, " "))
-            each.candidate = replace(found, column=_unused(column_name(found.name), columns, "_"))
-
-
-def _unused(name: str, used: set[str], gap: str) -> str:
-    found, number = name, 2
-    while found in used:
-        found, number = f"{name}{gap}{number}", number + 1
-    used.add(found)
-    return found
-
-
-def named(models: Any) -> list[tuple[str | None, Any]]:
-    """Return names (``None`` if the user gives none) and models."""
-    if isinstance(models, Mapping):
-        pairs: list[tuple[str | None, Any]] = [(str(name), given) for name, given in models.items()]
-    elif isinstance(models, (str, os.PathLike, nn.Module)):
-        pairs = [(None, models)]
-    elif isinstance(models, Iterable):
-        pairs = [(None, given) for given in models]
-    else:
-        raise InputError(f"models is {article(models)}; pass a model, or a list or mapping of models")
-    if not pairs:
-        raise InputError("models is empty; pass a model's name, a model, or the path of an exported file")
-    return pairs
-
-
-def _is_exported(given: Any) -> bool:
-    return isinstance(given, (str, os.PathLike)) and _suffix(given) in FILE_ENGINES
-
-
-def _suffix(path: str | os.PathLike[str]) -> str:
-    return Path(os.fsdecode(path)).suffix.lower()
-
-
-def _float_names() -> tuple[str, ...]:
-    return tuple(dtype_name(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
-
-
-def _dtype_names(given: Any) -> tuple[str, ...]:
-    listed = [given] if isinstance(given, (str, torch.dtype)) or given is None else list(given)
-    names = tuple(dict.fromkeys(AUTO if dtype is None else dtype_name(dtype) for dtype in listed))
-    for name in names:
-        if name != INT8:
-            parse_dtype(name)
-    if not names:
-        raise InputError(f"dtypes is empty; give some of {', '.join((AUTO, *_float_names(), INT8))}")
-    return names
-
-
-def _engine_names(given: Any) -> tuple[str, ...]:
-    """Return the engines, or ``()`` if the user gives none."""
-    names = (given,) if isinstance(given, str) else tuple(given or ())
-    for name in names:
-        if name not in ENGINES:
-            raise InputError(
-                f"There is no engine {name!r}; use {', '.join(ENGINES)}.{near_matches(str(name), ENGINES)}"
-            )
-    return tuple(dict.fromkeys(names))
-
 
 def _reasons(left_out: Sequence[tuple[str, str]]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in left_out)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether an engine lacked memory. On the CPU, torch raises a plain ``RuntimeError``."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _black(candidate: Candidate, batch_size: int) -> Any:
@@ -339,23 +295,3 @@ def _black(candidate: Candidate, batch_size: int) -> Any:
         return [np.zeros((crop, crop, 3), np.uint8)] * batch_size
     pixels = torch.zeros(batch_size, crop, crop, 3, dtype=torch.uint8, device=candidate.device)
     return pixels.permute(0, 3, 1, 2)
-
-
-def _check_same_classes(candidates: Sequence[Candidate]) -> None:
-    """Raise ``InputError`` unless all candidates have the same classes."""
-    first = candidates[0]
-    for other in candidates[1:]:
-        if other.num_classes != first.num_classes:
-            raise InputError(
-                f"{first.name} has {first.num_classes} classes, but {other.name} has {other.num_classes}; evaluate "
-                "them in separate runs"
-            )
-    named = [(each.name, each.categories) for each in candidates if each.categories is not None]
-    for name, names in named[1:]:
-        own, known = named[0]
-        index = next((i for i, pair in enumerate(zip(known, names, strict=True)) if pair[0] != pair[1]), None)
-        if index is not None:
-            raise InputError(
-                f"Class {index} is {known[index]!r} for {own}, but {names[index]!r} for {name}; evaluate them in "
-                "separate runs, or give both the same class names"
-            )

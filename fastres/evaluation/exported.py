@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastres.errors import FastresError, InputError
+from fastres.errors import DeviceError, FastresError, InputError
 from fastres.images.transforms import Transforms, normalised
 from fastres.network.plan import LOGITS
 from fastres.text import path_text
@@ -26,23 +27,37 @@ from .runtimes import OnnxRuntime, Opened, OpenVino, Outputs, TorchProgram, clas
 Layers = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
 
 # The engines of each kind of file, the default first.
-FILE_ENGINES: dict[str, dict[str, Callable[[Path], Opened]]] = {
+FILE_ENGINES: dict[str, dict[str, Callable[..., Opened]]] = {
     ".onnx": {"onnxruntime": OnnxRuntime, "openvino": OpenVino},
     ".pt2": {"torch": TorchProgram},
 }
 
 
-def open_exported(path: Any, engine: str | None = None, *, batch_size: int, most: int) -> Candidate:
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise ``ExportFileError`` unless there is a file at ``path``."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        from fastres.export.errors import ExportFileError
+
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ExportFileError(f"{path_text(path)} {what}; pass the path of a file that fastres export wrote")
+
+
+def open_exported(
+    path: Any, engine: str | None = None, *, batch_size: int, most: int, device: torch.device | None = None
+) -> Candidate:
     """Return the candidate of a file that ``fastres export`` wrote.
 
     ``engine`` is ``"onnxruntime"`` (the default) or ``"openvino"`` for ``.onnx``, and ``"torch"`` for ``.pt2``. ONNX
-    Runtime uses the GPU if torch sees one and ONNX Runtime has the CUDA provider; the other engines use the CPU. The
-    answers have the ``most`` best classes, or as many as the file gives. They have logits only if the file does.
-    ``layers`` is ``None`` for ``.pt2`` and for files that do their preprocessing themselves.
+    Runtime runs on ``device``; without one, it uses the GPU if torch sees one and ONNX Runtime has the CUDA provider.
+    The other engines use the CPU. The answers have the ``most`` best classes, or as many as the file gives. They have
+    logits only if the file does. ``layers`` is ``None`` for ``.pt2`` and for files that do their preprocessing
+    themselves.
 
     Raises ``ExportFileError`` for a file that is missing, was not written by fastres or does not run, ``InputError``
     for another kind of file or engine, a file without classes, and one that takes images of another size than its
-    transforms give, and ``MissingDependencyError`` if a package is not installed.
+    transforms give, ``DeviceError`` for a device that the engine cannot use, and ``MissingDependencyError`` if a
+    package is not installed.
     """
     path = Path(path).expanduser()
     engines = FILE_ENGINES.get(path.suffix.lower())
@@ -57,11 +72,8 @@ def open_exported(path: Any, engine: str | None = None, *, batch_size: int, most
         raise InputError(
             f"engine is {engine!r}, but {path.suffix} files run in {' or '.join(engines)}; use one of these"
         )
-    if not path.is_file():
-        from fastres.export.errors import ExportFileError
-
-        raise ExportFileError(f"{path_text(path)} does not exist; pass the path of a file that fastres export wrote")
-    opened = engines[engine](path)
+    check_file(path)
+    opened = engines[engine](path, *_provider(engine, device))
     settings = {"file_sha256": file_sha256(path), "engine": engine, "engine_version": opened.version}
     return file_candidate(
         opened,
@@ -73,6 +85,17 @@ def open_exported(path: Any, engine: str | None = None, *, batch_size: int, most
         batch_size=batch_size,
         most=most,
     )
+
+
+def _provider(engine: str, device: torch.device | None) -> tuple[Any, ...]:
+    """Return how to open a file on ``device``. Raises ``DeviceError`` if the engine cannot use it."""
+    if device is None:
+        return ()
+    if engine == "onnxruntime" and device.type in ("cpu", "cuda"):
+        return ("cpu",) if device.type == "cpu" else (("cuda", {"device_id": str(device.index or 0)}),)
+    if device.type != "cpu":
+        raise DeviceError(f"Exported files run on the CPU in {engine}, but device is {str(device)!r}; leave it out")
+    return ()
 
 
 def file_candidate(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 METADATA = "metadata.json"  # an extra file in a .pt2 program
+_PROGRAM = ("archive_format", "serialized_exported_program.json")  # one of them is in each .pt2 program
 
 Outputs = dict[str, Tensor]
 
@@ -161,7 +162,10 @@ class TorchProgram(Opened):
         extra = {METADATA: ""}
         try:
             if not zipfile.is_zipfile(path):
-                raise ValueError("it is not a zip archive")
+                raise ValueError("it is no zip archive")
+            with zipfile.ZipFile(path) as archive:
+                if not any(name.endswith(_PROGRAM) for name in archive.namelist()):
+                    raise ValueError("it is no program of torch.export")
             program = torch.export.load(path, extra_files=extra)
             strings = json.loads(extra[METADATA] or "{}")
             self._program = program.module()

@@ -86,7 +86,7 @@ def load(
         dtype=dtype,
         weights=loaded.source,
     )
-    return model if device is None else model.to(_device(device))
+    return model if device is None else model.to(parse_device(device))
 
 
 def _own_file(name: object, weights: object) -> Path | None:
@@ -141,7 +141,7 @@ def _load_file(
         model = QuantizedModel(file.tensors, file.arch, weights=path_text(path), **kinds)
         if transforms is not None:
             model.transforms = transforms
-    return model if device is None else model.to(_device(device))
+    return model if device is None else model.to(parse_device(device))
 
 
 def _saved(saved: SavedModel, weights: object) -> tuple[Architecture, object]:
@@ -154,10 +154,11 @@ def _saved(saved: SavedModel, weights: object) -> tuple[Architecture, object]:
     return saved.arch, None if weights is None else saved
 
 
-def _device(device: torch.device | str | int) -> torch.device:
+def parse_device(device: torch.device | str | int) -> torch.device:
+    """Return ``device``, such as ``"cuda:1"``. Raises ``DeviceError`` for anything else."""
     try:
         return torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:1'") from error
 
 

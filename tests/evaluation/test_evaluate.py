@@ -17,47 +17,13 @@ from skimage import data
 from sklearn.datasets import load_sample_image
 
 import fastres
-from fastres.bench.digits.data import as_image, load_digits, load_scans, split
 from fastres.errors import ClassifierError, InputError, LabelError, OutputError, ResumeError
 from fastres.evaluation import job as jobs
 from fastres.evaluation.run import DOCUMENT, REPORT, TABLE
 
+from .running import DIGITS, evaluate
+
 RECORD = json.loads((Path(fastres.__file__).parent / "data" / "resnet20_digits.json").read_text())
-DIGITS = "resnet20_digits"
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scans that had no part in the training, in a folder for each digit."""
-    folder = tmp_path_factory.mktemp("digits")
-    scans, _ = load_scans()
-    labels = load_digits()[1]
-    for number in split(labels)[1].tolist():
-        place = folder / str(int(labels[number]))
-        place.mkdir(exist_ok=True)
-        as_image(scans[number]).save(place / f"{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def few(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four scans of each digit."""
-    folder = tmp_path_factory.mktemp("few")
-    for place in held_out.iterdir():
-        (folder / place.name).mkdir()
-        for path in sorted(place.iterdir())[:4]:
-            shutil.copy(path, folder / place.name)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastres.evaluation.speed.SECONDS", 0.0)
-    monkeypatch.setattr("fastres.evaluation.speed.TURN_SECONDS", 0.001)
-
-
-def evaluate(source: Any, models: Any = DIGITS, output: Any = None, **options: Any) -> fastres.evaluation.Evaluation:
-    return fastres.evaluate(source, models, output, **{"workers": 0, "progress": False, **options})
 
 
 def test_the_held_out_scans_give_the_training_record(held_out: Path, tmp_path: Path) -> None:
