@@ -63,10 +63,15 @@ def run(
     resume: bool,
     overwrite: bool,
     progress: bool,
+    is_temporary: bool = False,
 ) -> Report:
-    """Do ``job`` for every image in ``found``, and write the rows to ``output``. See :func:`fastres.classify`."""
+    """Do ``job`` for every image in ``found``, and write the rows to ``output``. See :func:`fastres.classify`.
+
+    If ``is_temporary``, the caller deletes the output and its work folder, so that no run can be resumed.
+    """
     began = time.monotonic()
     with open_work(output, resume, overwrite) as work:
+        work.is_temporary = is_temporary
         with work.writing(work.new_listing) as file:
             fingerprint = write_listing(found.entries(), found.kind, file, progress)
         images = opened(found, work.new_listing, image_column, columns)
@@ -117,8 +122,10 @@ def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
         raise
     except BaseException as error:
         work.flush()
-        kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; continue with --resume"
-        if not work.done:
+        kept = f"{work.done:,} of {count:,} rows are kept in {str(work.folder)!r}; {work.advice}"
+        if work.is_temporary:
+            kept = "without an output, no row is kept; run it again"
+        elif not work.done:
             kept = "no row was finished; run it again"
         if isinstance(error, KeyboardInterrupt):
             error.args = (f"interrupted: {kept}",)

@@ -30,6 +30,7 @@ from .listing import difference
 
 # A shard is closed when it has this many rows or is this old. This limits the memory used and the rows lost to a kill.
 SHARD_ROWS, SHARD_SECONDS = 4096, 15.0
+_LONGEST_SETTING = 200  # characters that a message shows
 
 
 class Work:
@@ -41,6 +42,7 @@ class Work:
         self.done = 0  # rows in finished shards
         self.gaps: list[range] = []  # rows that are still to be computed
         self.recomputed = 0  # rows to be computed again, because their shards were damaged or missing
+        self.is_temporary = False  # it is deleted after the run, whatever happens
         self.complete = False  # the interrupted run had already written its output
         self._count = 0
         self._manifest: dict[str, Any] = {}
@@ -54,6 +56,12 @@ class Work:
     @property
     def listing(self) -> Path:
         return self.folder / LISTING
+
+    @property
+    def advice(self) -> str:
+        """How to go on with the rows that are kept."""
+        replaces = " --overwrite" * self.output.exists()  # an earlier output is still there
+        return f"continue with --resume{replaces}"
 
     @property
     def new_listing(self) -> Path:
@@ -224,8 +232,9 @@ class Work:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         advice = "free some space there" if full else "fix the cause"
         reason = os.strerror(error.errno) if error.errno else error
-        kept = f"{self.done:,} rows are kept in {str(self.folder)!r}; {advice}, then continue with --resume"
-        return OutputError(f"{str(target)!r} cannot be written: {reason}. {kept if self.done else advice.capitalize()}")
+        kept = f"{self.done:,} rows are kept in {str(self.folder)!r}; {advice}, then {self.advice}"
+        is_kept = self.done and not self.is_temporary
+        return OutputError(f"{str(target)!r} cannot be written: {reason}. {kept if is_kept else advice.capitalize()}")
 
 
 @contextmanager
@@ -340,4 +349,10 @@ def _sync(folder: Path) -> None:
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
+    return ", ".join(_change(name, repr(before.get(name)), repr(now.get(name))) for name in names)
+
+
+def _change(name: str, before: str, now: str) -> str:
+    if max(len(before), len(now)) > _LONGEST_SETTING:
+        return f"{name} changed"
+    return f"{name} was {before} and is now {now}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from fastres.arguments import CATEGORIES_HELP
 from fastres.terminal import json_text, wrote
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add = parser.add_argument
     add("source", nargs="+", metavar="SOURCE", help="folder with a folder per class, glob, tar or Parquet files")
-    add("-o", "--output", type=Path, metavar="DIR", help="folder for report.html, evaluation.json and images.parquet")
+    add("-o", "--output", metavar="DIR", help="folder for report.html, evaluation.json and images.parquet")
     add("--model", nargs="+", default=["resnet50"], metavar="MODEL",
         help="names from 'fastres list', saved files, exported files (default: resnet50)")  # fmt: skip
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")

@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +105,21 @@ def evaluate(
     check_dependencies("evaluate", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
     from fastres.classification.batches import checked_workers
     from fastres.classification.sources import find
-    from fastres.labels.finding import find_labels
+    from fastres.labels.finding import FOLDERS, find_labels
 
     from .choices import Choices, named
     from .job import Readers
-    from .run import DOCUMENT, REPORT, TABLE, Settings, check_folder, evaluate_found, write_files
+    from .place import DOCUMENT, REPORT, TABLE, check_folder, parse_folder, refuse_class_folders
+    from .run import Settings, evaluate_found
 
     workers = checked_workers(workers)
     show = is_terminal(sys.stderr) if progress is None else progress
-    folder = None if output is None else Path(output)
+    folder = parse_folder(output)
     found = find(source)
     if folder is not None:
         check_folder(folder, resume, overwrite)
+        if isinstance(labels, str) and labels in (AUTO, FOLDERS):
+            refuse_class_folders(folder, found)
         files = input_files(*(given for _, given in named(models)), weights, categories, against, labels)
         for name in (TABLE, f"{TABLE}.partial", DOCUMENT, REPORT):
             refuse_inputs(folder / name, [*found.paths, *files])
@@ -155,14 +157,7 @@ def evaluate(
         return own or tuple(f"class {index}" for index in range(candidates[0].num_classes))
 
     readers = Readers(candidates, choices.batch_size, workers, decoder)
-    settings = Settings(image_column, tuple(columns), resume, overwrite, show)
+    settings = Settings(image_column, tuple(columns), resume, overwrite, show, command, folder is None)
     with tempfile.TemporaryDirectory(prefix="fastres-") as scratch:
         place = folder or Path(scratch) / "evaluation"
-        evaluation, pictures = evaluate_found(
-            opened, found, readers, labels_of, class_names, place, Path(scratch), settings
-        )
-    if folder is None:
-        return evaluation
-    evaluation = replace(evaluation, output=folder)
-    write_files(evaluation, pictures, command)
-    return evaluation
+        return evaluate_found(opened, found, readers, labels_of, class_names, place, Path(scratch), settings)

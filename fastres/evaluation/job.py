@@ -6,6 +6,7 @@ Candidates that need the same pixels share one reader. For each other preprocess
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -168,12 +169,12 @@ class EvaluateJob:
         candidates = self._readers.candidates
         return {
             **self._given,
-            "candidates": {
+            "models": {
                 each.name: {**each.settings, "transforms": transforms_setting(each.transforms)} for each in candidates
             },
-            "references": {candidates[own].name: candidates[other].name for own, other in self._references.items()},
-            "labels_sha256": None if self.labels is None else _sha256(self.labels.indices.tobytes()),
-            "class_names_sha256": _sha256("\n".join(names).encode()),
+            "comparisons": {candidates[own].name: candidates[other].name for own, other in self._references.items()},
+            "labels": None if self.labels is None else _sha256(self.labels.indices.tobytes()),
+            "class_names": _sha256(json.dumps(names).encode()),
             "decoder": self._readers.decoder,
             "columns": self.layout.schema.names,
         }

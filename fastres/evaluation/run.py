@@ -18,10 +18,10 @@ from fastres.classification.listing import write_listing
 from fastres.classification.report import Report
 from fastres.classification.run import run as run_job
 from fastres.classification.sources import Found, Images, opened
-from fastres.classification.work import check_output, work_folder
+from fastres.classification.work import work_folder
 from fastres.errors import OutputError
 from fastres.executors.processor import processor
-from fastres.files import other_kind, written_whole
+from fastres.files import written_whole
 from fastres.folding.build import outline
 from fastres.labels.finding import ImageLabels
 from fastres.network.architectures import get_architecture
@@ -34,11 +34,11 @@ from .choices import Opened
 from .job import EvaluateJob, Readers
 from .layers import LayerError
 from .pictures import thumbnails
+from .place import DOCUMENT, REPORT, TABLE, complete_table, created, remove_earlier
 from .result import Evaluation, LabelFacts, ModelResult
 from .speed import Speed
 from .summary import Summary
-
-TABLE, DOCUMENT, REPORT = "images.parquet", "evaluation.json", "report.html"
+from .words import listed
 
 
 @dataclass(frozen=True)
@@ -50,31 +50,8 @@ class Settings:
     resume: bool
     overwrite: bool
     progress: bool
-
-
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raise ``OutputError`` if ``folder`` cannot take the files of an evaluation, or has some already."""
-    try:
-        kind = other_kind(folder.stat().st_mode)
-    except FileNotFoundError:
-        if not folder.parent.is_dir():
-            raise OutputError(
-                f"The output's folder {str(folder.parent)!r} does not exist; create it, or use another output"
-            ) from None
-        return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"The output {str(folder)!r} cannot be written ({reason}); use another path") from error
-    if kind != "a folder":
-        raise OutputError(f"The output {str(folder)!r} is {kind or 'a file'}; pass the name of a folder")
-    there = [name for name in (TABLE, DOCUMENT, REPORT) if (folder / name).exists()]
-    if there and not (resume or overwrite):
-        raise OutputError(
-            f"{str(folder)!r} already has {' and '.join(there)}; use another output, --resume to go on with the same "
-            "evaluation, or --overwrite to replace it"
-        )
-    if not (folder / TABLE).exists():
-        check_output(folder / TABLE, resume, overwrite)  # an interrupted run
+    command: str | None
+    is_temporary: bool  # nothing is written, and the table is deleted at the end
 
 
 def evaluate_found(
@@ -86,16 +63,27 @@ def evaluate_found(
     folder: Path,
     scratch: Path,
     settings: Settings,
-) -> tuple[Evaluation, Mapping[int, str]]:
-    """Evaluate the candidates on the images in ``found``; return the result, and thumbnails by row.
+) -> Evaluation:
+    """Evaluate the candidates on the images in ``found``; return the result.
 
-    ``folder`` gets the table. ``scratch`` is a temporary folder.
+    ``folder`` gets the table, the document and the report. ``scratch`` is a temporary folder.
     """
     began = time.monotonic()
     given = {"image_column": settings.image_column}
     job = EvaluateJob(readers, find_labels, opened_.references, class_names, scratch, given)
-    folder.mkdir(exist_ok=True)
-    report = _finished(job, found, folder / TABLE, scratch, settings) or run_job(
+    with created(folder):
+        report = _finished(job, found, folder / TABLE, scratch, settings)
+        if report is None:
+            report = _run(job, found, folder, settings)
+    with complete_table(report.rows, settings.is_temporary):
+        evaluation, pictures = _summarised(opened_, found, readers, job, folder, report, settings, began)
+        if settings.is_temporary:
+            return evaluation
+        return write_files(replace(evaluation, output=folder), pictures, settings.command)
+
+
+def _run(job: EvaluateJob, found: Found, folder: Path, settings: Settings) -> Report:
+    report = run_job(
         job,
         found,
         folder / TABLE,
@@ -104,7 +92,23 @@ def evaluate_found(
         resume=settings.resume,
         overwrite=settings.overwrite,
         progress=settings.progress,
+        is_temporary=settings.is_temporary,
     )
+    remove_earlier(folder)
+    return report
+
+
+def _summarised(
+    opened_: Opened,
+    found: Found,
+    readers: Readers,
+    job: EvaluateJob,
+    folder: Path,
+    report: Report,
+    settings: Settings,
+    began: float,
+) -> tuple[Evaluation, Mapping[int, str]]:
+    """Return the result, from the complete table, and thumbnails by row."""
     wanted = [name for name in job.layout.schema.names if name not in settings.columns]
     summary = Summary(pq.read_table(folder / TABLE, columns=wanted), job.layout)
     results = summary.results(_speeds(opened_, readers, job.images, settings.progress))
@@ -120,7 +124,7 @@ def evaluate_found(
         skipped=report.skipped,
         resumed=report.resumed,
         errors=errors,
-        labels=_facts(job.labels),
+        labels=_facts(job.labels, summary),
         class_names=job.layout.class_names,
         models=results,
         left_out=opened_.left_out,
@@ -173,13 +177,14 @@ def _finished(job: EvaluateJob, found: Found, table: Path, scratch: Path, settin
         fingerprint = write_listing(found.entries(), found.kind, file, settings.progress)
     images = opened(found, listing, settings.image_column, settings.columns)
     _, now = job.begin(images)
-    now = json.loads(json.dumps({**now, "version": __version__, "listing": fingerprint}))
+    now = json.loads(json.dumps({**now, "version": __version__, "images": fingerprint}))
     before = _metadata(table)
-    changes = [name for name in now if before.get(name) != now[name]]
+    before["images"] = before.get("listing")  # the checksum of their list, not their number
+    changes = [name.replace("_", " ") for name in now if before.get(name) != now[name]]
     if changes:
         raise OutputError(
-            f"{str(table)!r} is the table of another evaluation: {', '.join(changes)} differ. Use --overwrite to "
-            "replace it, or another output"
+            f"{str(table)!r} is the table of another evaluation, with other {listed(changes, len(changes))}. Use "
+            "--overwrite to replace it, or another output"
         )
     rows = pq.read_metadata(table).num_rows
     return Report(table, rows, 0, rows, math.inf, 0, sum(found.skipped.values()))
@@ -188,12 +193,15 @@ def _finished(job: EvaluateJob, found: Found, table: Path, scratch: Path, settin
 def _metadata(table: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((pq.read_schema(table).metadata or {})[b"fastres"]))
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors derive from these
-        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors derive from these
+        raise OutputError(
+            f"{str(table)!r} is damaged, or no table of an evaluation; use --overwrite to replace it, or another output"
+        ) from error
 
 
-def _facts(labels: ImageLabels | None) -> LabelFacts | None:
-    return None if labels is None else LabelFacts(labels.source, labels.order, labels.text, labels.missing)
+def _facts(labels: ImageLabels | None, summary: Summary) -> LabelFacts | None:
+    """Return where the labels came from. A class whose images cannot be read is missing, too."""
+    return None if labels is None else LabelFacts(labels.source, labels.order, labels.text, summary.missing())
 
 
 def _speeds(opened_: Opened, readers: Readers, images: Images, progress: bool) -> list[Speed] | None:

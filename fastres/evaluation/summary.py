@@ -36,6 +36,12 @@ class Summary:
             Unreadable(int(row), self._name(int(row)), column[int(row)].as_py()) for row in rows[:ERRORS]
         )
 
+    def missing(self) -> tuple[int, ...]:
+        """Return the classes without an image that could be read."""
+        labels = self._labels
+        present = np.bincount(labels[labels >= 0], minlength=len(self.layout.class_names))
+        return tuple(np.flatnonzero(present == 0).tolist())
+
     def results(self, speeds: list[Speed] | None) -> tuple[ModelResult, ...]:
         """Return the results of all candidates, without the errors of layers."""
         accuracies = [self._accuracy(candidate) for candidate in self.layout.candidates]

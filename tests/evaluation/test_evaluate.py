@@ -17,9 +17,8 @@ from skimage import data
 from sklearn.datasets import load_sample_image
 
 import fastres
-from fastres.errors import ClassifierError, InputError, LabelError, OutputError, ResumeError
-from fastres.evaluation import job as jobs
-from fastres.evaluation.run import DOCUMENT, REPORT, TABLE
+from fastres.errors import ClassifierError, InputError, LabelError, OutputError
+from fastres.evaluation.place import DOCUMENT, REPORT, TABLE
 
 from .running import DIGITS, evaluate
 
@@ -192,64 +191,6 @@ def test_models_with_other_preprocessing_get_their_own_pixels(few: Path) -> None
     assert found is not None
     assert found.same_class == same < 1
     assert (found.layers, found.layers_reason) == (None, "their preprocessing differs")
-
-
-# -- interruptions -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Make the run end like one that is interrupted after three batches. Returns the starts of all batches."""
-    starts: list[int] = []
-    rows = jobs.EvaluateJob.rows
-
-    def stopping(self: jobs.EvaluateJob, piece: jobs.Part) -> Any:
-        starts.append(piece.start)
-        if len(starts) == 4:
-            raise KeyboardInterrupt
-        return rows(self, piece)
-
-    monkeypatch.setattr(jobs.EvaluateJob, "rows", stopping)
-    return starts
-
-
-def test_a_resumed_evaluation_is_the_same(few: Path, tmp_path: Path, interrupted: list[int]) -> None:
-    options = {"batch_size": 4, "dtypes": ["float32"], "engines": ["fastres", "eager"]}
-    with pytest.raises(KeyboardInterrupt, match="12 of 40 rows are kept"):
-        evaluate(few, output=tmp_path / "out", **options)
-    with pytest.raises(OutputError, match="12 rows of an interrupted run; use --resume"):
-        evaluate(few, output=tmp_path / "out", **options)
-    with pytest.raises(ResumeError, match="candidates was"):
-        evaluate(few, output=tmp_path / "out", resume=True, **{**options, "engines": ["eager"]})
-    result = evaluate(few, output=tmp_path / "out", resume=True, **options)
-    assert (result.resumed, result.images) == (12, 40)
-    assert interrupted[4:] == list(range(12, 40, 4))
-    undisturbed = evaluate(few, output=tmp_path / "other", **options)
-    assert (tmp_path / "out" / TABLE).read_bytes() == (tmp_path / "other" / TABLE).read_bytes()
-    assert result.models[1].accuracy == undisturbed.models[1].accuracy
-
-
-def test_resuming_a_complete_table_writes_the_report(few: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = evaluate(few, output=out)
-    (out / REPORT).unlink()
-    (out / DOCUMENT).unlink()
-    with pytest.raises(OutputError, match=r"already has images\.parquet"):
-        evaluate(few, output=out)
-    again = evaluate(few, output=out, resume=True)
-    assert (again.resumed, again.models[0].accuracy) == (40, first.models[0].accuracy)
-    assert (out / REPORT).exists()
-    with pytest.raises(OutputError, match="table of another evaluation: candidates"):
-        evaluate(few, output=out, resume=True, engines=["eager"])
-    assert evaluate(few, output=out, overwrite=True, engines=["eager"]).resumed == 0
-
-
-def test_other_labels_are_another_evaluation(few: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    evaluate(few, output=out)
-    names = sorted(few.rglob("*.png"))
-    with pytest.raises(OutputError, match="labels_sha256 differ"):
-        evaluate(few, output=out, resume=True, labels={path.name: 0 for path in names})
 
 
 # -- other sources and errors --------------------------------------------------------------------------------
