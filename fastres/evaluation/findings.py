@@ -178,9 +178,10 @@ def warnings(document: Mapping[str, Any], names: ClassNames) -> list[str]:
     missing = (document.get("labels") or {}).get("missing") or []
     if missing:
         total = len(document.get("class_names") or ())
+        unread = " that could be read" if document.get("unreadable") else ""
         of = f"{len(missing):,} of {total:,} classes" if total else count(len(missing), "class", "classes")
         said.append(
-            f"{of} {'has' if len(missing) == 1 else 'have'} no images: "
+            f"{of} {'has' if len(missing) == 1 else 'have'} no images{unread}: "
             f"{listed([_quoted(names, index) for index in missing], 6)}. "
             "The accuracy on other classes does not show how well the models know these."
         )

@@ -147,7 +147,7 @@ def _mcnemar(one: int, other: int) -> float:
 def nll(label_scores: np.ndarray) -> float:
     """Return the mean negative logarithm of probabilities. One that is 0 in float64 counts as the least above it."""
     least = np.finfo(np.float64).smallest_subnormal
-    return float(-np.log(np.maximum(label_scores.astype(np.float64), least)).mean())
+    return float(-np.log(np.maximum(label_scores.astype(np.float64), least)).mean()) + 0.0  # no -0
 
 
 def calibration(scores: np.ndarray, right: np.ndarray) -> tuple[CalibrationBin, ...]:

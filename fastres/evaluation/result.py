@@ -10,8 +10,10 @@ from typing import Any
 from fastres.text import path_text, text_table
 
 from .agreement import Agreement
+from .findings import doubts
 from .metrics import Accuracy, Paired
 from .speed import Speed
+from .words import ClassNames, between, count
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """Where the labels came from, how they became class indices (``text`` is a sentence), classes without images."""
+    """Where the labels came from, and how they became class indices (``text`` is a sentence).
+
+    ``missing`` are the classes without an image that could be read.
+    """
 
     source: str
     order: str
@@ -133,15 +138,21 @@ class Evaluation:
         if self.labels is not None:
             lines.append(self.labels.text)
             if self.labels.missing:
-                lines.append(_missing_text(self.labels.missing, self.class_names))
+                lines.append(_missing_text(self.labels.missing, self.class_names, bool(self.unreadable)))
         lines += ["", text_table(self._table(), right=range(1, 20))]
         lines += [f"left out: {name}: {reason}" for name, reason in self.left_out]
+        lines += [
+            f"no answer: {each.name} gives NaN for {count(each.accuracy.unanswered, 'image')}, which count as wrong"
+            for each in self.models
+            if each.accuracy is not None and each.accuracy.unanswered
+        ]
+        lines += [f"doubt: {text}" for text in doubts(self.document(), ClassNames(self.class_names))]
         if self.output is not None:
             lines += ["", f"report: {path_text(self.output / 'report.html')}"]
         return "\n".join(lines)
 
     def _images_text(self) -> str:
-        text = f"{self.images:,} images"
+        text = count(self.images, "image")
         if self.unreadable:
             first = self.errors[0]
             text += f", and {self.unreadable:,} that could not be read (the first: {first.name}: {first.error})"
@@ -154,7 +165,8 @@ class Evaluation:
         top5 = any(each.accuracy is not None and each.accuracy.top5 is not None for each in self.models)
         agreements = any(each.agreement is not None for each in self.models)
         header = ["model"]
-        header += ["top-1", "± 95 %", *(["top-5"] if top5 else []), "balanced", "NLL", "ECE"] if accuracies else []
+        if accuracies:
+            header += ["top-1", "95 % interval", *(["top-5"] if top5 else []), "balanced", "NLL", "ECE"]
         header += ["same class", "logit error"] if agreements else []
         rows: list[Sequence[str]] = [[*header, "images/s", "first answer"]]
         for each in self.models:
@@ -175,8 +187,7 @@ class Evaluation:
 def _accuracy_cells(found: Accuracy | None, top5: bool) -> list[str]:
     if found is None:
         return [""] * (6 if top5 else 5)
-    half = (found.top1_high - found.top1_low) / 2
-    cells = [_percent(found.top1), f"{half:.2%}"]
+    cells = [_percent(found.top1), between(found.top1_low, found.top1_high, 2)]
     if top5:
         cells.append("" if found.top5 is None else _percent(found.top5))
     nll = "" if found.nll is None else f"{found.nll:.3f}"
@@ -191,8 +202,8 @@ def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _missing_text(missing: Sequence[int], names: Sequence[str]) -> str:
+def _missing_text(missing: Sequence[int], names: Sequence[str], some_unreadable: bool) -> str:
     shown = ", ".join(names[index] for index in missing[:5])
     more = f" and {len(missing) - 5:,} others" if len(missing) > 5 else ""
-    what = "class has" if len(missing) == 1 else "classes have"
-    return f"{len(missing):,} of {len(names):,} {what} no images: {shown}{more}"
+    what = f"{count(len(names), 'class', 'classes')} {'has' if len(missing) == 1 else 'have'}"
+    return f"{len(missing):,} of {what} no images{' that could be read' * some_unreadable}: {shown}{more}"

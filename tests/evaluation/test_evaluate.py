@@ -106,7 +106,7 @@ def test_photographs_with_faults(photographs: Path, tmp_path: Path) -> None:
     assert "cut.jpg" in html
     assert "1 of 4 classes has no images" in html
     assert html.count("data:image/jpeg") >= len(result["random"].mistakes) > 0
-    assert "of 4 class has no images: person" in str(result)
+    assert "1 of 4 classes has no images that could be read: person" in str(result)
     assert "2 that could not be read (the first: " in str(result)
 
 

@@ -136,7 +136,7 @@ def test_images_and_classes_that_are_missing() -> None:
     said = " ".join(warnings(given, ClassNames(given["class_names"])))
     assert "2 images could not be read." in said
     assert "1 image was skipped" in said
-    assert "1 of 12 classes has no images: “name 3”." in said
+    assert "1 of 12 classes has no images that could be read: “name 3”." in said
 
 
 def test_the_mean_score() -> None:
