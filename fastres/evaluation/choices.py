@@ -73,6 +73,8 @@ class Choices:
         self._device = None if device is None else parse_device(device)
         self._dtypes, self._engines = dtype_names(dtypes), engine_names(engines)
         self._calibrate_on, self._batch_size, self._progress = calibrate_on, batch_size, progress
+        if calibrate_on is not None and INT8 not in self._dtypes:
+            raise InputError("calibrate_on was given, but 'int8' is not among dtypes; add it, or leave this out")
         self._models: dict[int, Model] = {}
         self._in_dtype: dict[tuple[int, str], Model] = {}
         self._opened: list[_Opening] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from fastres.files import written_whole
 from fastres.folding.build import outline
 from fastres.labels.finding import ImageLabels
 from fastres.network.architectures import get_architecture
-from fastres.terminal import progress_bar
+from fastres.terminal import is_terminal, progress_bar
 from fastres.text import path_text
 from fastres.version import __version__
 
@@ -209,7 +210,8 @@ def _speeds(opened_: Opened, readers: Readers, images: Images, progress: bool) -
     if sample is None:
         return None
     candidates = opened_.candidates
-    with progress_bar(desc="time", unit="turn", disable=not progress) as bar:
+    often = 0.2 if is_terminal(sys.stderr) else 30  # seconds
+    with progress_bar(desc="time", unit="turn", disable=not progress, mininterval=often) as bar:
         return speed.measure(candidates, [sample.pixels(each) for each in candidates], opened_.first, bar.update)
 
 

@@ -74,7 +74,7 @@ def load(
     preprocessing = None if transforms is None else presets.parse(transforms)
     saved = None if name in ARCHITECTURES else find_saved(name)
     if saved is None:
-        arch = get_architecture(name)  # type: ignore[arg-type]
+        arch = get_architecture(path_text(name) if isinstance(name, PathLike) else name)
     else:
         arch, weights = _saved(saved, weights)
     loaded = load_state(arch, weights, num_classes=num_classes, progress=progress)

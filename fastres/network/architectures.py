@@ -13,11 +13,14 @@ them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastres.errors import ArchitectureError, UnknownModelError, near_matches
+
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".onnx", ".pt2")  # a name with this end is meant as a file
 
 
 @dataclass(frozen=True)
@@ -295,5 +298,9 @@ def get_architecture(name: str) -> Architecture:
         )
     if name not in ARCHITECTURES:
         hint = near_matches(name.lower().replace("-", "_"), ARCHITECTURES)
-        raise UnknownModelError(f"No model is called {name!r}.{hint} fastres.list_models() lists all.")
+        file = ""
+        if "/" in name or name.endswith(_FILES):
+            there = os.path.exists(name)
+            file = ", and this is no file that model.save wrote" if there else ", and there is no such file"
+        raise UnknownModelError(f"No model is called {name!r}{file}.{hint} fastres.list_models() lists all.")
     return ARCHITECTURES[name]

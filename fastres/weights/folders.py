@@ -47,7 +47,7 @@ class SavedModel:
 
 def names_a_folder(name: object) -> bool:
     """Return True if ``name`` is an existing folder or looks like a hub id, such as ``"timm/resnet50.a1_in1k"``."""
-    if not isinstance(name, (str, os.PathLike)):
+    if not isinstance(name, (str, os.PathLike)) or name == "":  # as a path, "" is the current folder
         return False
     try:
         path = Path(os.fsdecode(name)).expanduser()

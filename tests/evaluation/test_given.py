@@ -37,6 +37,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"models": {"": DIGITS}}, InputError, "A model is called '' in models; give each a name"),
         ({"models": {"a\nb": DIGITS}}, InputError, r"A model is called 'a\\nb' in models"),
         ({"batch_size": 10**12}, InputError, "not enough memory for a batch of 1,000,000,000,000 images; give"),
+        ({"calibrate_on": "photos"}, InputError, "calibrate_on was given, but 'int8' is not among dtypes"),
         ({"against": "missing.onnx"}, ExportFileError, "missing.onnx does not exist"),
     ],
 )

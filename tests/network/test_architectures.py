@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torchvision
 
+from fastres import load
 from fastres.errors import ArchitectureError, UnknownModelError
 from fastres.network.architectures import (
     ARCHITECTURES,
@@ -104,8 +106,19 @@ def test_the_same_beginning_and_family_come_first(name: str, first: str) -> None
 def test_unknown_names_get_near_matches() -> None:
     with pytest.raises(UnknownModelError, match=r"No model is called 'resnet-50'\. Did you mean 'resnet50'"):
         get_architecture("resnet-50")
+    with pytest.raises(UnknownModelError, match=r"No model is called ''\. fastres"):
+        load("")
     with pytest.raises(UnknownModelError, match="name must be a string, not int"):
         get_architecture(50)  # type: ignore[arg-type]
+
+
+def test_names_that_are_meant_as_files(tmp_path: Path) -> None:
+    for name in ("typo.safetensors", "./checkpoints/some/typo", tmp_path / "typo.pth"):
+        with pytest.raises(UnknownModelError, match=r"typo.*', and there is no such file\. "):
+            load(name)  # type: ignore[arg-type]
+    (tmp_path / "picture.png").write_bytes(b"x")
+    with pytest.raises(UnknownModelError, match="and this is no file that model"):
+        load(str(tmp_path / "picture.png"))
 
 
 @pytest.mark.parametrize("classes", [-1, 2.5, True, False, "10"])
