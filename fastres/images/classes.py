@@ -370,10 +370,10 @@ def _check_range(values: Mapping[Any, int], num_classes: int, places: Mapping[An
                 hint = "; a negative number often marks images without a label, which cannot be used"
             elif value == num_classes == max(values.values()) and min(values.values()) > 0:
                 hint = "; the labels seem to count from 1"
+            classes = f"{num_classes} class{'es' * (num_classes != 1)}"
             raise LabelError(
-                f"{places[label]} is {label!r}, which is no class of this model with {num_classes} "
-                f"class{'es' * (num_classes != 1)}; give an "
-                f"index from 0 to {num_classes - 1}{' or the name of a class' * named}{hint}"
+                f"{places[label]} is {label!r}, which is no class of this model with {classes}; give an index from 0 "
+                f"to {num_classes - 1}{' or the name of a class' * named}{hint}"
             )
 
 
