@@ -1,10 +1,11 @@
 """``fastres.evaluate`` and ``fastres evaluate``: how accurate and how fast models are on labelled images.
 
-``choices`` turns what the user names into ``candidates``: models (``engines``) and exported files (``exported``).
-``labels`` finds the class of each image. The images come from the readers of :mod:`fastres.classification`. ``job``
-asks every candidate for its answers, and ``tables`` turns them into rows. From the finished table, ``summary`` makes
-the ``result``: accuracy (``metrics``), ``agreement`` with a reference, ``layers`` and ``speed``. ``run`` does all this
-in order, and ``html_report`` writes it down, with ``pictures``.
+``given`` checks what the user names, and ``choices`` turns it into ``candidates``: models (``engines``) and exported
+files (``exported``). ``place`` checks the folder for the output. ``labels`` finds the class of each image. The images
+come from the readers of :mod:`fastres.classification`. ``job`` asks every candidate for its answers, and ``tables``
+turns them into rows. From the finished table, ``summary`` makes the ``result``: accuracy (``metrics``), ``agreement``
+with a reference, ``layers`` and ``speed``. ``run`` does all this in order, and ``html_report`` writes it down, with
+``pictures``.
 """
 
 from __future__ import annotations

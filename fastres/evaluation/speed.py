@@ -19,8 +19,8 @@ LEAST_TURNS, TURN_SECONDS = 5, 0.05  # in a turn, a candidate runs for this long
 class Speed:
     """The times of one batch of ``batch`` images, from uint8 pixels to answers: quantiles over all turns.
 
-    ``images_per_s`` is from the median. ``first_answer_s`` is the time from nothing to the answers to the first batch:
-    opening the model (without a download) and its first call.
+    ``images_per_s`` is from the median. ``first_answer_s`` is the time from a loaded model, or an exported file, to the
+    answers to the first batch.
     """
 
     batch: int
