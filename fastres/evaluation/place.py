@@ -47,9 +47,9 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     there = [name for name in (TABLE, DOCUMENT, REPORT) if (folder / name).exists()]
     begun = (folder / TABLE).exists() or work_folder(folder / TABLE).exists()
     if there and not (overwrite or (resume and begun)):
-        advice = "--resume to go on with the same evaluation, or " if begun else ""
+        advice = ", --resume to go on with the same evaluation," if begun else ""
         raise OutputError(
-            f"{str(folder)!r} already has {' and '.join(there)}; use another output, {advice}--overwrite to replace "
+            f"{str(folder)!r} already has {' and '.join(there)}; use another output{advice} or --overwrite to replace "
             f"{'it' if len(there) == 1 else 'them'}"
         )
     if not (folder / TABLE).exists():

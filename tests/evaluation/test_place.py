@@ -123,7 +123,7 @@ def test_a_new_table_is_never_beside_an_earlier_report(
 
 def test_a_report_of_somebody_is_not_replaced(few: Path, tmp_path: Path) -> None:
     (tmp_path / REPORT).write_text("mine")
-    with pytest.raises(OutputError, match=r"already has report\.html; use another output, --overwrite to replace it"):
+    with pytest.raises(OutputError, match=r"already has report\.html; use another output or --overwrite to replace it"):
         evaluate(few, output=tmp_path, resume=True)
     assert (tmp_path / REPORT).read_text() == "mine"
     assert evaluate(few, output=tmp_path, overwrite=True).output == tmp_path
