@@ -94,7 +94,7 @@ def test_devices_of_files(few: Path, onnx_file: Path) -> None:
 
 def test_a_model_in_8_bit_is_made_once_and_not_timed(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scales take minutes for a large network."""
-    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
     calls = []
     usual = choices.quantize
 
@@ -104,7 +104,7 @@ def test_a_model_in_8_bit_is_made_once_and_not_timed(few: Path, monkeypatch: pyt
         return usual(*arguments, **options)
 
     monkeypatch.setattr(choices, "quantize", slow)
-    result = evaluate(few, dtypes="int8", engines=["fastres", "openvino"], calibrate_on=few)
+    result = evaluate(few, dtypes="int8", engines=["fastres", "onnxruntime"], calibrate_on=few)
     assert len(calls) == 1
     speed = result.models[0].speed
     assert speed is not None
