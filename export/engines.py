@@ -86,20 +86,21 @@ def openvino_engine(model: Model, x: Tensor) -> Engine:
     """
     import openvino
 
+    from .openvino_core import core
+
     reduced = x.dtype == torch.bfloat16
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    core = openvino.Core()
     with tempfile.TemporaryDirectory() as folder:
-        graph = core.read_model(_exported(model, x.float() if reduced else x, Path(folder)))
+        graph = core().read_model(_exported(model, x.float() if reduced else x, Path(folder)))
         if reduced:
             steps = openvino.preprocess.PrePostProcessor(graph)
             steps.input().tensor().set_element_type(openvino.Type.bf16)
             graph = steps.build()
-        compiled = core.compile_model(graph, "CPU", options)
+        compiled = core().compile_model(graph, "CPU", options)
     request = compiled.create_infer_request()
 
     def given(batch: Tensor) -> Any:

@@ -99,13 +99,15 @@ def _in_onnxruntime(path: Path) -> Run:
 def _in_openvino(path: Path) -> Run:
     import openvino
 
+    from .openvino_core import core
+
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     try:
-        request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+        request = core().compile_model(path, "CPU", options).create_infer_request()
     except Exception as error:  # openvino raises RuntimeError, and others from its plugins
         raise ExportError(
             f"OpenVINO {openvino.__version__} cannot compile the exported file ({error}); nothing was written. Leave "

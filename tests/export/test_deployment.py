@@ -19,6 +19,7 @@ pytest.importorskip("onnx")
 
 from fastres.export import onnx as fx
 from fastres.export.metadata import KEYS
+from fastres.export.openvino_core import core
 from fastres.export.pytorch import export_torch
 from tests.measures import relative_error
 
@@ -102,19 +103,19 @@ def test_page_names_every_metadata_key() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20_digits"])
 def test_openvino_reads_and_agrees(name: str, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     known = network(name)
     path = tmp_path / "model.onnx"
     fx.export(known.model, path, image_size="dynamic", progress=False)
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     known.check(lambda x: torch.from_numpy(compiled([x.numpy()])[compiled.output(0)]))
 
 
 def test_openvino_preprocesses(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     path = tmp_path / "model.onnx"
     fx.export("resnet20_digits", path, preprocessing=True, progress=False)
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     picture = np.random.default_rng(1).integers(0, 256, (75, 61, 3), dtype=np.uint8)
     logits = torch.from_numpy(compiled([picture[None]])[compiled.output(0)])
     model = fastres.load("resnet20_digits", dtype="float32")

@@ -20,6 +20,7 @@ onnx = pytest.importorskip("onnx")
 
 from fastres.export import onnx as fx  # noqa: E402
 from fastres.export.graph import build_model  # noqa: E402
+from fastres.export.openvino_core import core
 from fastres.export.quantised_graph import LARGEST_BIAS, QuantisedWriter, bias_levels  # noqa: E402
 from fastres.export.quantised_verification import Layers, inputs  # noqa: E402
 
@@ -52,20 +53,15 @@ def optimised_operators(path: Path, folder: Path) -> Counter[str]:
 
 def openvino_kernels(path: Path) -> list[tuple[str, str]]:
     """Return the kind and the kernel of each node that OpenVINO runs."""
-    import openvino
-
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = openvino.Core().compile_model(path, "CPU", options)
+    compiled = core().compile_model(path, "CPU", options)
     rows = [op.get_rt_info() for op in compiled.get_runtime_model().get_ordered_ops()]
     return [(row["layerType"].astype(str), row["primitiveType"].astype(str)) for row in rows]
 
 
 def run_in_openvino(model: bytes, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    import openvino
-
-    core = openvino.Core()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    compiled = core().compile_model(core().read_model(model), "CPU", options)
     read = {name for value in compiled.inputs for name in value.names}
     found = compiled({name: value for name, value in feed.items() if name in read})
     return [found[name] for name in names]
