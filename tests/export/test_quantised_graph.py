@@ -20,7 +20,7 @@ onnx = pytest.importorskip("onnx")
 
 from fastres.export import onnx as fx  # noqa: E402
 from fastres.export.graph import build_model  # noqa: E402
-from fastres.export.openvino_core import core
+from fastres.export.openvino_core import core  # noqa: E402
 from fastres.export.quantised_graph import LARGEST_BIAS, QuantisedWriter, bias_levels  # noqa: E402
 from fastres.export.quantised_verification import Layers, inputs  # noqa: E402
 
