@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .classification import classify
     from .evaluation import evaluate
     from .images.transforms import Transforms
-    from .memory import use_huge_pages
+    from .memory import keep_memory
     from .model import Model, Prediction
     from .model.backbone import Backbone
     from .model.conversion import from_module
@@ -39,10 +39,10 @@ __all__ = [
     "classify",
     "evaluate",
     "from_module",
+    "keep_memory",
     "list_models",
     "load",
     "quantize",
-    "use_huge_pages",
 ]
 
 # The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
@@ -54,10 +54,10 @@ _MODULES = {
     "classify": "classification",
     "evaluate": "evaluation",
     "from_module": "model.conversion",
+    "keep_memory": "memory",
     "list_models": "network.architectures",
     "load": "model.loading",
     "quantize": "calibration",
-    "use_huge_pages": "memory",
 }
 _FOLDERS = frozenset(
     "calibration classification evaluation executors folding images model network quantisation roofline weights".split()  # noqa: SIM905

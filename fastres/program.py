@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from . import interruption
 from .errors import FastresError
-from .memory import ask_for_huge_pages
+from .memory import keep_memory_of_program
 from .terminal import OutputStreamError, files_written, program_streams, say
 
 BROKEN_PIPE = 128 + 13  # what shells report for a process that SIGPIPE ended
@@ -22,13 +22,12 @@ def run_program(main: Callable[[], int | None], name: str, *, owner: bool = True
     of the text. If its reader has ended, as ``head`` does, the status is 141 and nothing is said. An interruption is
     one line, and the status is 128 and the number of the signal.
 
-    ``owner`` means that the process ends afterwards. It then uses huge pages (:mod:`fastres.memory`). Otherwise signals
-    stay with the caller. With ``starting``, a
-    signal ends the process at once until ``main`` calls :func:`fastres.interruption.started`, because an exception in
-    the middle of an import can get lost.
+    ``owner`` means that the process ends afterwards. It then keeps its memory (:mod:`fastres.memory`). Otherwise
+    signals stay with the caller. With ``starting``, a signal ends the process at once until ``main`` calls
+    :func:`fastres.interruption.started`, because an exception in the middle of an import can get lost.
     """
     if owner:
-        ask_for_huge_pages()
+        keep_memory_of_program()
     with interruption.orderly(name, starting) if owner else contextlib.nullcontext(lambda status: None) as end:
         try:
             status = _run(main, name, owner)

@@ -1,4 +1,4 @@
-"""Huge pages: asked for by programs, one call for others, and no silent failure."""
+"""Memory that is kept: by fastres's own programs, by one call in others, never behind their back."""
 
 from __future__ import annotations
 
@@ -12,53 +12,75 @@ import pytest
 
 from fastres import memory
 
-needs_huge_pages = pytest.mark.skipif(not memory.offered(), reason="this system has no transparent huge pages")
-decided = memory._setting() == "always"
+VARIABLES = (memory.VARIABLE, *memory.CHOSEN)
+HUGE = memory._setting() == "madvise"
+needs_huge_pages = pytest.mark.skipif(not HUGE, reason="programs cannot choose huge pages here")
+
+# Prints how many bytes more the process has mapped after it has freed 64 MB than before.
+FREED = """
+import torch
+def mapped():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+torch.zeros(3)
+before = mapped()
+block = torch.ones(64 << 20, dtype=torch.uint8)
+del block
+print(mapped() - before)
+"""
 
 
-def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != memory.VARIABLE}
+def python(code: str, **variables: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     return subprocess.run(
-        [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def environment_of_program(**variables: str) -> dict[str, object]:
+    code = "import sys; from fastres.commands.cli import main; sys.argv[1:] = ['env', '--json']; sys.exit(main())"
+    facts: dict[str, object] = json.loads(python(code, **variables))
+    return facts
+
+
+def test_memory_is_kept_after_the_call() -> None:
+    assert int(python(FREED)) < 32 << 20
+    assert int(python(f"import fastres; assert fastres.keep_memory(); {FREED}".replace("; \n", "\n"))) > 48 << 20
+
+
+def test_it_can_be_taken_back() -> None:
+    start = "from fastres import memory; memory.keep_memory(); memory.keep_little(); assert not memory.is_kept()"
+    assert int(python(f"{start}\n{FREED}")) < 32 << 20
+
+
+def test_programs_keep_memory_unless_the_user_decides() -> None:
+    facts = environment_of_program()
+    assert facts["memory_kept"] is True
+    assert environment_of_program(MALLOC_TRIM_THRESHOLD_="100000")["memory_kept"] is False
 
 
 @needs_huge_pages
-def test_the_call_works_before_the_first_tensor() -> None:
-    done = python("import fastres; print(fastres.use_huge_pages(), fastres.memory.in_use())")
-    assert done.stdout.split() == ["True", "True"], done.stderr
+def test_programs_have_huge_pages_unless_the_user_decides() -> None:
+    assert environment_of_program()["huge_pages"] is True
+    assert environment_of_program(**{memory.VARIABLE: "0"})["huge_pages"] is False
+
+
+def test_libraries_do_not() -> None:
+    code = "import fastres; from fastres import memory; fastres.load('resnet20_digits'); print(memory.is_kept())"
+    assert python(code).split() == ["False"]
 
 
 @needs_huge_pages
-@pytest.mark.skipif(decided, reason="every program has huge pages here")
-def test_a_call_that_comes_too_late_says_so() -> None:
-    done = python("import fastres, torch; torch.zeros(3); fastres.use_huge_pages()")
-    assert "DeviceError: torch has created a tensor already" in done.stderr
-    late = python("import fastres, torch; torch.zeros(3); print(fastres.use_huge_pages())", **{memory.VARIABLE: "1"})
-    assert late.stdout.split() == ["True"], "it was set in the environment"
-
-
-@needs_huge_pages
-@pytest.mark.parametrize("given", [None, "0"])
-def test_programs_ask_for_them_unless_the_user_decides(given: str | None) -> None:
-    code = (
-        "import sys; from fastres.commands.cli import main; sys.argv = ['fastres', 'env', '--json']; sys.exit(main())"
-    )
-    done = python(code, **({} if given is None else {memory.VARIABLE: given}))
-    assert json.loads(done.stdout)["huge_pages"] is (decided or given is None), done.stderr
-
-
-@needs_huge_pages
-@pytest.mark.skipif(decided, reason="every program has huge pages here")
-def test_libraries_do_not_ask() -> None:
-    code = "import fastres, torch; fastres.load('resnet20_digits'); print(fastres.memory.in_use())"
-    assert python(code).stdout.split() == ["False"]
+def test_huge_pages_are_decided_by_the_first_tensor() -> None:
+    end = "fastres.keep_memory(); print(fastres.memory.has_huge_pages())"
+    assert python(f"import fastres; {end}").split() == ["True"]
+    assert python(f"import fastres, torch; torch.zeros(3); {end}").split() == ["False"]
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("always madvise [never]\n", False), (None, False), ("[always] never", True)]
+    ("text", "expected"), [("always madvise [never]\n", False), (None, False), ("[always] madvise never", True)]
 )
-def test_systems_without_them(
+def test_systems_where_programs_cannot_choose(
     text: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "enabled"
@@ -66,7 +88,7 @@ def test_systems_without_them(
         path.write_text(text)
     monkeypatch.setattr(memory, "_SETTING", path)
     monkeypatch.delenv(memory.VARIABLE, raising=False)
-    assert (memory.offered(), memory.in_use(), memory.use_huge_pages()) == (expected,) * 3
-    monkeypatch.delenv(memory.VARIABLE, raising=False)
-    memory.ask_for_huge_pages()
-    assert (memory.VARIABLE in os.environ) is expected
+    monkeypatch.setattr(memory, "_mallopt", lambda values: False)
+    assert memory.keep_memory() is False, "another C library"
+    assert memory.VARIABLE not in os.environ
+    assert memory.has_huge_pages() is expected

@@ -18,7 +18,7 @@ import torch
 from fastres.bench.report.results import significant
 from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
-from fastres.memory import in_use
+from fastres.memory import has_huge_pages, is_kept
 from fastres.roofline.ceilings import Ceilings
 from fastres.version import __version__
 
@@ -42,7 +42,8 @@ def describe(
         "cpu_count": os.cpu_count(),
         "load_average": _load_average(),
         "threads": torch.get_num_threads(),
-        "huge_pages": in_use(),
+        "memory_kept": is_kept(),
+        "huge_pages": has_huge_pages(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

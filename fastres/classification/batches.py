@@ -24,6 +24,7 @@ from fastres.errors import FastresError, ImageError, InputError, WorkerError
 from fastres.executors.quota import suitable_threads
 from fastres.images.jpeg import Decoder, decoder
 from fastres.images.transforms import Transforms
+from fastres.memory import keep_little
 
 from .parcels import Batch, Parcel, black, can_share
 from .sources import Images
@@ -155,6 +156,7 @@ def _start_worker(main: int, lifeline: tuple[Connection, Connection], worker: in
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: os._exit(0))
+    keep_little()
     lifeline[1].close()  # only the main process holds it
     threading.Thread(target=_leave_with, args=(main, lifeline[0]), daemon=True).start()
     # Pillow warns about odd metadata and very large images; these warnings would break up the progress bar.

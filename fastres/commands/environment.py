@@ -12,7 +12,7 @@ from fastres.executors import cpu
 from fastres.executors.processor import processor
 from fastres.executors.quota import cores_allowed
 from fastres.kernels.inspection.ptx import RECOMMENDED, leaves_out_fence
-from fastres.memory import in_use
+from fastres.memory import has_huge_pages, is_kept
 from fastres.text import dtype_name
 from fastres.version import __version__
 
@@ -35,7 +35,8 @@ def environment() -> dict[str, str | int | float | None]:
         **processor(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_cores_allowed": cores_allowed(),
-        "huge_pages": in_use(),
+        "memory_kept": is_kept(),
+        "huge_pages": has_huge_pages(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_dtypes": ", ".join(map(dtype_name, cpu.supported_dtypes())),
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
