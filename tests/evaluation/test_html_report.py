@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ import pytest
 
 from fastres.evaluation.html_report import render
 from fastres.evaluation.words import percent
+from tests import html_page
 from tests.evaluation import documents
 
-VOID = {"meta", "img", "br", "link"}
 # What the scheme says may be null, by the place in the document.
 NULLS = {
     "": ("command", "labels", "reference"),
@@ -30,54 +29,31 @@ NULLS = {
 }
 
 
-class Page(HTMLParser):
-    """Parse rows of tables, texts, links and pictures. Raise an error if a tag is unbalanced."""
+class Page(html_page.Page):
+    """Also parse texts, and what pictures and headers say. Raise an error for scripts in attributes."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.sources: list[str] = []
         self.alts: list[str | None] = []
-        self.tags: set[str] = set()
         self.scopeless: list[str] = []
         self._texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
+        super().__init__(text)
         self.text = "".join(self._texts)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         assert len(given) == len(attrs), "an attribute is given twice"
         assert not [name for name in given if name.startswith("on")]
-        self.tags.add(tag)
-        self.ids += [given["id"] or ""] if "id" in given else []
-        self.links += [given["href"] or ""] if "href" in given else []
-        self.sources += [given["src"] or ""] if "src" in given else []
         self.alts += [given.get("alt")] if tag == "img" else []
         self.scopeless += [self.get_starttag_text() or ""] if tag == "th" and "scope" not in given else []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
+        super().handle_starttag(tag, attrs)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
 
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
     def handle_data(self, data: str) -> None:
-        if {"style", "title"} & set(self.open):
-            return
-        self._texts.append(data)
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data.strip()
+        if not {"style", "title"} & set(self.open):
+            self._texts.append(data)
+            super().handle_data(data)
 
 
 def page(document: Mapping[str, Any], pictures: Mapping[int, str] | None = None) -> Page:

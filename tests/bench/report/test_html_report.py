@@ -4,50 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 from fastres.bench.report import html_report
 from fastres.bench.report.results import Results
+from tests.html_page import Page
 
 from .test_report import ENVIRONMENT, LAYERS, ROWS
-
-VOID = {"meta", "img", "br", "link"}
-
-
-class Page(HTMLParser):
-    """Parse table rows as text, links and images. Raise an error if a tag is unbalanced."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.ids: set[str] = set()
-        self.links: list[str] = []
-        self.sources: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.tags.add(tag)
-        self.ids |= {value for name, value in attrs if name == "id" and value}
-        self.links += [given["href"] or ""] if "href" in given else []
-        self.sources += [given["src"] or ""] if "src" in given else []
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data.strip()
 
 
 def page(*rows: object, charts: dict[str, bytes | None] | None = None, **environment: object) -> tuple[str, Page]:
@@ -95,7 +57,7 @@ def test_it_needs_nothing_else() -> None:
     )
     assert not re.search(r"https?://|@import|url\(", text)
     assert not found.tags & {"script", "link", "iframe", "object"}
-    assert {link.removeprefix("#") for link in found.links} <= found.ids
+    assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
     assert all(link.startswith("#") for link in found.links)
 
 
