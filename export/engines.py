@@ -86,22 +86,17 @@ def openvino_engine(model: Model, x: Tensor) -> Engine:
     """
     import openvino
 
-    from .openvino_core import core
+    from .openvino_core import compiled, core
 
     reduced = x.dtype == torch.bfloat16
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
     with tempfile.TemporaryDirectory() as folder:
         graph = core().read_model(_exported(model, x.float() if reduced else x, Path(folder)))
         if reduced:
             steps = openvino.preprocess.PrePostProcessor(graph)
             steps.input().tensor().set_element_type(openvino.Type.bf16)
             graph = steps.build()
-        compiled = core().compile_model(graph, "CPU", options)
-    request = compiled.create_infer_request()
+        network = compiled(graph, "bf16" if reduced else "f32")
+    request = network.create_infer_request()
 
     def given(batch: Tensor) -> Any:
         if not reduced:
@@ -110,7 +105,7 @@ def openvino_engine(model: Model, x: Tensor) -> Engine:
 
     def run(batch: Tensor) -> Tensor:
         results = request.infer([given(batch)], share_inputs=True)
-        return torch.from_numpy(results[compiled.output(0)])
+        return torch.from_numpy(results[network.output(0)])
 
     return run
 

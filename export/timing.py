@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,15 +98,10 @@ def _in_onnxruntime(path: Path) -> Run:
 def _in_openvino(path: Path) -> Run:
     import openvino
 
-    from .openvino_core import core
+    from .openvino_core import compiled
 
-    options: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
     try:
-        request = core().compile_model(path, "CPU", options).create_infer_request()
+        request = compiled(path).create_infer_request()
     except Exception as error:  # openvino raises RuntimeError, and others from its plugins
         raise ExportError(
             f"OpenVINO {openvino.__version__} cannot compile the exported file ({error}); nothing was written. Leave "

@@ -127,18 +127,13 @@ class OpenVino(Opened):
     def _requested(self, path: Path, more: Sequence[str] = ()) -> Any:
         """Compile the file, with ``more`` tensors among its outputs. Raise ``ExportFileError`` if that fails."""
         from fastres.export.errors import ExportFileError
-        from fastres.export.openvino_core import core
+        from fastres.export.openvino_core import compiled, core
 
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self.settings["precision"],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
         try:
             model = core().read_model(str(path))
             if more:
                 model.add_outputs(list(more))
-            return core().compile_model(model, "CPU", options).create_infer_request()
+            return compiled(model, self.settings["precision"]).create_infer_request()
         except Exception as error:  # openvino raises RuntimeError, and others from its plugins
             raise ExportFileError(
                 f"OpenVINO {self.version} cannot compile {path} in {self.settings['precision']} ({error}); run it in "
