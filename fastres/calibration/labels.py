@@ -10,14 +10,13 @@ import numpy as np
 
 from fastres.errors import LabelError
 from fastres.images.classes import AUTO, as_label, check_order, match_classes, match_labels
-from fastres.labels.files import LabelFile, read_labels
+from fastres.labels.files import FOLDERS, LabelFile, read_labels
 from fastres.labels.named import Entries
 from fastres.model.model import Model
 
 if TYPE_CHECKING:
     from fastres.classification.sources import Found, Images
 
-FOLDERS = "folders"
 ORDER = "labels_order"  # the argument of ``quantize``
 
 

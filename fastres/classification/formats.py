@@ -36,7 +36,7 @@ class Writer(Protocol):
 def check_format(schema: pa.Schema, suffix: str) -> None:
     """Raise ``InputError`` if a file with this ``suffix`` cannot hold the columns of ``schema``."""
     for field in schema:
-        kind = _value_type(field.type)
+        kind = value_type(field.type)
         if suffix == CSV and (pa.types.is_nested(kind) or _is_view_of_lists(kind)):
             raise InputError(f"A CSV file cannot hold the nested column {field.name}; write .parquet or .jsonl")
         if suffix == JSON_LINES and _has_twins(kind):
@@ -120,7 +120,7 @@ def _finite(value: Any) -> Any:
 
 def _values(array: pa.Array) -> list[Any]:
     """Return the values of a column for JSON; structs are dicts, maps are lists of pairs."""
-    kind = _value_type(array.type)
+    kind = value_type(array.type)
     if not pa.types.is_nested(kind) or _is_plain(kind):
         return list(_writable(array).to_pylist())
     return [_nested(value) for value in array]
@@ -153,7 +153,7 @@ def _writable(array: pa.Array) -> pa.Array:
     if is_binary(kind):
         texts = [None if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
         return pa.array(texts, pa.string())
-    if _is_text(kind):
+    if is_text(kind):
         return _valid_text(array)
     if pa.types.is_timestamp(kind):
         return _iso_times(array)
@@ -184,14 +184,14 @@ def _iso_times(array: pa.Array) -> pa.Array:
 # -- types ---------------------------------------------------------------------------------------------------
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
+def value_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of the values: without extensions and dictionaries."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _value_type(kind.storage_type)
-    return _value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+        return value_type(kind.storage_type)
+    return value_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
@@ -215,7 +215,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 def _has_twins(kind: pa.DataType) -> bool:
     """Return True if a struct in ``kind`` has two fields of one name."""
-    kind = _value_type(kind)
+    kind = value_type(kind)
     if not pa.types.is_nested(kind):
         return False
     fields = _fields(kind)

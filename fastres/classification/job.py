@@ -10,16 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fastres.images.categories import placeholders
 from fastres.images.transforms import Transforms
 from fastres.model.model import Model
 from fastres.network.plan import LOGITS, POOLED
 from fastres.text import dtype_name, path_text
 
 from .batches import Reading
-from .parcels import Batch
+from .parcels import Batch, padded
 from .run import Rows
 from .sources import Images
 from .tables import Layout
@@ -72,8 +72,8 @@ def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tup
     All are on the CPU.
     """
     count, pixels = len(batch.errors), batch.pixels
-    if pixels.is_cuda:  # pad a smaller last batch: kernels and graphs already exist for the full size
-        pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+    if pixels.is_cuda:
+        pixels = padded(pixels, batch_size)
     wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
     values = model.values(pixels, wanted)
     logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0, dtype=torch.float32, device="cpu")
@@ -88,7 +88,7 @@ def transforms_setting(transforms: Transforms) -> dict[str, Any]:
 
 
 def _labels(model: Model) -> tuple[str, ...]:
-    return model.categories or tuple(f"class {index}" for index in range(model.num_classes))
+    return model.categories or placeholders(model.num_classes)
 
 
 def sha256(content: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Batch:
 def black(count: int, crop: int) -> Tensor:
     """Return ``count`` black images, uint8 ``[N, 3, crop, crop]``, channels-last."""
     return torch.zeros(count, crop, crop, 3, dtype=torch.uint8, device="cpu").permute(0, 3, 1, 2)
+
+
+def padded(batch: Tensor, count: int) -> Tensor:
+    """Return ``batch`` with zeros behind it, ``count`` images in all: kernels and graphs exist for the full size."""
+    lacking = count - len(batch)
+    return functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking > 0 else batch
 
 
 class Parcel:

@@ -38,13 +38,7 @@ class Layout:
 
     def check(self, suffix: str) -> None:
         """Raise ``InputError`` if a file with this ``suffix`` cannot hold the rows, or two columns have one name."""
-        names = self.schema.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(
-                f"These columns occur twice, or have names that the output uses itself: {', '.join(twice)}. Leave them "
-                "out, or rename them in the Parquet files"
-            )
+        refuse_twins(self.schema.names, "output")
         check_format(self.schema, suffix)
         odd = [name for name in self.categories if self.top_k and name != name.encode(errors="replace").decode()]
         if odd:
@@ -73,3 +67,13 @@ class Layout:
             values = pa.array(embedding.contiguous().numpy().reshape(-1))
             arrays.append(pa.FixedSizeListArray.from_arrays(values, self.embedding, mask=pa.array(failed)))
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def refuse_twins(columns: Sequence[str], whose: str) -> None:
+    """Raise ``InputError`` if two columns have one name. ``whose`` they are if they were not copied."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"These columns occur twice, or have names that the {whose} uses itself: {', '.join(twice)}. Leave them "
+            "out, or rename them in the Parquet files"
+        )

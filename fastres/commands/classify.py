@@ -10,6 +10,8 @@ from fastres.arguments import CATEGORIES_HELP
 from fastres.terminal import json_text, wrote
 from fastres.text import path_text
 
+from .reading import add_reading
+
 EXAMPLES = """examples:
   fastres classify photos/ -o photos.parquet
   fastres classify 'photos/**/*.jpg' -o photos.csv --top-k 1
@@ -32,12 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")
     add("--embed", action="store_true", help="also write the pooled features; with --top-k 0, write only these")
     add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
-    add("--batch-size", type=int, metavar="N", help="images per batch (default: 16, 128 on a GPU)")
-    add("--workers", type=int, metavar="N", help="processes that decode images (default: one per core, up to 16)")
-    add("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
-    add("--image-column", metavar="NAME", help="Parquet: column of images (default: 'image', or the only binary one)")
-    add("--columns", nargs="+", default=[], metavar="NAME", help="Parquet: columns to copy to the output")
+    add_reading(parser, "output")
     add("--resume", action="store_true", help="continue an interrupted run, if there is one")
     add("--overwrite", action="store_true", help="replace an existing output; discard an interrupted run")
     add("--quiet", action="store_true", help="show no progress bar")

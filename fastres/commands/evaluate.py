@@ -9,6 +9,8 @@ import sys
 from fastres.arguments import CATEGORIES_HELP
 from fastres.terminal import json_text, wrote
 
+from .reading import add_reading
+
 EXAMPLES = """examples:
   fastres evaluate photos/ --model resnet18 resnet50 -o evaluation
   fastres evaluate photos/ --model resnet18 --weights trained.pth --dtype float32 bfloat16 --engine fastres openvino
@@ -44,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--calibrate-on", nargs="+", metavar="IMAGES", help="int8: other images, for the scales")
     add("--decoder", default="exact", help="exact (default): the pixels of 'fastres predict', or fast")
-    add("--batch-size", type=int, metavar="N", help="images per batch (default: 16, 128 on a GPU)")
-    add("--workers", type=int, metavar="N", help="processes that decode images (default: one per core, up to 16)")
-    add("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    add("--image-column", metavar="NAME", help="Parquet: column of images (default: 'image', or the only binary one)")
-    add("--columns", nargs="+", default=[], metavar="NAME", help="Parquet: columns to copy to the table")
+    add_reading(parser, "table")
     add("--resume", action="store_true", help="continue an interrupted evaluation, if there is one")
     add("--overwrite", action="store_true", help="replace an existing evaluation")
     add("--quiet", action="store_true", help="show no progress bar")
@@ -58,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run :func:`evaluate` with the parsed ``options``, and print the result. Return 1 if no image could be read."""
     from fastres.evaluation import evaluate
-    from fastres.evaluation.run import finite
 
     result = evaluate(
         options.source,
@@ -87,5 +84,5 @@ def run(options: argparse.Namespace) -> int:
     )
     if result.output is not None:
         wrote(result.output / "report.html")
-    print(json_text(finite(result.document())) if options.json else result)
+    print(json_text(result.document()) if options.json else result)
     return int(not result.images)

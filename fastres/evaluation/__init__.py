@@ -23,6 +23,7 @@ from fastres.arguments import whole_number
 from fastres.classification import check_dependencies
 from fastres.errors import InputError
 from fastres.files import refuse_inputs
+from fastres.images.categories import placeholders
 from fastres.terminal import is_terminal
 from fastres.weights.sources import input_files
 
@@ -155,7 +156,7 @@ def evaluate(
 
     def class_names(found_labels: Any) -> tuple[str, ...]:
         own = known or (found_labels.names if found_labels is not None else None)
-        return own or tuple(f"class {index}" for index in range(candidates[0].num_classes))
+        return own or placeholders(candidates[0].num_classes)
 
     readers = Readers(candidates, choices.batch_size, workers, decoder)
     settings = Settings(image_column, tuple(columns), resume, overwrite, show, command, folder is None)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from fastres.classification.parcels import padded
 from fastres.errors import DeviceError, DtypeError, InputError, near_matches
 from fastres.executors.processor import cpu_name, has_bf16
 from fastres.model import plain
@@ -42,17 +42,16 @@ def fastres_candidate(model: Model, *, batch_size: int, most: int, name: str | N
     require_classifier(model, "evaluate")
     known = {value for step in model.outline for value in step.writes} | {POOLED}
 
-    def padded(pixels: Tensor) -> Tensor:
+    def placed(pixels: Tensor) -> Tensor:
         pixels = pixels.to(model.device, memory_format=torch.channels_last)
-        lacking = batch_size - len(pixels) if model.device.type == "cuda" else 0
-        return functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking > 0 else pixels
+        return padded(pixels, batch_size) if model.device.type == "cuda" else pixels
 
     def run(pixels: Tensor) -> Answers:
-        return Answers.of_logits(model(padded(pixels))[: len(pixels)], most)
+        return Answers.of_logits(model(placed(pixels))[: len(pixels)], most)
 
     def layers(pixels: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         values = {value: value for value in wanted if value in known}
-        return _on_cpu(model.values(padded(pixels), values), len(pixels)) if values else {}
+        return _on_cpu(model.values(placed(pixels), values), len(pixels)) if values else {}
 
     return _candidate(model, "fastres", run, layers, {}, name)
 

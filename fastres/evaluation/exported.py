@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from fastres.classification.parcels import padded
 from fastres.errors import DeviceError, FastresError, InputError
 from fastres.images.transforms import Transforms, normalised
 from fastres.network.plan import LOGITS
@@ -203,8 +203,7 @@ class _File:
 
     def _parts(self, run: Callable[[Tensor], Outputs], x: Tensor) -> Iterator[Outputs]:
         for part in x.split(self.batch or max(len(x), 1)):
-            lacking = (self.batch or len(part)) - len(part)
-            results = run(functional.pad(part, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else part)
+            results = run(part if self.batch is None else padded(part, self.batch))
             yield {name: value[: len(part)] for name, value in results.items()}
 
 

@@ -5,7 +5,6 @@ Candidates that need the same pixels share one reader. For each other preprocess
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from fastres.classification.batches import Reading
-from fastres.classification.job import transforms_setting
+from fastres.classification.job import sha256, transforms_setting
 from fastres.classification.listing import Listing
 from fastres.classification.parcels import Batch
 from fastres.classification.run import Rows
@@ -173,8 +172,8 @@ class EvaluateJob:
                 each.name: {**each.settings, "transforms": transforms_setting(each.transforms)} for each in candidates
             },
             "comparisons": {candidates[own].name: candidates[other].name for own, other in self._references.items()},
-            "labels": None if self.labels is None else _sha256(self.labels.indices.tobytes()),
-            "class_names": _sha256(json.dumps(names).encode()),
+            "labels": None if self.labels is None else sha256(self.labels.indices.tobytes()),
+            "class_names": sha256(json.dumps(names).encode()),
             "decoder": self._readers.decoder,
             "columns": self.layout.schema.names,
         }
@@ -189,7 +188,3 @@ class EvaluateJob:
         labels = np.full(len(errors), -1) if self.labels is None else self.labels.indices[piece.start : stop]
         rows = self.layout.rows(piece.identity, errors, labels, answers)
         return Rows(piece.start, rows, sum(error is not None for error in errors))
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

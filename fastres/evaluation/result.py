@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,14 +125,15 @@ class Evaluation:
         raise KeyError(f"There is no result for {name!r}; there are {', '.join(repr(m.name) for m in self.models)}")
 
     def document(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return everything as JSON values, with ``None`` in place of NaN and infinity."""
         references = {each.agreement.reference for each in self.models if each.agreement is not None}
-        return {
+        document = {
             **asdict(self),
             "output": None if self.output is None else path_text(self.output),
             "reference": references.pop() if len(references) == 1 else None,
             "left_out": [{"name": name, "reason": reason} for name, reason in self.left_out],
         }
+        return {key: _finite(value) for key, value in document.items()}
 
     def __str__(self) -> str:
         lines = [self._images_text()]
@@ -207,3 +209,12 @@ def _missing_text(missing: Sequence[int], names: Sequence[str], some_unreadable:
     more = f" and {len(missing) - 5:,} others" if len(missing) > 5 else ""
     what = f"{count(len(names), 'class', 'classes')} {'has' if len(missing) == 1 else 'have'}"
     return f"{len(missing):,} of {what} no images{' that could be read' * some_unreadable}: {shown}{more}"
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with ``None`` in place of NaN and infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value

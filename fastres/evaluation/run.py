@@ -142,7 +142,7 @@ def _summarised(
 def write_files(evaluation: Evaluation, pictures: Mapping[int, str], command: str | None) -> Evaluation:
     """Write the document and the report beside the table. Raises ``OutputError`` if that fails."""
     assert evaluation.output is not None
-    document = finite({**evaluation.document(), "command": command})
+    document = {**evaluation.document(), "command": command}
     texts = {
         DOCUMENT: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         REPORT: html_report.render(document, pictures),
@@ -242,12 +242,3 @@ def _with_layers(
 
 def _layer_errors(sample: Any, own: Any, other: Any, values: Sequence[str], bar: Any) -> tuple[LayerError, ...]:
     return layers.layer_errors(own, other, sample.pixels(own), sample.pixels(other), values, bar.update)
-
-
-def finite(value: Any) -> Any:
-    """Return JSON values with ``None`` in place of NaN and infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value

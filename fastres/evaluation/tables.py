@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fastres.errors import InputError
+from fastres.classification.tables import refuse_twins
 from fastres.quantisation.comparison import deviations, margins, relative_errors
 
 from .candidates import Answers, Candidate
@@ -51,13 +51,7 @@ class Layout:
 
     def check(self) -> None:
         """Raise ``InputError`` if two columns have one name."""
-        names = self.schema.names
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(
-                f"These columns occur twice, or have names that the table uses itself: {', '.join(twice)}. Leave them "
-                "out, or rename them in the Parquet files"
-            )
+        refuse_twins(self.schema.names, "table")
 
     def rows(
         self, identity: pa.RecordBatch, errors: Sequence[str | None], labels: np.ndarray, answers: Sequence[Answers]

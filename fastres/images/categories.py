@@ -37,6 +37,11 @@ def load(kind: Literal["imagenet", "digits"]) -> tuple[str, ...]:
     raise InputError(f"There are no class names called {kind!r}; use 'imagenet' or 'digits'.")
 
 
+def placeholders(count: int) -> tuple[str, ...]:
+    """Return names for ``count`` classes that have none: ``class 0``, ``class 1``, …."""
+    return tuple(f"class {index}" for index in range(count))
+
+
 def parse(value: Any, count: int) -> tuple[str, ...]:
     """Return the names of ``count`` classes, in the order of the logits.
 

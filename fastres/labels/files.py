@@ -24,6 +24,7 @@ LABEL_COLUMNS = (
     "label labels class cls target category labelid classid classindex labelindex classname labelname categoryname y"
 )
 ACCEPTED = "lines of 'name,label' (with a header if there are more columns), one label a line, or JSON"
+FOLDERS = "folders"  # labels that are in no file, but the names of folders
 _ONE_LABEL = ("label", "labels", "class", "target")  # a header above one label a line
 
 

@@ -23,13 +23,12 @@ from fastres.images.classes import AUTO, TEXT, WORDNET, Matched, as_label, check
 from fastres.text import path_text
 
 from .collected import NONE, Collected
-from .files import LabelFile, read_labels
+from .files import FOLDERS, LabelFile, read_labels
 from .folders import ClassFolders
 from .named import Entries
 from .parquet import LabelColumn
 from .tars import EXTENSION, tar_labels, tar_names
 
-FOLDERS = "folders"
 ACCEPTED = (
     "'folders' (one folder for each class), the path of a file with labels, a mapping from names to labels, or a list "
     "with one label for each image"

@@ -10,6 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
+from fastres.classification.formats import is_text, value_type
 from fastres.classification.parquet import ParquetImages
 from fastres.classification.parquet_rows import Cursor, OpenParquet
 from fastres.errors import LabelError, near_matches
@@ -63,8 +64,8 @@ class LabelColumn:
                 f"{_text(file.path)} has {has} column{'s' * (count > 1)} {self.name!r}; it has "
                 f"{', '.join(file.names)}.{near_matches(self.name, file.names)}"
             )
-        kind = _plain(file.schema.field(self.name).type)
-        if not (_is_number(kind) or _is_text(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        kind = value_type(file.schema.field(self.name).type)
+        if not (_is_number(kind) or is_text(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
             raise LabelError(
                 f"Column {self.name!r} of {_text(file.path)} has type {kind}; labels are whole numbers or text. "
                 "label_column names another column"
@@ -185,13 +186,6 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     return tuple(names) if len(set(names)) == len(names) else None
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values of a column."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain(kind.storage_type)
-    return _plain(kind.value_type) if pa.types.is_dictionary(kind) else kind
-
-
 def _decoded(array: pa.Array) -> pa.Array:
     while isinstance(array, pa.ExtensionArray) or pa.types.is_dictionary(array.type):
         array = array.storage if isinstance(array, pa.ExtensionArray) else array.dictionary_decode()
@@ -200,11 +194,6 @@ def _decoded(array: pa.Array) -> pa.Array:
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    checks = ("is_string", "is_large_string", "is_string_view")
-    return any(getattr(pa.types, check)(kind) for check in checks if hasattr(pa.types, check))
 
 
 def _text(path: str) -> str:
