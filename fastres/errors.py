@@ -71,6 +71,10 @@ class DeviceError(FastresError, RuntimeError):
     """The device is missing, or a tensor is on a different device from the model."""
 
 
+class OneDnnError(FastresError, RuntimeError):
+    """A function of oneDNN's refused what fastres asked of it."""
+
+
 class GraphMemoryWarning(UserWarning):
     """There is not enough GPU memory for a CUDA graph; calls run without one."""
 

@@ -40,8 +40,10 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
             if value in keep:
                 continue
             elements = _aligned(math.prod(shapes[value]))
-            if value == step.output and residual in live and last_read[residual] == index:
-                start = live.pop(residual)[0]
+            place = live.get(residual or "") if value == step.output else None
+            if residual and place and last_read[residual] == index and place[1] - place[0] == elements:
+                start = place[0]
+                del live[residual]
             else:
                 start = _first_gap(live.values(), elements)
             offsets[value] = start

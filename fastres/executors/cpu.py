@@ -5,6 +5,9 @@ Bias, residual add and ReLU run inside the convolution: ``_convolution_pointwise
 ``_convolution_pointwise_.binary`` computes conv + bias + add + ReLU in place on the residual. The threads are torch's
 (:func:`torch.set_num_threads`). Nothing is compiled. Large batches run in parts, so that their activations fit in
 memory that the allocator keeps.
+
+Where oneDNN's functions can be called directly, :mod:`fastres.executors.direct` runs the convolutions and pools: the
+same primitives, without the time that an operator of torch takes around each. Otherwise the operators run them.
 """
 
 from __future__ import annotations
@@ -21,8 +24,11 @@ from torch.nn import functional
 from fastres.errors import DeviceError, DtypeError
 from fastres.forks import Guard, calls
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
+from fastres.onednn.library import absent, library
+from fastres.onednn.primitives import Levels
 from fastres.text import dtype_name
 
+from .direct import Direct
 from .packing import SHAPES_KEPT, Packings
 from .quota import warn_of_too_many_threads
 from .recent import Recent
@@ -122,6 +128,7 @@ class CpuExecutor:
         self._packed: Packings[Any] = Packings(self._pack, weights)
         self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
         self._guard = Guard()
+        self.direct = None if absent() else Direct(library(), self, plan)
         scale = [1 / (255 * std) for std in plan.stem.std]
         shift = [-mean / std for mean, std in zip(plan.stem.mean, plan.stem.std, strict=True)]
         self._scale, self._shift = (
@@ -169,6 +176,9 @@ class CpuExecutor:
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
         """Compute the plan's steps with these indices, for images of ``shape``. Drop values after their last use."""
+        if self.direct is not None:
+            self.direct.run(values, shape, outputs)
+            return
         packed = self._packed.of(shape)
         for index in indices:
             step = self._plan.steps[index]
@@ -236,11 +246,30 @@ class CpuExecutor:
         with self._guard:
             return self._micro_batches.get_or_make(shape, lambda: micro_batch(self._plan, shape, self._stored))
 
-    def _pack(self, shape: Shape) -> dict[str, PackedConv]:
-        n, h, w, _ = shape
-        shapes = self._plan.shapes(n, h, w)
-        convolutions = (step for step in self._plan if isinstance(step, (Stem, Conv)))
-        return {step.name: pack_step(step, shapes[step.input]) for step in convolutions}
+    def _pack(self, shape: Shape) -> dict[str, Any]:
+        shapes = self._plan.shapes(*shape[:3])
+        packed = {step.name: self.pack_one(step, shapes[step.input]) for step in self._plan}
+        return {name: conv for name, conv in packed.items() if conv is not None}
+
+    def pack_one(self, step: Step, shape: Shape) -> Any:
+        """Return ``step`` packed for an input of ``shape`` (NHWC); ``None`` if it has no weights to pack."""
+        return pack_step(step, shape) if isinstance(step, (Stem, Conv)) else None
+
+    def value_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of the plan's value ``name``."""
+        return self.dtype
+
+    def is_direct(self, step: Step) -> bool:
+        """Return True if :attr:`direct` computes ``step`` on oneDNN's primitives."""
+        return isinstance(step, (Stem, Conv, Pool))
+
+    def levels_of(self, step: Stem | Conv) -> Levels | None:
+        """Return the scales of a convolution in 8 bit; ``None`` if it is not."""
+        return None
+
+    def stem_input(self, x: Tensor) -> Tensor:
+        r"""Return the channels-last input of the stem's convolution for :meth:`_prepare`\ d images."""
+        return x
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:

@@ -20,11 +20,12 @@ from torch.nn import functional
 
 from fastres.errors import Int8Warning
 from fastres.network.plan import LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step, last_reads
-from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT_WITHOUT_VNNI, Quantisation
+from fastres.network.quantisation import LARGEST, WEIGHT_LIMIT_WITHOUT_VNNI, Quantisation, Scale
+from fastres.onednn.primitives import Levels
 from fastres.terminal import warn
 
 from . import cpu
-from .cpu import CpuExecutor, pack_step
+from .cpu import CpuExecutor
 from .int8_steps import (
     Int8Conv,
     Int8Product,
@@ -64,6 +65,9 @@ class Int8Executor(CpuExecutor):
         return x  # the stem prepares it, a few images at a time
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
+        if self.direct is not None:
+            self.direct.run(values, shape, outputs)
+            return
         end, images = self._parts_of(shape)
         if images >= shape[0] or not {LOGITS, POOLED}.issuperset(outputs):
             super()._run_steps(values, indices, shape, outputs)
@@ -191,15 +195,31 @@ class Int8Executor(CpuExecutor):
         levels = levels.add_(scale.zero_point) if scale.zero_point else levels
         return levels.clamp_(0, LARGEST).to(torch.uint8, memory_format=torch.channels_last)
 
-    def _pack(self, shape: Shape) -> dict[str, Any]:
-        shapes = self._plan.shapes(*shape[:3])
-        packed: dict[str, Any] = {}
-        for step in self._plan:
-            if step.name in self._weight_scales:
-                packed[step.name] = self._pack_int8(step, shapes[step.input])
-            elif isinstance(step, (Stem, Conv)):
-                packed[step.name] = pack_step(step, shapes[step.input])
-        return packed
+    def pack_one(self, step: Step, shape: Shape) -> Any:
+        """Return ``step`` packed for an input of ``shape`` (NHWC); ``None`` if it has no weights to pack."""
+        return self._pack_int8(step, shape) if step.name in self._weight_scales else super().pack_one(step, shape)
+
+    def value_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of the plan's value ``name``."""
+        return torch.uint8 if name in self._scales else torch.float32
+
+    def is_direct(self, step: Step) -> bool:
+        """Return True if :attr:`direct` computes ``step`` on oneDNN's primitives: if it is in 8 bit."""
+        if isinstance(step, Pool):
+            return step.mode == "max" and self.value_dtype(step.output) == torch.uint8
+        return isinstance(step, (Stem, Conv)) and step.name in self._weight_scales
+
+    def levels_of(self, step: Stem | Conv) -> Levels | None:
+        """Return the scales of a convolution in 8 bit."""
+        x, y = self._scales[step.input], self._scales[(self._plan.stem if isinstance(step, Stem) else step).output]
+        residual = step.residual if isinstance(step, Conv) else None
+        added = Scale(1.0) if residual is None else self._scales[residual]
+        weights = self._weight_scales[step.name]
+        return Levels(x.scale, weights, y.scale, y.zero_point, added.scale, added.zero_point)
+
+    def stem_input(self, x: Tensor) -> Tensor:
+        """Return the pixels of ``x`` with the border that the stem's convolution reads."""
+        return self._pixels(x, self._plan.stem.padding)
 
     def _pack_int8(self, step: Step, shape: Shape) -> Int8Conv | Int8Product:
         scale = self._weight_scales[step.name]
