@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastres.network.plan import INPUT, Conv, Head, Joined, Shape, SqueezeExcite, Step, last_reads
+from fastres.network.plan import Conv, Head, Joined, Shape, SqueezeExcite, Step, last_reads
 
 # Offsets are multiples of this many elements, so that every value starts on a 128-byte line in any dtype.
 ALIGNMENT = 128
@@ -28,31 +28,57 @@ class Arena:
 def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collection[str] = ()) -> Arena:
     """Place every value that ``steps`` write, except those in ``keep``, which have their own memory.
 
-    The input and the head's outputs are not intermediate values and are not placed.
+    The input and the head's outputs are not intermediate values and are not placed. The largest values are placed
+    first, each at the lowest offset that is free for as long as it is needed. So the buffer is hardly larger than the
+    values that are needed at the same time, and the caches hold more of it.
     """
-    last_read = last_reads(steps)
+    spans = _spans(steps, shapes, keep)
+    placed: list[tuple[int, _Span]] = []
     offsets: dict[str, int] = {}
-    live: dict[str, tuple[int, int]] = {}  # value → [start, end)
-    size = 0
+    for span in sorted(spans, key=lambda span: span.size, reverse=True):
+        occupied = [(start, start + other.size) for start, other in placed if other.overlaps(span)]
+        start = _first_gap(occupied, span.size)
+        placed.append((start, span))
+        offsets.update(dict.fromkeys(span.values, start))
+    order = [value for span in spans for value in span.values]
+    return Arena(
+        {value: offsets[value] for value in order}, max((start + span.size for start, span in placed), default=0)
+    )
+
+
+@dataclass
+class _Span:
+    """Values that share a place one after another, the steps from the first that writes it to the last that reads it,
+    and its elements.
+    """
+
+    values: list[str]
+    first: int
+    last: int
+    size: int
+
+    def overlaps(self, other: _Span) -> bool:
+        return self.first <= other.last and other.first <= self.last
+
+
+def _spans(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collection[str]) -> list[_Span]:
+    last_read = last_reads(steps)
+    spans: dict[str, _Span] = {}  # by the value that is in the place now
+    found: list[_Span] = []
     for index, step in enumerate(steps):
-        residual = _overwritable(step)
         for value in () if isinstance(step, Head) else step.writes:
             if value in keep:
                 continue
-            elements = _aligned(math.prod(shapes[value]))
-            place = live.get(residual or "") if value == step.output else None
-            if residual and place and last_read[residual] == index and place[1] - place[0] == elements:
-                start = place[0]
-                del live[residual]
+            size, residual = _aligned(math.prod(shapes[value])), _overwritable(step) if value == step.output else None
+            span = spans.get(residual or "")
+            if residual and span and last_read[residual] == index and span.size == size:
+                span.values.append(value)
+                span.last = last_read[value]
             else:
-                start = _first_gap(live.values(), elements)
-            offsets[value] = start
-            live[value] = (start, start + elements)
-            size = max(size, start + elements)
-        for value in step.reads:
-            if value != INPUT and last_read[value] == index:
-                live.pop(value, None)
-    return Arena(offsets, size)
+                span = _Span([value], index, last_read[value], size)
+                found.append(span)
+            spans[value] = span
+    return found
 
 
 def _overwritable(step: Step) -> str | None:

@@ -166,7 +166,7 @@ class CpuExecutor:
         """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
-        guard = None if x.dtype == torch.uint8 else values[INPUT].sum((1, 2, 3), dtype=torch.float32) * 0
+        guard = None if x.dtype == torch.uint8 else _guard(values[INPUT])
         self._run_steps(values, range(len(self._plan.steps_for(outputs))), (n, h, w, 3), outputs)
         return [self._guarded(self._returned(values[output], output), guard) for output in outputs]
 
@@ -225,7 +225,7 @@ class CpuExecutor:
         """Return ``value`` ``[N, …]`` as NaN for images with non-finite pixels, or for all if a weight is."""
         if not math.isfinite(self._weights_guard):
             value = value + self._weights_guard
-        if guard is not None and not bool(guard.isfinite().all()):
+        if guard is not None:
             value = value + guard.view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
         return value
 
@@ -237,8 +237,7 @@ class CpuExecutor:
         return x.to(self.dtype, memory_format=torch.channels_last)
 
     def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
-        pooled = values[head.input].mean((2, 3))
-        values[POOLED] = pooled
+        values[POOLED] = pooled = values[head.input].mean((2, 3))
         if classify:
             values[LOGITS] = functional.linear(pooled, *self._classifier).to(torch.float32)
 
@@ -261,15 +260,36 @@ class CpuExecutor:
 
     def is_direct(self, step: Step) -> bool:
         """Return True if :attr:`direct` computes ``step`` on oneDNN's primitives."""
-        return isinstance(step, (Stem, Conv, Pool))
+        return isinstance(step, (Stem, Conv, Pool, Head))
 
-    def levels_of(self, step: Stem | Conv) -> Levels | None:
-        """Return the scales of a convolution in 8 bit; ``None`` if it is not."""
+    def levels_of(self, step: Stem | Conv | Head) -> Levels | None:
+        """Return the scales of a step in 8 bit; ``None`` if it is not."""
         return None
 
-    def stem_input(self, x: Tensor) -> Tensor:
-        r"""Return the channels-last input of the stem's convolution for :meth:`_prepare`\ d images."""
-        return x
+    def classified(self, averages: Tensor) -> Tensor:
+        """Return the averages ``[N, C]`` as the classifier reads them."""
+        return averages
+
+    def scale_of(self, name: str) -> float:
+        """Return what one level of the value ``name`` stands for; 1 if it is not in 8 bit."""
+        return 1.0
+
+    def padded(self, shape: Shape) -> Tensor:
+        raise NotImplementedError("the stem is not in 8 bit")
+
+    def fill(self, padded: Tensor, x: Tensor) -> None:
+        raise NotImplementedError("the stem is not in 8 bit")
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        raise NotImplementedError("the stem is not in 8 bit")
+
+
+def _guard(x: Tensor) -> Tensor | None:
+    """Return 0 for each image of ``x`` that is finite, and NaN for the others; ``None`` if all are.
+
+    The sum of the whole batch is much faster than those of its images.
+    """
+    return None if math.isfinite(x.sum()) else x.sum((1, 2, 3), dtype=torch.float32) * 0
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:

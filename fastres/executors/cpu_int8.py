@@ -60,6 +60,7 @@ class Int8Executor(CpuExecutor):
         self._borders: Recent[tuple[int, int], Tensor] = Recent(SHAPES_KEPT)
         self._pixel_scale = [255 * std for std in plan.stem.std]
         self._pixel_shift = [255 * mean for mean in plan.stem.mean]
+        self._pixel_shifts = torch.tensor(self._pixel_shift, dtype=torch.float32, device="cpu")
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x  # the stem prepares it, a few images at a time
@@ -122,21 +123,39 @@ class Int8Executor(CpuExecutor):
         """Return the pixels of ``x``, channels-last, with a border in the mean colour, which stands for zeros."""
         n, _, h, w = x.shape
         padded = self._border_of(h + 2 * padding, w + 2 * padding).expand(n, -1, -1, -1).contiguous()
+        self.fill(padded, x)
+        return padded.permute(0, 3, 1, 2)
+
+    def padded(self, shape: Shape) -> Tensor:
+        """Return a picture ``[N, H + 2P, W + 2P, 3]`` in the mean colour for images of ``shape``."""
+        n, h, w, _ = shape
+        padding = self._plan.stem.padding
+        return self._border_of(h + 2 * padding, w + 2 * padding).repeat(n, 1, 1, 1)
+
+    def fill(self, padded: Tensor, x: Tensor) -> None:
+        """Write the pixels of ``x`` inside the border of ``padded``."""
+        n, _, h, w = x.shape
+        padding = (padded.shape[1] - h) // 2
         inside = padded[:, padding : padding + h, padding : padding + w]
         if x.dtype == torch.uint8:
             inside.copy_(x.permute(0, 2, 3, 1))
-        elif x.is_contiguous():  # one channel after another, which is faster than a broadcast scale
-            for channel, (scale, shift) in enumerate(zip(self._pixel_scale, self._pixel_shift, strict=True)):
-                plane = x[:, channel].to(torch.float32).mul(scale).add_(shift)
-                inside[..., channel].copy_(plane.round_().clamp_(0, LARGEST))
-        else:  # whole rows of pixels, for the same reason
+        elif x.is_contiguous():
+            inside.copy_(self.unrounded(x).round_().clamp_(0, LARGEST).permute(0, 2, 3, 1))
+        else:  # whole rows of pixels, which is faster than a broadcast scale
             rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, 3 * w)
             scales, shifts = (
                 torch.tensor(values, dtype=torch.float32, device="cpu").repeat(w)
                 for values in (self._pixel_scale, self._pixel_shift)
             )
             inside.copy_(torch.addcmul(shifts, rows, scales).round_().clamp_(0, LARGEST).view(n, h, w, 3))
-        return padded.permute(0, 3, 1, 2)
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Return the pixels of normalised images ``x`` ``[N, 3, H, W]`` before they are rounded, in float32."""
+        pixels = torch.empty(x.shape, dtype=torch.float32, device="cpu")
+        for channel, scale in enumerate(self._pixel_scale):  # one after another: a broadcast scale is slower
+            plane = x[:, channel].to(torch.float32)
+            torch.add(self._pixel_shifts[channel], plane, alpha=scale, out=pixels[:, channel])
+        return pixels
 
     def _border_of(self, height: int, width: int) -> Tensor:
         """Return a picture in the mean colour, ``[1, height, width, 3]``."""
@@ -167,13 +186,19 @@ class Int8Executor(CpuExecutor):
         else:
             pooled = x.sum((2, 3), dtype=torch.int32).to(torch.float32).mul_(scale.scale / (x.shape[2] * x.shape[3]))
         values[POOLED] = pooled
-        if not classify:
-            return
-        if product is None:
-            values[LOGITS] = functional.linear(pooled, *self._classifier)
-        else:
-            levels = pooled.div(self._scales[POOLED].scale).round_().clamp_(0, LARGEST).to(torch.uint8)
-            values[LOGITS] = product.of_rows(levels)
+        if classify:
+            read = self.classified(pooled)
+            values[LOGITS] = functional.linear(read, *self._classifier) if product is None else product.of_rows(read)
+
+    def classified(self, averages: Tensor) -> Tensor:
+        """Return the averages ``[N, C]`` as the classifier reads them: in levels, if it is in 8 bit."""
+        if self._plan.head.name not in self._weight_scales:
+            return averages
+        return averages.div(self._scales[POOLED].scale).round_().clamp_(0, LARGEST).to(torch.uint8)
+
+    def scale_of(self, name: str) -> float:
+        """Return what one level of the value ``name`` stands for; 1 if it is not in 8 bit."""
+        return self._scales[name].scale if name in self._scales else 1.0
 
     def _returned(self, value: Tensor, name: str) -> Tensor:
         return self.real(value, name)
@@ -207,19 +232,17 @@ class Int8Executor(CpuExecutor):
         """Return True if :attr:`direct` computes ``step`` on oneDNN's primitives: if it is in 8 bit."""
         if isinstance(step, Pool):
             return step.mode == "max" and self.value_dtype(step.output) == torch.uint8
-        return isinstance(step, (Stem, Conv)) and step.name in self._weight_scales
+        return isinstance(step, Head) or step.name in self._weight_scales
 
-    def levels_of(self, step: Stem | Conv) -> Levels | None:
-        """Return the scales of a convolution in 8 bit."""
+    def levels_of(self, step: Stem | Conv | Head) -> Levels | None:
+        """Return the scales of a step in 8 bit; ``None`` if it is not."""
+        if isinstance(step, Head):
+            weights = self._weight_scales.get(step.name)
+            return None if weights is None else Levels(self._scales[POOLED].scale, weights)
         x, y = self._scales[step.input], self._scales[(self._plan.stem if isinstance(step, Stem) else step).output]
         residual = step.residual if isinstance(step, Conv) else None
         added = Scale(1.0) if residual is None else self._scales[residual]
-        weights = self._weight_scales[step.name]
-        return Levels(x.scale, weights, y.scale, y.zero_point, added.scale, added.zero_point)
-
-    def stem_input(self, x: Tensor) -> Tensor:
-        """Return the pixels of ``x`` with the border that the stem's convolution reads."""
-        return self._pixels(x, self._plan.stem.padding)
+        return Levels(x.scale, self._weight_scales[step.name], y.scale, y.zero_point, added.scale, added.zero_point)
 
     def _pack_int8(self, step: Step, shape: Shape) -> Int8Conv | Int8Product:
         scale = self._weight_scales[step.name]

@@ -35,6 +35,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "stream_wait": (c_void_p,),
     "stream_destroy": (c_void_p,),
     "memory_desc_create_with_tag": (_OUT, c_int, _DIMENSIONS, c_int, c_int),
+    "memory_desc_create_with_strides": (_OUT, c_int, _DIMENSIONS, c_int, _DIMENSIONS),
     "memory_desc_clone": (_OUT, c_void_p),
     "memory_desc_destroy": (c_void_p,),
     "memory_create": (_OUT, c_void_p, c_void_p, c_void_p),
@@ -56,6 +57,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "pooling_forward_primitive_desc_create": (
         _OUT, c_void_p, c_int, c_int, *[c_void_p] * 2, *[_DIMENSIONS] * 5, c_void_p,
     ),
+    "inner_product_forward_primitive_desc_create": (_OUT, c_void_p, c_int, *[c_void_p] * 5),
     "reorder_primitive_desc_create": (_OUT, *[c_void_p] * 5),
     "primitive_desc_query": (c_void_p, c_int, c_int, c_void_p),
     "primitive_desc_destroy": (c_void_p,),

@@ -1,4 +1,4 @@
-"""Convolutions and pools as oneDNN primitives: built once for a shape, then run in given memory.
+"""Convolutions, pools and products as oneDNN primitives: built once for a shape, then run in given memory.
 
 Activations are channels-last. A primitive's weights are in the layout that oneDNN prefers for its shape and the number
 of threads; primitives with the same layout share them.
@@ -8,85 +8,54 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import c_int64
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .library import Library
+from .objects import (
+    BIAS,
+    DESTINATION,
+    SCALES,
+    SOURCE,
+    WEIGHTS,
+    ZERO_POINTS,
+    Operation,
+    Owned,
+    Packed,
+    aligned,
+    dimensions,
+    memory,
+    run_once,
+)
 
 Shape = tuple[int, ...]
 
-ALIGNMENT = 64  # bytes: a cache line, and the longest vector
-
 # Values of oneDNN's enumerations.
 _DTYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
-_ANY, _LINE, _CHANNELS_LAST, _GROUPED_WEIGHTS = 1, 2, 22, 31  # layouts: any, x, nhwc (and ohwi), gohwi
+# Layouts: any, x, ab, nchw, nhwc (and ohwi), gohwi
+_ANY, _LINE, _ROWS, _PLANES, _CHANNELS_LAST, _GROUPED_WEIGHTS = 1, 2, 3, 5, 22, 31
 _INFERENCE, _DIRECT, _RELU = 96, 1, 32
 _POOLS = {"max": 511, "average": 1023}  # the average of the pixels inside the image
 _USER_SCRATCHPAD = 1
-_SOURCE, _DESTINATION, _WEIGHTS, _BIAS, _SCRATCHPAD = 1, 17, 33, 41, 80  # arguments of a primitive
-_SCALES, _ZERO_POINTS = 4096, 8192
 _QUERY_INFO, _QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 8, 129, 131, 133, 136
-
-
-class Owned:
-    """An object of oneDNN's. It is destroyed with the last reference."""
-
-    __slots__ = ("__weakref__", "_as_parameter_", "_destroy")
-
-    def __init__(self, address: int, destroy: Callable[[int], None]) -> None:
-        self._as_parameter_ = address
-        self._destroy = destroy
-
-    def __del__(self) -> None:
-        self._destroy(self._as_parameter_)
-
-
-class _Argument(ctypes.Structure):
-    """dnnl_exec_arg_t"""
-
-    _fields_ = (("argument", ctypes.c_int), ("memory", ctypes.c_void_p))
-
-
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Weights in one of oneDNN's layouts."""
-
-    layout: Owned
-    data: Tensor  # bytes
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The scales of a convolution in 8 bit: of its input, weights ``[K]``, output and residual.
+    """The scales of a convolution or product in 8 bit: of its input, weights ``[K]``, output and residual.
 
-    A level ``q`` stands for ``scale · (q − zero_point)``. The input's zero point is 0.
+    A level ``q`` stands for ``scale · (q − zero_point)``. The input's zero point is 0. An output in float32 has none,
+    nor have weights that stand for themselves.
     """
 
     input: float
-    weights: Tensor
-    output: float
+    weights: Tensor | None
+    output: float | None = None
     output_zero_point: int = 0
     residual: float = 1.0
     residual_zero_point: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """A primitive with the arguments that all its runs share, and the layouts of the others."""
-
-    primitive: Owned
-    source: Owned
-    destination: Owned
-    scratchpad: Owned
-    scratchpad_bytes: int
-    implementation: str
-    packed: Packed | None = None
-    fixed: list[tuple[int, Owned]] = field(default_factory=list)
-    kept: list[object] = field(default_factory=list)
 
 
 class Builder:
@@ -100,58 +69,116 @@ class Builder:
         shape: Shape,
         output: Shape,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         *,
-        stride: int,
-        padding: int,
-        groups: int,
-        relu: bool,
-        add: bool,
-        dtype: torch.dtype,
         known: list[Packed],
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        relu: bool = False,
+        add: bool = False,
         levels: Levels | None = None,
     ) -> Operation:
-        """Build conv + bias (+ what the output's memory holds, if ``add``) (+ ReLU), with shapes in NHWC.
+        """Build conv (+ bias) (+ what the output's memory holds, if ``add``) (+ ReLU), with shapes in NHWC.
 
-        ``weight`` is KRSC, of ``dtype``, or int8 with ``levels``; activations are then uint8. ``known`` are this
-        weight's layouts so far: one of them is used if oneDNN prefers it, and a new one is added.
+        ``weight`` is KRSC, and activations have its dtype, or are uint8 if it is int8, with ``levels``. ``known`` are
+        this weight's layouts so far: one of them is used if oneDNN prefers it, and a new one is added.
         """
         (_, h, w, c), (_, p, q, k) = shape, output
         _, r, s, _ = weight.shape
-        filters: Shape
-        stored = dtype if levels is None else torch.uint8
-        source, destination = self._activation(shape, stored), self._activation(output, stored)
-        if groups == 1:
-            filters, plain = (k, c, r, s), _CHANNELS_LAST
-        else:
-            filters, plain = (groups, k // groups, c // groups, r, s), _GROUPED_WEIGHTS
-        line = self._layout((k,), torch.float32, _LINE)
+        filters: Shape = (k, c, r, s) if groups == 1 else (groups, k // groups, c // groups, r, s)
+        plain = _CHANNELS_LAST if groups == 1 else _GROUPED_WEIGHTS
         after = [(p - 1) * stride + r - padding - h, (q - 1) * stride + s - padding - w]
+        read = written = weight.dtype
+        if levels is not None:
+            read, written = torch.uint8, torch.float32 if levels.output is None else torch.uint8
+        line = None if bias is None else self._layout((k,), torch.float32, _LINE)
         attributes, fixed, kept = self._attributes(relu, add, levels, groups)
         description = self._described(
-            self._library.convolution_forward_primitive_desc_create, self._library.engine, _INFERENCE, _DIRECT, source,
-            self._layout(filters, weight.dtype, _ANY), line, destination, _dimensions([stride, stride]),
-            _dimensions([0, 0]), _dimensions([padding, padding]), _dimensions(after), attributes,
+            self._library.convolution_forward_primitive_desc_create, self._library.engine, _INFERENCE, _DIRECT,
+            self._activation(shape, read), self._layout(filters, weight.dtype, _ANY), line,
+            self._activation(output, written), dimensions([stride, stride]), dimensions([0, 0]),
+            dimensions([padding, padding]), dimensions(after), attributes,
         )  # fmt: skip
-        packed = self._packed(description, self._layout(filters, weight.dtype, plain), weight.contiguous(), known)
-        bias = bias.to(torch.float32).contiguous()
-        fixed += [
-            (_WEIGHTS, self._memory(packed.layout, packed.data.data_ptr())),
-            (_BIAS, self._memory(line, bias.data_ptr())),
-        ]
-        return self._operation(description, packed, fixed, [*kept, bias])
+        packed = self._packed(description, self._layout(filters, weight.dtype, plain), weight, known)
+        return self._weighted(description, packed, bias, fixed, kept)
 
-    def pool(self, shape: Shape, output: Shape, mode: str, kernel: int, padding: int, dtype: torch.dtype) -> Operation:
-        """Build a pool of stride 2; ``mode`` is ``"max"`` or ``"average"``, of the pixels inside the image."""
-        after = [(out - 1) * 2 + kernel - padding - size for out, size in zip(output[1:3], shape[1:3], strict=True)]
+    def product(
+        self, rows: int, weight: Tensor, bias: Tensor, known: list[Packed], levels: Levels | None = None
+    ) -> Operation:
+        """Build ``x · weightᵀ + bias`` in float32, for ``rows`` of ``x`` and a ``weight`` ``[K, C]``, as above."""
+        k, c = weight.shape
+        attributes, fixed, kept = self._attributes(False, False, levels, 1)
+        description = self._described(
+            self._library.inner_product_forward_primitive_desc_create, self._library.engine, _INFERENCE,
+            self._layout((rows, c), weight.dtype if levels is None else torch.uint8, _ROWS),
+            self._layout((k, c), weight.dtype, _ANY), self._layout((k,), torch.float32, _LINE),
+            self._layout((rows, k), torch.float32, _ROWS), attributes,
+        )  # fmt: skip
+        packed = self._packed(description, self._layout((k, c), weight.dtype, _ROWS), weight, known)
+        return self._weighted(description, packed, bias, fixed, kept)
+
+    def pool(
+        self,
+        shape: Shape,
+        output: Shape,
+        mode: str,
+        dtype: torch.dtype,
+        *,
+        kernel: Shape,
+        stride: int,
+        padding: int = 0,
+    ) -> Operation:
+        """Build a pool; ``mode`` is ``"max"`` or ``"average"``, of the pixels inside the image."""
+        after = [
+            (out - 1) * stride + size - padding - inside
+            for out, size, inside in zip(output[1:3], kernel, shape[1:3], strict=True)
+        ]
         attributes, *_ = self._attributes(False, False, None, 1)
         description = self._described(
             self._library.pooling_forward_primitive_desc_create, self._library.engine, _INFERENCE, _POOLS[mode],
-            self._activation(shape, dtype), self._activation(output, dtype), _dimensions([2, 2]),
-            _dimensions([kernel, kernel]), _dimensions([0, 0]), _dimensions([padding, padding]), _dimensions(after),
-            attributes,
+            self._activation(shape, dtype), self._activation(output, dtype), dimensions([stride, stride]),
+            dimensions(kernel), dimensions([0, 0]), dimensions([padding, padding]), dimensions(after), attributes,
         )  # fmt: skip
         return self._operation(description, None, [], [])
+
+    def averages(self, shape: Shape, dtype: torch.dtype, scale: float = 1.0) -> Operation:
+        """Build the averages ``[N, C]`` of images: of numbers, in ``dtype``; of levels of ``scale``, in float32.
+
+        oneDNN's pools of levels give levels. Exact sums come from a convolution of each channel with ones.
+        """
+        n, h, w, c = shape
+        output = (n, 1, 1, c)
+        if dtype != torch.uint8:
+            return self.pool(shape, output, "average", dtype, kernel=(h, w), stride=1)
+        ones = torch.ones((c, h, w, 1), dtype=torch.int8, device="cpu")
+        return self.convolution(shape, output, ones, None, known=[], groups=c, levels=Levels(scale / (h * w), None))
+
+    def rounded(self, shape: Shape, padding: int) -> Operation:
+        """Build the rounding of float32 images, one channel after another, to levels in a picture with a border.
+
+        The levels are channels-last. The destination begins at the first pixel inside the border.
+        """
+        n, h, w, c = shape
+        strides = [(h + 2 * padding) * (w + 2 * padding) * c, 1, (w + 2 * padding) * c, c]
+        library = self._library
+        source = self._layout((n, c, h, w), torch.float32, _PLANES)
+        made = library.created(
+            library.memory_desc_create_with_strides, 4, dimensions((n, c, h, w)), _DTYPES[torch.uint8],
+            dimensions(strides),
+        )  # fmt: skip
+        inside = Owned(made, library.memory_desc_destroy)
+        attributes, *_ = self._attributes(False, False, None, 1)
+        return self._operation(self._reorder(source, inside, attributes), None, [], [])
+
+    def _weighted(
+        self, description: Owned, packed: Packed, bias: Tensor | None, fixed: list[tuple[int, Owned]],
+        kept: list[object],
+    ) -> Operation:  # fmt: skip
+        fixed = [*fixed, (WEIGHTS, self._memory(packed.layout, packed.data.data_ptr()))]
+        if bias is not None:
+            fixed.append((BIAS, self._vector(bias.to(torch.float32).contiguous(), kept)))
+        return self._operation(description, packed, fixed, kept)
 
     def _operation(
         self, description: Owned, packed: Packed | None, fixed: list[tuple[int, Owned]], kept: list[object]
@@ -192,15 +219,16 @@ class Builder:
         if levels is None:
             return attributes, fixed, kept
         every = 1 if groups == 1 else 3  # a mask: one scale for each index of the first dimension, or of the first two
-        numbers = {_SOURCE: torch.tensor([levels.input], dtype=torch.float32, device="cpu"), _WEIGHTS: levels.weights,
-                   _DESTINATION: torch.tensor([levels.output], dtype=torch.float32, device="cpu")}  # fmt: skip
-        for argument, values in numbers.items():
-            library.primitive_attr_set_scales_mask(attributes, argument, every if argument == _WEIGHTS else 0)
-            fixed.append((_SCALES | argument, self._vector(values.to(torch.float32).contiguous(), kept)))
+        numbers = [(SOURCE, 0, _number(levels.input))]
+        numbers += [] if levels.weights is None else [(WEIGHTS, every, levels.weights)]
+        numbers += [] if levels.output is None else [(DESTINATION, 0, _number(levels.output))]
+        for argument, mask, values in numbers:
+            library.primitive_attr_set_scales_mask(attributes, argument, mask)
+            fixed.append((SCALES | argument, self._vector(values.to(torch.float32).contiguous(), kept)))
         if levels.output_zero_point:
-            library.primitive_attr_set_zero_points_mask(attributes, _DESTINATION, 0)
+            library.primitive_attr_set_zero_points_mask(attributes, DESTINATION, 0)
             point = torch.tensor([levels.output_zero_point], dtype=torch.int32, device="cpu")
-            fixed.append((_ZERO_POINTS | _DESTINATION, self._vector(point, kept)))
+            fixed.append((ZERO_POINTS | DESTINATION, self._vector(point, kept)))
         return attributes, fixed, kept
 
     def _packed(self, description: Owned, plain: Owned, weight: Tensor, known: list[Packed]) -> Packed:
@@ -210,20 +238,22 @@ class Builder:
         for packed in known:
             if library.memory_desc_equal(packed.layout, layout):
                 return packed
-        packed = Packed(layout, aligned(library.memory_desc_get_size(layout)))
-        change = self._described(
-            library.reorder_primitive_desc_create, plain, library.engine, layout, library.engine, None
-        )
+        packed, weight = Packed(layout, aligned(library.memory_desc_get_size(layout))), weight.contiguous()
+        change = self._reorder(plain, layout, None)
         primitive = Owned(library.created(library.primitive_create, change), library.primitive_destroy)
         memories = [
-            (_SOURCE, self._memory(plain, weight.data_ptr())),
-            (_DESTINATION, self._memory(layout, packed.data.data_ptr())),
+            (SOURCE, self._memory(plain, weight.data_ptr())),
+            (DESTINATION, self._memory(layout, packed.data.data_ptr())),
         ]
-        stream = new_stream(library)
-        library.primitive_execute(primitive, stream, len(memories), _arguments(memories))
-        library.stream_wait(stream)
+        run_once(library, primitive, memories)
         known.append(packed)
         return packed
+
+    def _reorder(self, source: Owned, destination: Owned, attributes: Owned | None) -> Owned:
+        library = self._library
+        return self._described(
+            library.reorder_primitive_desc_create, source, library.engine, destination, library.engine, attributes
+        )
 
     def _activation(self, shape: Shape, dtype: torch.dtype) -> Owned:
         n, h, w, c = shape
@@ -231,7 +261,7 @@ class Builder:
 
     def _layout(self, shape: Sequence[int], dtype: torch.dtype, tag: int) -> Owned:
         library = self._library
-        made = library.created(library.memory_desc_create_with_tag, len(shape), _dimensions(shape), _DTYPES[dtype], tag)
+        made = library.created(library.memory_desc_create_with_tag, len(shape), dimensions(shape), _DTYPES[dtype], tag)
         return Owned(made, library.memory_desc_destroy)
 
     def _queried(self, description: Owned, what: int) -> Owned:
@@ -251,46 +281,5 @@ class Builder:
         return memory(self._library, layout, address)
 
 
-def new_stream(library: Library) -> Owned:
-    """Return a stream, in which primitives run one after another. Each thread needs its own."""
-    return Owned(library.created(library.stream_create, library.engine, 1), library.stream_destroy)
-
-
-def memory(library: Library, layout: Owned, address: int) -> Owned:
-    """Return oneDNN's view of the memory at ``address``."""
-    made = library.created(library.memory_create, layout, library.engine, address)
-    return Owned(made, library.memory_destroy)
-
-
-def bound(
-    library: Library,
-    operation: Operation,
-    stream: Owned,
-    source: Owned,
-    destination: Owned,
-    scratchpad: int,
-    kept: list[object],
-) -> Callable[[], None]:
-    """Return a function that runs ``operation`` from one memory to another; ``scratchpad`` is an address.
-
-    What must live as long as the function is added to ``kept``.
-    """
-    memories = [*operation.fixed, (_SOURCE, source), (_DESTINATION, destination)]
-    if operation.scratchpad_bytes:
-        memories.append((_SCRATCHPAD, memory(library, operation.scratchpad, scratchpad)))
-    kept += (memories, operation)
-    return partial(library.primitive_execute, operation.primitive, stream, len(memories), _arguments(memories))
-
-
-def aligned(size: int) -> Tensor:
-    """Return ``size`` bytes that begin at a multiple of :data:`ALIGNMENT`."""
-    data = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
-    return data[-data.data_ptr() % ALIGNMENT :][:size]
-
-
-def _arguments(memories: Sequence[tuple[int, Owned]]) -> ctypes.Array[_Argument]:
-    return (_Argument * len(memories))(*[_Argument(argument, made._as_parameter_) for argument, made in memories])
-
-
-def _dimensions(values: Sequence[int]) -> ctypes.Array[c_int64]:
-    return (c_int64 * len(values))(*values)
+def _number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float32, device="cpu")

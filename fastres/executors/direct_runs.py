@@ -1,0 +1,291 @@
+"""Prepared steps and the memory in which they run: the inner part of :mod:`fastres.executors.direct`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Shape, Stem, Step
+from fastres.onednn.library import Library
+from fastres.onednn.objects import Operation, Owned, Packed, aligned, bound, memory, new_stream
+from fastres.onednn.primitives import Levels
+
+# Called in the place of each step, with the number of images and a function that runs it: to take times.
+Observer = Callable[[Step, int, Callable[[], None]], None]
+
+
+class Owner(Protocol):
+    """The executor: what it knows of its steps, and how it runs one on torch's operators."""
+
+    def value_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of the plan's value ``name``."""
+
+    def scale_of(self, name: str) -> float:
+        """Return what one level of the value ``name`` stands for; 1 if it is not in 8 bit."""
+
+    def is_direct(self, step: Step) -> bool:
+        """Return True if primitives compute ``step``, and not torch's operators."""
+
+    def levels_of(self, step: Stem | Conv | Head) -> Levels | None:
+        """Return the scales of a step in 8 bit; ``None`` if it is not."""
+
+    def padded(self, shape: Shape) -> Tensor:
+        """Return a picture ``[N, H + 2P, W + 2P, 3]`` for the levels that a stem in 8 bit reads, with its border."""
+
+    def fill(self, padded: Tensor, x: Tensor) -> None:
+        """Write the levels of the images ``x`` inside the border of ``padded``."""
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """Return the levels of normalised images ``x`` ``[N, 3, H, W]`` before they are rounded, in float32."""
+
+    def classified(self, averages: Tensor) -> Tensor:
+        """Return the averages ``[N, C]`` as the classifier reads them."""
+
+    def pack_one(self, step: Step, shape: Shape) -> Any:
+        """Return ``step`` packed for torch's operators and an input of ``shape``; ``None`` if there is nothing to."""
+
+    def run_step(
+        self, step: Step, values: dict[str, Tensor], index: int, packed: dict[str, Any], outputs: Sequence[str]
+    ) -> None:
+        """Compute the plan's ``index``-th step from ``values`` on torch's operators, and add its outputs to them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a value is in the block, from which byte, and what it is."""
+
+    offset: int
+    shape: Shape
+    dtype: torch.dtype
+
+    def view(self, block: Tensor) -> Tensor:
+        """Return the value as a channels-last tensor ``[N, C, H, W]`` in ``block``."""
+        size = prod(self.shape) * self.dtype.itemsize
+        flat = block[self.offset : self.offset + size].view(self.dtype)
+        return flat.view(self.shape).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A step with its primitives, none if torch's operators compute it, and its index in the plan.
+
+    A head has the averages and, if it classifies, the product. A stem in 8 bit first has the rounding of its input.
+    """
+
+    index: int
+    step: Step
+    shape: Shape  # of its input, NHWC
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The steps for one shape, and the places of their values. ``packed`` is for the steps on torch's operators."""
+
+    parts: tuple[Part, ...]
+    places: dict[str, Place]
+    outputs: tuple[str, ...]
+    packed: dict[str, Any]
+    scratchpad: int  # its offset in the block
+    size: int  # of the block
+
+    @property
+    def weights(self) -> set[Packed]:
+        """The packed weights. Other shapes may use the same."""
+        operations = (operation for part in self.parts for operation in part.operations)
+        return {operation.packed for operation in operations if operation.packed}
+
+
+class Workspace:
+    """A block of memory, and the prepared steps that run in it. One thread uses it at a time."""
+
+    def __init__(self) -> None:
+        self._block = aligned(0)
+        self._runs: weakref.WeakKeyDictionary[Prepared, Run] = weakref.WeakKeyDictionary()
+
+    def run_of(self, prepared: Prepared, library: Library, owner: Owner) -> Run:
+        """Return ``prepared``, ready to run in this memory."""
+        run = self._runs.get(prepared)
+        if run is None:
+            with torch.inference_mode(False), torch.no_grad():
+                if self._block.nbytes < prepared.size:
+                    self._runs.clear()
+                    self._block = aligned(0)  # frees the memory before the process gets more
+                    self._block = aligned(prepared.size)
+                run = self._runs[prepared] = Run(prepared, self._block, library, owner)
+        return run
+
+
+class Run:
+    """Prepared steps in a block of memory."""
+
+    def __init__(self, prepared: Prepared, block: Tensor, library: Library, owner: Owner) -> None:
+        self._outputs = prepared.outputs
+        self._views = {name: place.view(block) for name, place in prepared.places.items()}
+        self._given = _Given()
+        binder = _Binder(library, block.data_ptr() + prepared.scratchpad)
+        self._kept = binder.kept
+        groups: dict[int, tuple[Step, list[Callable[[], object]]]] = {}
+        for part in prepared.parts:
+            _, calls = groups.setdefault(part.index, (part.step, []))
+            if not part.operations:
+                rest = (part.step, part.index, prepared.packed, prepared.outputs)
+                calls.append(partial(_run_operators, self._given, self._views, owner, *rest))
+            elif isinstance(part.step, Stem):
+                calls += _stem(binder, self._given, owner, part, self._views[part.step.output])
+            elif isinstance(part.step, Head):
+                calls.append(_head(binder, self._given, owner, part, self._views[part.step.input]))
+            else:
+                calls += _step(binder, part, self._views)
+        self._steps = list(groups.values())
+        self._calls = [call for _, calls in self._steps for call in calls]
+
+    def __call__(self, values: dict[str, Tensor], observe: Observer | None) -> None:
+        """Run all steps on ``values["input"]``, and add the outputs to ``values``."""
+        self._given.values = values
+        try:
+            if observe is None:
+                _run_all(self._calls)
+            else:
+                for step, calls in self._steps:
+                    observe(step, values[INPUT].shape[0], partial(_run_all, calls))
+        finally:
+            self._given.values = {}
+        for name in self._outputs:
+            if name in self._views:
+                values[name] = self._views[name].clone(memory_format=torch.channels_last)
+
+
+@dataclass(eq=False)
+class _Given:
+    """What a call is about: its values. The functions of a run refer to this, and not to the run that owns them."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Binder:
+    """Binds operations to memory. ``scratchpad`` is an address; ``kept`` must live as long as the functions."""
+
+    def __init__(self, library: Library, scratchpad: int) -> None:
+        self.library, self.kept = library, list[object]()
+        self._stream, self._scratchpad = new_stream(library), scratchpad
+
+    def memories(self, operation: Operation) -> tuple[Owned, Owned]:
+        """Return the source and destination of ``operation``, which have no address yet."""
+        return memory(self.library, operation.source, 0), memory(self.library, operation.destination, 0)
+
+    def bound(self, operation: Operation, source: Owned, destination: Owned) -> Callable[[], None]:
+        """Return a function that runs ``operation`` from ``source`` to ``destination``."""
+        return bound(self.library, operation, self._stream, source, destination, self._scratchpad, self.kept)
+
+    def between(self, operation: Operation, x: Tensor, y: Tensor) -> Callable[[], None]:
+        """Return a function that runs ``operation`` from the memory of ``x`` to that of ``y``."""
+        source, destination = self.memories(operation)
+        self.library.memory_set_data_handle(source, x.data_ptr())
+        self.library.memory_set_data_handle(destination, y.data_ptr())
+        return self.bound(operation, source, destination)
+
+
+def _step(binder: _Binder, part: Part, views: dict[str, Tensor]) -> list[Callable[[], object]]:
+    """Return the functions that run a convolution or pool."""
+    step, (operation,) = part.step, part.operations
+    run = binder.between(operation, views[step.input], views[step.output])
+    if isinstance(step, Conv) and step.residual is not None:
+        residual, output = views[step.residual], views[step.output]
+        if residual.data_ptr() != output.data_ptr():  # it is still needed: the sum goes to a copy
+            return [partial(output.copy_, residual), run]
+    return [run]
+
+
+def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Callable[[], object]]:
+    """Return the functions that run a stem's convolution on the images of a call."""
+    operation, library = part.operations[-1], binder.library
+    source, destination = binder.memories(operation)
+    library.memory_set_data_handle(destination, output.data_ptr())
+    run = binder.bound(operation, source, destination)
+    if len(part.operations) == 1:
+
+        def read_images() -> None:
+            library.memory_set_data_handle(source, given.values[INPUT].data_ptr())
+
+        return [read_images, run]
+    assert isinstance(part.step, Stem)
+    padding, padded = part.step.padding, owner.padded(part.shape)
+    library.memory_set_data_handle(source, padded.data_ptr())
+    rounding, (planes, inside) = part.operations[0], binder.memories(part.operations[0])
+    library.memory_set_data_handle(inside, padded[:, padding:, padding:].data_ptr())
+    round_planes = binder.bound(rounding, planes, inside)
+
+    def read_levels() -> None:
+        x = given.values[INPUT]
+        if x.dtype == torch.uint8 or not x.is_contiguous():
+            owner.fill(padded, x)
+            return
+        unrounded = owner.unrounded(x)
+        library.memory_set_data_handle(planes, unrounded.data_ptr())
+        round_planes()
+
+    return [read_levels, run]
+
+
+def _head(binder: _Binder, given: _Given, owner: Owner, part: Part, x: Tensor) -> Callable[[], object]:
+    """Return a function that averages ``x`` and classifies the averages. Both results get new memory."""
+    library, (n, c, _, _) = binder.library, x.shape
+    dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
+    source, averages = binder.memories(part.operations[0])
+    library.memory_set_data_handle(source, x.data_ptr())
+    average = binder.bound(part.operations[0], source, averages)
+
+    def pool() -> Tensor:
+        pooled = torch.empty((n, c), dtype=dtype, device="cpu")
+        library.memory_set_data_handle(averages, pooled.data_ptr())
+        average()
+        given.values[POOLED] = pooled
+        return pooled
+
+    if len(part.operations) == 1:
+        return pool
+    read, written = binder.memories(part.operations[1])
+    multiply, classes = binder.bound(part.operations[1], read, written), part.step.weight.shape[0]
+
+    def pool_and_classify() -> None:
+        pooled = owner.classified(pool())
+        logits = torch.empty((n, classes), dtype=torch.float32, device="cpu")
+        library.memory_set_data_handle(read, pooled.data_ptr())
+        library.memory_set_data_handle(written, logits.data_ptr())
+        multiply()
+        given.values[LOGITS] = logits
+
+    return pool_and_classify
+
+
+def _run_operators(
+    given: _Given,
+    views: dict[str, Tensor],
+    owner: Owner,
+    step: Step,
+    index: int,
+    packed: dict[str, Any],
+    outputs: Sequence[str],
+) -> None:
+    """Compute a step on torch's operators, and copy its results to their places."""
+    values = {**views, INPUT: given.values[INPUT]}
+    owner.run_step(step, values, index, packed, outputs)
+    for name, value in values.items():
+        view = views.get(name)
+        if view is None:
+            given.values[name] = value
+        elif value is not view:
+            view.copy_(value)
+
+
+def _run_all(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()

@@ -1,0 +1,126 @@
+"""oneDNN's objects, with owners that destroy them, and the memory that primitives read and write."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Callable, Sequence
+from ctypes import c_int64
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .library import Library
+
+ALIGNMENT = 64  # bytes: a cache line, and the longest vector
+HUGE_PAGE = 2 * 2**20
+
+# Arguments of a primitive.
+SOURCE, DESTINATION, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
+SCALES, ZERO_POINTS = 4096, 8192  # to be added to another argument
+
+
+class Owned:
+    """An object of oneDNN's. It is destroyed with the last reference."""
+
+    __slots__ = ("__weakref__", "_as_parameter_", "_destroy")
+
+    def __init__(self, address: int, destroy: Callable[[int], None]) -> None:
+        self._as_parameter_ = address
+        self._destroy = destroy
+
+    def __del__(self) -> None:
+        self._destroy(self._as_parameter_)
+
+
+class _Argument(ctypes.Structure):
+    """dnnl_exec_arg_t"""
+
+    _fields_ = (("argument", ctypes.c_int), ("memory", ctypes.c_void_p))
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights in one of oneDNN's layouts."""
+
+    layout: Owned
+    data: Tensor  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """A primitive with the arguments that all its runs share, and the layouts of the others."""
+
+    primitive: Owned
+    source: Owned
+    destination: Owned
+    scratchpad: Owned
+    scratchpad_bytes: int
+    implementation: str
+    packed: Packed | None = None
+    fixed: list[tuple[int, Owned]] = field(default_factory=list)
+    kept: list[object] = field(default_factory=list)
+
+
+def new_stream(library: Library) -> Owned:
+    """Return a stream, in which primitives run one after another. Each thread needs its own."""
+    return Owned(library.created(library.stream_create, library.engine, 1), library.stream_destroy)
+
+
+def memory(library: Library, layout: Owned, address: int) -> Owned:
+    """Return oneDNN's view of the memory at ``address``."""
+    made = library.created(library.memory_create, layout, library.engine, address)
+    return Owned(made, library.memory_destroy)
+
+
+def bound(
+    library: Library,
+    operation: Operation,
+    stream: Owned,
+    source: Owned,
+    destination: Owned,
+    scratchpad: int,
+    kept: list[object],
+) -> Callable[[], None]:
+    """Return a function that runs ``operation`` from one memory to another; ``scratchpad`` is an address.
+
+    What must live as long as the function is added to ``kept``.
+    """
+    memories = [*operation.fixed, (SOURCE, source), (DESTINATION, destination)]
+    if operation.scratchpad_bytes:
+        memories.append((SCRATCHPAD, memory(library, operation.scratchpad, scratchpad)))
+    kept += (memories, operation)
+    return partial(library.primitive_execute, operation.primitive, stream, len(memories), _arguments(memories))
+
+
+def run_once(library: Library, primitive: Owned, memories: Sequence[tuple[int, Owned]]) -> None:
+    """Run ``primitive`` on these arguments, and wait for it."""
+    stream = new_stream(library)
+    library.primitive_execute(primitive, stream, len(memories), _arguments(memories))
+    library.stream_wait(stream)
+
+
+def aligned(size: int) -> Tensor:
+    """Return ``size`` bytes that begin at a multiple of :data:`ALIGNMENT`, in huge pages if they are many.
+
+    Pages of 2 MB instead of 4 KB save the processor most of its searches for an address.
+    """
+    if size < HUGE_PAGE:
+        data = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+        return data[-data.data_ptr() % ALIGNMENT :][:size]
+    pages = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    data = torch.frombuffer(pages, dtype=torch.uint8)  # keeps them mapped
+    return data[-data.data_ptr() % HUGE_PAGE :][:size]
+
+
+def _arguments(memories: Sequence[tuple[int, Owned]]) -> ctypes.Array[_Argument]:
+    return (_Argument * len(memories))(*[_Argument(argument, made._as_parameter_) for argument, made in memories])
+
+
+def dimensions(values: Sequence[int]) -> ctypes.Array[c_int64]:
+    return (c_int64 * len(values))(*values)
