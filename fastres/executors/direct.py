@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +33,7 @@ from .recent import Recent
 # Number of shapes whose primitives are kept, as long as their weights take at most COPIES_KEPT times the memory of the
 # plan's own. Shapes with the same layouts share weights.
 SHAPES_KEPT = 32
+_WORKSPACES_KEPT = os.cpu_count() or 1
 
 _CONVOLVED = " before the pool"  # appended to the name of the stem's output
 
@@ -45,7 +45,7 @@ class Direct:
         self._library, self._plan = library, plan
         self._owner: Owner = weakref.proxy(owner)
         self._guard = Guard()
-        self.kept: Recent[tuple[Any, ...], Prepared] = Recent(SHAPES_KEPT)
+        self.kept: Recent[tuple[Shape, int, tuple[str, ...]], Prepared] = Recent(SHAPES_KEPT)
         self._known: dict[str, list[Packed]] = {}
         self._most_bytes = COPIES_KEPT * sum(step.weight.nbytes for step in plan if isinstance(step, (Stem, Conv)))
         self._idle: list[Workspace] = []
@@ -73,13 +73,12 @@ class Direct:
 
     def _give_back(self, workspace: Workspace) -> None:
         with self._guard:
-            if len(self._idle) < (os.cpu_count() or 1):
+            if len(self._idle) < _WORKSPACES_KEPT:
                 self._idle.append(workspace)
 
     def _prepared_for(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
         # The layouts also depend on the number of threads. Asking for it sets that of OpenMP in a new thread.
-        kept = tuple(sorted({*outputs} - {LOGITS, POOLED}))
-        key = (shape, torch.get_num_threads(), len(self._plan.steps_for(outputs)), kept, LOGITS in outputs)
+        key = (shape, torch.get_num_threads(), outputs)
         with self._guard:
             if key in self.kept:
                 return self.kept.keep(key, self.kept[key])
