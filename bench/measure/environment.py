@@ -17,6 +17,7 @@ import torch
 
 from fastres.bench.report.results import significant
 from fastres.commands.environment import installed_version
+from fastres.executors.direct import description
 from fastres.executors.processor import processor
 from fastres.memory import has_huge_pages, is_kept
 from fastres.roofline.ceilings import Ceilings
@@ -44,6 +45,7 @@ def describe(
         "threads": torch.get_num_threads(),
         "memory_kept": is_kept(),
         "huge_pages": has_huge_pages(),
+        "onednn": None if gpu else description(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -109,6 +109,19 @@ def step_times(model: Model, x: Tensor) -> list[Times]:
 @contextmanager
 def stamped(executor: Any, stamps: list[Stamp], mark: Callable[[], Any]) -> Iterator[None]:
     """Within the context, record each step that ``executor`` runs: its name, images, and a mark before and after."""
+    if getattr(executor, "direct", None) is not None:
+
+        def observed(step: Step, images: int, run: Callable[[], None]) -> None:
+            begin = mark()
+            run()
+            stamps.append((step.name, images, begin, mark()))
+
+        executor.direct.observe = observed
+        try:
+            yield
+        finally:
+            executor.direct.observe = None
+        return
     run_step = executor.run_step
 
     def timed(step: Step, values: dict[str, Tensor], *rest: Any) -> None:

@@ -22,6 +22,7 @@ FACTS = {
     "gpu": "GPU", "gpu_memory_gb": "GPU memory, GB", "cpu": "CPU",
     "cpu_instruction_sets": "CPU instruction sets", "cpu_limits": "CPU limited by",
     "cpu_count": "CPU cores", "threads": "threads", "memory_kept": "freed memory is kept", "huge_pages": "huge pages",
+    "onednn": "oneDNN",
     "load_average": "load average before the run",
     "system": "system", "python": "Python", "torch": "torch", "cuda": "CUDA",
     "hip": "HIP", "cudnn": "cuDNN", "triton": "Triton", "fastres": "fastres", "commit": "commit",

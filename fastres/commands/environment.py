@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fastres.executors import cpu
+from fastres.executors.direct import description
 from fastres.executors.processor import processor
 from fastres.executors.quota import cores_allowed
 from fastres.kernels.inspection.ptx import RECOMMENDED, leaves_out_fence
@@ -38,6 +39,7 @@ def environment() -> dict[str, str | int | float | None]:
         "memory_kept": is_kept(),
         "huge_pages": has_huge_pages(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": description(),
         "cpu_dtypes": ", ".join(map(dtype_name, cpu.supported_dtypes())),
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
         "platform": platform.platform(),

@@ -24,11 +24,11 @@ from torch.nn import functional
 from fastres.errors import DeviceError, DtypeError
 from fastres.forks import Guard, calls
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, SqueezeExcite, Stem, Step
-from fastres.onednn.library import absent, library
+from fastres.onednn.library import library
 from fastres.onednn.primitives import Levels
 from fastres.text import dtype_name
 
-from .direct import Direct
+from .direct import Direct, absent
 from .packing import SHAPES_KEPT, Packings
 from .quota import warn_of_too_many_threads
 from .recent import Recent

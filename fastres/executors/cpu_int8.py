@@ -260,8 +260,11 @@ class Int8Executor(CpuExecutor):
         return pack_convolution(step, scale, x, y, added, activation, shape)
 
 
-def describe(quantisation: Quantisation, step: Step, macs: float) -> str:
-    """Name the operations that run ``step`` of so many ``macs``, for :meth:`fastres.Model.explain`."""
+def describe(quantisation: Quantisation, step: Step, macs: float, *, direct: bool) -> str:
+    """Name the operations that run ``step`` of so many ``macs``, for :meth:`fastres.Model.explain`.
+
+    ``direct`` means that oneDNN's primitives are called directly, and not through torch's operators.
+    """
     if isinstance(step, Pool):
         return f"uint8 {'max_pool2d' if step.mode == 'max' else 'avg_pool2d in float32'}"
     if step.name not in quantisation.weights:
@@ -269,7 +272,7 @@ def describe(quantisation: Quantisation, step: Step, macs: float) -> str:
     if isinstance(step, Head):
         return "mean, oneDNN u8·s8 product"
     assert isinstance(step, (Stem, Conv))
-    kind = "product" if isinstance(step, Conv) and is_product(step, macs) else "conv"
+    kind = "product" if not direct and isinstance(step, Conv) and is_product(step, macs) else "conv"
     if isinstance(step, Stem):
         return "pixels, oneDNN u8·s8 conv+bias+relu" + (", uint8 max_pool2d" if step.pool else "")
     parts = [f"{kind}+bias"] + ["+add"] * (step.residual is not None) + ["+relu"] * step.relu

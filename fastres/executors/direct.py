@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from fastres.forks import Guard
+from fastres.kernels.routing.without import VARIABLE, left_out
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, Stem, Step
+from fastres.onednn import library as onednn
 from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed
 from fastres.onednn.primitives import Builder
@@ -36,6 +38,20 @@ SHAPES_KEPT = 32
 _WORKSPACES_KEPT = os.cpu_count() or 1
 
 _CONVOLVED = " before the pool"  # appended to the name of the stem's output
+
+
+def absent() -> str | None:
+    """Return why torch's operators run networks on this CPU, and not oneDNN's primitives; ``None`` if these do.
+
+    Raises ``KernelError`` for an unknown name in ``FASTRES_WITHOUT``.
+    """
+    return f"{VARIABLE} leaves out primitives" if "primitives" in left_out() else onednn.absent()
+
+
+def description() -> str:
+    """Say which oneDNN runs networks on this CPU, and how."""
+    reason = absent()
+    return f"through torch's operators: {reason}" if reason else f"{onednn.library().number}, called directly"
 
 
 class Direct:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastres.executors import cpu, cpu_int8
+from fastres.executors import cpu, cpu_int8, direct
 from fastres.network.plan import Plan, Pool, Shape, Step, StepCost, describe
 from fastres.roofline.ceilings import Ceilings, bound_by, stated
 from fastres.text import dtype_name, text_table
@@ -162,12 +162,15 @@ def _choices(
 def _kernel_on_cpu(plan: Plan, step: Step, cost: StepCost) -> str:
     if plan.quantisation is None:
         return cpu.describe(step)
-    return cpu_int8.describe(plan.quantisation, step, cost.flops / 2)
+    return cpu_int8.describe(plan.quantisation, step, cost.flops / 2, direct=direct.absent() is None)
 
 
 def _manner_on_cpu(plan: Plan, shape: Shape, dtype: torch.dtype) -> str:
     images = cpu.micro_batch(plan, shape, dtype)
     manner = f"in micro-batches of {images} images" if images < shape[0] else ""
+    if (reason := direct.absent()) is None:
+        return manner
+    manner = ", ".join(filter(None, (manner, f"through torch's operators, because {reason}")))
     if plan.quantisation is None:
         return manner
     end, part = cpu_int8.first_stages(plan, (images, *shape[1:]))

@@ -6,7 +6,6 @@ The C interface is the same in all versions 3 of oneDNN. Its reference: https://
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -17,12 +16,9 @@ from typing import Any
 
 import torch
 
-from fastres.errors import DeviceError, InputError, OneDnnError
+from fastres.errors import DeviceError, OneDnnError
 
 from .symbols import SymbolsError, function_addresses
-
-VARIABLE = "FASTRES_ONEDNN"
-DIRECT, OPERATORS = "direct", "operators"
 
 _LIBRARY = (Path(torch.__file__).parent / "lib" / "libtorch_cpu.so").resolve()
 _MAJOR, _OPENMP = 3, 2  # the version of the interface, and DNNL_RUNTIME_OMP
@@ -130,8 +126,8 @@ def _checker(name: str) -> Callable[[int, Any, Any], None]:
             raise MemoryError(f"oneDNN has no memory left (dnnl_{name})")
         said = _STATUSES[status] if status < len(_STATUSES) else f"status {status}"
         raise OneDnnError(
-            f"oneDNN's function dnnl_{name} says {said!r}. Set {VARIABLE}={OPERATORS} to go through torch's operators, "
-            "and report this"
+            f"oneDNN's function dnnl_{name} says {said!r}. Set FASTRES_WITHOUT=primitives to go through torch's "
+            "operators, and report this"
         )
 
     return check
@@ -146,16 +142,7 @@ def library() -> Library:
 
 
 def absent() -> str | None:
-    """Return why oneDNN is not called directly; ``None`` if it is.
-
-    Raises ``InputError`` if the environment variable ``FASTRES_ONEDNN`` has another value than ``direct`` (the default)
-    and ``operators``.
-    """
-    choice = os.environ.get(VARIABLE) or DIRECT
-    if choice not in (DIRECT, OPERATORS):
-        raise InputError(f"{VARIABLE} is {choice!r}, but must be {DIRECT!r} or {OPERATORS!r}; change it, or unset it")
-    if choice == OPERATORS:
-        return f"{VARIABLE}={OPERATORS} is set"
+    """Return why oneDNN's functions cannot be called here; ``None`` if they can."""
     found = _library()
     return found if isinstance(found, str) else None
 
