@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
 
 import pytest
 import torch
@@ -17,15 +14,16 @@ from torch import Tensor, nn
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
 from fastres.errors import DtypeError
-from fastres.executors import cpu, packing
+from fastres.executors import cpu
 from fastres.executors.cpu import CpuExecutor
 from fastres.folding.build import build_plan, outline
 from fastres.network.architectures import ARCHITECTURES, get_architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
-from fastres.network.plan import Conv, Shape, Stem, Step
 from fastres.text import dtype_name
-from tests.measures import Yardstick, relative_error
+from tests.measures import Yardstick
 from tests.network.test_architectures import TORCHVISION
+
+pytestmark = pytest.mark.usefixtures("way")
 
 SHAPES = ((2, 64, 64), (1, 75, 97), (2, 64, 64))  # batch, height, width
 
@@ -139,71 +137,6 @@ def test_pixels_are_normalised(layout: torch.memory_format) -> None:
     Yardstick(module, *given, forward=normalised).check(logits_of(executor(module, "resnet18")))
 
 
-def packed_weights(run: CpuExecutor) -> dict[int, int]:
-    """Return the bytes of every packed weight that ``run`` keeps, each counted once."""
-    kept = (conv.weight for packed in run._packed.kept.values() for conv in packed.values())
-    return {id(weight): torch.ops.mkldnn._nbytes(weight) for weight in kept}
-
-
-def test_packed_weights_are_kept_and_shared_between_shapes() -> None:
-    run = executor(calibrated(get_architecture("resnet20")), "resnet20")
-    for size in range(32, 64):
-        run.run(smooth_images(1, size, size))
-    assert len(run._packed.kept) == 32
-    assert len(packed_weights(run)) < 3 * len(run._plan), "equal layouts are shared"
-
-
-@pytest.mark.parametrize("copies", [1.0, 1.5, 3.0])
-def test_the_memory_of_packed_weights_is_bounded(monkeypatch: pytest.MonkeyPatch, copies: float) -> None:
-    monkeypatch.setattr(packing, "COPIES_KEPT", copies)
-    monkeypatch.setattr(packing.Packings, "_known", lambda self, name, conv: conv)  # as if every layout were another
-    module = calibrated(get_architecture("resnet20"))
-    run = executor(module, "resnet20")
-    for batch, size in ((1, 32), (2, 40), (1, 48), (1, 32), (3, 56)):
-        x = smooth_images(batch, size, size)
-        assert relative_error(run.run(x)[0], module(x).detach()) < 1e-5
-        assert (batch, size, size, 3) in {shape for shape, _ in run._packed.kept}, "the newest shape is kept"
-        assert len(run._packed.kept) == 1 or sum(packed_weights(run).values()) <= run._packed.most_bytes
-    weights = sum(step.weight.numel() * 4 for step in run._plan if isinstance(step, (Conv, Stem)))
-    assert run._packed.most_bytes == copies * weights
-    assert len(run._packed.kept) <= max(1, copies)
-
-
-def test_another_number_of_threads_packs_anew() -> None:
-    run = executor(calibrated(get_architecture("resnet18")), "resnet18")
-    x, threads = smooth_images(1, 64, 64), torch.get_num_threads()
-    (before,) = run.run(x)
-    try:
-        torch.set_num_threads(threads + 1)
-        (after,) = run.run(x)
-    finally:
-        torch.set_num_threads(threads)
-    assert {key[1] for key in run._packed.kept} == {threads, threads + 1}
-    assert relative_error(after, before) < 1e-5
-
-
-def test_threads_wait_for_the_one_that_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = executor(calibrated(get_architecture("resnet20")), "resnet20")
-    begun, waited = threading.Event(), threading.Event()
-    pack, packed = run._packed._pack, []
-
-    def slow(shape: Shape) -> dict[str, cpu.PackedConv]:
-        begun.set()
-        assert waited.wait(60)
-        packed.append(shape)
-        return pack(shape)
-
-    monkeypatch.setattr(run._packed, "_pack", slow)
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(run._packed.of, (1, 32, 32, 3))
-        assert begun.wait(60)
-        second = pool.submit(run._packed.of, (1, 32, 32, 3))
-        assert not wait([second], timeout=0.2).done, "the second waits for the first"
-        waited.set()
-        assert first.result(60) is second.result(60)
-    assert len(packed) == 1
-
-
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_micro_batches_are_equal_parts_below_the_limit(name: str, dtype: torch.dtype) -> None:
@@ -227,16 +160,15 @@ def test_the_limit_is_that_of_the_largest_activation() -> None:
 
 
 def images_run(run: CpuExecutor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Record the number of images of each call of the stem from now on."""
+    """Record the number of images of each part of a batch from now on."""
     images: list[int] = []
-    run_step = run.run_step
+    run_part = run._run
 
-    def counted(step: Step, values: dict[str, Tensor], *rest: Any) -> None:
-        if isinstance(step, Stem):
-            images.append(len(values[step.input]))
-        run_step(step, values, *rest)
+    def counted(x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
+        images.append(len(x))
+        return run_part(x, outputs)
 
-    monkeypatch.setattr(run, "run_step", counted)
+    monkeypatch.setattr(run, "_run", counted)
     return images
 
 

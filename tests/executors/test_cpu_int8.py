@@ -19,11 +19,13 @@ from fastres.executors.int8_steps import Int8Conv, Int8Product, limited, saturat
 from fastres.executors.reference import ReferenceExecutor
 from fastres.folding.build import build_plan, outline
 from fastres.network.architectures import get_architecture
-from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan
+from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Plan
 from fastres.network.quantisation import WEIGHT_LIMIT_WITHOUT_VNNI
 from fastres.quantisation.rounding import quantisable, quantise_plan
 from tests.measures import relative_error
 from tests.quantisation.simple import scales_of
+
+pytestmark = pytest.mark.usefixtures("way")
 
 NETWORKS = ("resnet18", "resnet50", "resnext50_32x4d", "resnet26d", "seresnet50", "plain18", "resnet20")
 
@@ -40,31 +42,29 @@ def quantised(name: str, keep: Sequence[str] = ()) -> Plan:
 
 
 def check_steps(run: Int8Executor, x: Tensor) -> None:
-    """Compare every step with the reference, on the reference's own inputs."""
-    plan, n = run._plan, x.shape[0]
-    values = ReferenceExecutor(plan).values(x)
-    packed = run._packed.of((n, *x.shape[2:], 3))
-    for index, step in enumerate(plan):
-        given = {name: values[name] if name == INPUT else nchw(values[name]) for name in step.reads}
-        run.run_step(step, given, index, packed, (LOGITS,))
-        expected, found = values[step.output], given[step.output]
-        if isinstance(step, Head):
-            assert relative_error(found, expected) < 1e-5
-            continue
-        assert found.is_contiguous(memory_format=torch.channels_last)
+    """Compare every step with the reference, on the executor's own inputs."""
+    plan = run._plan
+    names = [name for step in plan for name in step.writes]
+    values = {
+        INPUT: x,
+        **dict(zip(names, (levels(run, *found) for found in zip(names, run.run(x, names))), strict=True)),
+    }
+    for step in plan:
+        expected, found = ReferenceExecutor(plan)._step(step, values)[step.output], values[step.output]
         if expected.dtype == torch.uint8:
             assert found.dtype == torch.uint8
-            off = (nchw(expected).int() - found.int()).abs()
+            off = (expected.int() - found.int()).abs()
             assert int(off.amax()) <= 1, step.name
             assert float((off > 0).double().mean()) < 1e-3, step.name
         else:
-            assert relative_error(found, nchw(expected)) < 1e-5
+            assert relative_error(found, expected) < 1e-5
 
 
-def nchw(value: Tensor) -> Tensor:
-    """Return a channels-last copy, as the executor's values are: float64 becomes float32."""
-    value = value.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    return value.clone() if value.dtype == torch.uint8 else value.float()
+def levels(run: Int8Executor, name: str, value: Tensor) -> Tensor:
+    """Return a value of the executor, NHWC, as the reference has it: in levels, or in float64."""
+    value = value.permute(0, 2, 3, 1).double() if value.dim() == 4 else value.double()
+    scale = run._scales.get(name)
+    return value if scale is None else (value / scale.scale + scale.zero_point).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -111,6 +111,7 @@ def test_values_outside_the_pixels_are_clipped() -> None:
     assert torch.equal(run.run(bright)[0], run.run(white)[0])
 
 
+@pytest.mark.usefixtures("operators")
 def test_large_batches_run_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Int8Executor(quantised("resnet50"))
     x = pixels(smooth_images(7, 64, 64, seed=6))
@@ -227,6 +228,7 @@ def test_saturation_is_tried_out() -> None:
     assert saturates() is (not torch.cpu._is_vnni_supported())
 
 
+@pytest.mark.usefixtures("operators")
 def test_one_by_one_convolutions_are_products() -> None:
     run = Int8Executor(quantised("resnet50"))
     small, large = run._packed.of((1, 64, 64, 3)), run._packed.of((64, 224, 224, 3))

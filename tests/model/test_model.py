@@ -181,7 +181,7 @@ class TestOtherOutputs:
 
     def test_warmup_prepares_the_shapes(self, model: fastres.Model) -> None:
         model.warmup((1, 2), image_size=64)
-        assert {shape for shape, _ in model._executor._packed.kept} == {(1, 64, 64, 3), (2, 64, 64, 3)}  # type: ignore[attr-defined]
+        assert {key[0] for key in kept_shapes(model._executor)} == {(1, 64, 64, 3), (2, 64, 64, 3)}  # type: ignore[attr-defined]
 
     def test_empty_batch(self, model: fastres.Model) -> None:
         empty = torch.zeros(0, 3, 64, 64)
