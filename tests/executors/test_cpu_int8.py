@@ -45,10 +45,8 @@ def check_steps(run: Int8Executor, x: Tensor) -> None:
     """Compare every step with the reference, on the executor's own inputs."""
     plan = run._plan
     names = [name for step in plan for name in step.writes]
-    values = {
-        INPUT: x,
-        **dict(zip(names, (levels(run, *found) for found in zip(names, run.run(x, names))), strict=True)),
-    }
+    results = dict(zip(names, run.run(x, names), strict=True))
+    values = {INPUT: x, **{name: levels(run, name, value) for name, value in results.items()}}
     for step in plan:
         expected, found = ReferenceExecutor(plan)._step(step, values)[step.output], values[step.output]
         if expected.dtype == torch.uint8:

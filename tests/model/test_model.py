@@ -26,6 +26,7 @@ from fastres.errors import (
     InputError,
     UnknownModelError,
 )
+from fastres.executors.cpu import CpuExecutor
 from fastres.network.architectures import get_architecture
 from fastres.text import dtype_name
 from tests.executors.test_cpu import torchvision_module
@@ -181,7 +182,10 @@ class TestOtherOutputs:
 
     def test_warmup_prepares_the_shapes(self, model: fastres.Model) -> None:
         model.warmup((1, 2), image_size=64)
-        assert {key[0] for key in kept_shapes(model._executor)} == {(1, 64, 64, 3), (2, 64, 64, 3)}  # type: ignore[attr-defined]
+        executor = model._executor
+        assert isinstance(executor, CpuExecutor)
+        kept = executor._packed.kept if executor.direct is None else executor.direct.kept
+        assert {key[0] for key in kept} == {(1, 64, 64, 3), (2, 64, 64, 3)}
 
     def test_empty_batch(self, model: fastres.Model) -> None:
         empty = torch.zeros(0, 3, 64, 64)
