@@ -13,6 +13,7 @@ same primitives, without the time that an operator of torch takes around each. O
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,8 @@ class CpuExecutor:
         self._last_reads = plan.last_reads()
         convolutions = (step for step in plan if isinstance(step, (Stem, Conv)))
         weights = sum(step.weight.nbytes for step in convolutions)
-        self._packed: Packings[Any] = Packings(self._pack, weights)
+        owner = weakref.proxy(self)
+        self._packed: Packings[Any] = Packings(lambda shape: owner._pack(shape), weights)
         self._micro_batches: Recent[Shape, int] = Recent(SHAPES_KEPT)
         self._guard = Guard()
         self.direct = None if absent() else Direct(library(), self, plan)
@@ -153,6 +155,7 @@ class CpuExecutor:
             with torch.autocast("cpu", enabled=False):
                 return self.run(x, outputs)
         n, _, h, w = x.shape
+        x = x.detach()
         with calls:
             # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
             if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import mmap
 from collections.abc import Callable, Sequence
 from ctypes import c_int64
 from dataclasses import dataclass, field
@@ -16,7 +14,6 @@ from torch import Tensor
 from .library import Library
 
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
-HUGE_PAGE = 2 * 2**20
 
 # Arguments of a primitive.
 SOURCE, DESTINATION, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
@@ -104,18 +101,9 @@ def run_once(library: Library, primitive: Owned, memories: Sequence[tuple[int, O
 
 
 def aligned(size: int) -> Tensor:
-    """Return ``size`` bytes that begin at a multiple of :data:`ALIGNMENT`, in huge pages if they are many.
-
-    Pages of 2 MB instead of 4 KB save the processor most of its searches for an address.
-    """
-    if size < HUGE_PAGE:
-        data = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
-        return data[-data.data_ptr() % ALIGNMENT :][:size]
-    pages = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    data = torch.frombuffer(pages, dtype=torch.uint8)  # keeps them mapped
-    return data[-data.data_ptr() % HUGE_PAGE :][:size]
+    """Return ``size`` bytes that begin at a multiple of :data:`ALIGNMENT`."""
+    data = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+    return data[-data.data_ptr() % ALIGNMENT :][:size]
 
 
 def _arguments(memories: Sequence[tuple[int, Owned]]) -> ctypes.Array[_Argument]:

@@ -1,0 +1,149 @@
+"""Every primitive computes what its description says, on small numbers that have exact results."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastres.onednn import library
+from fastres.onednn.objects import ALIGNMENT, Operation, Packed, aligned, bound, memory, new_stream
+from fastres.onednn.primitives import Builder, Levels
+from tests.measures import relative_error
+
+pytestmark = pytest.mark.skipif(library.absent() is not None, reason="oneDNN's functions cannot be called here")
+
+
+def run(operation: Operation, x: Tensor, y: Tensor) -> None:
+    """Run ``operation`` from the memory of ``x`` to that of ``y``."""
+    onednn, kept = library.library(), list[object]()
+    scratchpad = aligned(operation.scratchpad_bytes)
+    source, destination = (
+        memory(onednn, layout, tensor.data_ptr())
+        for layout, tensor in ((operation.source, x), (operation.destination, y))
+    )
+    bound(onednn, operation, new_stream(onednn), source, destination, scratchpad.data_ptr(), kept)()
+
+
+def whole(*shape: int, dtype: torch.dtype = torch.float32, least: int = -3, most: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(least, most, shape, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(1, 1, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3), (1, 2, 0)])
+def test_convolutions(groups: int, add: bool, kernel: int, stride: int, padding: int) -> None:
+    x, weight, bias = whole(2, 13, 10, 16), whole(24, kernel, kernel, 16 // groups), whole(24)
+    expected = functional.conv2d(
+        x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, stride, padding, groups=groups
+    ).permute(0, 2, 3, 1)
+    y = whole(*expected.shape)
+    expected = (expected + y if add else expected).relu()
+    operation = Builder(library.library()).convolution(
+        tuple(x.shape), tuple(y.shape), weight, bias, known=[], stride=stride, padding=padding, groups=groups,
+        relu=True, add=add,
+    )  # fmt: skip
+    run(operation, x, y)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("zero_point", [0, 100])
+def test_convolutions_in_8_bit(zero_point: int) -> None:
+    x, weight = whole(1, 9, 9, 16, dtype=torch.uint8, least=0, most=20), whole(32, 3, 3, 16, dtype=torch.int8)
+    bias, scales = whole(32), torch.linspace(0.5, 1, 32)
+    y = whole(1, 9, 9, 32, dtype=torch.uint8, least=0, most=200)
+    sums = functional.conv2d(x.permute(0, 3, 1, 2).double(), weight.permute(0, 3, 1, 2).double(), padding=1)
+    exact = sums.permute(0, 2, 3, 1) * 0.25 * scales + bias + 2 * (y.double() - 90)
+    expected = (exact / 4 + zero_point).round().clamp(0, 255)
+    levels = Levels(0.25, scales, 4.0, zero_point, 2.0, 90)
+    operation = Builder(library.library()).convolution(
+        (1, 9, 9, 16), (1, 9, 9, 32), weight, bias, known=[], padding=1, add=True, levels=levels
+    )
+    run(operation, x, y)
+    assert int((y.double() - expected).abs().amax()) <= 1
+    assert float((y.double() != expected).double().mean()) < 1e-2, "only ties may be rounded the other way"
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 1), (2, 5)])
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_pools(size: tuple[int, int], mode: str) -> None:
+    x = whole(2, *size, 16)
+    planes = x.permute(0, 3, 1, 2)
+    if mode == "max":
+        expected, kernel, padding = functional.max_pool2d(planes, 3, 2, 1), 3, 1
+    else:
+        expected = functional.avg_pool2d(planes, 2, 2, ceil_mode=True, count_include_pad=False)
+        kernel, padding = 2, 0
+    y = torch.empty(expected.permute(0, 2, 3, 1).shape)
+    operation = Builder(library.library()).pool(
+        tuple(x.shape), tuple(y.shape), mode, torch.float32, kernel=(kernel, kernel), stride=2, padding=padding
+    )
+    run(operation, x, y)
+    assert torch.equal(y, expected.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (3, 19), (16, 16), (33, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
+@pytest.mark.parametrize("channels", [16, 24, 512])
+def test_averages(size: tuple[int, int], dtype: torch.dtype, channels: int) -> None:
+    x = whole(3, *size, channels, dtype=dtype, least=0, most=255)
+    y = torch.empty(3, channels)
+    scale = 0.5 if dtype == torch.uint8 else 1.0
+    run(Builder(library.library()).averages((3, *size, channels), dtype, scale), x, y)
+    assert relative_error(y, scale * x.double().mean((1, 2))) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_products(rows: int) -> None:
+    x, weight, bias = whole(rows, 48), whole(10, 48), whole(10)
+    y = torch.empty(rows, 10)
+    run(Builder(library.library()).product(rows, weight, bias, []), x, y)
+    assert torch.equal(y, x @ weight.T + bias)
+
+
+def test_products_in_8_bit() -> None:
+    x, weight, bias = whole(4, 48, dtype=torch.uint8, least=0), whole(10, 48, dtype=torch.int8), whole(10)
+    y, scales = torch.empty(4, 10), torch.full((10,), 0.25)
+    run(Builder(library.library()).product(4, weight, bias, [], Levels(0.5, scales)), x, y)
+    assert torch.equal(y, x.float() @ weight.float().T * 0.125 + bias)
+
+
+def test_pixels_are_rounded_to_even_and_clipped_inside_the_border() -> None:
+    x = torch.tensor([-5.0, 0.5, 1.5, 2.5, 254.6, 1e9]).repeat(3).view(1, 3, 2, 3)
+    picture = torch.full((1, 6, 7, 3), 77, dtype=torch.uint8)
+    run(Builder(library.library()).rounded((1, 2, 3, 3), 2), x, picture[:, 2:, 2:])
+    inside = torch.tensor([0, 0, 2, 2, 255, 255], dtype=torch.uint8).view(2, 3, 1).expand(2, 3, 3)
+    assert torch.equal(picture[0, 2:4, 2:5], inside)
+    picture[0, 2:4, 2:5] = 77
+    assert bool((picture == 77).all())
+
+
+def test_equal_layouts_share_weights() -> None:
+    builder, weight, bias = Builder(library.library()), whole(16, 3, 3, 16), whole(16)
+    known: list[Packed] = []
+    for batch in (1, 2, 4):
+        builder.convolution((batch, 8, 8, 16), (batch, 8, 8, 16), weight, bias, known=known, padding=1)
+    assert len(known) < 3
+
+
+def test_objects_die_with_their_last_reference() -> None:
+    builder = Builder(library.library())
+    operation = builder.convolution((1, 8, 8, 16), (1, 8, 8, 16), whole(16, 1, 1, 16), whole(16), known=[])
+    alive = [weakref.ref(part) for part in (operation.primitive, operation.source, operation.packed)]
+    del operation
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 2**22 + 5])
+def test_memory_is_aligned(size: int) -> None:
+    data = aligned(size)
+    assert data.nbytes == size
+    assert data.data_ptr() % ALIGNMENT == 0
+    data.fill_(1)
+    assert int(data.sum(dtype=torch.int64)) == size
