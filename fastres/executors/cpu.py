@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 from fastres.errors import DeviceError, DtypeError
 from fastres.forks import Guard, calls
@@ -179,7 +179,7 @@ class CpuExecutor:
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
         """Compute the plan's steps with these indices, for images of ``shape``. Drop values after their last use."""
-        if self.direct is not None:
+        if self.direct is not None and has_memory(values[INPUT]):
             self.direct.run(values, shape, outputs)
             return
         packed = self._packed.of(shape)
@@ -285,6 +285,11 @@ class CpuExecutor:
 
     def unrounded(self, x: Tensor) -> Tensor:
         raise NotImplementedError("the stem is not in 8 bit")
+
+
+def has_memory(x: Tensor) -> bool:
+    """Return True if oneDNN can read ``x`` in memory. Subclasses and dispatch modes see torch's operators instead."""
+    return type(x) in (Tensor, Parameter) and not torch._C._len_torch_dispatch_stack()
 
 
 def _guard(x: Tensor) -> Tensor | None:

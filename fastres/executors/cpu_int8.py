@@ -25,7 +25,7 @@ from fastres.onednn.primitives import Levels
 from fastres.terminal import warn
 
 from . import cpu
-from .cpu import CpuExecutor
+from .cpu import CpuExecutor, has_memory
 from .int8_steps import (
     Int8Conv,
     Int8Product,
@@ -66,7 +66,7 @@ class Int8Executor(CpuExecutor):
         return x  # the stem prepares it, a few images at a time
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
-        if self.direct is not None:
+        if self.direct is not None and has_memory(values[self._plan.stem.input]):
             self.direct.run(values, shape, outputs)
             return
         end, images = self._parts_of(shape)

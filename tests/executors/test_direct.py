@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -197,6 +198,31 @@ def test_a_call_that_fails_leaves_the_executor_usable(monkeypatch: pytest.Monkey
         with pytest.raises(MemoryError, match="no memory"):
             run.run(x)
     assert torch.equal(run.run(x)[0], expected)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor without memory of its own: operators run on the tensor that it holds."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> Wrapped:
+        made: Wrapped = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)  # type: ignore[attr-defined]
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*[arg.held if isinstance(arg, Wrapped) else arg for arg in args], **(kwargs or {}))
+        return cls(found) if isinstance(found, Tensor) and found.shape == args[0].shape else found
+
+
+@pytest.mark.parametrize("in_8_bit", [False, True])
+def test_tensors_without_memory_see_operators(in_8_bit: bool) -> None:
+    plan = quantised("resnet18") if in_8_bit else plan_of("resnet18")
+    run = Int8Executor(plan) if in_8_bit else CpuExecutor(plan)
+    x = smooth_images(1, 64, 64)
+    assert relative_error(run.run(Wrapped(x))[0], run.run(x)[0]) < 1e-5
 
 
 def test_the_user_may_leave_primitives_out() -> None:
