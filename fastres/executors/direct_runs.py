@@ -250,10 +250,17 @@ def _head(binder: _Binder, given: _Given, owner: Owner, part: Part, x: Tensor) -
         given.values[POOLED] = pooled
         return pooled
 
+    classes = part.step.weight.shape[0]
     if len(part.operations) == 1:
-        return pool
+
+        def pool_only() -> None:
+            pool()
+            if not classes:
+                given.values[LOGITS] = torch.empty((n, 0), dtype=torch.float32, device="cpu")
+
+        return pool_only
     read, written = binder.memories(part.operations[1])
-    multiply, classes = binder.bound(part.operations[1], read, written), part.step.weight.shape[0]
+    multiply = binder.bound(part.operations[1], read, written)
 
     def pool_and_classify() -> None:
         pooled = owner.classified(pool())

@@ -85,12 +85,14 @@ class _Version(ctypes.Structure):
 
 
 class Library:
-    """oneDNN's functions, without the prefix ``dnnl_``. Those that return a status raise an error instead."""
+    """oneDNN's functions, without the prefix ``dnnl_``. Those that return a status raise an error for a failure."""
 
     def __init__(self, addresses: dict[str, int]) -> None:
         self._addresses = addresses
         for name, arguments in _FUNCTIONS.items():
-            setattr(self, name, self._function(name, c_int, *arguments, checked=True))
+            # Objects are also destroyed while the interpreter ends, when no Python code may run for a check.
+            checked = not name.endswith("_destroy")
+            setattr(self, name, self._function(name, c_int, *arguments, checked=checked))
         for name, types in _QUERIES.items():
             setattr(self, name, self._function(name, *types))
         version = _Version.from_address(self.version())

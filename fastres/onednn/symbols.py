@@ -65,8 +65,8 @@ def _code_in_memory(library: Path) -> tuple[int, int, int]:
         raise SymbolsError(f"The system does not show what is in memory: {error}") from error
     base, code = None, None
     for line in lines:
-        span, rights, offset, *_, path = line.split(maxsplit=5) if line.count(" ") > 4 else (*line.split(), "")
-        if path != str(library):
+        span, rights, offset, *rest = line.split(maxsplit=5)
+        if rest[-1] != str(library):
             continue
         begin, end = (int(part, 16) for part in span.split("-"))
         if int(offset, 16) == 0 and base is None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_new_thread_has_as_many_threads_as_torch() -> None:
     assert [key[1] for key in run.direct.kept] == [threads + 1]
 
 
+def test_a_head_without_classes() -> None:
+    plan = plan_of("resnet18")
+    head = replace(plan.head, weight=plan.head.weight[:0], bias=plan.head.bias[:0])
+    run, x = CpuExecutor(replace(plan, steps=(*plan.steps[:-1], head))), smooth_images(2, 64, 64)
+    logits, pooled = run.run(x, (LOGITS, POOLED))
+    assert (logits.shape, logits.dtype) == ((2, 0), torch.float32)
+    assert torch.equal(pooled, CpuExecutor(plan).run(x, (POOLED,))[0])
+
+
 def test_results_stay_as_they_are() -> None:
     plan = plan_of("resnet18")
     run = CpuExecutor(plan)
@@ -184,6 +194,15 @@ def test_inference_mode_of_another_call(in_8_bit: bool) -> None:
     assert not outside.is_inference()
     with torch.enable_grad():
         assert torch.equal(run.run(x.clone().requires_grad_())[0].detach(), outside)
+
+
+def test_the_end_of_the_interpreter_is_quiet() -> None:
+    program = (
+        "import fastres, torch; model = fastres.load('resnet18', None); model(torch.zeros(1, 3, 64, 64));"
+        "assert model._executor.direct is not None; torch.kept = model"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_call_that_fails_leaves_the_executor_usable(monkeypatch: pytest.MonkeyPatch) -> None:
