@@ -81,6 +81,21 @@ def test_the_readmes_speed_in_8_bit_is_right() -> None:
         assert f"{ratios[0]:.1f} to {ratios[-1]:.1f} times {words}" in said
 
 
+def test_the_distance_to_the_fastest_engine_on_a_cpu_is_right() -> None:
+    file = ROOT / "bench" / "results" / "cpu-intel-xeon-2-threads" / "results.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    ms = {(row["dtype"], row["batch"], row["engine"]): row["p50_ms"] for row in found if row["status"] == "ok"}
+    largest = 0.0
+    for dtype, batch in {key[:2] for key in ms}:
+        times = {engine: time for (*point, engine), time in ms.items() if tuple(point) == (dtype, batch)}
+        largest = max(largest, times["fastres"] / min(times.values()) - 1)
+        assert times["fastres"] < times.get("compile", float("inf"))
+        assert min(times, key=lambda name: times[name]) in {"float32": {"onnxruntime"}}.get(
+            dtype, {"openvino", "fastres"}
+        )
+    assert f"within {round(100 * largest)} % of the fastest engine" in PERFORMANCE
+
+
 def test_the_readmes_gpu_table_is_the_result_file() -> None:
     folder = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3"
     assert (folder / "results.json").relative_to(ROOT).as_posix() in README
