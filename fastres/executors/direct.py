@@ -35,7 +35,10 @@ from .recent import Recent
 # Number of shapes whose primitives are kept, as long as their weights take at most COPIES_KEPT times the memory of the
 # plan's own. Shapes with the same layouts share weights.
 SHAPES_KEPT = 32
-_WORKSPACES_KEPT = os.cpu_count() or 1
+# Blocks that are kept for the next calls: as many as threads can use at once, if they are not larger than this. Whole
+# batches need more only for values from inside the network, or for very large images.
+WORKSPACES_KEPT = os.cpu_count() or 1
+LARGEST_KEPT = 256 * 2**20
 
 _CONVOLVED = " before the pool"  # appended to the name of the stem's output
 
@@ -89,7 +92,7 @@ class Direct:
 
     def _give_back(self, workspace: Workspace) -> None:
         with self._guard:
-            if len(self._idle) < _WORKSPACES_KEPT:
+            if len(self._idle) < WORKSPACES_KEPT and workspace.size <= LARGEST_KEPT:
                 self._idle.append(workspace)
 
     def _prepared_for(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:

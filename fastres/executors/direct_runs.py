@@ -110,6 +110,11 @@ class Workspace:
         self._block = aligned(0)
         self._runs: weakref.WeakKeyDictionary[Prepared, Run] = weakref.WeakKeyDictionary()
 
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self._block.nbytes
+
     def run_of(self, prepared: Prepared, library: Library, owner: Owner) -> Run:
         """Return ``prepared``, ready to run in this memory."""
         run = self._runs.get(prepared)

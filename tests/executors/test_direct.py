@@ -141,6 +141,20 @@ def test_a_block_grows_and_serves_all_shapes() -> None:
     assert workspace._block.nbytes == max(prepared.size for prepared in run.direct.kept.values())
 
 
+def test_a_very_large_block_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = CpuExecutor(plan_of("resnet20"))
+    assert run.direct is not None
+    run.run(smooth_images(1, 32, 32))
+    (workspace,) = run.direct._idle
+    monkeypatch.setattr(direct, "LARGEST_KEPT", workspace.size)
+    large = smooth_images(2, 96, 96)
+    (found,) = run.run(large)
+    assert run.direct._idle == []
+    assert torch.equal(run.run(large)[0], found)
+    run.run(smooth_images(1, 32, 32))
+    assert len(run.direct._idle) == 1
+
+
 @pytest.mark.parametrize("copies", [1.0, 3.0])
 def test_the_memory_of_weights_is_bounded(monkeypatch: pytest.MonkeyPatch, copies: float) -> None:
     monkeypatch.setattr(direct, "COPIES_KEPT", copies)
