@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -55,7 +55,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     ),
     "inner_product_forward_primitive_desc_create": (_OUT, c_void_p, c_int, *[c_void_p] * 5),
     "reorder_primitive_desc_create": (_OUT, *[c_void_p] * 5),
-    "primitive_desc_query": (c_void_p, c_int, c_int, c_void_p),
     "primitive_desc_destroy": (c_void_p,),
     "primitive_create": (_OUT, c_void_p),
     "primitive_execute": (c_void_p, c_void_p, c_int, c_void_p),
@@ -101,8 +100,9 @@ class Library:
             raise SymbolsError(f"torch has oneDNN {self.number}, but {_MAJOR}.x with OpenMP is needed")
         self.engine = self.created(self.engine_create, 1, 0)  # dnnl_cpu
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:  # only so that type checkers know of the functions
-        raise AttributeError(name)
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
     def created(self, create: Callable[..., None], *arguments: Any) -> int:
         """Return the object that ``create`` writes to its first argument."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import c_int64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -56,10 +56,9 @@ class Operation:
     destination: Owned
     scratchpad: Owned
     scratchpad_bytes: int
-    implementation: str
-    packed: Packed | None = None
-    fixed: list[tuple[int, Owned]] = field(default_factory=list)
-    kept: list[object] = field(default_factory=list)
+    packed: Packed | None
+    fixed: list[tuple[int, Owned]]
+    kept: list[object]  # lives as long
 
 
 def new_stream(library: Library) -> Owned:

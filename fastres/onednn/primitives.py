@@ -6,7 +6,6 @@ of threads; primitives with the same layout share them.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ _ANY, _LINE, _ROWS, _PLANES, _CHANNELS_LAST, _GROUPED_WEIGHTS = 1, 2, 3, 5, 22, 
 _INFERENCE, _DIRECT, _RELU = 96, 1, 32
 _POOLS = {"max": 511, "average": 1023}  # the average of the pixels inside the image
 _USER_SCRATCHPAD = 1
-_QUERY_INFO, _QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 8, 129, 131, 133, 136
+_QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 129, 131, 133, 136
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,12 @@ class Builder:
         library = self._library
         primitive = Owned(library.created(library.primitive_create, description), library.primitive_destroy)
         scratchpad = self._queried(description, _QUERY_SCRATCHPAD)
-        name = ctypes.c_char_p()
-        library.primitive_desc_query(description, _QUERY_INFO, 0, ctypes.byref(name))
         return Operation(
             primitive,
             self._queried(description, _QUERY_SOURCE),
             self._queried(description, _QUERY_DESTINATION),
             scratchpad,
             library.memory_desc_get_size(scratchpad),
-            (name.value or b"").decode(),
             packed,
             fixed,
             kept,

@@ -48,9 +48,10 @@ def function_addresses(library: Path, names: Collection[str], prefix: str) -> di
     found = _functions(data, library.name, prefix.encode())
     if missing := [name for name in names if name not in found]:
         raise SymbolsError(f"{library.name} does not list the function {missing[0]}")
+    segments = [segment for segment in _table(data, _SEGMENTS_AT, _SEGMENT) if segment[0] == _LOADED]
     for name in names:
         relative = found[name]
-        address, offset = base + relative, _offset(data, relative)
+        address, offset = base + relative, _offset(segments, relative)
         inside = begin <= address and address + _COMPARED <= end
         if not inside or ctypes.string_at(address, _COMPARED) != bytes(data[offset : offset + _COMPARED]):
             raise SymbolsError(f"{name} of {library.name} is not in memory where its file says")
@@ -80,22 +81,23 @@ def _code_in_memory(library: Path) -> tuple[int, int, int]:
 
 def _functions(data: np.ndarray, library: str, prefix: bytes) -> dict[str, int]:
     """Return the relative addresses of the functions in the table of all symbols, by name."""
-    tables = [section for section in _table(data, _SECTIONS_AT, _SECTION) if section[1] == _SYMBOL_TABLE]
+    sections = _table(data, _SECTIONS_AT, _SECTION)
+    tables = [section for section in sections if section[1] == _SYMBOL_TABLE]
     if not tables:
         raise SymbolsError(f"{library} has no table of all symbols")
     _, _, _, _, offset, size, strings, *_ = tables[0]
-    names = data[_table(data, _SECTIONS_AT, _SECTION)[strings][4] :]
-    symbols = np.frombuffer(data[offset : offset + size].tobytes(), _SYMBOL)
+    names = data[sections[strings][4] :]
+    symbols = data[offset : offset + size].view(_SYMBOL)
     symbols = symbols[((symbols["info"] & 15) == _FUNCTION) & (symbols["section"] != 0)]
     for index, letter in enumerate(prefix):
         symbols = symbols[names[symbols["name"] + index] == letter]
     return {_text(names, int(name)): int(value) for name, value in zip(symbols["name"], symbols["value"], strict=True)}
 
 
-def _offset(data: np.ndarray, relative: int) -> int:
+def _offset(segments: list[tuple[int, ...]], relative: int) -> int:
     """Return where in the file the byte with this relative address is."""
-    for kind, _, offset, address, _, size, *_ in _table(data, _SEGMENTS_AT, _SEGMENT):
-        if kind == _LOADED and address <= relative < address + size:
+    for _, _, offset, address, _, size, *_ in segments:
+        if address <= relative < address + size:
             return offset + relative - address
     return 0
 
