@@ -48,9 +48,7 @@ def plan_arena(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collect
 
 @dataclass
 class _Span:
-    """Values that share a place one after another, the steps from the first that writes it to the last that reads it,
-    and its elements.
-    """
+    """A place: the values in it, one after another, the first step that writes it, the last that reads it, its size."""
 
     values: list[str]
     first: int
@@ -69,7 +67,7 @@ def _spans(steps: Sequence[Step], shapes: Mapping[str, Shape], keep: Collection[
         for value in () if isinstance(step, Head) else step.writes:
             if value in keep:
                 continue
-            size, residual = _aligned(math.prod(shapes[value])), _overwritable(step) if value == step.output else None
+            size, residual = rounded_up(math.prod(shapes[value])), _overwritable(step) if value == step.output else None
             span = spans.get(residual or "")
             if residual and span and last_read[residual] == index and span.size == size:
                 span.values.append(value)
@@ -88,7 +86,8 @@ def _overwritable(step: Step) -> str | None:
     return step.residual if isinstance(step, (Conv, SqueezeExcite)) else None
 
 
-def _aligned(elements: int) -> int:
+def rounded_up(elements: int) -> int:
+    """Return the next multiple of :data:`ALIGNMENT`."""
     return -(-elements // ALIGNMENT) * ALIGNMENT
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from fastres.forks import Guard
 from fastres.kernels.routing.without import VARIABLE, left_out
-from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, Stem, Step
+from fastres.network.plan import LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, Stem, Step
 from fastres.onednn import library as onednn
 from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed
 from fastres.onednn.primitives import Builder
 
-from .arena import plan_arena
+from .arena import plan_arena, rounded_up
 from .direct_runs import Observer, Owner, Part, Place, Prepared, Workspace
 from .packing import COPIES_KEPT
 from .recent import Recent
@@ -116,10 +116,9 @@ class Direct:
             self.kept.popitem(last=False)
 
     def _prepare(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
-        steps = list(_divided(self._plan.steps_for(outputs), self._owner))
-        shapes = {INPUT: shape}
-        for _, step in steps:
-            shapes.update(zip(step.writes, step.output_shapes(shapes[step.input]), strict=True))
+        steps = _divided(self._plan.steps_for(outputs), self._owner)
+        stem = self._plan.stem
+        shapes = {**self._plan.shapes(*shape[:3]), stem.output + _CONVOLVED: stem.conv_shape(shape)}
         kept = [name for name in dict.fromkeys(outputs) if name not in (LOGITS, POOLED)]
         places, size = self._places([step for _, step in steps], shapes, kept)
         builder = Builder(self._library)
@@ -142,7 +141,7 @@ class Direct:
         offsets, size = dict(arena.offsets), arena.size
         for name in kept:
             offsets[name] = size
-            size += -(-sizes[name][0] // 128) * 128
+            size += rounded_up(sizes[name][0])
         return {name: Place(offset, shapes[name], dtypes[name]) for name, offset in offsets.items()}, size
 
     def _dtype_of(self, name: str) -> torch.dtype:
@@ -185,7 +184,7 @@ class Direct:
             )
 
 
-def _divided(steps: Sequence[Step], owner: Owner) -> Sequence[tuple[int, Step]]:
+def _divided(steps: Sequence[Step], owner: Owner) -> list[tuple[int, Step]]:
     """Return the steps with their indices, and a stem with a pool as two steps, if primitives compute it."""
     divided: list[tuple[int, Step]] = list(enumerate(steps))
     stem = steps[0]
