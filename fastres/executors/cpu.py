@@ -31,6 +31,7 @@ from fastres.text import dtype_name
 
 from .direct import Direct, absent
 from .packing import SHAPES_KEPT, Packings
+from .pixels import Pixels
 from .quota import warn_of_too_many_threads
 from .recent import Recent
 
@@ -116,6 +117,8 @@ class PackedConv:
 class CpuExecutor:
     """Runs a plan whose weights are CPU tensors of a dtype in :func:`supported_dtypes`."""
 
+    pixels: Pixels | None = None  # for a stem in 8 bit
+
     def __init__(self, plan: Plan) -> None:
         dtype = plan.stem.weight.dtype if plan.quantisation is None else torch.float32
         check_dtype(dtype)
@@ -169,8 +172,11 @@ class CpuExecutor:
         """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
         values: dict[str, Tensor] = {INPUT: self._prepare(x)}
-        guard = None if x.dtype == torch.uint8 else _guard(values[INPUT])
-        self._run_steps(values, range(len(self._plan.steps_for(outputs))), (n, h, w, 3), outputs)
+        guard = None if x.dtype == torch.uint8 else _guard_of_images(values[INPUT])
+        if self.direct is not None and has_memory(values[INPUT]):
+            self.direct.run(values, (n, h, w, 3), outputs)
+        else:
+            self._run_steps(values, range(len(self._plan.steps_for(outputs))), (n, h, w, 3), outputs)
         return [self._guarded(self._returned(values[output], output), guard) for output in outputs]
 
     def _returned(self, value: Tensor, name: str) -> Tensor:
@@ -179,9 +185,6 @@ class CpuExecutor:
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
         """Compute the plan's steps with these indices, for images of ``shape``. Drop values after their last use."""
-        if self.direct is not None and has_memory(values[INPUT]):
-            self.direct.run(values, shape, outputs)
-            return
         packed = self._packed.of(shape)
         for index in indices:
             step = self._plan.steps[index]
@@ -277,22 +280,13 @@ class CpuExecutor:
         """Return what one level of the value ``name`` stands for; 1 if it is not in 8 bit."""
         return 1.0
 
-    def padded(self, shape: Shape) -> Tensor:
-        raise NotImplementedError("the stem is not in 8 bit")
-
-    def fill(self, padded: Tensor, x: Tensor) -> None:
-        raise NotImplementedError("the stem is not in 8 bit")
-
-    def unrounded(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("the stem is not in 8 bit")
-
 
 def has_memory(x: Tensor) -> bool:
     """Return True if oneDNN can read ``x`` in memory. Subclasses and dispatch modes see torch's operators instead."""
     return type(x) in (Tensor, Parameter) and not torch._C._len_torch_dispatch_stack()
 
 
-def _guard(x: Tensor) -> Tensor | None:
+def _guard_of_images(x: Tensor) -> Tensor | None:
     """Return 0 for each image of ``x`` that is finite, and NaN for the others; ``None`` if all are.
 
     The sum of the whole batch is much faster than those of its images.

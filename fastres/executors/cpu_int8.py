@@ -25,7 +25,7 @@ from fastres.onednn.primitives import Levels
 from fastres.terminal import warn
 
 from . import cpu
-from .cpu import CpuExecutor, has_memory
+from .cpu import CpuExecutor
 from .int8_steps import (
     Int8Conv,
     Int8Product,
@@ -37,6 +37,7 @@ from .int8_steps import (
     speedup,
 )  # fmt: skip
 from .packing import SHAPES_KEPT
+from .pixels import Pixels
 from .processor import cpu_name, has_amx, instruction_sets
 from .recent import Recent
 
@@ -50,25 +51,21 @@ WEIGHTS_SHARE = 0.25
 class Int8Executor(CpuExecutor):
     """Runs a plan in 8 bit whose weights are on the CPU."""
 
+    pixels: Pixels
+
     def __init__(self, plan: Plan) -> None:
         plan = _fitted(plan)
         assert plan.quantisation is not None
         self._scales, self._weight_scales = plan.quantisation.values, plan.quantisation.weights
         self._parts: Recent[Shape, tuple[int, int]] = Recent(SHAPES_KEPT)
+        self.pixels = Pixels(plan.stem)
         super().__init__(plan)
         self._weights_guard += 0 * sum(float(scale.sum()) for scale in self._weight_scales.values())
-        self._borders: Recent[tuple[int, int], Tensor] = Recent(SHAPES_KEPT)
-        self._pixel_scale = [255 * std for std in plan.stem.std]
-        self._pixel_shift = [255 * mean for mean in plan.stem.mean]
-        self._pixel_shifts = torch.tensor(self._pixel_shift, dtype=torch.float32, device="cpu")
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x  # the stem prepares it, a few images at a time
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
-        if self.direct is not None and has_memory(values[self._plan.stem.input]):
-            self.direct.run(values, shape, outputs)
-            return
         end, images = self._parts_of(shape)
         if images >= shape[0] or not {LOGITS, POOLED}.issuperset(outputs):
             super()._run_steps(values, indices, shape, outputs)
@@ -114,57 +111,10 @@ class Int8Executor(CpuExecutor):
 
     def _stem(self, step: Stem, x: Tensor, conv: Any) -> Tensor:
         if step.name in self._weight_scales:
-            y = conv(self._pixels(x, step.padding))
+            y = conv(self.pixels.of(x))
         else:
             y = self._levels(conv(super()._prepare(x)), step.output)
         return _pool(y, "max") if step.pool else y
-
-    def _pixels(self, x: Tensor, padding: int) -> Tensor:
-        """Return the pixels of ``x``, channels-last, with a border in the mean colour, which stands for zeros."""
-        n, _, h, w = x.shape
-        padded = self._border_of(h + 2 * padding, w + 2 * padding).expand(n, -1, -1, -1).contiguous()
-        self.fill(padded, x)
-        return padded.permute(0, 3, 1, 2)
-
-    def padded(self, shape: Shape) -> Tensor:
-        """Return a picture ``[N, H + 2P, W + 2P, 3]`` in the mean colour for images of ``shape``."""
-        n, h, w, _ = shape
-        padding = self._plan.stem.padding
-        return self._border_of(h + 2 * padding, w + 2 * padding).repeat(n, 1, 1, 1)
-
-    def fill(self, padded: Tensor, x: Tensor) -> None:
-        """Write the pixels of ``x`` inside the border of ``padded``."""
-        n, _, h, w = x.shape
-        padding = (padded.shape[1] - h) // 2
-        inside = padded[:, padding : padding + h, padding : padding + w]
-        if x.dtype == torch.uint8:
-            inside.copy_(x.permute(0, 2, 3, 1))
-        elif x.is_contiguous():
-            inside.copy_(self.unrounded(x).round_().clamp_(0, LARGEST).permute(0, 2, 3, 1))
-        else:  # whole rows of pixels, which is faster than a broadcast scale
-            rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, 3 * w)
-            scales, shifts = (
-                torch.tensor(values, dtype=torch.float32, device="cpu").repeat(w)
-                for values in (self._pixel_scale, self._pixel_shift)
-            )
-            inside.copy_(torch.addcmul(shifts, rows, scales).round_().clamp_(0, LARGEST).view(n, h, w, 3))
-
-    def unrounded(self, x: Tensor) -> Tensor:
-        """Return the pixels of normalised images ``x`` ``[N, 3, H, W]`` before they are rounded, in float32."""
-        pixels = torch.empty(x.shape, dtype=torch.float32, device="cpu")
-        for channel, scale in enumerate(self._pixel_scale):  # one after another: a broadcast scale is slower
-            plane = x[:, channel].to(torch.float32)
-            torch.add(self._pixel_shifts[channel], plane, alpha=scale, out=pixels[:, channel])
-        return pixels
-
-    def _border_of(self, height: int, width: int) -> Tensor:
-        """Return a picture in the mean colour, ``[1, height, width, 3]``."""
-        colour = [round(shift) for shift in self._pixel_shift]
-        with self._guard:
-            return self._borders.get_or_make(
-                (height, width),
-                lambda: torch.tensor(colour, dtype=torch.uint8, device="cpu").repeat(1, height, width, 1),
-            )
 
     def _float_step(self, step: Step, values: dict[str, Tensor], packed: dict[str, Any]) -> None:
         """Compute a step that stays in float32, from the numbers that the levels of its inputs stand for."""

@@ -17,12 +17,19 @@ from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Owned, Packed, aligned, bound, memory, new_stream
 from fastres.onednn.primitives import Levels
 
+from .pixels import Pixels
+
 # Called in the place of each step, with the number of images and a function that runs it: to take times.
 Observer = Callable[[Step, int, Callable[[], None]], None]
 
 
 class Owner(Protocol):
-    """The executor: what it knows of its steps, and how it runs one on torch's operators."""
+    """The executor: what it knows of its steps, and how it runs one on torch's operators.
+
+    ``pixels`` makes the input of a stem in 8 bit.
+    """
+
+    pixels: Pixels | None
 
     def value_dtype(self, name: str) -> torch.dtype:
         """Return the dtype of the plan's value ``name``."""
@@ -35,15 +42,6 @@ class Owner(Protocol):
 
     def levels_of(self, step: Stem | Conv | Head) -> Levels | None:
         """Return the scales of a step in 8 bit; ``None`` if it is not."""
-
-    def padded(self, shape: Shape) -> Tensor:
-        """Return a picture ``[N, H + 2P, W + 2P, 3]`` for the levels that a stem in 8 bit reads, with its border."""
-
-    def fill(self, padded: Tensor, x: Tensor) -> None:
-        """Write the levels of the images ``x`` inside the border of ``padded``."""
-
-    def unrounded(self, x: Tensor) -> Tensor:
-        """Return the levels of normalised images ``x`` ``[N, 3, H, W]`` before they are rounded, in float32."""
 
     def classified(self, averages: Tensor) -> Tensor:
         """Return the averages ``[N, C]`` as the classifier reads them."""
@@ -182,28 +180,22 @@ class _Binder:
         self.library, self.kept = library, list[object]()
         self._stream, self._scratchpad = new_stream(library), scratchpad
 
-    def memories(self, operation: Operation) -> tuple[Owned, Owned]:
-        """Return the source and destination of ``operation``, which have no address yet."""
-        return memory(self.library, operation.source, 0), memory(self.library, operation.destination, 0)
+    def memories(self, operation: Operation, source: int = 0, destination: int = 0) -> tuple[Owned, Owned]:
+        """Return the source and destination of ``operation`` at these addresses; 0 is for one that is set later."""
+        return memory(self.library, operation.source, source), memory(self.library, operation.destination, destination)
 
     def bound(self, operation: Operation, source: Owned, destination: Owned) -> Callable[[], None]:
         """Return a function that runs ``operation`` from ``source`` to ``destination``."""
         return bound(self.library, operation, self._stream, source, destination, self._scratchpad, self.kept)
 
-    def between(self, operation: Operation, x: Tensor, y: Tensor) -> Callable[[], None]:
-        """Return a function that runs ``operation`` from the memory of ``x`` to that of ``y``."""
-        source, destination = self.memories(operation)
-        self.library.memory_set_data_handle(source, x.data_ptr())
-        self.library.memory_set_data_handle(destination, y.data_ptr())
-        return self.bound(operation, source, destination)
-
 
 def _step(binder: _Binder, part: Part, views: dict[str, Tensor]) -> list[Callable[[], object]]:
     """Return the functions that run a convolution or pool."""
     step, (operation,) = part.step, part.operations
-    run = binder.between(operation, views[step.input], views[step.output])
+    x, output = views[step.input], views[step.output]
+    run = binder.bound(operation, *binder.memories(operation, x.data_ptr(), output.data_ptr()))
     if isinstance(step, Conv) and step.residual is not None:
-        residual, output = views[step.residual], views[step.output]
+        residual = views[step.residual]
         if residual.data_ptr() != output.data_ptr():  # it is still needed: the sum goes to a copy
             return [partial(output.copy_, residual), run]
     return [run]
@@ -212,8 +204,7 @@ def _step(binder: _Binder, part: Part, views: dict[str, Tensor]) -> list[Callabl
 def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Callable[[], object]]:
     """Return the functions that run a stem's convolution on the images of a call."""
     operation, library = part.operations[-1], binder.library
-    source, destination = binder.memories(operation)
-    library.memory_set_data_handle(destination, output.data_ptr())
+    source, destination = binder.memories(operation, destination=output.data_ptr())
     run = binder.bound(operation, source, destination)
     if len(part.operations) == 1:
 
@@ -221,19 +212,19 @@ def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tens
             library.memory_set_data_handle(source, given.values[INPUT].data_ptr())
 
         return [read_images, run]
-    assert isinstance(part.step, Stem)
-    padding, padded = part.step.padding, owner.padded(part.shape)
-    library.memory_set_data_handle(source, padded.data_ptr())
-    rounding, (planes, inside) = part.operations[0], binder.memories(part.operations[0])
-    library.memory_set_data_handle(inside, padded[:, padding:, padding:].data_ptr())
+    pixels, rounding = owner.pixels, part.operations[0]
+    assert pixels is not None
+    picture = pixels.picture(*part.shape[:3])
+    library.memory_set_data_handle(source, picture.data_ptr())
+    planes, inside = binder.memories(rounding, destination=pixels.inside(picture).data_ptr())
     round_planes = binder.bound(rounding, planes, inside)
 
     def read_levels() -> None:
         x = given.values[INPUT]
         if x.dtype == torch.uint8 or not x.is_contiguous():
-            owner.fill(padded, x)
+            pixels.fill(picture, x)
             return
-        unrounded = owner.unrounded(x)
+        unrounded = pixels.unrounded(x)
         library.memory_set_data_handle(planes, unrounded.data_ptr())
         round_planes()
 
@@ -244,8 +235,7 @@ def _head(binder: _Binder, given: _Given, owner: Owner, part: Part, x: Tensor) -
     """Return a function that averages ``x`` and classifies the averages. Both results get new memory."""
     library, (n, c, _, _) = binder.library, x.shape
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
-    source, averages = binder.memories(part.operations[0])
-    library.memory_set_data_handle(source, x.data_ptr())
+    source, averages = binder.memories(part.operations[0], x.data_ptr())
     average = binder.bound(part.operations[0], source, averages)
 
     def pool() -> Tensor:
