@@ -158,7 +158,7 @@ class CpuExecutor:
             with torch.autocast("cpu", enabled=False):
                 return self.run(x, outputs)
         n, _, h, w = x.shape
-        x = x.detach()
+        x = x.detach().resolve_neg()  # oneDNN reads the memory, which holds the numbers without their sign
         with calls:
             # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
             if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
@@ -240,7 +240,8 @@ class CpuExecutor:
         if x.dtype == torch.uint8:
             x = x.to(torch.float32, memory_format=torch.channels_last)
             x = torch.addcmul(self._shift, x, self._scale)
-        return x.to(self.dtype, memory_format=torch.channels_last)
+        # Not Tensor.to: it returns a crop of channels-last images as it is, with gaps between its rows.
+        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
         values[POOLED] = pooled = values[head.input].mean((2, 3))

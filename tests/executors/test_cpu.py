@@ -195,6 +195,39 @@ def test_a_batch_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.isnan().any(1).tolist() == [False, False, False, True, False]
 
 
+LAST = torch.channels_last
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "crop": lambda x: x[:, :, 8:72, 16:64],
+    "crop of channels-last images": lambda x: x.contiguous(memory_format=LAST)[:, :, 8:72, 16:64],
+    "every second pixel": lambda x: x[:, :, ::2, ::2],
+    "every second channels-last pixel": lambda x: x.contiguous(memory_format=LAST)[:, :, ::2, ::2],
+    "every second image": lambda x: x.repeat_interleave(2, 0).contiguous(memory_format=LAST)[::2],
+    "three of five channels": lambda x: torch.cat([x, x[:, :2]], 1)[:, 1:4],
+    "three of five channels-last channels": lambda x: torch.cat([x, x], 1).contiguous(memory_format=LAST)[:, 1:4],
+    "transposed": lambda x: x.transpose(2, 3),
+    "width before height": lambda x: x.transpose(2, 3).contiguous(memory_format=LAST).transpose(2, 3),
+    "channels before images": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "one image again and again": lambda x: x[:1].expand(3, -1, -1, -1),
+    "grey": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "negated": lambda x: torch._neg_view(x.contiguous(memory_format=LAST)) if x.is_floating_point() else x,
+    "one colour": lambda x: x[:, :, :1, :1].expand(-1, -1, 64, 64),
+}
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "pixels"])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("view", VIEWS)
+def test_images_with_any_strides(view: str, batch: int, kind: str) -> None:
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    if dtype not in cpu.supported_dtypes():
+        pytest.skip("this CPU does not compute in it")
+    run = executor(calibrated(get_architecture("resnet18")), "resnet18", dtype)
+    x = smooth_images(batch, 80, 80)
+    viewed = VIEWS[view](pixels(x) if kind == "pixels" else x.to(dtype))
+    dense = viewed.clone(memory_format=torch.contiguous_format)
+    assert torch.equal(run.run(viewed)[0], run.run(dense)[0])
+
+
 def test_input_is_left_as_it_is() -> None:
     run = executor(calibrated(get_architecture("resnet18")), "resnet18")
     x = smooth_images(1, 64, 64).to(memory_format=torch.channels_last)

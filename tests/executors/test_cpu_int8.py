@@ -22,6 +22,7 @@ from fastres.network.architectures import get_architecture
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Plan
 from fastres.network.quantisation import WEIGHT_LIMIT_WITHOUT_VNNI
 from fastres.quantisation.rounding import quantisable, quantise_plan
+from tests.executors.test_cpu import VIEWS
 from tests.measures import relative_error
 from tests.quantisation.simple import scales_of
 
@@ -100,6 +101,16 @@ def test_normalised_pixels_give_the_same_result_as_pixels(layout: torch.memory_f
         assert int((found.int() - x.int()).abs().amax()) <= 1
     else:
         assert torch.equal(run.run(given)[0], run.run(x.to(memory_format=layout))[0])
+
+
+@pytest.mark.parametrize("keep", [(), ("stem",)], ids=["stem in 8 bit", "stem in float"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_images_with_any_strides(view: str, keep: tuple[str, ...]) -> None:
+    run = Int8Executor(quantised("resnet18", keep=keep))
+    x = smooth_images(2, 80, 80)
+    for given in (x, pixels(x)):
+        viewed = VIEWS[view](given)
+        assert torch.equal(run.run(viewed)[0], run.run(viewed.clone(memory_format=torch.contiguous_format))[0])
 
 
 def test_values_outside_the_pixels_are_clipped() -> None:
