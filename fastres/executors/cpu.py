@@ -171,12 +171,15 @@ class CpuExecutor:
     def _run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
         """Run the whole batch at once; see :meth:`run`."""
         n, _, h, w = x.shape
-        values: dict[str, Tensor] = {INPUT: self._prepare(x)}
+        shape = (n, h, w, 3)
+        direct = self.direct if has_memory(x) else None
+        prepared = direct.prepared_for(shape, tuple(outputs)) if direct is not None else None
+        values = {INPUT: self._prepare(x, torch.channels_last if prepared is None else prepared.memory_format)}
         guard = None if x.dtype == torch.uint8 else _guard_of_images(values[INPUT])
-        if self.direct is not None and has_memory(values[INPUT]):
-            self.direct.run(values, (n, h, w, 3), outputs)
+        if direct is not None and prepared is not None:
+            direct.run(prepared, values)
         else:
-            self._run_steps(values, range(len(self._plan.steps_for(outputs))), (n, h, w, 3), outputs)
+            self._run_steps(values, range(len(self._plan.steps_for(outputs))), shape, outputs)
         return [self._guarded(self._returned(values[output], output), guard) for output in outputs]
 
     def _returned(self, value: Tensor, name: str) -> Tensor:
@@ -235,13 +238,13 @@ class CpuExecutor:
             value = value + guard.view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
         return value
 
-    def _prepare(self, x: Tensor) -> Tensor:
-        """Return channels-last input in the executor's dtype. uint8 pixels are normalised in float32."""
+    def _prepare(self, x: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """Return input in the executor's dtype and ``memory_format``. uint8 pixels are normalised in float32."""
         if x.dtype == torch.uint8:
-            x = x.to(torch.float32, memory_format=torch.channels_last)
+            x = x.to(torch.float32, memory_format=memory_format)
             x = torch.addcmul(self._shift, x, self._scale)
-        # Not Tensor.to: it returns a crop of channels-last images as it is, with gaps between its rows.
-        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        # Tensor.to alone returns a crop of channels-last images as it is, with gaps between its rows.
+        return x.to(self.dtype, memory_format=memory_format).contiguous(memory_format=memory_format)
 
     def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
         values[POOLED] = pooled = values[head.input].mean((2, 3))

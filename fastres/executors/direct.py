@@ -3,7 +3,7 @@
 For a shape of images, every convolution and pool becomes a primitive (:mod:`fastres.onednn`), and every value gets a
 place in one block of memory, by its lifetime in the plan. A call then only runs the primitives, one after another. A
 convolution with a residual overwrites it. The other steps run as torch's operators, and their results are copied to
-their places.
+their places. The values are channels-last, or in blocks of channels (:mod:`fastres.executors.layouts`).
 
 Threads that call at the same time each get a block of their own. A block serves all shapes.
 """
@@ -29,6 +29,7 @@ from fastres.onednn.primitives import Builder
 
 from .arena import plan_arena, rounded_up
 from .direct_runs import Observer, Owner, Part, Place, Prepared, Workspace
+from .layouts import can_be_blocked, is_faster_blocked
 from .packing import COPIES_KEPT
 from .recent import Recent
 
@@ -68,11 +69,11 @@ class Direct:
         self._known: dict[str, list[Packed]] = {}
         self._most_bytes = COPIES_KEPT * sum(step.weight.nbytes for step in plan if isinstance(step, (Stem, Conv)))
         self._idle: list[Workspace] = []
+        self._lanes = library.lanes if can_be_blocked(plan, library.lanes) else None
         self.observe: Observer | None = None
 
-    def run(self, values: dict[str, Tensor], shape: Shape, outputs: Sequence[str]) -> None:
-        """Compute ``outputs`` from ``values["input"]``, for images of ``shape`` (NHWC), and add them to ``values``."""
-        prepared = self._prepared_for(shape, tuple(outputs))
+    def run(self, prepared: Prepared, values: dict[str, Tensor]) -> None:
+        """Run ``prepared`` on ``values["input"]``, in its memory format, and add its outputs to ``values``."""
         workspace = self._take()
         try:
             workspace.run_of(prepared, self._library, self._owner)(values, self.observe)
@@ -95,7 +96,8 @@ class Direct:
             if len(self._idle) < WORKSPACES_KEPT and workspace.size <= LARGEST_KEPT:
                 self._idle.append(workspace)
 
-    def _prepared_for(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
+    def prepared_for(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
+        """Return the primitives that compute ``outputs`` for images of ``shape`` (NHWC)."""
         # The layouts also depend on the number of threads. Asking for it sets that of OpenMP in a new thread.
         key = (shape, torch.get_num_threads(), outputs)
         with self._guard:
@@ -116,12 +118,21 @@ class Direct:
             self.kept.popitem(last=False)
 
     def _prepare(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
+        lanes = self._lanes
+        if lanes is not None and is_faster_blocked(shape, lanes):
+            blocked = self._prepare_in(lanes, shape, outputs)
+            if not any(operation.is_slow for part in blocked.parts for operation in part.operations):
+                return blocked
+        return self._prepare_in(None, shape, outputs)
+
+    def _prepare_in(self, block: int | None, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
+        """Return the primitives for activations in blocks of ``block`` channels; channels-last for ``None``."""
         steps = _divided(self._plan.steps_for(outputs), self._owner)
         stem = self._plan.stem
         shapes = {**self._plan.shapes(*shape[:3]), stem.output + _CONVOLVED: stem.conv_shape(shape)}
         kept = [name for name in dict.fromkeys(outputs) if name not in (LOGITS, POOLED)]
-        places, size = self._places([step for _, step in steps], shapes, kept)
-        builder = Builder(self._library)
+        places, size = self._places([step for _, step in steps], shapes, kept, block)
+        builder = Builder(self._library, block)
         parts, packed = [], {}
         for index, step in steps:
             operations = tuple(self._operations(builder, step, shapes, LOGITS in outputs))
@@ -129,10 +140,10 @@ class Direct:
                 packed[step.name] = self._owner.pack_one(step, shapes[step.input])
             parts.append(Part(index, step, shapes[step.input], operations))
         most = max((operation.scratchpad_bytes for part in parts for operation in part.operations), default=0)
-        return Prepared(tuple(parts), places, outputs, packed, size, size + most)
+        return Prepared(tuple(parts), places, outputs, packed, size, size + most, block)
 
     def _places(
-        self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str]
+        self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str], block: int | None
     ) -> tuple[dict[str, Place], int]:
         """Return the places of all values, and the size of their memory. Values in ``kept`` stay until the end."""
         dtypes = {name: self._dtype_of(name) for name in shapes}
@@ -142,7 +153,7 @@ class Direct:
         for name in kept:
             offsets[name] = size
             size += rounded_up(sizes[name][0])
-        return {name: Place(offset, shapes[name], dtypes[name]) for name, offset in offsets.items()}, size
+        return {name: Place(offset, shapes[name], dtypes[name], block) for name, offset in offsets.items()}, size
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return self._owner.value_dtype(name.removesuffix(_CONVOLVED))

@@ -57,17 +57,26 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where a value is in the block, from which byte, and what it is."""
+    """Where a value is in the block of memory, from which byte, and what it is."""
 
     offset: int
-    shape: Shape
+    shape: Shape  # NHWC
     dtype: torch.dtype
+    channels: int | None  # in a block of channels; ``None`` for a channels-last value
 
     def view(self, block: Tensor) -> Tensor:
-        """Return the value as a channels-last tensor ``[N, C, H, W]`` in ``block``."""
+        """Return the memory of the value in ``block``: a channels-last tensor ``[N, C, H, W]`` if the value is one."""
         size = prod(self.shape) * self.dtype.itemsize
         flat = block[self.offset : self.offset + size].view(self.dtype)
         return flat.view(self.shape).permute(0, 3, 1, 2)
+
+    def copy(self, view: Tensor) -> Tensor:
+        """Return the value in ``view`` as a new channels-last tensor ``[N, C, H, W]``."""
+        if self.channels is None:
+            return view.clone(memory_format=torch.channels_last)
+        n, h, w, c = self.shape
+        blocks = view.permute(0, 2, 3, 1).view(n, c // self.channels, h, w, self.channels)
+        return blocks.permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +101,13 @@ class Prepared:
     outputs: tuple[str, ...]
     packed: dict[str, Any]
     scratchpad: int  # its offset in the block
-    size: int  # of the block
+    size: int  # of the block of memory
+    channels: int | None  # in a block of channels; ``None`` for channels-last activations
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of the images that a stem reads."""
+        return torch.channels_last if self.channels is None else torch.contiguous_format
 
     @property
     def weights(self) -> set[Packed]:
@@ -130,7 +145,7 @@ class Run:
     """Prepared steps in a block of memory."""
 
     def __init__(self, prepared: Prepared, block: Tensor, library: Library, owner: Owner) -> None:
-        self._outputs = prepared.outputs
+        self._copied = {name: prepared.places[name] for name in prepared.outputs if name in prepared.places}
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
         binder = _Binder(library, block.data_ptr() + prepared.scratchpad)
@@ -161,9 +176,8 @@ class Run:
                     observe(step, values[INPUT].shape[0], partial(_run_all, calls))
         finally:
             self._given.values = {}
-        for name in self._outputs:
-            if name in self._views:
-                values[name] = self._views[name].clone(memory_format=torch.channels_last)
+        for name, place in self._copied.items():
+            values[name] = place.copy(self._views[name])
 
 
 @dataclass(eq=False)

@@ -55,6 +55,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     ),
     "inner_product_forward_primitive_desc_create": (_OUT, c_void_p, c_int, *[c_void_p] * 5),
     "reorder_primitive_desc_create": (_OUT, *[c_void_p] * 5),
+    "primitive_desc_query": (c_void_p, c_int, c_int, c_void_p),
     "primitive_desc_destroy": (c_void_p,),
     "primitive_create": (_OUT, c_void_p),
     "primitive_execute": (c_void_p, c_void_p, c_int, c_void_p),
@@ -64,9 +65,13 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 _QUERIES: dict[str, tuple[Any, ...]] = {
     "version": (c_void_p,),
     "memory_desc_get_size": (c_size_t, c_void_p),
+    "get_effective_cpu_isa": (c_int,),
     "memory_desc_equal": (c_int, c_void_p, c_void_p),
     "primitive_desc_query_md": (c_void_p, c_void_p, c_int, c_int),
 }
+
+# dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx2, and how many float32 numbers their vectors have
+_LANES = {0x27: 16, 0x7: 8}
 
 # dnnl_status_t
 _SUCCESS, _OUT_OF_MEMORY = 0, 1
@@ -103,6 +108,12 @@ class Library:
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Callable[..., Any]: ...
+
+    @property
+    def lanes(self) -> int | None:
+        """The float32 numbers in a vector of the instructions that oneDNN uses: 16 or 8; ``None`` for older ones."""
+        instructions = self.get_effective_cpu_isa()  # each set contains the bits of those that it extends
+        return next((lanes for bits, lanes in _LANES.items() if instructions & bits == bits), None)
 
     def created(self, create: Callable[..., None], *arguments: Any) -> int:
         """Return the object that ``create`` writes to its first argument."""

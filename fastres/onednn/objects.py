@@ -59,6 +59,12 @@ class Operation:
     packed: Packed | None
     fixed: list[tuple[int, Owned]]
     kept: list[object]  # lives as long
+    implementation: str  # oneDNN's name of it, such as "brg_conv_fwd:avx512_core"
+
+    @property
+    def is_slow(self) -> bool:
+        """True if oneDNN has only its reference implementation, a hundred times slower than the others."""
+        return self.implementation.startswith("ref")
 
 
 def new_stream(library: Library) -> Owned:

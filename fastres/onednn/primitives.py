@@ -1,12 +1,13 @@
 """Convolutions, pools and products as oneDNN primitives: built once for a shape, then run in given memory.
 
-Activations are channels-last. A primitive's weights are in the layout that oneDNN prefers for its shape and the number
-of threads; primitives with the same layout share them.
+Activations are channels-last, or in blocks of channels. A primitive's weights are in the layout that oneDNN prefers for
+its shape and the number of threads; primitives with the same layout share them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import byref, c_char_p
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,13 @@ Shape = tuple[int, ...]
 
 # Values of oneDNN's enumerations.
 _DTYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.int32: 4, torch.int8: 5, torch.uint8: 6}
-# Layouts: any, x, ab, nchw, nhwc (and ohwi), gohwi
+# Layouts: any, x, ab, nchw, nhwc (and ohwi), gohwi, and the blocked ones by the channels of a block: nChw8c, nChw16c
 _ANY, _LINE, _ROWS, _PLANES, _CHANNELS_LAST, _GROUPED_WEIGHTS = 1, 2, 3, 5, 22, 31
+_BLOCKED = {8: 102, 16: 78}
 _INFERENCE, _DIRECT, _RELU = 96, 1, 32
 _POOLS = {"max": 511, "average": 1023}  # the average of the pixels inside the image
 _USER_SCRATCHPAD = 1
-_QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 129, 131, 133, 136
+_QUERY_IMPLEMENTATION, _QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 8, 129, 131, 133, 136
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,14 @@ class Levels:
 
 
 class Builder:
-    """Builds operations, for the number of threads that torch has now."""
+    """Builds operations, for the number of threads that torch has now.
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
+    Activations are in blocks of ``block`` channels, 8 or 16, and images one channel after another; both are
+    channels-last without ``block``.
+    """
+
+    def __init__(self, library: Library, block: int | None = None) -> None:
+        self._library, self._block = library, block
 
     def convolution(
         self,
@@ -194,6 +200,7 @@ class Builder:
             packed,
             fixed,
             kept,
+            self._implementation(description),
         )
 
     def _attributes(
@@ -253,7 +260,9 @@ class Builder:
 
     def _activation(self, shape: Shape, dtype: torch.dtype) -> Owned:
         n, h, w, c = shape
-        return self._layout((n, c, h, w), dtype, _CHANNELS_LAST)
+        if self._block is None:
+            return self._layout((n, c, h, w), dtype, _CHANNELS_LAST)
+        return self._layout((n, c, h, w), dtype, _PLANES if c % self._block else _BLOCKED[self._block])
 
     def _layout(self, shape: Sequence[int], dtype: torch.dtype, tag: int) -> Owned:
         library = self._library
@@ -265,6 +274,11 @@ class Builder:
         library = self._library
         layout = library.primitive_desc_query_md(description, what, 0)
         return Owned(library.created(library.memory_desc_clone, layout), library.memory_desc_destroy)
+
+    def _implementation(self, description: Owned) -> str:
+        name = c_char_p()
+        self._library.primitive_desc_query(description, _QUERY_IMPLEMENTATION, 0, byref(name))
+        return (name.value or b"").decode()
 
     def _described(self, create: Callable[..., None], *arguments: object) -> Owned:
         return Owned(self._library.created(create, *arguments), self._library.primitive_desc_destroy)
