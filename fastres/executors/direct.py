@@ -62,7 +62,7 @@ class Direct:
     """Runs the plan of ``owner`` on oneDNN's primitives. It does not keep its owner alive."""
 
     def __init__(self, library: Library, owner: Owner, plan: Plan) -> None:
-        self._library, self._plan = library, plan
+        self.library, self._plan = library, plan
         self._owner: Owner = weakref.proxy(owner)
         self._guard = Guard()
         self.kept: Recent[tuple[Shape, int, tuple[str, ...]], Prepared] = Recent(SHAPES_KEPT)
@@ -76,7 +76,7 @@ class Direct:
         """Run ``prepared`` on ``values["input"]``, in its memory format, and add its outputs to ``values``."""
         workspace = self._take()
         try:
-            workspace.run_of(prepared, self._library, self._owner)(values, self.observe)
+            workspace.run_of(prepared, self.library, self._owner)(values, self.observe)
         finally:
             self._give_back(workspace)
 
@@ -120,19 +120,19 @@ class Direct:
     def _prepare(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
         lanes = self._lanes
         if lanes is not None and is_faster_blocked(shape, lanes):
-            blocked = self._prepare_in(lanes, shape, outputs)
+            blocked = self.prepare_in(lanes, shape, outputs)
             if not any(operation.is_slow for part in blocked.parts for operation in part.operations):
                 return blocked
-        return self._prepare_in(None, shape, outputs)
+        return self.prepare_in(None, shape, outputs)
 
-    def _prepare_in(self, block: int | None, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
+    def prepare_in(self, block: int | None, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
         """Return the primitives for activations in blocks of ``block`` channels; channels-last for ``None``."""
         steps = _divided(self._plan.steps_for(outputs), self._owner)
         stem = self._plan.stem
         shapes = {**self._plan.shapes(*shape[:3]), stem.output + _CONVOLVED: stem.conv_shape(shape)}
         kept = [name for name in dict.fromkeys(outputs) if name not in (LOGITS, POOLED)]
         places, size = self._places([step for _, step in steps], shapes, kept, block)
-        builder = Builder(self._library, block)
+        builder = Builder(self.library, block)
         parts, packed = [], {}
         for index, step in steps:
             operations = tuple(self._operations(builder, step, shapes, LOGITS in outputs))
