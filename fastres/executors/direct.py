@@ -69,7 +69,8 @@ class Direct:
         self._known: dict[str, list[Packed]] = {}
         self._most_bytes = COPIES_KEPT * sum(step.weight.nbytes for step in plan if isinstance(step, (Stem, Conv)))
         self._idle: list[Workspace] = []
-        self._lanes = library.lanes if can_be_blocked(plan, library.lanes) else None
+        blocked = "blocks" not in left_out() and can_be_blocked(plan, library.lanes)
+        self._lanes = library.lanes if blocked else None
         self.observe: Observer | None = None
 
     def run(self, prepared: Prepared, values: dict[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ WAYS = {
     "merged": "shortcuts merged into a convolution",
     "early": "kernels that start while the previous one still runs",
     "graphs": "CUDA graphs",
+    "blocks": "activations in blocks of channels on a CPU; without them, they are channels-last",
     "primitives": "oneDNN's primitives on a CPU; without them, torch's operators call it",
     "tables": "tuned tables; without them, rules alone decide",
 }

@@ -96,6 +96,18 @@ def test_the_distance_to_the_fastest_engine_on_a_cpu_is_right() -> None:
     assert f"within {round(100 * largest)} % of the fastest engine" in PERFORMANCE
 
 
+def test_the_gain_of_blocks_of_channels_is_right() -> None:
+    file = ROOT / "bench" / "results" / "cpu-intel-xeon-2-threads" / "layouts.json"
+    found = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    rows = {(row["size"], row["batch"]): row for row in found if row["model"] == "resnet50"}
+    said = " ".join(PERFORMANCE.split())
+    for size, words in ((224, "less time in blocks at 224×224"), (64, "less at 64×64")):
+        less = sorted(round(100 * (1 - rows[size, batch]["ratio"])) for batch in (2, 4, 8))
+        assert f"{less[0]} to {less[-1]} % {words}" in said
+    more = round(100 * (rows[224, 1]["ratio"] - 1))
+    assert f"A single image of 224×224 takes {more} % more" in said
+
+
 def test_the_readmes_gpu_table_is_the_result_file() -> None:
     folder = ROOT / "bench" / "results" / "nvidia-h100-80gb-hbm3"
     assert (folder / "results.json").relative_to(ROOT).as_posix() in README

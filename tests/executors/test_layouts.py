@@ -113,6 +113,13 @@ def test_a_slow_primitive_makes_the_network_channels_last(monkeypatch: pytest.Mo
     assert {id(packed) for known in run.direct._known.values() for packed in known} == kept, "no weights of the others"
 
 
+def test_the_user_may_leave_blocks_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "left_out", lambda: frozenset({"blocks"}))
+    run = CpuExecutor(plan_of("resnet18"))
+    run.run(smooth_images(2, 64, 64))
+    assert prepared_by(run).channels is None
+
+
 def test_the_same_logits_with_other_outputs() -> None:
     plan, x = plan_of("resnet50"), smooth_images(2, 64, 64)
     run = CpuExecutor(plan)
