@@ -276,10 +276,6 @@ class CpuExecutor:
         """Return the scales of a step in 8 bit; ``None`` if it is not."""
         return None
 
-    def classified(self, averages: Tensor) -> Tensor:
-        """Return the averages ``[N, C]`` as the classifier reads them."""
-        return averages
-
     def scale_of(self, name: str) -> float:
         """Return what one level of the value ``name`` stands for; 1 if it is not in 8 bit."""
         return 1.0

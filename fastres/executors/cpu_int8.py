@@ -137,10 +137,10 @@ class Int8Executor(CpuExecutor):
             pooled = x.sum((2, 3), dtype=torch.int32).to(torch.float32).mul_(scale.scale / (x.shape[2] * x.shape[3]))
         values[POOLED] = pooled
         if classify:
-            read = self.classified(pooled)
+            read = self._classified(pooled)
             values[LOGITS] = functional.linear(read, *self._classifier) if product is None else product.of_rows(read)
 
-    def classified(self, averages: Tensor) -> Tensor:
+    def _classified(self, averages: Tensor) -> Tensor:
         """Return the averages ``[N, C]`` as the classifier reads them: in levels, if it is in 8 bit."""
         if self._plan.head.name not in self._weight_scales:
             return averages

@@ -173,7 +173,10 @@ class Direct:
         elif isinstance(step, Head):
             yield builder.averages(shape, dtype, self._owner.scale_of(step.input))
             if classify and step.weight.shape[0]:
-                yield builder.product(shape[0], step.weight, step.bias, known, self._owner.levels_of(step))
+                levels = self._owner.levels_of(step)
+                if levels is not None:
+                    yield builder.levels(shape[0], shape[3], levels.input)
+                yield builder.product(shape[0], step.weight, step.bias, known, levels)
         else:
             assert isinstance(step, (Stem, Conv))
             levels, padding = self._owner.levels_of(step), step.padding

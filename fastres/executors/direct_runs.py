@@ -43,9 +43,6 @@ class Owner(Protocol):
     def levels_of(self, step: Stem | Conv | Head) -> Levels | None:
         """Return the scales of a step in 8 bit; ``None`` if it is not."""
 
-    def classified(self, averages: Tensor) -> Tensor:
-        """Return the averages ``[N, C]`` as the classifier reads them."""
-
     def pack_one(self, step: Step, shape: Shape) -> Any:
         """Return ``step`` packed for torch's operators and an input of ``shape``; ``None`` if there is nothing to."""
 
@@ -83,7 +80,8 @@ class Place:
 class Part:
     """A step with its primitives, none if torch's operators compute it, and its index in the plan.
 
-    A head has the averages and, if it classifies, the product. A stem in 8 bit first has the rounding of its input.
+    A head has the averages and, if it classifies, the product: in 8 bit, after the rounding of its input. A stem
+    in 8 bit first has the rounding of its input.
     """
 
     index: int
@@ -159,7 +157,7 @@ class Run:
             elif isinstance(part.step, Stem):
                 calls += _stem(binder, self._given, owner, part, self._views[part.step.output])
             elif isinstance(part.step, Head):
-                calls.append(_head(binder, self._given, owner, part, self._views[part.step.input]))
+                calls.append(_head(binder, self._given, part, self._views[part.step.input]))
             else:
                 calls += _step(binder, part, self._views)
         self._steps = list(groups.values())
@@ -245,7 +243,7 @@ def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tens
     return [read_levels, run]
 
 
-def _head(binder: _Binder, given: _Given, owner: Owner, part: Part, x: Tensor) -> Callable[[], object]:
+def _head(binder: _Binder, given: _Given, part: Part, x: Tensor) -> Callable[[], object]:
     """Return a function that averages ``x`` and classifies the averages. Both results get new memory."""
     library, (n, c, _, _) = binder.library, x.shape
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
@@ -268,15 +266,21 @@ def _head(binder: _Binder, given: _Given, owner: Owner, part: Part, x: Tensor) -
                 given.values[LOGITS] = torch.empty((n, 0), dtype=torch.float32, device="cpu")
 
         return pool_only
-    read, written = binder.memories(part.operations[1])
-    multiply = binder.bound(part.operations[1], read, written)
+    read, written = binder.memories(part.operations[-1])
+    calls = [binder.bound(part.operations[-1], read, written)]
+    if len(part.operations) == 3:
+        levels = torch.empty((n, c), dtype=torch.uint8, device="cpu")
+        binder.kept.append(levels)
+        library.memory_set_data_handle(read, levels.data_ptr())
+        read, rounded = binder.memories(part.operations[1], destination=levels.data_ptr())
+        calls.insert(0, binder.bound(part.operations[1], read, rounded))
 
     def pool_and_classify() -> None:
-        pooled = owner.classified(pool())
+        pooled = pool()
         logits = torch.empty((n, classes), dtype=torch.float32, device="cpu")
         library.memory_set_data_handle(read, pooled.data_ptr())
         library.memory_set_data_handle(written, logits.data_ptr())
-        multiply()
+        _run_all(calls)
         given.values[LOGITS] = logits
 
     return pool_and_classify

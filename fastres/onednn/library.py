@@ -45,7 +45,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "primitive_attr_set_scratchpad_mode": (c_void_p, c_int),
     "primitive_attr_set_post_ops": (c_void_p, c_void_p),
     "primitive_attr_set_scales_mask": (c_void_p, c_int, c_int),
-    "primitive_attr_set_zero_points_mask": (c_void_p, c_int, c_int),
     "primitive_attr_destroy": (c_void_p,),
     "convolution_forward_primitive_desc_create": (
         _OUT, c_void_p, c_int, c_int, *[c_void_p] * 4, *[_DIMENSIONS] * 4, c_void_p,

@@ -17,7 +17,7 @@ ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 # Arguments of a primitive.
 SOURCE, DESTINATION, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
-SCALES, ZERO_POINTS = 4096, 8192  # to be added to another argument
+SCALES = 4096  # to be added to another argument
 
 
 class Owned:

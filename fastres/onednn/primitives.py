@@ -20,7 +20,6 @@ from .objects import (
     SCALES,
     SOURCE,
     WEIGHTS,
-    ZERO_POINTS,
     Operation,
     Owned,
     Packed,
@@ -57,6 +56,23 @@ class Levels:
     output_zero_point: int = 0
     residual: float = 1.0
     residual_zero_point: int = 0
+
+    @property
+    def unit(self) -> float:
+        """What a step of one in the output stands for."""
+        return 1.0 if self.output is None else self.output
+
+    @property
+    def clips_at_zero(self) -> bool:
+        """True if the lowest level of the output stands for 0, so that storing a level does what ReLU would do."""
+        return self.output is not None and self.output_zero_point == 0
+
+    def bias(self, bias: Tensor | None, channels: int, add: bool) -> Tensor:
+        """Return the bias ``[K]`` in steps of the output, together with all zero points."""
+        moved = self.output_zero_point - (self.residual_zero_point * self.residual / self.unit if add else 0.0)
+        if bias is None:
+            bias = torch.zeros(channels, dtype=torch.float32, device="cpu")
+        return (bias.double() / self.unit + moved).to(torch.float32)
 
 
 class Builder:
@@ -97,6 +113,7 @@ class Builder:
         read = written = weight.dtype
         if levels is not None:
             read, written = torch.uint8, torch.float32 if levels.output is None else torch.uint8
+            bias = levels.bias(bias, k, add)
         line = None if bias is None else self._layout((k,), torch.float32, _LINE)
         attributes, fixed, kept = self._attributes(relu, add, levels, groups)
         description = self._described(
@@ -176,6 +193,15 @@ class Builder:
         attributes, *_ = self._attributes(False, False, None, 1)
         return self._operation(self._reorder(source, inside, attributes), None, [], [])
 
+    def levels(self, rows: int, channels: int, scale: float) -> Operation:
+        """Build the rounding of float32 ``[rows, channels]`` to levels of ``scale``."""
+        attributes, *_ = self._attributes(False, False, None, 1)
+        self._library.primitive_attr_set_scales_mask(attributes, SOURCE, 0)
+        kept: list[object] = []
+        inverse = self._vector(torch.tensor([1 / scale], dtype=torch.float32, device="cpu"), kept)
+        source, levels = (self._layout((rows, channels), dtype, _ROWS) for dtype in (torch.float32, torch.uint8))
+        return self._operation(self._reorder(source, levels, attributes), None, [(SCALES | SOURCE, inverse)], kept)
+
     def _weighted(
         self, description: Owned, packed: Packed, bias: Tensor | None, fixed: list[tuple[int, Owned]],
         kept: list[object],
@@ -207,14 +233,15 @@ class Builder:
         self, relu: bool, add: bool, levels: Levels | None, groups: int
     ) -> tuple[Owned, list[tuple[int, Owned]], list[object]]:
         """Return a primitive's attributes, the arguments that they need, and what must live as long."""
+        # The scale of the output is part of the weights', of the bias and of the residual's, and the zero points of the
+        # bias: each would be one more operation for every number that is stored.
         library = self._library
         after = Owned(library.created(library.post_ops_create), library.post_ops_destroy)
         attributes = Owned(library.created(library.primitive_attr_create), library.primitive_attr_destroy)
         library.primitive_attr_set_scratchpad_mode(attributes, _USER_SCRATCHPAD)
         if add:
-            scale, zero_point = (1.0, 0) if levels is None else (levels.residual, levels.residual_zero_point)
-            library.post_ops_append_sum(after, scale, zero_point, 0)
-        if relu:
+            library.post_ops_append_sum(after, 1.0 if levels is None else levels.residual / levels.unit, 0, 0)
+        if relu and not (levels is not None and levels.clips_at_zero):
             library.post_ops_append_eltwise(after, _RELU, 0.0, 0.0)
         library.primitive_attr_set_post_ops(attributes, after)
         fixed: list[tuple[int, Owned]] = []
@@ -222,16 +249,13 @@ class Builder:
         if levels is None:
             return attributes, fixed, kept
         every = 1 if groups == 1 else 3  # a mask: one scale for each index of the first dimension, or of the first two
-        numbers = [(SOURCE, 0, _number(levels.input))]
-        numbers += [] if levels.weights is None else [(WEIGHTS, every, levels.weights)]
-        numbers += [] if levels.output is None else [(DESTINATION, 0, _number(levels.output))]
-        for argument, mask, values in numbers:
-            library.primitive_attr_set_scales_mask(attributes, argument, mask)
-            fixed.append((SCALES | argument, self._vector(values.to(torch.float32).contiguous(), kept)))
-        if levels.output_zero_point:
-            library.primitive_attr_set_zero_points_mask(attributes, DESTINATION, 0)
-            point = torch.tensor([levels.output_zero_point], dtype=torch.int32, device="cpu")
-            fixed.append((ZERO_POINTS | DESTINATION, self._vector(point, kept)))
+        scale = levels.input / levels.unit
+        if levels.weights is None:
+            argument, mask, values = SOURCE, 0, torch.tensor([scale], dtype=torch.float32, device="cpu")
+        else:
+            argument, mask, values = WEIGHTS, every, (levels.weights.double() * scale).to(torch.float32)
+        library.primitive_attr_set_scales_mask(attributes, argument, mask)
+        fixed.append((SCALES | argument, self._vector(values.contiguous(), kept)))
         return attributes, fixed, kept
 
     def _packed(self, description: Owned, plain: Owned, weight: Tensor, known: list[Packed]) -> Packed:
@@ -289,7 +313,3 @@ class Builder:
 
     def _memory(self, layout: Owned, address: int) -> Owned:
         return memory(self._library, layout, address)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor([value], dtype=torch.float32, device="cpu")

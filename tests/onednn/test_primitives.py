@@ -113,6 +113,13 @@ def test_products_in_8_bit() -> None:
     assert torch.equal(y, x.float() @ weight.float().T * 0.125 + bias)
 
 
+def test_rows_are_rounded_to_even_levels_and_clipped() -> None:
+    x = torch.tensor([[0.0, 0.25, 0.75, 1.25, -3.0, 127.25, 127.75, 1e6, 0.24]] * 3)
+    y = torch.empty(x.shape, dtype=torch.uint8)
+    run(Builder(library.library()).levels(3, 9, 0.5), x, y)
+    assert y.tolist() == [[0, 0, 2, 2, 0, 254, 255, 255, 0]] * 3
+
+
 def test_pixels_are_rounded_to_even_and_clipped_inside_the_border() -> None:
     x = torch.tensor([-5.0, 0.5, 1.5, 2.5, 254.6, 1e9]).repeat(3).view(1, 3, 2, 3)
     picture = torch.full((1, 6, 7, 3), 77, dtype=torch.uint8)
