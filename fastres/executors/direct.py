@@ -181,7 +181,10 @@ class Direct:
             assert isinstance(step, (Stem, Conv))
             levels, padding = self._owner.levels_of(step), step.padding
             if isinstance(step, Stem) and levels is not None:
-                yield builder.rounded(shape, padding)
+                pixels = self._owner.pixels
+                assert pixels is not None
+                yield builder.pixels(shape, pixels.scales, pixels.shifts)
+                yield builder.bordered(shape, padding)
                 n, h, w, c = shape
                 shape, padding = (n, h + 2 * padding, w + 2 * padding, c), 0
             yield builder.convolution(

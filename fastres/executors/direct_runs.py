@@ -81,7 +81,7 @@ class Part:
     """A step with its primitives, none if torch's operators compute it, and its index in the plan.
 
     A head has the averages and, if it classifies, the product: in 8 bit, after the rounding of its input. A stem
-    in 8 bit first has the rounding of its input.
+    in 8 bit first has the rounding of its input to pixels, and their copy into a picture with a border.
     """
 
     index: int
@@ -224,21 +224,30 @@ def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tens
             library.memory_set_data_handle(source, given.values[INPUT].data_ptr())
 
         return [read_images, run]
-    pixels, rounding = owner.pixels, part.operations[0]
+    pixels, (rounding, arranging, _) = owner.pixels, part.operations
     assert pixels is not None
     picture = pixels.picture(*part.shape[:3])
     library.memory_set_data_handle(source, picture.data_ptr())
-    planes, inside = binder.memories(rounding, destination=pixels.inside(picture).data_ptr())
-    round_planes = binder.bound(rounding, planes, inside)
+    n, h, w, c = part.shape
+    levels = torch.empty((n, c, h, w), dtype=torch.uint8, device="cpu")
+    binder.kept.append(levels)
+    images, rounded = binder.memories(rounding, destination=levels.data_ptr())
+    round_images = binder.bound(rounding, images, rounded)
+    planes, inside = binder.memories(arranging, destination=pixels.inside(picture).data_ptr())
+    arrange = binder.bound(arranging, planes, inside)
 
     def read_levels() -> None:
         x = given.values[INPUT]
-        if x.dtype == torch.uint8 or not x.is_contiguous():
+        if not x.is_contiguous():
             pixels.fill(picture, x)
             return
-        unrounded = pixels.unrounded(x)
-        library.memory_set_data_handle(planes, unrounded.data_ptr())
-        round_planes()
+        given_levels = x
+        if x.dtype != torch.uint8:
+            x, given_levels = x.to(torch.float32), levels
+            library.memory_set_data_handle(images, x.data_ptr())
+            round_images()
+        library.memory_set_data_handle(planes, given_levels.data_ptr())
+        arrange()
 
     return [read_levels, run]
 

@@ -20,7 +20,9 @@ class Pixels:
         self._padding = stem.padding
         self._scale = [255 * std for std in stem.std]
         self._shift = [255 * mean for mean in stem.mean]
-        self._shifts = torch.tensor(self._shift, dtype=torch.float32, device="cpu")
+        self.scales, self.shifts = (
+            torch.tensor(values, dtype=torch.float32, device="cpu") for values in (self._scale, self._shift)
+        )
         self._borders: Recent[tuple[int, int], Tensor] = Recent(SHAPES_KEPT)
         self._guard = Guard()
 
@@ -56,16 +58,13 @@ class Pixels:
             inside.copy_(self.unrounded(x).round_().clamp_(0, LARGEST).permute(0, 2, 3, 1))
         else:  # whole rows of pixels, which is faster than a broadcast scale
             rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, 3 * w)
-            scales, shifts = (
-                torch.tensor(values, dtype=torch.float32, device="cpu").repeat(w)
-                for values in (self._scale, self._shift)
-            )
-            inside.copy_(torch.addcmul(shifts, rows, scales).round_().clamp_(0, LARGEST).view(n, h, w, 3))
+            scales, shifts = self.scales.repeat(w), self.shifts.repeat(w)
+            inside.copy_(rows.mul(scales).add_(shifts).round_().clamp_(0, LARGEST).view(n, h, w, 3))
 
     def unrounded(self, x: Tensor) -> Tensor:
         """Return the pixels of normalised images ``x`` ``[N, 3, H, W]`` before they are rounded, in float32."""
         pixels = torch.empty(x.shape, dtype=torch.float32, device="cpu")
         for channel, scale in enumerate(self._scale):  # one after another: a broadcast scale is slower
             plane = x[:, channel].to(torch.float32)
-            torch.add(self._shifts[channel], plane, alpha=scale, out=pixels[:, channel])
+            torch.mul(plane, scale, out=pixels[:, channel]).add_(self.shifts[channel])  # rounds as oneDNN does
         return pixels

@@ -16,7 +16,7 @@ from .library import Library
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 # Arguments of a primitive.
-SOURCE, DESTINATION, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
+SOURCE, FACTORS, DESTINATION, WEIGHTS, BIAS, SCRATCHPAD = 1, 2, 17, 33, 41, 80
 SCALES = 4096  # to be added to another argument
 
 

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastres.errors import OneDnnError
+
 from .library import Library
 from .objects import (
     BIAS,
     DESTINATION,
+    FACTORS,
     SCALES,
     SOURCE,
     WEIGHTS,
@@ -38,8 +41,11 @@ _ANY, _LINE, _ROWS, _PLANES, _CHANNELS_LAST, _GROUPED_WEIGHTS = 1, 2, 3, 5, 22, 
 _BLOCKED = {8: 102, 16: 78}
 _INFERENCE, _DIRECT, _RELU = 96, 1, 32
 _POOLS = {"max": 511, "average": 1023}  # the average of the pixels inside the image
+_ADDED, _MULTIPLIED = 0x1FFF0, 0x1FFF1
+_POST_OPERATIONS = (32768, 16384)  # the arguments of the first post-operation, in newer and in older versions
 _USER_SCRATCHPAD = 1
 _QUERY_IMPLEMENTATION, _QUERY_SOURCE, _QUERY_WEIGHTS, _QUERY_DESTINATION, _QUERY_SCRATCHPAD = 8, 129, 131, 133, 136
+_QUERY_ARGUMENT = 255
 
 
 @dataclass(frozen=True)
@@ -176,15 +182,38 @@ class Builder:
         ones = torch.ones((c, h, w, 1), dtype=torch.int8, device="cpu")
         return self.convolution(shape, output, ones, None, known=[], groups=c, levels=Levels(scale / (h * w), None))
 
-    def rounded(self, shape: Shape, padding: int) -> Operation:
-        """Build the rounding of float32 images, one channel after another, to levels in a picture with a border.
+    def pixels(self, shape: Shape, scales: Tensor, shifts: Tensor) -> Operation:
+        """Build ``x · scales + shifts`` of float32 images, rounded to levels; both are ``[C]``, in float32.
 
-        The levels are channels-last. The destination begins at the first pixel inside the border.
+        Images and levels are contiguous: one channel after another.
+        """
+        n, h, w, c = shape
+        library = self._library
+        channels = self._layout((1, c, 1, 1), torch.float32, _PLANES)
+        attributes, *_ = self._attributes(False, False, None, 1)
+        after = Owned(library.created(library.post_ops_create), library.post_ops_destroy)
+        library.post_ops_append_binary(after, _ADDED, channels)
+        library.primitive_attr_set_post_ops(attributes, after)
+        source, levels = (self._layout((n, c, h, w), dtype, _PLANES) for dtype in (torch.float32, torch.uint8))
+        description = self._described(
+            library.binary_primitive_desc_create, library.engine, _MULTIPLIED, source, channels, levels, attributes
+        )
+        kept: list[object] = [scales, shifts]
+        fixed = [
+            (FACTORS, self._memory(channels, scales.data_ptr())),
+            (self._post_operand(description), self._memory(channels, shifts.data_ptr())),
+        ]
+        return self._operation(description, None, fixed, kept)
+
+    def bordered(self, shape: Shape, padding: int) -> Operation:
+        """Build the copy of contiguous levels, one channel after another, into a channels-last picture with a border.
+
+        The destination begins at the first pixel inside the border.
         """
         n, h, w, c = shape
         strides = [(h + 2 * padding) * (w + 2 * padding) * c, 1, (w + 2 * padding) * c, c]
         library = self._library
-        source = self._layout((n, c, h, w), torch.float32, _PLANES)
+        source = self._layout((n, c, h, w), torch.uint8, _PLANES)
         made = library.created(
             library.memory_desc_create_with_strides, 4, dimensions((n, c, h, w)), _DTYPES[torch.uint8],
             dimensions(strides),
@@ -298,6 +327,18 @@ class Builder:
         library = self._library
         layout = library.primitive_desc_query_md(description, what, 0)
         return Owned(library.created(library.memory_desc_clone, layout), library.memory_desc_destroy)
+
+    def _post_operand(self, description: Owned) -> int:
+        """Return the argument for the second operand of a primitive's first post-operation: versions differ in it."""
+        library = self._library
+        for base in _POST_OPERATIONS:
+            layout = library.primitive_desc_query_md(description, _QUERY_ARGUMENT, base | FACTORS)
+            if layout and library.memory_desc_get_size(layout):
+                return base | FACTORS
+        raise OneDnnError(
+            f"oneDNN {library.number} has another interface than fastres knows. Set FASTRES_WITHOUT=primitives to go "
+            "through torch's operators, and report this"
+        )
 
     def _implementation(self, description: Owned) -> str:
         name = c_char_p()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastres.onednn import library
+from fastres.errors import OneDnnError
+from fastres.onednn import library, primitives
 from fastres.onednn.objects import ALIGNMENT, Operation, Packed, aligned, bound, memory, new_stream
 from fastres.onednn.primitives import Builder, Levels
 from tests.measures import relative_error
@@ -120,13 +121,31 @@ def test_rows_are_rounded_to_even_levels_and_clipped() -> None:
     assert y.tolist() == [[0, 0, 2, 2, 0, 254, 255, 255, 0]] * 3
 
 
-def test_pixels_are_rounded_to_even_and_clipped_inside_the_border() -> None:
-    x = torch.tensor([-5.0, 0.5, 1.5, 2.5, 254.6, 1e9]).repeat(3).view(1, 3, 2, 3)
-    picture = torch.full((1, 6, 7, 3), 77, dtype=torch.uint8)
-    run(Builder(library.library()).rounded((1, 2, 3, 3), 2), x, picture[:, 2:, 2:])
-    inside = torch.tensor([0, 0, 2, 2, 255, 255], dtype=torch.uint8).view(2, 3, 1).expand(2, 3, 3)
-    assert torch.equal(picture[0, 2:4, 2:5], inside)
-    picture[0, 2:4, 2:5] = 77
+def test_pixels_are_rounded_to_even_and_clipped() -> None:
+    x = torch.tensor([-5.0, 0.5, 1.5, 2.5, 254.6, 1e9]).view(1, 1, 2, 3)
+    scales, shifts = torch.tensor([0.25, 1.0, 2.0]), torch.tensor([0.5, 100.25, -3.0])
+    images = (x - shifts.view(1, 3, 1, 1)) / scales.view(1, 3, 1, 1)  # exact, but for the largest number
+    levels = torch.empty(1, 3, 2, 3, dtype=torch.uint8)
+    run(Builder(library.library()).pixels((1, 2, 3, 3), scales, shifts), images, levels)
+    assert levels.flatten().tolist() == [0, 0, 2, 2, 255, 255] * 3
+
+
+@pytest.mark.parametrize("bases", [(), (4096,)])
+def test_an_unknown_argument_of_a_later_version_is_named(
+    monkeypatch: pytest.MonkeyPatch, bases: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(primitives, "_POST_OPERATIONS", bases)
+    scales = torch.ones(3)
+    with pytest.raises(OneDnnError, match="has another interface than fastres knows"):
+        Builder(library.library()).pixels((1, 2, 3, 3), scales, scales)
+
+
+def test_levels_are_copied_inside_the_border() -> None:
+    x = torch.arange(2 * 3 * 2 * 3, dtype=torch.uint8).view(2, 3, 2, 3)
+    picture = torch.full((2, 6, 7, 3), 77, dtype=torch.uint8)
+    run(Builder(library.library()).bordered((2, 2, 3, 3), 2), x, picture[:, 2:, 2:])
+    assert torch.equal(picture[:, 2:4, 2:5], x.permute(0, 2, 3, 1))
+    picture[:, 2:4, 2:5] = 77
     assert bool((picture == 77).all())
 
 
