@@ -132,7 +132,7 @@ class Direct:
         stem = self._plan.stem
         shapes = {**self._plan.shapes(*shape[:3]), stem.output + _CONVOLVED: stem.conv_shape(shape)}
         kept = [name for name in dict.fromkeys(outputs) if name not in (LOGITS, POOLED)]
-        places, size = self._places([step for _, step in steps], shapes, kept, block)
+        places, size = self._places([step for _, step in steps], shapes, kept)
         builder = Builder(self.library, block)
         parts, packed = [], {}
         for index, step in steps:
@@ -144,7 +144,7 @@ class Direct:
         return Prepared(tuple(parts), places, outputs, packed, size, size + most, block)
 
     def _places(
-        self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str], block: int | None
+        self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str]
     ) -> tuple[dict[str, Place], int]:
         """Return the places of all values, and the size of their memory. Values in ``kept`` stay until the end."""
         dtypes = {name: self._dtype_of(name) for name in shapes}
@@ -154,7 +154,7 @@ class Direct:
         for name in kept:
             offsets[name] = size
             size += rounded_up(sizes[name][0])
-        return {name: Place(offset, shapes[name], dtypes[name], block) for name, offset in offsets.items()}, size
+        return {name: Place(offset, shapes[name], dtypes[name]) for name, offset in offsets.items()}, size
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return self._owner.value_dtype(name.removesuffix(_CONVOLVED))

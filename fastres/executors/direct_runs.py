@@ -59,7 +59,6 @@ class Place:
     offset: int
     shape: Shape  # NHWC
     dtype: torch.dtype
-    channels: int | None  # in a block of channels; ``None`` for a channels-last value
 
     def view(self, block: Tensor) -> Tensor:
         """Return the memory of the value in ``block``: a channels-last tensor ``[N, C, H, W]`` if the value is one."""
@@ -67,12 +66,12 @@ class Place:
         flat = block[self.offset : self.offset + size].view(self.dtype)
         return flat.view(self.shape).permute(0, 3, 1, 2)
 
-    def copy(self, view: Tensor) -> Tensor:
-        """Return the value in ``view`` as a new channels-last tensor ``[N, C, H, W]``."""
-        if self.channels is None:
+    def copy(self, view: Tensor, channels: int | None) -> Tensor:
+        """Return the value in ``view``, in blocks of ``channels``, as a new channels-last tensor ``[N, C, H, W]``."""
+        if channels is None:
             return view.clone(memory_format=torch.channels_last)
         n, h, w, c = self.shape
-        blocks = view.permute(0, 2, 3, 1).view(n, c // self.channels, h, w, self.channels)
+        blocks = view.permute(0, 2, 3, 1).view(n, c // channels, h, w, channels)
         return blocks.permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
@@ -143,6 +142,7 @@ class Run:
     """Prepared steps in a block of memory."""
 
     def __init__(self, prepared: Prepared, block: Tensor, library: Library, owner: Owner) -> None:
+        self._channels = prepared.channels
         self._copied = {name: prepared.places[name] for name in prepared.outputs if name in prepared.places}
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
@@ -175,7 +175,7 @@ class Run:
         finally:
             self._given.values = {}
         for name, place in self._copied.items():
-            values[name] = place.copy(self._views[name])
+            values[name] = place.copy(self._views[name], self._channels)
 
 
 @dataclass(eq=False)

@@ -136,7 +136,7 @@ class Builder:
     ) -> Operation:
         """Build ``x · weightᵀ + bias`` in float32, for ``rows`` of ``x`` and a ``weight`` ``[K, C]``, as above."""
         k, c = weight.shape
-        attributes, fixed, kept = self._attributes(False, False, levels, 1)
+        attributes, fixed, kept = self._attributes(levels=levels)
         description = self._described(
             self._library.inner_product_forward_primitive_desc_create, self._library.engine, _INFERENCE,
             self._layout((rows, c), weight.dtype if levels is None else torch.uint8, _ROWS),
@@ -162,7 +162,7 @@ class Builder:
             (out - 1) * stride + size - padding - inside
             for out, size, inside in zip(output[1:3], kernel, shape[1:3], strict=True)
         ]
-        attributes, *_ = self._attributes(False, False, None, 1)
+        attributes, *_ = self._attributes()
         description = self._described(
             self._library.pooling_forward_primitive_desc_create, self._library.engine, _INFERENCE, _POOLS[mode],
             self._activation(shape, dtype), self._activation(output, dtype), dimensions([stride, stride]),
@@ -190,7 +190,7 @@ class Builder:
         n, h, w, c = shape
         library = self._library
         channels = self._layout((1, c, 1, 1), torch.float32, _PLANES)
-        attributes, *_ = self._attributes(False, False, None, 1)
+        attributes, *_ = self._attributes()
         after = Owned(library.created(library.post_ops_create), library.post_ops_destroy)
         library.post_ops_append_binary(after, _ADDED, channels)
         library.primitive_attr_set_post_ops(attributes, after)
@@ -219,12 +219,12 @@ class Builder:
             dimensions(strides),
         )  # fmt: skip
         inside = Owned(made, library.memory_desc_destroy)
-        attributes, *_ = self._attributes(False, False, None, 1)
+        attributes, *_ = self._attributes()
         return self._operation(self._reorder(source, inside, attributes), None, [], [])
 
     def levels(self, rows: int, channels: int, scale: float) -> Operation:
         """Build the rounding of float32 ``[rows, channels]`` to levels of ``scale``."""
-        attributes, *_ = self._attributes(False, False, None, 1)
+        attributes, *_ = self._attributes()
         self._library.primitive_attr_set_scales_mask(attributes, SOURCE, 0)
         kept: list[object] = []
         inverse = self._vector(torch.tensor([1 / scale], dtype=torch.float32, device="cpu"), kept)
@@ -259,7 +259,7 @@ class Builder:
         )
 
     def _attributes(
-        self, relu: bool, add: bool, levels: Levels | None, groups: int
+        self, relu: bool = False, add: bool = False, levels: Levels | None = None, groups: int = 1
     ) -> tuple[Owned, list[tuple[int, Owned]], list[object]]:
         """Return a primitive's attributes, the arguments that they need, and what must live as long."""
         # The scale of the output is part of the weights', of the bias and of the residual's, and the zero points of the
