@@ -29,8 +29,8 @@ endif
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal -q -p tests.progress -o console_output_style=classic
 INTERPRETED := $(shell grep -rl --include='test_*.py' 'mark\.interpreter' tests)
-NUMERICS := $(addprefix tests/,executors/test_cpu.py executors/test_cpu_int8.py executors/test_direct.py executors/test_layouts.py onednn \
-	quantisation calibration \
+NUMERICS := $(addprefix tests/,executors/test_cpu.py executors/test_cpu_int8.py executors/test_direct.py \
+	executors/test_layouts.py onednn quantisation calibration \
 	$(addprefix model/test_,model.py backbone.py headless.py predict.py quantized.py) \
 	look/test_figures.py weights/test_timm_config.py \
 	weights/test_transformers_config.py export classification/test_classify.py \

@@ -7,9 +7,7 @@ network, batch and size. :mod:`fastres.executors.layouts` chooses by these resul
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,17 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fastres
-from fastres.bench.measure import timing
+from fastres.arguments import whole_number
+from fastres.bench.measure import environment, timing
 from fastres.bench.measure.calibration import calibrated, smooth_images
 from fastres.bench.report.results import check_folder, significant, write_whole
-from fastres.commands.environment import installed_version
 from fastres.errors import InputError
 from fastres.executors import direct
-from fastres.executors.cpu import CpuExecutor, micro_batch
+from fastres.executors.cpu import CpuExecutor
 from fastres.executors.direct_runs import Prepared
 from fastres.executors.layouts import can_be_blocked, is_faster_blocked
-from fastres.executors.processor import processor
 from fastres.folding.build import build_plan
 from fastres.memory import keep_memory
 from fastres.network.architectures import get_architecture
@@ -40,6 +36,7 @@ from fastres.terminal import progress_bar, wrote
 from fastres.text import text_table
 
 JSON_NAME = "layouts.json"
+DEVICE = torch.device("cpu")
 BUDGET = timing.Budget(seconds=6, fewest=9, most=100, warmups=2)
 
 
@@ -54,15 +51,15 @@ def measured(name: str, settings: Sequence[tuple[int, int]], done: Callable[[], 
         raise InputError(f"There is nothing to compare for {name}: {reason}")
     rows = []
     for batch, size in settings:
-        shape = (micro_batch(plan, (batch, size, size, 3), torch.float32), size, size, 3)
+        shape = (batch, size, size, 3)
         prepared = {block: run.direct.prepare_in(block, shape, (LOGITS,)) for block in (None, lanes)}
         images = smooth_images(*shape[:3])
         calls = {str(block): partial(_call, run, found, images) for block, found in prepared.items()}
-        last, blocked = (median(times) for times in timing.interleaved(calls, torch.device("cpu"), BUDGET).values())
+        last, blocked = (median(times) for times in timing.interleaved(calls, DEVICE, BUDGET).values())
         rows.append(
             {
                 "model": name,
-                "batch": shape[0],
+                "batch": batch,
                 "size": size,
                 "channels_last_ms": significant(last),
                 "blocked_ms": significant(blocked),
@@ -96,8 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         check_folder(options.out)
     keep_memory()
-    settings = [(batch, size) for size in options.size for batch in options.batch]
-    found: dict[str, Any] = {"environment": _environment(arguments), "rows": []}
+    settings = [(whole_number(batch, "--batch"), size) for size in options.size for batch in options.batch]
+    command = " ".join(["python", "-m", "bench.layouts", *arguments])
+    facts = environment.describe(DEVICE, command, "random, calibrated", tf32=False, cold=False, ceilings={})
+    found: dict[str, Any] = {"environment": facts, "rows": []}
     with progress_bar(total=len(options.model) * len(settings), desc="Timing", disable=None) as progress:
         for name in options.model:
             found["rows"] += measured(name, settings, partial(progress.update, 1))
@@ -107,19 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrote(options.out / JSON_NAME)
         print(f"Wrote {options.out / JSON_NAME}")
     return 0
-
-
-def _environment(arguments: Sequence[str]) -> dict[str, Any]:
-    return {
-        **processor(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "onednn": direct.description(),
-        "torch": installed_version("torch"),
-        "fastres": fastres.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "bench.layouts", *arguments]),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -59,7 +59,7 @@ MAY_IMPORT = {
     "bench.measure",
     "bench.quantisation": "leaves network executors quantisation commands top bench.report bench.measure bench.digits "
     "bench.study bench.classify",
-    "bench.layouts": "leaves network folding executors commands top bench.report bench.measure",
+    "bench.layouts": "leaves network folding executors bench.report bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
     "bench": "leaves",
 }

@@ -45,6 +45,11 @@ def test_a_network_that_is_never_in_blocks_is_named() -> None:
         main(["--model", "resnext50_32x4d"])
 
 
+def test_a_batch_without_images_is_an_error() -> None:
+    with pytest.raises(InputError, match="--batch"):
+        main(["--batch", "0"])
+
+
 def test_there_are_results() -> None:
     assert RESULTS
 
