@@ -33,6 +33,7 @@ from .direct import Direct, absent
 from .packing import SHAPES_KEPT, Packings
 from .pixels import Pixels
 from .quota import warn_of_too_many_threads
+from .reading import guard_of
 from .recent import Recent
 
 # From this size on, glibc's malloc always maps a separate block and returns it to the system when it is freed (on 64
@@ -124,6 +125,7 @@ class CpuExecutor:
         check_dtype(dtype)
         warn_of_too_many_threads()
         self.dtype = dtype
+        self.read_dtype: torch.dtype | None = dtype if plan.quantisation is None else None
         self._stored = dtype if plan.quantisation is None else torch.uint8  # of most values
         self._plan = plan
         self._last_reads = plan.last_reads()
@@ -158,14 +160,16 @@ class CpuExecutor:
             with torch.autocast("cpu", enabled=False):
                 return self.run(x, outputs)
         n, _, h, w = x.shape
-        x = x.detach().resolve_neg()  # oneDNN reads the memory, which holds the numbers without their sign
+        if x.requires_grad:
+            x = x.detach()
+        if x.is_neg():  # oneDNN reads the memory, which holds the numbers without their sign
+            x = x.resolve_neg()
         with calls:
             # Other outputs are large themselves. Concatenating their parts would cost the copies that this avoids.
-            if n == 1 or not {LOGITS, POOLED}.issuperset(outputs):
+            images = n if n == 1 or not {LOGITS, POOLED}.issuperset(outputs) else self._micro_batch((n, h, w, 3))
+            if images >= n:
                 return self._run(x, outputs)
-            parts = [self._run(part, outputs) for part in x.split(self._micro_batch((n, h, w, 3)))]
-        if len(parts) == 1:
-            return parts[0]
+            parts = [self._run(part, outputs) for part in x.split(images)]
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
     def _run(self, x: Tensor, outputs: Sequence[str]) -> list[Tensor]:
@@ -173,12 +177,12 @@ class CpuExecutor:
         n, _, h, w = x.shape
         shape = (n, h, w, 3)
         direct = self.direct if has_memory(x) else None
-        prepared = direct.prepared_for(shape, tuple(outputs)) if direct is not None else None
-        values = {INPUT: self._prepare(x, torch.channels_last if prepared is None else prepared.memory_format)}
-        guard = None if x.dtype == torch.uint8 else _guard_of_images(values[INPUT])
-        if direct is not None and prepared is not None:
-            direct.run(prepared, values)
+        values = {INPUT: x}
+        if direct is not None:
+            guard = direct.run(direct.prepared_for(shape, tuple(outputs)), values)
         else:
+            values[INPUT] = self.prepare(x, torch.channels_last)
+            guard = None if x.dtype == torch.uint8 else guard_of(values[INPUT])
             self._run_steps(values, range(len(self._plan.steps_for(outputs))), shape, outputs)
         return [self._guarded(self._returned(values[output], output), guard) for output in outputs]
 
@@ -238,13 +242,21 @@ class CpuExecutor:
             value = value + guard.view(-1, *[1] * (value.dim() - 1)).to(value.dtype)
         return value
 
-    def _prepare(self, x: Tensor, memory_format: torch.memory_format) -> Tensor:
-        """Return input in the executor's dtype and ``memory_format``. uint8 pixels are normalised in float32."""
+    def prepare(self, x: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """Return images ``x`` in the executor's dtype and ``memory_format``; uint8 pixels are normalised first."""
         if x.dtype == torch.uint8:
-            x = x.to(torch.float32, memory_format=memory_format)
-            x = torch.addcmul(self._shift, x, self._scale)
+            x = self.normalised(x)
         # Tensor.to alone returns a crop of channels-last images as it is, with gaps between its rows.
         return x.to(self.dtype, memory_format=memory_format).contiguous(memory_format=memory_format)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Return uint8 pixels ``[N, 3, H, W]`` as normalised float32 images in the same memory format."""
+        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+            return torch.addcmul(self._shift, x.to(torch.float32), self._scale)
+        n, c, h, w = x.shape  # whole rows of pixels: a scale for each channel is slower
+        rows = x.permute(0, 2, 3, 1).view(n * h, w * c).to(torch.float32)
+        scale, shift = self._scale.view(c).repeat(w), self._shift.view(c).repeat(w)
+        return torch.addcmul(shift, rows, scale, out=rows).view(n, h, w, c).permute(0, 3, 1, 2)
 
     def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:
         values[POOLED] = pooled = values[head.input].mean((2, 3))
@@ -284,14 +296,6 @@ class CpuExecutor:
 def has_memory(x: Tensor) -> bool:
     """Return True if oneDNN can read ``x`` in memory. Subclasses and dispatch modes see torch's operators instead."""
     return type(x) in (Tensor, Parameter) and not torch._C._len_torch_dispatch_stack()
-
-
-def _guard_of_images(x: Tensor) -> Tensor | None:
-    """Return 0 for each image of ``x`` that is finite, and NaN for the others; ``None`` if all are.
-
-    The sum of the whole batch is much faster than those of its images.
-    """
-    return None if math.isfinite(x.sum()) else x.sum((1, 2, 3), dtype=torch.float32) * 0
 
 
 def micro_batch(plan: Plan, shape: Shape, dtype: torch.dtype) -> int:

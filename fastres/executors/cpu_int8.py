@@ -62,8 +62,9 @@ class Int8Executor(CpuExecutor):
         super().__init__(plan)
         self._weights_guard += 0 * sum(float(scale.sum()) for scale in self._weight_scales.values())
 
-    def _prepare(self, x: Tensor, memory_format: torch.memory_format) -> Tensor:
-        return x  # the stem prepares it, a few images at a time
+    def prepare(self, x: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """Return ``x``: the stem prepares it, a few images at a time."""
+        return x
 
     def _run_steps(self, values: dict[str, Tensor], indices: range, shape: Shape, outputs: Sequence[str]) -> None:
         end, images = self._parts_of(shape)
@@ -113,7 +114,7 @@ class Int8Executor(CpuExecutor):
         if step.name in self._weight_scales:
             y = conv(self.pixels.of(x))
         else:
-            y = self._levels(conv(super()._prepare(x, torch.channels_last)), step.output)
+            y = self._levels(conv(super().prepare(x, torch.channels_last)), step.output)
         return _pool(y, "max") if step.pool else y
 
     def _float_step(self, step: Step, values: dict[str, Tensor], packed: dict[str, Any]) -> None:

@@ -73,11 +73,14 @@ class Direct:
         self._lanes = library.lanes if blocked else None
         self.observe: Observer | None = None
 
-    def run(self, prepared: Prepared, values: dict[str, Tensor]) -> None:
-        """Run ``prepared`` on ``values["input"]``, in its memory format, and add its outputs to ``values``."""
+    def run(self, prepared: Prepared, values: dict[str, Tensor]) -> Tensor | None:
+        """Run ``prepared`` on ``values["input"]``, and add its outputs to ``values``.
+
+        Returns 0 for each image that is finite, and NaN for the others; ``None`` if all are.
+        """
         workspace = self._take()
         try:
-            workspace.run_of(prepared, self.library, self._owner)(values, self.observe)
+            return workspace.run_of(prepared, self.library, self._owner)(values, self.observe)
         finally:
             self._give_back(workspace)
 
@@ -133,6 +136,10 @@ class Direct:
         shapes = {**self._plan.shapes(*shape[:3]), stem.output + _CONVOLVED: stem.conv_shape(shape)}
         kept = [name for name in dict.fromkeys(outputs) if name not in (LOGITS, POOLED)]
         places, size = self._places([step for _, step in steps], shapes, kept)
+        images = None
+        if self._owner.read_dtype is not None:
+            images = Place(size, shape, self._owner.read_dtype)
+            size += rounded_up(prod(shape) * images.dtype.itemsize)
         builder = Builder(self.library, block)
         parts, packed = [], {}
         for index, step in steps:
@@ -141,7 +148,7 @@ class Direct:
                 packed[step.name] = self._owner.pack_one(step, shapes[step.input])
             parts.append(Part(index, step, shapes[step.input], operations))
         most = max((operation.scratchpad_bytes for part in parts for operation in part.operations), default=0)
-        return Prepared(tuple(parts), places, outputs, packed, size, size + most, block)
+        return Prepared(tuple(parts), places, images, outputs, packed, size, size + most, block)
 
     def _places(
         self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str]

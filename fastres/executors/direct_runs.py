@@ -14,21 +14,25 @@ from torch import Tensor
 
 from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Shape, Stem, Step
 from fastres.onednn.library import Library
-from fastres.onednn.objects import Operation, Owned, Packed, aligned, bound, memory, new_stream
+from fastres.onednn.objects import Operation, Packed, aligned
 from fastres.onednn.primitives import Levels
 
+from .binding import Binder
 from .pixels import Pixels
+from .reading import Preparer, Reader
 
 # Called in the place of each step, with the number of images and a function that runs it: to take times.
 Observer = Callable[[Step, int, Callable[[], None]], None]
 
 
-class Owner(Protocol):
+class Owner(Preparer, Protocol):
     """The executor: what it knows of its steps, and how it runs one on torch's operators.
 
+    ``read_dtype`` is that of the images that the first step reads, ``None`` if it reads them as they are given, and
     ``pixels`` makes the input of a stem in 8 bit.
     """
 
+    read_dtype: torch.dtype | None
     pixels: Pixels | None
 
     def value_dtype(self, name: str) -> torch.dtype:
@@ -66,6 +70,11 @@ class Place:
         flat = block[self.offset : self.offset + size].view(self.dtype)
         return flat.view(self.shape).permute(0, 3, 1, 2)
 
+    def planes(self, block: Tensor) -> Tensor:
+        """Return the memory of images in ``block`` as a contiguous tensor ``[N, C, H, W]``."""
+        n, h, w, c = self.shape
+        return self.view(block).permute(0, 2, 3, 1).reshape(n, c, h, w)
+
     def copy(self, view: Tensor, channels: int | None) -> Tensor:
         """Return the value in ``view``, in blocks of ``channels``, as a new channels-last tensor ``[N, C, H, W]``."""
         if channels is None:
@@ -95,6 +104,7 @@ class Prepared:
 
     parts: tuple[Part, ...]
     places: dict[str, Place]
+    images: Place | None  # for images in another form than the first step reads; ``None`` if it reads any
     outputs: tuple[str, ...]
     packed: dict[str, Any]
     scratchpad: int  # its offset in the block
@@ -146,8 +156,12 @@ class Run:
         self._copied = {name: prepared.places[name] for name in prepared.outputs if name in prepared.places}
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
-        binder = _Binder(library, block.data_ptr() + prepared.scratchpad)
+        binder = Binder(library, block.data_ptr() + prepared.scratchpad)
         self._kept = binder.kept
+        self._owner, images, place = owner, prepared.images, None
+        if images is not None:
+            place = images.view(block) if prepared.channels is None else images.planes(block)
+        self._reader = Reader(binder, prepared.parts[0].shape, place)
         groups: dict[int, tuple[Step, list[Callable[[], object]]]] = {}
         for part in prepared.parts:
             _, calls = groups.setdefault(part.index, (part.step, []))
@@ -163,8 +177,12 @@ class Run:
         self._steps = list(groups.values())
         self._calls = [call for _, calls in self._steps for call in calls]
 
-    def __call__(self, values: dict[str, Tensor], observe: Observer | None) -> None:
-        """Run all steps on ``values["input"]``, and add the outputs to ``values``."""
+    def __call__(self, values: dict[str, Tensor], observe: Observer | None) -> Tensor | None:
+        """Run all steps on ``values["input"]``, and add the outputs to ``values``. Return the images' guard."""
+        given, owner = values[INPUT], self._owner
+        images = self._reader.read(given, owner)
+        guard = None if given.dtype == torch.uint8 else self._reader.guard(images)
+        values[INPUT] = images
         self._given.values = values
         try:
             if observe is None:
@@ -176,6 +194,7 @@ class Run:
             self._given.values = {}
         for name, place in self._copied.items():
             values[name] = place.copy(self._views[name], self._channels)
+        return guard
 
 
 @dataclass(eq=False)
@@ -185,23 +204,7 @@ class _Given:
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
-class _Binder:
-    """Binds operations to memory. ``scratchpad`` is an address; ``kept`` must live as long as the functions."""
-
-    def __init__(self, library: Library, scratchpad: int) -> None:
-        self.library, self.kept = library, list[object]()
-        self._stream, self._scratchpad = new_stream(library), scratchpad
-
-    def memories(self, operation: Operation, source: int = 0, destination: int = 0) -> tuple[Owned, Owned]:
-        """Return the source and destination of ``operation`` at these addresses; 0 is for one that is set later."""
-        return memory(self.library, operation.source, source), memory(self.library, operation.destination, destination)
-
-    def bound(self, operation: Operation, source: Owned, destination: Owned) -> Callable[[], None]:
-        """Return a function that runs ``operation`` from ``source`` to ``destination``."""
-        return bound(self.library, operation, self._stream, source, destination, self._scratchpad, self.kept)
-
-
-def _step(binder: _Binder, part: Part, views: dict[str, Tensor]) -> list[Callable[[], object]]:
+def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Callable[[], object]]:
     """Return the functions that run a convolution or pool."""
     step, (operation,) = part.step, part.operations
     x, output = views[step.input], views[step.output]
@@ -213,7 +216,7 @@ def _step(binder: _Binder, part: Part, views: dict[str, Tensor]) -> list[Callabl
     return [run]
 
 
-def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Callable[[], object]]:
+def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Callable[[], object]]:
     """Return the functions that run a stem's convolution on the images of a call."""
     operation, library = part.operations[-1], binder.library
     source, destination = binder.memories(operation, destination=output.data_ptr())
@@ -252,7 +255,7 @@ def _stem(binder: _Binder, given: _Given, owner: Owner, part: Part, output: Tens
     return [read_levels, run]
 
 
-def _head(binder: _Binder, given: _Given, part: Part, x: Tensor) -> Callable[[], object]:
+def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> Callable[[], object]:
     """Return a function that averages ``x`` and classifies the averages. Both results get new memory."""
     library, (n, c, _, _) = binder.library, x.shape
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype

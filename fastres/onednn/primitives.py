@@ -132,15 +132,16 @@ class Builder:
         return self._weighted(description, packed, bias, fixed, kept)
 
     def product(
-        self, rows: int, weight: Tensor, bias: Tensor, known: list[Packed], levels: Levels | None = None
+        self, rows: int, weight: Tensor, bias: Tensor | None, known: list[Packed], levels: Levels | None = None
     ) -> Operation:
-        """Build ``x · weightᵀ + bias`` in float32, for ``rows`` of ``x`` and a ``weight`` ``[K, C]``, as above."""
+        """Build ``x · weightᵀ`` (+ bias) in float32, for ``rows`` of ``x`` and a ``weight`` ``[K, C]``, as above."""
         k, c = weight.shape
+        line = None if bias is None else self._layout((k,), torch.float32, _LINE)
         attributes, fixed, kept = self._attributes(levels=levels)
         description = self._described(
             self._library.inner_product_forward_primitive_desc_create, self._library.engine, _INFERENCE,
             self._layout((rows, c), weight.dtype if levels is None else torch.uint8, _ROWS),
-            self._layout((k, c), weight.dtype, _ANY), self._layout((k,), torch.float32, _LINE),
+            self._layout((k, c), weight.dtype, _ANY), line,
             self._layout((rows, k), torch.float32, _ROWS), attributes,
         )  # fmt: skip
         packed = self._packed(description, self._layout((k, c), weight.dtype, _ROWS), weight, known)
@@ -181,6 +182,21 @@ class Builder:
             return self.pool(shape, output, "average", dtype, kernel=(h, w), stride=1)
         ones = torch.ones((c, h, w, 1), dtype=torch.int8, device="cpu")
         return self.convolution(shape, output, ones, None, known=[], groups=c, levels=Levels(scale / (h * w), None))
+
+    def sums(self, rows: int, columns: int, dtype: torch.dtype) -> Operation:
+        """Build the sums ``[rows]`` in float32 of a matrix ``[rows, columns]``: its product with ones."""
+        ones = torch.ones((1, columns), dtype=dtype, device="cpu")
+        return self.product(rows, ones, None, known=[])
+
+    def images(self, shape: Shape, read: tuple[torch.dtype, bool], written: tuple[torch.dtype, bool]) -> Operation:
+        """Build the copy of images from one dtype and format to another: channels-last if true, else contiguous."""
+        n, h, w, c = shape
+        attributes, *_ = self._attributes()
+        source, destination = (
+            self._layout((n, c, h, w), dtype, _CHANNELS_LAST if channels_last else _PLANES)
+            for dtype, channels_last in (read, written)
+        )
+        return self._operation(self._reorder(source, destination, attributes), None, [], [])
 
     def pixels(self, shape: Shape, scales: Tensor, shifts: Tensor) -> Operation:
         """Build ``x · scales + shifts`` of float32 images, rounded to levels; both are ``[C]``, in float32.
