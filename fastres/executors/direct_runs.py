@@ -17,7 +17,7 @@ from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed, aligned
 from fastres.onednn.primitives import Levels
 
-from .binding import Binder
+from .binding import Binder, Call, run_all
 from .pixels import Pixels
 from .reading import Preparer, Reader
 
@@ -152,7 +152,7 @@ class Run:
     """Prepared steps in a block of memory."""
 
     def __init__(self, prepared: Prepared, block: Tensor, library: Library, owner: Owner) -> None:
-        self._channels = prepared.channels
+        self._library, self._channels = library, prepared.channels
         self._copied = {name: prepared.places[name] for name in prepared.outputs if name in prepared.places}
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
@@ -162,7 +162,7 @@ class Run:
         if images is not None:
             place = images.view(block) if prepared.channels is None else images.planes(block)
         self._reader = Reader(binder, prepared.parts[0].shape, place)
-        groups: dict[int, tuple[Step, list[Callable[[], object]]]] = {}
+        groups: dict[int, tuple[Step, list[Call]]] = {}
         for part in prepared.parts:
             _, calls = groups.setdefault(part.index, (part.step, []))
             if not part.operations:
@@ -171,7 +171,7 @@ class Run:
             elif isinstance(part.step, Stem):
                 calls += _stem(binder, self._given, owner, part, self._views[part.step.output])
             elif isinstance(part.step, Head):
-                calls.append(_head(binder, self._given, part, self._views[part.step.input]))
+                calls += _head(binder, self._given, part, self._views[part.step.input])
             else:
                 calls += _step(binder, part, self._views)
         self._steps = list(groups.values())
@@ -186,10 +186,10 @@ class Run:
         self._given.values = values
         try:
             if observe is None:
-                _run_all(self._calls)
+                run_all(self._library, self._calls)
             else:
                 for step, calls in self._steps:
-                    observe(step, values[INPUT].shape[0], partial(_run_all, calls))
+                    observe(step, values[INPUT].shape[0], partial(run_all, self._library, calls))
         finally:
             self._given.values = {}
         for name, place in self._copied.items():
@@ -204,7 +204,7 @@ class _Given:
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Callable[[], object]]:
+def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Call]:
     """Return the functions that run a convolution or pool."""
     step, (operation,) = part.step, part.operations
     x, output = views[step.input], views[step.output]
@@ -212,11 +212,15 @@ def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Callable
     if isinstance(step, Conv) and step.residual is not None:
         residual = views[step.residual]
         if residual.data_ptr() != output.data_ptr():  # it is still needed: the sum goes to a copy
-            return [partial(output.copy_, residual), run]
+
+            def copy() -> None:
+                output.copy_(residual)
+
+            return [copy, run]
     return [run]
 
 
-def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Callable[[], object]]:
+def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Call]:
     """Return the functions that run a stem's convolution on the images of a call."""
     operation, library = part.operations[-1], binder.library
     source, destination = binder.memories(operation, destination=output.data_ptr())
@@ -239,63 +243,58 @@ def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tenso
     planes, inside = binder.memories(arranging, destination=pixels.inside(picture).data_ptr())
     arrange = binder.bound(arranging, planes, inside)
 
-    def read_levels() -> None:
+    def read_levels() -> int | None:
         x = given.values[INPUT]
         if not x.is_contiguous():
             pixels.fill(picture, x)
-            return
+            return None
         given_levels = x
         if x.dtype != torch.uint8:
             x, given_levels = x.to(torch.float32), levels
             library.memory_set_data_handle(images, x.data_ptr())
-            round_images()
+            run_all(library, (round_images,))
         library.memory_set_data_handle(planes, given_levels.data_ptr())
-        arrange()
+        return arrange()
 
     return [read_levels, run]
 
 
-def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> Callable[[], object]:
-    """Return a function that averages ``x`` and classifies the averages. Both results get new memory."""
+def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> list[Call]:
+    """Return the functions that average ``x`` and classify the averages. Both results get new memory."""
     library, (n, c, _, _) = binder.library, x.shape
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     source, averages = binder.memories(part.operations[0], x.data_ptr())
-    average = binder.bound(part.operations[0], source, averages)
 
-    def pool() -> Tensor:
-        pooled = torch.empty((n, c), dtype=dtype, device="cpu")
+    def make_averages() -> None:
+        given.values[POOLED] = pooled = torch.empty((n, c), dtype=dtype, device="cpu")
         library.memory_set_data_handle(averages, pooled.data_ptr())
-        average()
-        given.values[POOLED] = pooled
-        return pooled
 
+    calls = [make_averages, binder.bound(part.operations[0], source, averages)]
     classes = part.step.weight.shape[0]
     if len(part.operations) == 1:
+        if not classes:
 
-        def pool_only() -> None:
-            pool()
-            if not classes:
+            def make_no_logits() -> None:
                 given.values[LOGITS] = torch.empty((n, 0), dtype=torch.float32, device="cpu")
 
-        return pool_only
+            calls.append(make_no_logits)
+        return calls
     read, written = binder.memories(part.operations[-1])
-    calls = [binder.bound(part.operations[-1], read, written)]
+    product = binder.bound(part.operations[-1], read, written)
+    rounded = None
     if len(part.operations) == 3:
         levels = torch.empty((n, c), dtype=torch.uint8, device="cpu")
         binder.kept.append(levels)
         library.memory_set_data_handle(read, levels.data_ptr())
-        read, rounded = binder.memories(part.operations[1], destination=levels.data_ptr())
-        calls.insert(0, binder.bound(part.operations[1], read, rounded))
+        read, levels_of = binder.memories(part.operations[1], destination=levels.data_ptr())
+        rounded = binder.bound(part.operations[1], read, levels_of)
 
-    def pool_and_classify() -> None:
-        pooled = pool()
-        logits = torch.empty((n, classes), dtype=torch.float32, device="cpu")
-        library.memory_set_data_handle(read, pooled.data_ptr())
+    def make_logits() -> None:
+        given.values[LOGITS] = logits = torch.empty((n, classes), dtype=torch.float32, device="cpu")
+        library.memory_set_data_handle(read, given.values[POOLED].data_ptr())
         library.memory_set_data_handle(written, logits.data_ptr())
-        _run_all(calls)
-        given.values[LOGITS] = logits
 
-    return pool_and_classify
+    return [*calls, make_logits, *([] if rounded is None else [rounded]), product]
 
 
 def _run_operators(
@@ -316,8 +315,3 @@ def _run_operators(
             given.values[name] = value
         elif value is not view:
             view.copy_(value)
-
-
-def _run_all(calls: Sequence[Callable[[], object]]) -> None:
-    for call in calls:
-        call()

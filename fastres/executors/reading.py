@@ -18,7 +18,7 @@ from fastres.network.plan import Shape
 from fastres.onednn.objects import aligned
 from fastres.onednn.primitives import Builder
 
-from .binding import Binder
+from .binding import Binder, run_all
 
 _COPIED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -91,7 +91,7 @@ class Reader:
 
         def copy(address: int) -> None:
             binder.library.memory_set_data_handle(source, address)
-            run()
+            run_all(binder.library, (run,))
 
         return copy
 
@@ -111,8 +111,7 @@ class Reader:
 
         def sum_of(address: int) -> float:
             binder.library.memory_set_data_handle(source, address)
-            sum_each_row()
-            sum_rows()
+            run_all(binder.library, (sum_each_row, sum_rows))
             return value.value
 
         return sum_of

@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint, c_void_p
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,9 @@ class Library:
             # Objects are also destroyed while the interpreter ends, when no Python code may run for a check.
             checked = not name.endswith("_destroy")
             setattr(self, name, self._function(name, c_int, *arguments, checked=checked))
+        # The functions of a run check the status: a check in Python at each call takes longer than the call itself.
+        self.execute = self._function("primitive_execute", c_int, *_FUNCTIONS["primitive_execute"])
+        self.check_execution = partial(_check, "primitive_execute")
         for name, types in _QUERIES.items():
             setattr(self, name, self._function(name, *types))
         version = _Version.from_address(self.version())
@@ -126,25 +129,21 @@ class Library:
     def _function(self, name: str, result: Any, *arguments: Any, checked: bool = False) -> Any:
         function = ctypes.CFUNCTYPE(result, *arguments)(self._addresses[f"dnnl_{name}"])
         if checked:
-            function.errcheck = _checker(name)  # type: ignore[assignment]
+            function.errcheck = partial(_check, name)  # type: ignore[assignment]
         return function
 
 
-def _checker(name: str) -> Callable[[int, Any, Any], None]:
-    """Return a function that raises an error for a status other than success."""
-
-    def check(status: int, function: Any, arguments: Any) -> None:
-        if status == _SUCCESS:
-            return
-        if status == _OUT_OF_MEMORY:
-            raise MemoryError(f"oneDNN has no memory left (dnnl_{name})")
-        said = _STATUSES[status] if status < len(_STATUSES) else f"status {status}"
-        raise OneDnnError(
-            f"oneDNN's function dnnl_{name} says {said!r}. Set FASTRES_WITHOUT=primitives to go through torch's "
-            "operators, and report this"
-        )
-
-    return check
+def _check(name: str, status: int, *_: object) -> None:
+    """Raise an error for a status other than success of the function ``name``."""
+    if status == _SUCCESS:
+        return
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError(f"oneDNN has no memory left (dnnl_{name})")
+    said = _STATUSES[status] if status < len(_STATUSES) else f"status {status}"
+    raise OneDnnError(
+        f"oneDNN's function dnnl_{name} says {said!r}. Set FASTRES_WITHOUT=primitives to go through torch's "
+        "operators, and report this"
+    )
 
 
 def library() -> Library:

@@ -86,16 +86,18 @@ def bound(
     destination: Owned,
     scratchpad: int,
     kept: list[object],
-) -> Callable[[], None]:
-    """Return a function that runs ``operation`` from one memory to another; ``scratchpad`` is an address.
+) -> Callable[[], int]:
+    """Return a function that runs ``operation`` from one memory to another, and returns oneDNN's status: 0 is success.
 
-    What must live as long as the function is added to ``kept``.
+    ``scratchpad`` is an address. What must live as long as the function is added to ``kept``.
     """
     memories = [*operation.fixed, (SOURCE, source), (DESTINATION, destination)]
     if operation.scratchpad_bytes:
         memories.append((SCRATCHPAD, memory(library, operation.scratchpad, scratchpad)))
-    kept += (memories, operation)
-    return partial(library.primitive_execute, operation.primitive, stream, len(memories), _arguments(memories))
+    arguments = _arguments(memories)
+    kept += (memories, operation, stream, arguments)
+    addresses = (operation.primitive._as_parameter_, stream._as_parameter_)  # numbers need no conversion at each call
+    return partial(library.execute, *addresses, len(memories), ctypes.addressof(arguments))
 
 
 def run_once(library: Library, primitive: Owned, memories: Sequence[tuple[int, Owned]]) -> None:

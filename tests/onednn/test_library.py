@@ -68,6 +68,6 @@ def test_what_onednn_refuses_is_an_error() -> None:
 
 def test_no_memory_left_is_pythons_error() -> None:
     with pytest.raises(MemoryError, match="dnnl_memory_create"):
-        library._checker("memory_create")(1, None, None)
+        library._check("memory_create", 1)
     with pytest.raises(OneDnnError, match="says 'status 99'"):
-        library._checker("memory_create")(99, None, None)
+        library._check("memory_create", 99)

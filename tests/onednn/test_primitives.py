@@ -27,7 +27,7 @@ def run(operation: Operation, x: Tensor, y: Tensor) -> None:
         memory(onednn, layout, tensor.data_ptr())
         for layout, tensor in ((operation.source, x), (operation.destination, y))
     )
-    bound(onednn, operation, new_stream(onednn), source, destination, scratchpad.data_ptr(), kept)()
+    assert not bound(onednn, operation, new_stream(onednn), source, destination, scratchpad.data_ptr(), kept)()
 
 
 def whole(*shape: int, dtype: torch.dtype = torch.float32, least: int = -3, most: int = 4) -> Tensor:

@@ -1,0 +1,103 @@
+"""Images in every dtype and memory format are read as torch's operators would read them, and NaN is noticed in all."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres.bench.measure.calibration import pixels, smooth_images
+from fastres.errors import OneDnnError
+from fastres.executors import direct, reading
+from fastres.executors.binding import run_all
+from fastres.executors.cpu import CpuExecutor, supported_dtypes
+from fastres.executors.cpu_int8 import Int8Executor
+from fastres.onednn import library
+from tests.executors.test_cpu_int8 import quantised
+from tests.executors.test_direct import plan_of
+
+pytestmark = pytest.mark.usefixtures("primitives")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.uint8)
+FORMATS = (torch.contiguous_format, torch.channels_last)
+SHAPES = ((2, 48, 56), (1, 33, 47), (1, 32, 32))
+
+
+def given(shape: tuple[int, int, int], dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    x = smooth_images(*shape)
+    x = pixels(x) if dtype == torch.uint8 else x.to(dtype)
+    return x.contiguous(memory_format=memory_format)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("computed", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_form_is_read_exactly(computed: torch.dtype, blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if computed not in supported_dtypes():
+        pytest.skip("this CPU does not compute in it")
+    monkeypatch.setattr(direct, "is_faster_blocked", lambda *arguments: blocked)
+    run = CpuExecutor(plan_of("resnet18", computed))
+    for shape, dtype, memory_format in itertools.product(SHAPES, DTYPES, FORMATS):
+        x = given(shape, dtype, memory_format)
+        (expected,) = run.run(run.prepare(x, torch.channels_last))
+        for _ in range(2):
+            assert torch.equal(run.run(x)[0], expected), (shape, dtype, memory_format)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pixels_of_both_formats_are_normalised_alike(shape: tuple[int, int, int]) -> None:
+    run = CpuExecutor(plan_of("resnet18"))
+    one, other = (given(shape, torch.uint8, memory_format) for memory_format in FORMATS)
+    found = run.normalised(other)
+    assert torch.equal(run.normalised(one), found)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, (run._shift.double() + other * run._scale.double()).float(), rtol=0, atol=3e-7)
+
+
+def executors() -> dict[str, CpuExecutor]:
+    made = {"int8": Int8Executor(quantised("resnet18"))}
+    plans = {dtype: plan_of("resnet18", dtype) for dtype in supported_dtypes()}
+    return {**made, **{str(dtype): CpuExecutor(plan) for dtype, plan in plans.items()}}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_the_image_that_is_not_finite_is_named(value: float) -> None:
+    for name, run in executors().items():
+        for dtype, memory_format in itertools.product((torch.float32, torch.bfloat16, torch.float16), FORMATS):
+            x = given((3, 48, 56), dtype, memory_format)
+            clean = run.run(x)[0]
+            assert clean.isfinite().all(), (name, dtype)
+            for place in ((1, 0, 0, 0), (1, 2, 47, 55), (1, 1, 20, 31)):
+                broken = x.clone()
+                broken[place] = value
+                found = run.run(broken)[0]
+                assert found.isnan().all(1).tolist() == [False, True, False], (name, dtype, memory_format, place)
+                assert torch.equal(found[::2], clean[::2])
+
+
+def test_numbers_that_are_infinite_only_in_the_dtype_of_the_network_are_noticed() -> None:
+    if torch.bfloat16 not in supported_dtypes():
+        pytest.skip("this CPU does not compute in bfloat16")
+    x = given((2, 48, 56), torch.float32, torch.contiguous_format)
+    x[1, 0, 3, 3] = torch.finfo(torch.float32).max  # rounds to infinity
+    assert CpuExecutor(plan_of("resnet18", torch.bfloat16)).run(x)[0].isnan().all(1).tolist() == [False, True]
+
+
+def test_finite_numbers_with_an_infinite_sum_are_finite() -> None:
+    run = CpuExecutor(plan_of("resnet18"))
+    x = torch.zeros(1, 3, 48, 56)
+    x[0, 0, 0, 0] = x[0, 0, 0, 1] = 3e38  # one row: its sum is infinite
+    x[0, 1] = -x[0, 0]
+    assert reading.guard_of(x) is None, "torch adds them in another order"
+    assert not run.run(x)[0].isnan().any()
+
+
+def test_a_call_that_fails_ends_the_run() -> None:
+    done: list[int] = []
+    calls = [lambda: done.append(1), lambda: 0, lambda: 2, lambda: done.append(2)]
+    with pytest.raises(OneDnnError, match="dnnl_primitive_execute says 'invalid arguments'"):
+        run_all(library.library(), calls)
+    assert done == [1]
+    with pytest.raises(MemoryError, match="dnnl_primitive_execute"):
+        run_all(library.library(), [lambda: 1])
