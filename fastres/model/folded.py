@@ -131,8 +131,11 @@ class Folded(nn.Module):
         check_input(x, self.architecture, derived.device)
         if x.shape[0] == 0:
             return self._empty(x.shape, outputs)
+        executor = self._executor_of(derived)
+        if not torch.is_grad_enabled():  # most calls: the context takes as long as all checks of the input
+            return executor.run(x, outputs)
         with torch.no_grad():
-            return self._executor_of(derived).run(x, outputs)
+            return executor.run(x, outputs)
 
     def _run_plainly(self, x: Tensor, outputs: tuple[str, ...]) -> list[Tensor]:
         """Compute ``outputs`` with PyTorch's own operations, for a program that a tracer records."""
