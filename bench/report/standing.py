@@ -89,7 +89,10 @@ def points(rows: Sequence[Row]) -> list[Point]:
 
 
 def verdict(rows: Sequence[Row]) -> tuple[str, list[Point]]:
-    """Return a sentence on fastres's rank, and the points at which it is not the fastest, worst first."""
+    """Return a sentence on fastres's rank, and the points at which it is not the fastest, worst first.
+
+    A median is within the spread of the fastest one if the p20–p80 ranges of the two overlap.
+    """
     found = points(rows)
     lost = sorted((point for point in found if not point.is_fastest), key=lambda point: -point.behind)
     if not found:
@@ -97,7 +100,9 @@ def verdict(rows: Sequence[Row]) -> tuple[str, list[Point]]:
     if not lost:
         everywhere = "the only point" if len(found) == 1 else f"all {len(found)} points"
         return f"fastres is the fastest engine at {everywhere}.", []
-    return f"fastres is the fastest engine at {len(found) - len(lost)} of {len(found)} points.", lost
+    close = sum(point.overlaps for point in lost)
+    more = f", and within the spread of the fastest at {close} more" if close else ""
+    return f"fastres is the fastest engine at {len(found) - len(lost)} of {len(found)} points{more}.", lost
 
 
 def sentence(point: Point) -> str:

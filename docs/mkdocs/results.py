@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,22 +12,28 @@ from fastres.bench.report.words import device_name, milliseconds, todays_command
 
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS.parent / "bench" / "results"
+MANY = 4  # batches
 CHARTS = ("throughput.png", "throughput_by_batch.png", "layers.png")
 FILES = (results.JSON_NAME, results.CSV_NAME, results.REPORT_NAME)
 
 
 def measured() -> str:
     """Return a section for each machine: the verdict, a table for each network, and the charts."""
-    runs = [path for path in sorted(FOLDER.rglob(results.JSON_NAME)) if path.is_file()]
-    return "\n".join(_section(results.read(path), path.parent) for path in runs)
+    runs = {path: results.read(path) for path in sorted(FOLDER.rglob(results.JSON_NAME)) if path.is_file()}
+    devices = Counter(device_name(run.environment) for run in runs.values())
+    return "\n".join(
+        _section(run, path.parent, devices[device_name(run.environment)] > 1) for path, run in runs.items()
+    )
 
 
-def _section(run: results.Results, folder: Path) -> str:
+def _section(run: results.Results, folder: Path, named: bool) -> str:
+    """Return the section of a run; its heading is ``named`` after the networks if the device has several runs."""
     facts = run.environment
+    networks = f": {', '.join(dict.fromkeys(row.model for row in run.rows))}" if named else ""
     command = todays_command(facts.get("command", "python -m bench.run"))
     headline, lost = standing.verdict(run.rows)
     lines = [
-        f"## {device_name(facts)}",
+        f"## {device_name(facts)}{networks}",
         "",
         f"{facts['date'][:10]}, torch {facts['torch']}, Triton {facts['triton']}, fastres {facts['fastres']}. "
         f"`{command}`",
@@ -47,26 +54,33 @@ def _section(run: results.Results, folder: Path) -> str:
 
 
 def _table(batches: Sequence[Sequence[results.Row]]) -> list[str]:
-    """Return the table: milliseconds per batch, speed relative to eager, share of the roofline; the fastest in bold."""
+    """Return the table: milliseconds per batch, speed relative to eager, share of the roofline; the fastest in bold.
+
+    Of many batches, it has the milliseconds alone.
+    """
+    many = len(batches) > MANY
     shown = [{row.engine: row for row in standing.timed(rows)} for rows in batches]
     engines = dict.fromkeys(row.engine for rows in batches for row in rows)
-    header = "".join(f" batch {rows[0].batch} | × eager | of roofline |" for rows in batches)
-    lines = [f"| engine |{header} first call |", "|---|" + "---|---|---|" * len(batches) + "---|"]
+    others = "" if many else " × eager | of roofline |"
+    header = "".join(f" batch {rows[0].batch} |{others}" for rows in batches)
+    lines = [f"| engine |{header} first call |", "|---|" + "---|" * header.count("|") + "---|"]
     best = [standing.fastest(rows) for rows in batches]
     for engine in engines:
         rows = [timed.get(engine) for timed in shown]
         if not any(rows):
             continue
-        cells = [cell for row, fastest in zip(rows, best, strict=True) for cell in _cells(row, row is fastest)]
+        cells = [cell for row, fastest in zip(rows, best, strict=True) for cell in _cells(row, row is fastest, many)]
         first = next((row.first_call_s for row in rows if row is not None), None)
         lines.append(f"| {engine} | {' | '.join(cells)} | {'' if first is None else f'{first:.1f} s'} |")
     return lines
 
 
-def _cells(row: results.Row | None, bold: bool) -> list[str]:
+def _cells(row: results.Row | None, bold: bool, many: bool) -> list[str]:
     if row is None:
-        return ["", "", ""]
+        return [""] if many else ["", "", ""]
     time = f"{milliseconds(row.p50_ms)} ms"
+    if many:
+        return [f"**{time}**" if bold else time]
     ratio = "" if row.ratio_to_eager is None else f"{row.ratio_to_eager:.2f}"
     share = "" if row.roofline_share is None else f"{row.roofline_share:.0%}"
     return [f"**{time}**" if bold else time, ratio, share]
