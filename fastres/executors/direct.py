@@ -86,8 +86,8 @@ class Direct:
 
     @property
     def weight_bytes(self) -> int:
-        """The memory of all packed weights."""
-        return sum(packed.data.nbytes for layouts in self._known.values() for packed in layouts)
+        """The memory of all packed weights. A block is kept as long as one of its weights is."""
+        return sum(dict(packed.block for layouts in self._known.values() for packed in layouts).values())
 
     def _take(self) -> Workspace:
         with self._guard:
@@ -147,6 +147,7 @@ class Direct:
             if not operations:
                 packed[step.name] = self._owner.pack_one(step, shapes[step.input])
             parts.append(Part(index, step, shapes[step.input], operations))
+        builder.pack()
         most = max((operation.scratchpad_bytes for part in parts for operation in part.operations), default=0)
         return Prepared(tuple(parts), places, images, outputs, packed, size, size + most, block)
 

@@ -101,6 +101,7 @@ class Reader:
         n, h, w, c = self._shape
         rows = n * h
         first, second = self._builder.sums(rows, w * c, dtype), self._builder.sums(1, rows, torch.float32)
+        self._builder.pack()
         of_rows, total = aligned(4 * rows), aligned(4)
         source, written = binder.memories(first, destination=of_rows.data_ptr())
         sum_each_row = binder.bound(first, source, written, own_scratchpad=True)

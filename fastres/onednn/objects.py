@@ -39,12 +39,18 @@ class _Argument(ctypes.Structure):
     _fields_ = (("argument", ctypes.c_int), ("memory", ctypes.c_void_p))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Packed:
-    """Weights in one of oneDNN's layouts."""
+    """Weights in one of oneDNN's layouts. ``data``, bytes, is empty until they are written."""
 
     layout: Owned
-    data: Tensor  # bytes
+    data: Tensor
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The address and the size of the memory that holds the data, maybe together with other weights."""
+        storage = self.data.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from fastres.errors import OneDnnError
 
 from .library import Library
 from .objects import (
+    ALIGNMENT,
     BIAS,
     DESTINATION,
     FACTORS,
@@ -85,11 +86,36 @@ class Builder:
     """Builds operations, for the number of threads that torch has now.
 
     Activations are in blocks of ``block`` channels, 8 or 16, and images one channel after another; both are
-    channels-last without ``block``.
+    channels-last without ``block``. Operations with weights can run after :meth:`pack`.
     """
 
     def __init__(self, library: Library, block: int | None = None) -> None:
         self._library, self._block = library, block
+        self._unpacked: list[tuple[Packed, Owned, Tensor, list[Packed]]] = []
+        self._unaddressed: list[tuple[Packed, Owned]] = []
+
+    def pack(self) -> None:
+        """Write the weights of all operations since the last call into one block of memory, which has huge pages.
+
+        A weight on pages of 4 KB takes longer to read, above all a small batch's.
+        """
+        library, new = self._library, self._unpacked
+        sizes = [-(-library.memory_desc_get_size(packed.layout) // ALIGNMENT) * ALIGNMENT for packed, *_ in new]
+        parts = aligned(sum(sizes)).split(sizes) if new else ()
+        for (packed, plain, weight, _), part in zip(new, parts, strict=True):
+            change = self._reorder(plain, packed.layout, None)
+            primitive = Owned(library.created(library.primitive_create, change), library.primitive_destroy)
+            memories = [
+                (SOURCE, self._memory(plain, weight.data_ptr())),
+                (DESTINATION, self._memory(packed.layout, part.data_ptr())),
+            ]
+            run_once(library, primitive, memories)
+            packed.data = part
+        for packed, place in self._unaddressed:
+            library.memory_set_data_handle(place, packed.data.data_ptr())
+        for packed, *_, known in new:
+            known.append(packed)
+        self._unpacked, self._unaddressed = [], []
 
     def convolution(
         self,
@@ -109,7 +135,7 @@ class Builder:
         """Build conv (+ bias) (+ what the output's memory holds, if ``add``) (+ ReLU), with shapes in NHWC.
 
         ``weight`` is KRSC, and activations have its dtype, or are uint8 if it is int8, with ``levels``. ``known`` are
-        this weight's layouts so far: one of them is used if oneDNN prefers it, and a new one is added.
+        this weight's layouts so far: one of them is used if oneDNN prefers it, and :meth:`pack` adds a new one.
         """
         (_, h, w, c), (_, p, q, k) = shape, output
         _, r, s, _ = weight.shape
@@ -251,7 +277,9 @@ class Builder:
         self, description: Owned, packed: Packed, bias: Tensor | None, fixed: list[tuple[int, Owned]],
         kept: list[object],
     ) -> Operation:  # fmt: skip
-        fixed = [*fixed, (WEIGHTS, self._memory(packed.layout, packed.data.data_ptr()))]
+        place = self._memory(packed.layout, 0)
+        self._unaddressed.append((packed, place))
+        fixed = [*fixed, (WEIGHTS, place)]
         if bias is not None:
             fixed.append((BIAS, self._vector(bias.to(torch.float32).contiguous(), kept)))
         return self._operation(description, packed, fixed, kept)
@@ -307,18 +335,11 @@ class Builder:
         """Return ``weight`` in the layout of the primitive: one of the ``known`` ones, or a new one."""
         library = self._library
         layout = self._queried(description, _QUERY_WEIGHTS)
-        for packed in known:
+        for packed in (*known, *(new for new, *_, owner in self._unpacked if owner is known)):
             if library.memory_desc_equal(packed.layout, layout):
                 return packed
-        packed, weight = Packed(layout, aligned(library.memory_desc_get_size(layout))), weight.contiguous()
-        change = self._reorder(plain, layout, None)
-        primitive = Owned(library.created(library.primitive_create, change), library.primitive_destroy)
-        memories = [
-            (SOURCE, self._memory(plain, weight.data_ptr())),
-            (DESTINATION, self._memory(layout, packed.data.data_ptr())),
-        ]
-        run_once(library, primitive, memories)
-        known.append(packed)
+        packed = Packed(layout, aligned(0))
+        self._unpacked.append((packed, plain, weight.contiguous(), known))
         return packed
 
     def _reorder(self, source: Owned, destination: Owned, attributes: Owned | None) -> Owned:

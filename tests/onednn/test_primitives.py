@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,14 @@ from fastres.onednn.primitives import Builder, Levels
 from tests.measures import relative_error
 
 pytestmark = pytest.mark.skipif(library.absent() is not None, reason="oneDNN's functions cannot be called here")
+
+
+def built(kind: str, *arguments: Any, **options: Any) -> Operation:
+    """Build an operation by the name of the builder's method, with its weights in place."""
+    builder = Builder(library.library())
+    operation: Operation = getattr(builder, kind)(*arguments, **options)
+    builder.pack()
+    return operation
 
 
 def run(operation: Operation, x: Tensor, y: Tensor) -> None:
@@ -45,7 +54,8 @@ def test_convolutions(groups: int, add: bool, kernel: int, stride: int, padding:
     ).permute(0, 2, 3, 1)
     y = whole(*expected.shape)
     expected = (expected + y if add else expected).relu()
-    operation = Builder(library.library()).convolution(
+    operation = built(
+        "convolution",
         tuple(x.shape), tuple(y.shape), weight, bias, known=[], stride=stride, padding=padding, groups=groups,
         relu=True, add=add,
     )  # fmt: skip
@@ -62,8 +72,8 @@ def test_convolutions_in_8_bit(zero_point: int) -> None:
     exact = sums.permute(0, 2, 3, 1) * 0.25 * scales + bias + 2 * (y.double() - 90)
     expected = (exact / 4 + zero_point).round().clamp(0, 255)
     levels = Levels(0.25, scales, 4.0, zero_point, 2.0, 90)
-    operation = Builder(library.library()).convolution(
-        (1, 9, 9, 16), (1, 9, 9, 32), weight, bias, known=[], padding=1, add=True, levels=levels
+    operation = built(
+        "convolution", (1, 9, 9, 16), (1, 9, 9, 32), weight, bias, known=[], padding=1, add=True, levels=levels
     )
     run(operation, x, y)
     assert int((y.double() - expected).abs().amax()) <= 1
@@ -81,8 +91,8 @@ def test_pools(size: tuple[int, int], mode: str) -> None:
         expected = functional.avg_pool2d(planes, 2, 2, ceil_mode=True, count_include_pad=False)
         kernel, padding = 2, 0
     y = torch.empty(expected.permute(0, 2, 3, 1).shape)
-    operation = Builder(library.library()).pool(
-        tuple(x.shape), tuple(y.shape), mode, torch.float32, kernel=(kernel, kernel), stride=2, padding=padding
+    operation = built(
+        "pool", tuple(x.shape), tuple(y.shape), mode, torch.float32, kernel=(kernel, kernel), stride=2, padding=padding
     )
     run(operation, x, y)
     assert torch.equal(y, expected.permute(0, 2, 3, 1))
@@ -95,7 +105,7 @@ def test_averages(size: tuple[int, int], dtype: torch.dtype, channels: int) -> N
     x = whole(3, *size, channels, dtype=dtype, least=0, most=255)
     y = torch.empty(3, channels)
     scale = 0.5 if dtype == torch.uint8 else 1.0
-    run(Builder(library.library()).averages((3, *size, channels), dtype, scale), x, y)
+    run(built("averages", (3, *size, channels), dtype, scale), x, y)
     assert relative_error(y, scale * x.double().mean((1, 2))) < 1e-6
 
 
@@ -103,21 +113,21 @@ def test_averages(size: tuple[int, int], dtype: torch.dtype, channels: int) -> N
 def test_products(rows: int) -> None:
     x, weight, bias = whole(rows, 48), whole(10, 48), whole(10)
     y = torch.empty(rows, 10)
-    run(Builder(library.library()).product(rows, weight, bias, []), x, y)
+    run(built("product", rows, weight, bias, []), x, y)
     assert torch.equal(y, x @ weight.T + bias)
 
 
 def test_products_in_8_bit() -> None:
     x, weight, bias = whole(4, 48, dtype=torch.uint8, least=0), whole(10, 48, dtype=torch.int8), whole(10)
     y, scales = torch.empty(4, 10), torch.full((10,), 0.25)
-    run(Builder(library.library()).product(4, weight, bias, [], Levels(0.5, scales)), x, y)
+    run(built("product", 4, weight, bias, [], Levels(0.5, scales)), x, y)
     assert torch.equal(y, x.float() @ weight.float().T * 0.125 + bias)
 
 
 def test_rows_are_rounded_to_even_levels_and_clipped() -> None:
     x = torch.tensor([[0.0, 0.25, 0.75, 1.25, -3.0, 127.25, 127.75, 1e6, 0.24]] * 3)
     y = torch.empty(x.shape, dtype=torch.uint8)
-    run(Builder(library.library()).levels(3, 9, 0.5), x, y)
+    run(built("levels", 3, 9, 0.5), x, y)
     assert y.tolist() == [[0, 0, 2, 2, 0, 254, 255, 255, 0]] * 3
 
 
@@ -126,7 +136,7 @@ def test_pixels_are_rounded_to_even_and_clipped() -> None:
     scales, shifts = torch.tensor([0.25, 1.0, 2.0]), torch.tensor([0.5, 100.25, -3.0])
     images = (x - shifts.view(1, 3, 1, 1)) / scales.view(1, 3, 1, 1)  # exact, but for the largest number
     levels = torch.empty(1, 3, 2, 3, dtype=torch.uint8)
-    run(Builder(library.library()).pixels((1, 2, 3, 3), scales, shifts), images, levels)
+    run(built("pixels", (1, 2, 3, 3), scales, shifts), images, levels)
     assert levels.flatten().tolist() == [0, 0, 2, 2, 255, 255] * 3
 
 
@@ -137,13 +147,13 @@ def test_an_unknown_argument_of_a_later_version_is_named(
     monkeypatch.setattr(primitives, "_POST_OPERATIONS", bases)
     scales = torch.ones(3)
     with pytest.raises(OneDnnError, match="has another interface than fastres knows"):
-        Builder(library.library()).pixels((1, 2, 3, 3), scales, scales)
+        built("pixels", (1, 2, 3, 3), scales, scales)
 
 
 def test_levels_are_copied_inside_the_border() -> None:
     x = torch.arange(2 * 3 * 2 * 3, dtype=torch.uint8).view(2, 3, 2, 3)
     picture = torch.full((2, 6, 7, 3), 77, dtype=torch.uint8)
-    run(Builder(library.library()).bordered((2, 2, 3, 3), 2), x, picture[:, 2:, 2:])
+    run(built("bordered", (2, 2, 3, 3), 2), x, picture[:, 2:, 2:])
     assert torch.equal(picture[:, 2:4, 2:5], x.permute(0, 2, 3, 1))
     picture[:, 2:4, 2:5] = 77
     assert bool((picture == 77).all())
@@ -154,12 +164,50 @@ def test_equal_layouts_share_weights() -> None:
     known: list[Packed] = []
     for batch in (1, 2, 4):
         builder.convolution((batch, 8, 8, 16), (batch, 8, 8, 16), weight, bias, known=known, padding=1)
-    assert len(known) < 3
+    assert not known, "they have no data yet"
+    builder.pack()
+    assert 1 <= len(known) < 3
+    before = list(known)
+    builder.convolution((2, 8, 8, 16), (2, 8, 8, 16), weight, bias, known=known, padding=1)
+    builder.pack()
+    assert known == before
+
+
+def test_weights_that_are_packed_together_lie_in_one_block() -> None:
+    builder = Builder(library.library())
+    x, steps = whole(2, 16, 8, 8), []
+    for kernel in (1, 3):
+        weight, bias = whole(16, kernel, kernel, 16, least=kernel), whole(16)
+        shape, padding = (2, 8, 8, 16), kernel // 2
+        operation = builder.convolution(shape, shape, weight, bias, known=[], padding=padding)
+        steps.append((operation, functional.conv2d(x, weight.permute(0, 3, 1, 2), bias, padding=padding)))
+    builder.pack()
+    packed = [operation.packed for operation, _ in steps if operation.packed is not None]
+    assert len({one.block for one in packed}) == 1
+    assert all(one.data.data_ptr() % ALIGNMENT == 0 for one in packed)
+    for operation, expected in steps:
+        y = torch.empty(2, 8, 8, 16)
+        run(operation, x.permute(0, 2, 3, 1).contiguous(), y)
+        assert torch.equal(y, expected.permute(0, 2, 3, 1))
+
+
+def test_weights_that_could_not_be_packed_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, known = Builder(library.library()), list[Packed]()
+    builder.convolution((1, 8, 8, 16), (1, 8, 8, 16), whole(16, 1, 1, 16), whole(16), known=known)
+
+    def fail(size: int) -> Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(primitives, "aligned", fail)
+    with pytest.raises(MemoryError):
+        builder.pack()
+    assert not known
 
 
 def test_objects_die_with_their_last_reference() -> None:
     builder = Builder(library.library())
     operation = builder.convolution((1, 8, 8, 16), (1, 8, 8, 16), whole(16, 1, 1, 16), whole(16), known=[])
+    builder.pack()
     alive = [weakref.ref(part) for part in (operation.primitive, operation.source, operation.packed)]
     del operation
     gc.collect()
