@@ -74,7 +74,15 @@ def milliseconds_of(rows: dict[tuple[str, str, int], dict[str, Any]], point: tup
 
 def test_the_sentences_below_it_are_right() -> None:
     headline, _ = standing.verdict(results.read(INTEL).rows)
-    assert headline.rstrip(".") in " ".join(README.split())
+    said = " ".join(README.split())
+    assert headline.rstrip(".") in said
+    smaller = INTEL.parent / "resnet18" / INTEL.name
+    assert smaller.relative_to(ROOT).as_posix() in README
+    found = standing.points(results.read(smaller).rows)
+    lost = [point for point in found if not point.is_fastest]
+    assert all(point.overlaps for point in lost)
+    first = len(found) - len(lost)
+    assert f"With ResNet-18 it is the fastest at {first} of {len(found)}, and within the spread at {len(lost)}" in said
 
 
 def test_the_older_results_are_quoted_rightly(rows: dict[tuple[str, int], dict[str, Any]]) -> None:
