@@ -98,7 +98,7 @@ class Library:
             # Objects are also destroyed while the interpreter ends, when no Python code may run for a check.
             checked = not name.endswith("_destroy")
             setattr(self, name, self._function(name, c_int, *arguments, checked=checked))
-        # The functions of a run check the status: a check in Python at each call takes longer than the call itself.
+        # The functions of a run check the status: a check in Python at each call takes almost as long as the call.
         self.execute = self._function("primitive_execute", c_int, *_FUNCTIONS["primitive_execute"])
         self.check_execution = partial(_check, "primitive_execute")
         for name, types in _QUERIES.items():

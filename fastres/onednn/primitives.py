@@ -95,7 +95,7 @@ class Builder:
         self._unaddressed: list[tuple[Packed, Owned]] = []
 
     def pack(self) -> None:
-        """Write the weights of all operations since the last call into one block of memory, which has huge pages.
+        """Write the weights of all operations since the last call into one block of memory, which may have huge pages.
 
         A weight on pages of 4 KB takes longer to read, above all a small batch's.
         """
