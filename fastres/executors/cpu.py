@@ -31,7 +31,7 @@ from fastres.text import dtype_name
 
 from .direct import Direct, absent
 from .packing import SHAPES_KEPT, Packings
-from .pixels import Pixels
+from .pixels import Pixels, whole_rows
 from .quota import warn_of_too_many_threads
 from .reading import guard_of
 from .recent import Recent
@@ -253,9 +253,8 @@ class CpuExecutor:
         """Return uint8 pixels ``[N, 3, H, W]`` as normalised float32 images in the same memory format."""
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
             return torch.addcmul(self._shift, x.to(torch.float32), self._scale)
-        n, c, h, w = x.shape  # whole rows of pixels: a scale for each channel is slower
-        rows = x.permute(0, 2, 3, 1).view(n * h, w * c).to(torch.float32)
-        scale, shift = self._scale.view(c).repeat(w), self._shift.view(c).repeat(w)
+        n, c, h, w = x.shape
+        rows, scale, shift = whole_rows(x, self._scale, self._shift)
         return torch.addcmul(shift, rows, scale, out=rows).view(n, h, w, c).permute(0, 3, 1, 2)
 
     def _head(self, values: dict[str, Tensor], head: Head, classify: bool) -> None:

@@ -243,18 +243,18 @@ def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tenso
     planes, inside = binder.memories(arranging, destination=pixels.inside(picture).data_ptr())
     arrange = binder.bound(arranging, planes, inside)
 
-    def read_levels() -> int | None:
+    def read_levels() -> None:
         x = given.values[INPUT]
         if not x.is_contiguous():
             pixels.fill(picture, x)
-            return None
-        given_levels = x
-        if x.dtype != torch.uint8:
-            x, given_levels = x.to(torch.float32), levels
+        elif x.dtype == torch.uint8:
+            library.memory_set_data_handle(planes, x.data_ptr())
+            run_all(library, (arrange,))
+        else:
+            x = x.to(torch.float32)
             library.memory_set_data_handle(images, x.data_ptr())
-            run_all(library, (round_images,))
-        library.memory_set_data_handle(planes, given_levels.data_ptr())
-        return arrange()
+            library.memory_set_data_handle(planes, levels.data_ptr())
+            run_all(library, (round_images, arrange))
 
     return [read_levels, run]
 

@@ -56,9 +56,8 @@ class Pixels:
             inside.copy_(x.permute(0, 2, 3, 1))
         elif x.is_contiguous():
             inside.copy_(self.unrounded(x).round_().clamp_(0, LARGEST).permute(0, 2, 3, 1))
-        else:  # whole rows of pixels, which is faster than a broadcast scale
-            rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, 3 * w)
-            scales, shifts = self.scales.repeat(w), self.shifts.repeat(w)
+        else:
+            rows, scales, shifts = whole_rows(x, self.scales, self.shifts)
             inside.copy_(rows.mul(scales).add_(shifts).round_().clamp_(0, LARGEST).view(n, h, w, 3))
 
     def unrounded(self, x: Tensor) -> Tensor:
@@ -68,3 +67,13 @@ class Pixels:
             plane = x[:, channel].to(torch.float32)
             torch.mul(plane, scale, out=pixels[:, channel]).add_(self.shifts[channel])  # rounds as oneDNN does
         return pixels
+
+
+def whole_rows(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Return images ``[N, C, H, W]`` as float32 rows ``[N·H, W·C]``, and each of ``values`` ``[C]`` for a row.
+
+    Arithmetic on these is faster than with a broadcast value for each channel, if the images are channels-last.
+    """
+    n, c, h, w = x.shape
+    rows = x.permute(0, 2, 3, 1).to(torch.float32).reshape(n * h, w * c)
+    return rows, *(value.view(c).repeat(w) for value in values)

@@ -42,48 +42,45 @@ class Reader:
 
     def __init__(self, binder: Binder, shape: Shape, place: Tensor | None) -> None:
         self._binder, self._builder, self._shape, self._place = binder, Builder(binder.library), shape, place
-        self._form = None if place is None else (place.dtype, bool(_is_channels_last(place)))
+        self._summed = {torch.float32, torch.float32 if place is None else place.dtype}
         self._copies: dict[tuple[torch.dtype, bool], Callable[[int], None] | None] = {}
         self._sums: dict[torch.dtype, Callable[[int], float]] = {}
 
     def read(self, x: Tensor, owner: Preparer) -> Tensor:
         """Return ``x`` in the form: itself, or a copy. ``owner`` copies what oneDNN cannot."""
-        if self._place is None or self._form is None:
+        place = self._place
+        if place is None:
             return x
         if x.dtype == torch.uint8:
             x = owner.normalised(x)
-        dtype, channels_last = self._form
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        if x.dtype == dtype and x.is_contiguous(memory_format=memory_format):
+        memory_format = torch.channels_last if _is_channels_last(place) else torch.contiguous_format
+        if x.dtype == place.dtype and x.is_contiguous(memory_format=memory_format):
             return x
         given = _is_channels_last(x)
         if given is None or x.dtype not in _COPIED:
             return owner.prepare(x, memory_format)
         key = (x.dtype, given)
         if key not in self._copies:
-            self._copies[key] = self._copy(key, self._form, self._place)
+            self._copies[key] = self._copy(key, place)
         copy = self._copies[key]
         if copy is None:
             return owner.prepare(x, memory_format)
         copy(x.data_ptr())
-        return self._place
+        return place
 
     def guard(self, x: Tensor) -> Tensor | None:
         """Return 0 for each image of ``x`` that is finite, and NaN for the others; ``None`` if all are."""
-        known = (torch.float32,) if self._form is None else (torch.float32, self._form[0])
-        if x.dtype in known and _is_channels_last(x) is not None:
+        if x.dtype in self._summed and _is_channels_last(x) is not None:
             if x.dtype not in self._sums:
                 self._sums[x.dtype] = self._sum(x.dtype)
             if math.isfinite(self._sums[x.dtype](x.data_ptr())):
                 return None
         return guard_of(x)
 
-    def _copy(
-        self, read: tuple[torch.dtype, bool], written: tuple[torch.dtype, bool], place: Tensor
-    ) -> Callable[[int], None] | None:
+    def _copy(self, form: tuple[torch.dtype, bool], place: Tensor) -> Callable[[int], None] | None:
         """Return a function that copies images at an address to ``place``; ``None`` if oneDNN has no fast one."""
         binder = self._binder
-        operation = self._builder.images(self._shape, read, written)
+        operation = self._builder.images(self._shape, form, (place.dtype, bool(_is_channels_last(place))))
         if operation.is_slow:
             return None
         source, destination = binder.memories(operation, destination=place.data_ptr())
