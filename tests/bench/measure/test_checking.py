@@ -207,3 +207,18 @@ def test_networks_with_nan_are_refused() -> None:
         broken.conv1.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(FastresError, match="differ between images by nan"):
         make_checks(broken, 2, 32, CPU, FLOAT)
+
+
+@pytest.mark.parametrize("name", ["resnet101", "resnet152", "resnet110"])
+def test_deep_networks_show_one_wrong_branch_in_bfloat16(name: str) -> None:
+    """Rounding must not hide a mistake in a single block, however many blocks there are."""
+    arch = get_architecture(name)
+    network = calibrated(arch)
+    found = make_checks(network, 2, 32 if arch.stem == "cifar" else 64, CPU, torch.bfloat16)
+    with torch.inference_mode():
+        rounded = copy.deepcopy(network).to(torch.bfloat16)
+        eager = relative_error(rounded, EAGER, found)
+        assert eager.within(error_limit(EAGER, torch.bfloat16, UNKNOWN, found))
+        block = list(rounded.layer3)[-1]
+        getattr(block, f"bn{block.depth}").weight.neg_()
+        assert not relative_error(rounded, FASTRES, found).within(error_limit(FASTRES, torch.bfloat16, eager, found))
