@@ -29,6 +29,7 @@ from fastres.bench.measure.comparison import TICKS, Setting, benchmark, release
 from fastres.bench.report import results
 from fastres.bench.report.results import UNSUPPORTED, LayerRow, Results, Row
 from fastres.errors import DeviceError, FastresError, MissingDependencyError
+from fastres.executors.quota import limit_threads
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import check_image_size
@@ -209,6 +210,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         if given.out is not None:
             results.check_folder(given.out)
         device = _device(given.device)
+        limit_threads()
         options = Options(
             tuple(dict.fromkeys(given.model)),
             tuple(dict.fromkeys(given.batch)),

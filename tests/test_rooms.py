@@ -54,12 +54,13 @@ MAY_IMPORT = {
     "bench.tune": "leaves kernels.routing kernels bench.report bench.measure bench.tuning",
     "bench.visit": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding executors "
     "commands top bench.report bench.engines bench.pretend_gpu bench.measure bench.tuning bench.estimates bench.tune",
-    "bench.run": "leaves network model top bench.report bench.engines bench.measure",
+    "bench.run": "leaves network executors model top bench.report bench.engines bench.measure",
     "bench.classify": "leaves network executors images classification commands top bench.report bench.engines "
     "bench.measure",
     "bench.quantisation": "leaves network executors quantisation commands top bench.report bench.measure bench.digits "
     "bench.study bench.classify",
     "bench.layouts": "leaves network folding executors bench.report bench.measure",
+    "bench.calls": "leaves network executors model top bench.report bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
     "bench": "leaves",
 }
