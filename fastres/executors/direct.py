@@ -23,6 +23,7 @@ from fastres.forks import Guard
 from fastres.kernels.routing.without import VARIABLE, left_out
 from fastres.network.plan import LOGITS, POOLED, Conv, Head, Plan, Pool, Shape, Stem, Step
 from fastres.onednn import library as onednn
+from fastres.onednn import loop
 from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed
 from fastres.onednn.primitives import Builder
@@ -55,7 +56,10 @@ def absent() -> str | None:
 def description() -> str:
     """Say which oneDNN runs networks on this CPU, and how."""
     reason = absent()
-    return f"through torch's operators: {reason}" if reason else f"{onednn.library().number}, called directly"
+    if reason:
+        return f"through torch's operators: {reason}"
+    one_by_one = f"{VARIABLE} leaves out loop" if "loop" in left_out() else loop.absent()
+    return f"{onednn.library().number}, called directly{f', one by one: {one_by_one}' if one_by_one else ''}"
 
 
 class Direct:
@@ -71,6 +75,7 @@ class Direct:
         self._idle: list[Workspace] = []
         blocked = "blocks" not in left_out() and can_be_blocked(plan, library.lanes)
         self._lanes = library.lanes if blocked else None
+        self.machine_code = "loop" not in left_out()  # read when a shape is prepared
         self.observe: Observer | None = None
 
     def run(self, prepared: Prepared, values: dict[str, Tensor]) -> Tensor | None:
@@ -149,7 +154,7 @@ class Direct:
             parts.append(Part(index, step, shapes[step.input], operations))
         builder.pack()
         most = max((operation.scratchpad_bytes for part in parts for operation in part.operations), default=0)
-        return Prepared(tuple(parts), places, images, outputs, packed, size, size + most, block)
+        return Prepared(tuple(parts), places, images, outputs, packed, size, size + most, block, self.machine_code)
 
     def _places(
         self, steps: Sequence[Step], shapes: dict[str, Shape], kept: Sequence[str]

@@ -17,7 +17,7 @@ from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed, aligned
 from fastres.onednn.primitives import Levels
 
-from .binding import Binder, Call, run_all
+from .binding import Binder, Call
 from .pixels import Pixels
 from .reading import Preparer, Reader
 
@@ -110,6 +110,7 @@ class Prepared:
     scratchpad: int  # its offset in the block
     size: int  # of the block of memory
     channels: int | None  # in a block of channels; ``None`` for channels-last activations
+    machine_code: bool  # runs the primitives; Python does without it
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -152,30 +153,32 @@ class Run:
     """Prepared steps in a block of memory."""
 
     def __init__(self, prepared: Prepared, block: Tensor, library: Library, owner: Owner) -> None:
-        self._library, self._channels = library, prepared.channels
+        self._channels = prepared.channels
         self._copied = {name: prepared.places[name] for name in prepared.outputs if name in prepared.places}
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
-        binder = Binder(library, block.data_ptr() + prepared.scratchpad)
+        binder = Binder(library, block.data_ptr() + prepared.scratchpad, prepared.machine_code)
         self._kept = binder.kept
         self._owner, images, place = owner, prepared.images, None
         if images is not None:
             place = images.view(block) if prepared.channels is None else images.planes(block)
         self._reader = Reader(binder, prepared.parts[0].shape, place)
         groups: dict[int, tuple[Step, list[Call]]] = {}
+        first: list[Call] = []  # what each call sets before the steps, so that nothing comes between them
         for part in prepared.parts:
             _, calls = groups.setdefault(part.index, (part.step, []))
             if not part.operations:
                 rest = (part.step, part.index, prepared.packed, prepared.outputs)
                 calls.append(partial(_run_operators, self._given, self._views, owner, *rest))
             elif isinstance(part.step, Stem):
-                calls += _stem(binder, self._given, owner, part, self._views[part.step.output])
+                calls += _stem(binder, self._given, owner, part, self._views[part.step.output], first)
             elif isinstance(part.step, Head):
-                calls += _head(binder, self._given, part, self._views[part.step.input])
+                calls += _head(binder, self._given, part, self._views[part.step.input], first)
             else:
                 calls += _step(binder, part, self._views)
-        self._steps = list(groups.values())
-        self._calls = [call for _, calls in self._steps for call in calls]
+        self._first = binder.routine(first)
+        self._steps = [(step, binder.routine(calls)) for step, calls in groups.values()]
+        self._all = binder.routine([*first, *(call for _, calls in groups.values() for call in calls)])
 
     def __call__(self, values: dict[str, Tensor], observe: Observer | None) -> Tensor | None:
         """Run all steps on ``values["input"]``, and add the outputs to ``values``. Return the images' guard."""
@@ -186,10 +189,11 @@ class Run:
         self._given.values = values
         try:
             if observe is None:
-                run_all(self._library, self._calls)
+                self._all()
             else:
-                for step, calls in self._steps:
-                    observe(step, values[INPUT].shape[0], partial(run_all, self._library, calls))
+                self._first()
+                for step, run in self._steps:
+                    observe(step, values[INPUT].shape[0], run)
         finally:
             self._given.values = {}
         for name, place in self._copied.items():
@@ -205,7 +209,7 @@ class _Given:
 
 
 def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Call]:
-    """Return the functions that run a convolution or pool."""
+    """Return the calls that run a convolution or pool."""
     step, (operation,) = part.step, part.operations
     x, output = views[step.input], views[step.output]
     run = binder.bound(operation, *binder.memories(operation, x.data_ptr(), output.data_ptr()))
@@ -220,8 +224,8 @@ def _step(binder: Binder, part: Part, views: dict[str, Tensor]) -> list[Call]:
     return [run]
 
 
-def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tensor) -> list[Call]:
-    """Return the functions that run a stem's convolution on the images of a call."""
+def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tensor, first: list[Call]) -> list[Call]:
+    """Return the calls that run a stem's convolution on the images of a call. Add to ``first`` what comes before."""
     operation, library = part.operations[-1], binder.library
     source, destination = binder.memories(operation, destination=output.data_ptr())
     run = binder.bound(operation, source, destination)
@@ -230,7 +234,8 @@ def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tenso
         def read_images() -> None:
             library.memory_set_data_handle(source, given.values[INPUT].data_ptr())
 
-        return [read_images, run]
+        first.append(read_images)
+        return [run]
     pixels, (rounding, arranging, _) = owner.pixels, part.operations
     assert pixels is not None
     picture = pixels.picture(*part.shape[:3])
@@ -239,9 +244,10 @@ def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tenso
     levels = torch.empty((n, c, h, w), dtype=torch.uint8, device="cpu")
     binder.kept.append(levels)
     images, rounded = binder.memories(rounding, destination=levels.data_ptr())
-    round_images = binder.bound(rounding, images, rounded)
+    rounds = binder.bound(rounding, images, rounded)
     planes, inside = binder.memories(arranging, destination=pixels.inside(picture).data_ptr())
-    arrange = binder.bound(arranging, planes, inside)
+    arranges = binder.bound(arranging, planes, inside)
+    arrange, round_and_arrange = binder.routine([arranges]), binder.routine([rounds, arranges])
 
     def read_levels() -> None:
         x = given.values[INPUT]
@@ -249,18 +255,18 @@ def _stem(binder: Binder, given: _Given, owner: Owner, part: Part, output: Tenso
             pixels.fill(picture, x)
         elif x.dtype == torch.uint8:
             library.memory_set_data_handle(planes, x.data_ptr())
-            run_all(library, (arrange,))
+            arrange()
         else:
             x = x.to(torch.float32)
             library.memory_set_data_handle(images, x.data_ptr())
             library.memory_set_data_handle(planes, levels.data_ptr())
-            run_all(library, (round_images, arrange))
+            round_and_arrange()
 
     return [read_levels, run]
 
 
-def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> list[Call]:
-    """Return the functions that average ``x`` and classify the averages. Both results get new memory."""
+def _head(binder: Binder, given: _Given, part: Part, x: Tensor, first: list[Call]) -> list[Call]:
+    """Return the calls that average ``x`` and classify the averages. In ``first``, both results get new memory."""
     library, (n, c, _, _) = binder.library, x.shape
     dtype = torch.float32 if x.dtype == torch.uint8 else x.dtype
     source, averages = binder.memories(part.operations[0], x.data_ptr())
@@ -269,7 +275,8 @@ def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> list[Call]:
         given.values[POOLED] = pooled = torch.empty((n, c), dtype=dtype, device="cpu")
         library.memory_set_data_handle(averages, pooled.data_ptr())
 
-    calls = [make_averages, binder.bound(part.operations[0], source, averages)]
+    first.append(make_averages)
+    calls: list[Call] = [binder.bound(part.operations[0], source, averages)]
     classes = part.step.weight.shape[0]
     if len(part.operations) == 1:
         if not classes:
@@ -277,7 +284,7 @@ def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> list[Call]:
             def make_no_logits() -> None:
                 given.values[LOGITS] = torch.empty((n, 0), dtype=torch.float32, device="cpu")
 
-            calls.append(make_no_logits)
+            first.append(make_no_logits)
         return calls
     read, written = binder.memories(part.operations[-1])
     product = binder.bound(part.operations[-1], read, written)
@@ -294,7 +301,8 @@ def _head(binder: Binder, given: _Given, part: Part, x: Tensor) -> list[Call]:
         library.memory_set_data_handle(read, given.values[POOLED].data_ptr())
         library.memory_set_data_handle(written, logits.data_ptr())
 
-    return [*calls, make_logits, *([] if rounded is None else [rounded]), product]
+    first.append(make_logits)
+    return [*calls, *([] if rounded is None else [rounded]), product]
 
 
 def _run_operators(

@@ -18,7 +18,7 @@ from fastres.network.plan import Shape
 from fastres.onednn.objects import aligned
 from fastres.onednn.primitives import Builder
 
-from .binding import Binder, run_all
+from .binding import Binder
 
 _COPIED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -84,11 +84,11 @@ class Reader:
         if operation.is_slow:
             return None
         source, destination = binder.memories(operation, destination=place.data_ptr())
-        run = binder.bound(operation, source, destination, own_scratchpad=True)
+        run = binder.routine([binder.bound(operation, source, destination, own_scratchpad=True)])
 
         def copy(address: int) -> None:
             binder.library.memory_set_data_handle(source, address)
-            run_all(binder.library, (run,))
+            run()
 
         return copy
 
@@ -103,13 +103,13 @@ class Reader:
         source, written = binder.memories(first, destination=of_rows.data_ptr())
         sum_each_row = binder.bound(first, source, written, own_scratchpad=True)
         ends = binder.memories(second, of_rows.data_ptr(), total.data_ptr())
-        sum_rows = binder.bound(second, *ends, own_scratchpad=True)
+        sum_all = binder.routine([sum_each_row, binder.bound(second, *ends, own_scratchpad=True)])
         binder.kept += (of_rows, total)
         value = c_float.from_address(total.data_ptr())
 
         def sum_of(address: int) -> float:
             binder.library.memory_set_data_handle(source, address)
-            run_all(binder.library, (sum_each_row, sum_rows))
+            sum_all()
             return value.value
 
         return sum_of

@@ -119,6 +119,10 @@ class Library:
         instructions = self.get_effective_cpu_isa()  # each set contains the bits of those that it extends
         return next((lanes for bits, lanes in _LANES.items() if instructions & bits == bits), None)
 
+    def address(self, name: str) -> int:
+        """Return where the function ``name`` is."""
+        return self._addresses[f"dnnl_{name}"]
+
     def created(self, create: Callable[..., None], *arguments: Any) -> int:
         """Return the object that ``create`` writes to its first argument."""
         made = c_void_p()
@@ -127,7 +131,7 @@ class Library:
         return made.value
 
     def _function(self, name: str, result: Any, *arguments: Any, checked: bool = False) -> Any:
-        function = ctypes.CFUNCTYPE(result, *arguments)(self._addresses[f"dnnl_{name}"])
+        function = ctypes.CFUNCTYPE(result, *arguments)(self.address(name))
         if checked:
             function.errcheck = partial(_check, name)  # type: ignore[assignment]
         return function

@@ -6,12 +6,12 @@ import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .library import Library
+from .loop import Execution
 
 ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
@@ -92,18 +92,18 @@ def bound(
     destination: Owned,
     scratchpad: int,
     kept: list[object],
-) -> Callable[[], int]:
-    """Return a function that runs ``operation`` from one memory to another, and returns oneDNN's status: 0 is success.
+) -> Execution:
+    """Return a run of ``operation`` from one memory to another.
 
-    ``scratchpad`` is an address. What must live as long as the function is added to ``kept``.
+    ``scratchpad`` is an address. What must live as long as the run is added to ``kept``.
     """
     memories = [*operation.fixed, (SOURCE, source), (DESTINATION, destination)]
     if operation.scratchpad_bytes:
         memories.append((SCRATCHPAD, memory(library, operation.scratchpad, scratchpad)))
     arguments = _arguments(memories)
     kept += (memories, operation, stream, arguments)
-    addresses = (operation.primitive._as_parameter_, stream._as_parameter_)  # numbers need no conversion at each call
-    return partial(library.execute, *addresses, len(memories), ctypes.addressof(arguments))
+    addresses = (operation.primitive._as_parameter_, stream._as_parameter_)
+    return Execution(*addresses, len(memories), ctypes.addressof(arguments))
 
 
 def run_once(library: Library, primitive: Owned, memories: Sequence[tuple[int, Owned]]) -> None:

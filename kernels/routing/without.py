@@ -28,6 +28,7 @@ WAYS = {
     "graphs": "CUDA graphs",
     "blocks": "activations in blocks of channels on a CPU; without them, they are channels-last",
     "primitives": "oneDNN's primitives on a CPU; without them, torch's operators call it",
+    "loop": "a loop in machine code over oneDNN's primitives on a CPU; without it, Python calls each",
     "tables": "tuned tables; without them, rules alone decide",
 }
 

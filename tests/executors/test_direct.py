@@ -265,14 +265,25 @@ def test_tensors_without_memory_see_operators(in_8_bit: bool) -> None:
     assert relative_error(run.run(Wrapped(x))[0], run.run(x)[0]) < 1e-5
 
 
-def test_the_user_may_leave_primitives_out() -> None:
+@pytest.mark.parametrize(
+    ("way", "title", "onednn"),
+    [
+        (
+            "primitives",
+            "; through torch's operators, because FASTRES_WITHOUT leaves out primitives",
+            "through torch's operators: FASTRES_WITHOUT leaves out primitives",
+        ),
+        ("loop", "", "called directly, one by one: FASTRES_WITHOUT leaves out loop"),
+    ],
+)
+def test_the_user_may_leave_ways_out(way: str, title: str, onednn: str) -> None:
     program = (
         "import fastres; model = fastres.load('resnet18', None); print(str(model.explain()).splitlines()[0]);"
         "from fastres.commands.environment import environment; print(environment()['onednn'])"
     )
-    environment = {**os.environ, "FASTRES_WITHOUT": "primitives"}
+    environment = {**os.environ, "FASTRES_WITHOUT": way}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    title, onednn = done.stdout.splitlines()
-    assert title == "resnet18, float32 on cpu; through torch's operators, because FASTRES_WITHOUT leaves out primitives"
-    assert onednn == "through torch's operators: FASTRES_WITHOUT leaves out primitives"
+    first, said = done.stdout.splitlines()
+    assert first == f"resnet18, float32 on cpu{title}"
+    assert said.endswith(onednn)
     assert direct.description().endswith("called directly")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from fastres.bench.measure.calibration import pixels, smooth_images
 from fastres.errors import OneDnnError
-from fastres.executors import direct, reading
-from fastres.executors.binding import run_all
+from fastres.executors import binding, direct, reading
+from fastres.executors.binding import Binder
 from fastres.executors.cpu import CpuExecutor, supported_dtypes
 from fastres.executors.cpu_int8 import Int8Executor
 from fastres.onednn import library
+from fastres.onednn.library import Library
+from fastres.onednn.loop import Execution, loop_over
 from tests.executors.test_cpu_int8 import quantised
 from tests.executors.test_direct import plan_of
 
@@ -93,11 +96,28 @@ def test_finite_numbers_with_an_infinite_sum_are_finite() -> None:
     assert not run.run(x)[0].isnan().any()
 
 
-def test_a_call_that_fails_ends_the_run() -> None:
-    done: list[int] = []
-    calls = [lambda: done.append(1), lambda: 0, lambda: 2, lambda: done.append(2)]
+@pytest.mark.parametrize("machine_code", [True, False])
+def test_a_primitive_that_fails_ends_the_run(machine_code: bool) -> None:
+    binder, done = Binder(library.library(), 0, machine_code), list[int]()
+    fails = Execution(0, 0, 0, 0)  # oneDNN refuses to run no primitive
+    run = binder.routine([lambda: done.append(1), fails, lambda: done.append(2)])
     with pytest.raises(OneDnnError, match="dnnl_primitive_execute says 'invalid arguments'"):
-        run_all(library.library(), calls)
+        run()
     assert done == [1]
-    with pytest.raises(MemoryError, match="dnnl_primitive_execute"):
-        run_all(library.library(), [lambda: 1])
+
+
+def test_without_the_loop_the_logits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, plan = smooth_images(2, 64, 64), plan_of("resnet18")
+    (expected,) = CpuExecutor(plan).run(x)
+    asked: list[bool] = []
+
+    def noted(library: Library, executions: list[Execution], machine_code: bool) -> Callable[[], int]:
+        asked.append(machine_code)
+        return loop_over(library, executions, machine_code)
+
+    monkeypatch.setattr(binding, "loop_over", noted)
+    run = CpuExecutor(plan)
+    assert run.direct is not None
+    run.direct.machine_code = False
+    assert torch.equal(run.run(x)[0], expected)
+    assert not any(asked)

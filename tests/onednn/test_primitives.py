@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fastres.errors import OneDnnError
 from fastres.onednn import library, primitives
+from fastres.onednn.loop import loop_over
 from fastres.onednn.objects import ALIGNMENT, Operation, Packed, aligned, bound, memory, new_stream
 from fastres.onednn.primitives import Builder, Levels
 from tests.measures import relative_error
@@ -36,7 +37,9 @@ def run(operation: Operation, x: Tensor, y: Tensor) -> None:
         memory(onednn, layout, tensor.data_ptr())
         for layout, tensor in ((operation.source, x), (operation.destination, y))
     )
-    assert not bound(onednn, operation, new_stream(onednn), source, destination, scratchpad.data_ptr(), kept)()
+    stream = new_stream(onednn)
+    execution = bound(onednn, operation, stream, source, destination, scratchpad.data_ptr(), kept)
+    assert loop_over(onednn, [execution])() == 0
 
 
 def whole(*shape: int, dtype: torch.dtype = torch.float32, least: int = -3, most: int = 4) -> Tensor:

@@ -67,7 +67,7 @@ def test_every_family_has_a_trial_in_a_process_of_its_own() -> None:
     trials = [item for item in pieces("first") if item.family]
     assert [item.family for item in trials] == list(FAMILIES)
     assert set(without.FAMILIES) <= set(FAMILIES)
-    on_a_cpu = {"blocks", "primitives"}
+    on_a_cpu = {"blocks", "primitives", "loop"}
     assert set(without.WAYS) - set(FAMILIES) == {"tables"} | on_a_cpu
     assert {item.together for item in trials} == {"smoke"}
     assert all((item.limit, item.grace) == (20, 20) for item in trials)
