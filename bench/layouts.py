@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,7 @@ from fastres.executors.direct_runs import Prepared
 from fastres.executors.layouts import can_be_blocked, is_faster_blocked
 from fastres.folding.build import build_plan
 from fastres.memory import keep_memory
-from fastres.network.architectures import get_architecture
+from fastres.network.architectures import Architecture, get_architecture
 from fastres.network.plan import INPUT, LOGITS
 from fastres.program import run_program
 from fastres.terminal import progress_bar, wrote
@@ -37,12 +38,16 @@ from fastres.text import text_table
 
 JSON_NAME = "layouts.json"
 DEVICE = torch.device("cpu")
+NETWORKS = ("resnet18", "resnet50", "resnet20", "resnet56")
+SIZES = {"imagenet": (64, 112, 160, 224), "deep": (64, 112, 160, 224), "cifar": (32,)}
 BUDGET = timing.Budget(seconds=6, fewest=9, most=100, warmups=2)
 
 
-def measured(name: str, settings: Sequence[tuple[int, int]], done: Callable[[], object]) -> list[dict[str, Any]]:
+def measured(
+    arch: Architecture, batches: Sequence[int], sizes: Sequence[int], done: Callable[[], object]
+) -> list[dict[str, Any]]:
     """Time a network for each batch and size. Raises ``InputError`` if it cannot run in both layouts here."""
-    arch = get_architecture(name)
+    name = arch.name
     plan = build_plan(calibrated(arch).state_dict(), arch)
     run = CpuExecutor(plan)
     lanes = None if run.direct is None else run.direct.library.lanes
@@ -50,7 +55,7 @@ def measured(name: str, settings: Sequence[tuple[int, int]], done: Callable[[], 
         reason = direct.absent() or ("the processor has no AVX2" if lanes is None else f"{name} is never in blocks")
         raise InputError(f"There is nothing to compare for {name}: {reason}")
     rows = []
-    for batch, size in settings:
+    for size, batch in product(sizes, batches):
         shape = (batch, size, size, 3)
         prepared = {block: run.direct.prepare_in(block, shape, (LOGITS,)) for block in (None, lanes)}
         images = smooth_images(*shape[:3])
@@ -64,7 +69,7 @@ def measured(name: str, settings: Sequence[tuple[int, int]], done: Callable[[], 
                 "channels_last_ms": significant(last),
                 "blocked_ms": significant(blocked),
                 "ratio": significant(blocked / last, 3),
-                "chosen": "blocks" if is_faster_blocked(shape, lanes) else "channels-last",
+                "chosen": "blocks" if is_faster_blocked(shape, lanes, arch.features) else "channels-last",
             }
         )
         done()
@@ -93,13 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         check_folder(options.out)
     keep_memory()
-    settings = [(whole_number(batch, "--batch"), size) for size in options.size for batch in options.batch]
+    batches = [whole_number(batch, "--batch") for batch in options.batch]
+    settings = [(arch, options.size or SIZES[arch.stem]) for arch in map(get_architecture, options.model)]
+    total = sum(len(batches) * len(sizes) for _, sizes in settings)
     command = " ".join(["python", "-m", "bench.layouts", *arguments])
     facts = environment.describe(DEVICE, command, "random, calibrated", tf32=False, cold=False, ceilings={})
     found: dict[str, Any] = {"environment": facts, "rows": []}
-    with progress_bar(total=len(options.model) * len(settings), desc="Timing", disable=None) as progress:
-        for name in options.model:
-            found["rows"] += measured(name, settings, partial(progress.update, 1))
+    with progress_bar(total=total, desc="Timing", disable=None) as progress:
+        for arch, sizes in settings:
+            found["rows"] += measured(arch, batches, sizes, partial(progress.update, 1))
     print(summary(found))
     if options.out:
         write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1) + "\n").encode())
@@ -114,9 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Time networks on this CPU with channels-last activations and with blocks of channels.",
     )
     add = parser.add_argument
-    add("--model", nargs="+", default=["resnet18", "resnet50"], help="networks (default: resnet18 resnet50)")
+    add("--model", nargs="+", default=list(NETWORKS), help=f"networks (default: {' '.join(NETWORKS)})")
     add("--batch", nargs="+", type=int, default=[1, 2, 4, 8], help="batch sizes (default: 1 2 4 8)")
-    add("--size", nargs="+", type=int, default=[64, 112, 160, 224], help="image sizes (default: 64 112 160 224)")
+    add("--size", nargs="+", type=int, help="image sizes (default: 64 112 160 224, and 32 for the CIFAR networks)")
     add("--out", type=Path, help=f"output folder for {JSON_NAME}")
     return parser
 

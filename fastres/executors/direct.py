@@ -128,7 +128,7 @@ class Direct:
 
     def _prepare(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
         lanes = self._lanes
-        if lanes is not None and is_faster_blocked(shape, lanes):
+        if lanes is not None and is_faster_blocked(shape, lanes, self._plan.head.weight.shape[1]):
             blocked = self.prepare_in(lanes, shape, outputs)
             if not any(operation.is_slow for part in blocked.parts for operation in part.operations):
                 return blocked

@@ -11,8 +11,9 @@ import torch
 
 from fastres.network.plan import Conv, Plan, Shape, SqueezeExcite, Stem
 
-# Networks whose last stage has fewer channels are as fast channels-last, or faster. Those for small images have 64.
-FEWEST_CHANNELS = 256
+# Networks whose last stage has fewer channels, such as the 64 of those for small images, are faster channels-last with
+# AVX2, and as fast with AVX-512, where small batches are faster in blocks.
+FEWEST_CHANNELS, LARGEST_NARROW = 256, 2
 # With AVX-512, a single image of more pixels is faster channels-last.
 MOST_PIXELS_ALONE = 160 * 160
 _AVX_512 = 16  # lanes
@@ -27,14 +28,18 @@ def can_be_blocked(plan: Plan, lanes: int | None) -> bool:
         return False
     convolutions = [step for step in plan if isinstance(step, (Stem, Conv))]
     return (
-        plan.head.weight.shape[1] >= FEWEST_CHANNELS
-        and all(step.weight.shape[0] % lanes == 0 for step in convolutions)
+        all(step.weight.shape[0] % lanes == 0 for step in convolutions)
         and all(step.groups == 1 for step in convolutions if isinstance(step, Conv))
         and not any(isinstance(step, SqueezeExcite) for step in plan)  # torch's operators run it
     )
 
 
-def is_faster_blocked(shape: Shape, lanes: int) -> bool:
-    """Return True if images of ``shape`` (NHWC) run faster in blocks of ``lanes`` channels."""
+def is_faster_blocked(shape: Shape, lanes: int, features: int) -> bool:
+    """Return True if images of ``shape`` (NHWC) run faster in blocks of ``lanes`` channels.
+
+    ``features`` are the channels of the network's last stage.
+    """
     n, h, w, _ = shape
+    if features < FEWEST_CHANNELS:
+        return n <= LARGEST_NARROW and lanes == _AVX_512
     return n > 1 or lanes != _AVX_512 or h * w <= MOST_PIXELS_ALONE

@@ -23,7 +23,7 @@ from tests.measures import Yardstick, relative_error
 
 pytestmark = pytest.mark.usefixtures("primitives")
 
-WIDE = ("resnet18", "resnet50", "wide_resnet50_2", "resnet26d", "plain18")
+BLOCKED = ("resnet18", "resnet50", "wide_resnet50_2", "resnet26d", "plain18", "resnet20")
 
 
 def prepared_by(run: CpuExecutor) -> Prepared:
@@ -39,7 +39,7 @@ def needs_lanes() -> int:
     return lanes
 
 
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", BLOCKED)
 @pytest.mark.parametrize("shape", [(2, 64, 64, 3), (2, 75, 97, 3), (8, 224, 224, 3), (1, 448, 448, 3)], ids=str)
 def test_no_step_of_a_blocked_network_is_slow(
     name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
@@ -56,7 +56,7 @@ def test_no_step_of_a_blocked_network_is_slow(
             assert not operation.is_slow, (part.step.name, operation.implementation)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet26d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet26d", "resnet20"])
 def test_blocks_are_as_exact_as_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_lanes()
     monkeypatch.setattr(direct, "is_faster_blocked", lambda *arguments: True)
@@ -69,11 +69,10 @@ def test_blocks_are_as_exact_as_eager(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_only_networks_with_fast_primitives_are_blocked() -> None:
     lanes = 16
-    assert all(can_be_blocked(plan_of(name), lanes) for name in WIDE)
+    assert all(can_be_blocked(plan_of(name), lanes) for name in BLOCKED)
     for name, reason in {
         "resnext50_32x4d": "groups",
         "seresnet50": "torch's operators squeeze",
-        "resnet20": "narrow",
     }.items():
         assert not can_be_blocked(plan_of(name), lanes), reason
     assert not can_be_blocked(plan_of("resnet18", torch.bfloat16), lanes)
@@ -85,10 +84,16 @@ def test_only_networks_with_fast_primitives_are_blocked() -> None:
 
 
 def test_large_images_alone_are_channels_last_with_avx_512() -> None:
-    assert not is_faster_blocked((1, 224, 224, 3), 16)
-    assert is_faster_blocked((1, 224, 224, 3), 8)
-    assert is_faster_blocked((1, 160, 160, 3), 16)
-    assert is_faster_blocked((2, 224, 224, 3), 16)
+    assert not is_faster_blocked((1, 224, 224, 3), 16, 2048)
+    assert is_faster_blocked((1, 224, 224, 3), 8, 2048)
+    assert is_faster_blocked((1, 160, 160, 3), 16, 2048)
+    assert is_faster_blocked((2, 224, 224, 3), 16, 2048)
+
+
+def test_narrow_networks_are_blocked_for_small_batches_with_avx_512() -> None:
+    assert is_faster_blocked((2, 32, 32, 3), 16, 64)
+    assert not is_faster_blocked((4, 32, 32, 3), 16, 64)
+    assert not is_faster_blocked((1, 32, 32, 3), 8, 64)
 
 
 def test_a_slow_primitive_makes_the_network_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
