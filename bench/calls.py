@@ -1,8 +1,8 @@
 """Show where the time of one image goes on a CPU: ``python -m bench.calls``.
 
-Each row is a network and a number of threads. It compares calls of oneDNN's primitives with calls through torch's
-operators, in one process and in turns. It also says how much of a call through primitives is outside the network's
-steps: Python code, the copy of the image and the check that it is finite.
+Each row is a network and a number of threads. It compares oneDNN's primitives in one loop of machine code with
+primitives that Python calls one by one, and with calls through torch's operators, in one process and in turns. The
+first column is the whole call of a model: the primitives, and the checks of its input and its tensors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +18,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fastres
 from fastres.arguments import whole_number
-from fastres.bench.measure import environment, layers, timing
+from fastres.bench.measure import environment, timing
 from fastres.bench.measure.calibration import calibrated, smooth_images
 from fastres.bench.report.results import check_folder, significant, write_whole
 from fastres.errors import InputError
@@ -41,6 +39,7 @@ JSON_NAME = "calls.json"
 DEVICE = torch.device("cpu")
 BUDGET = timing.Budget(seconds=6, fewest=20, most=400, warmups=5)
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet20", "resnet56")
+SHOWN = ("model", "primitives", "one_by_one", "operators")
 SIZES = {"imagenet": 224, "deep": 224, "cifar": 32}
 
 
@@ -52,14 +51,17 @@ def measured(arch: Architecture, dtype: torch.dtype, threads: int) -> dict[str, 
     with _threads(threads):
         model = fastres.load(arch.name, calibrated(arch).state_dict(), num_classes=arch.num_classes, dtype=dtype)
         primitives, operators = CpuExecutor(model.plan), CpuExecutor(model.plan)
+        one_by_one = CpuExecutor(model.plan)
+        assert one_by_one.direct is not None
+        one_by_one.direct.machine_code = False
         operators.direct = None
         calls = {
             "model": partial(model, x),
             "primitives": partial(primitives.run, x),
+            "one_by_one": partial(one_by_one.run, x),
             "operators": partial(operators.run, x),
         }
         times = {name: median(ms) for name, ms in timing.interleaved(calls, DEVICE, BUDGET).items()}
-        steps, outside = _inside_and_outside(primitives, x)
     return {
         "model": arch.name,
         "size": size,
@@ -67,22 +69,8 @@ def measured(arch: Architecture, dtype: torch.dtype, threads: int) -> dict[str, 
         "threads": threads,
         **{f"{name}_ms": significant(ms) for name, ms in times.items()},
         "ratio": significant(times["primitives"] / times["operators"], 3),
-        "steps_ms": significant(steps),
-        "outside_steps_ms": significant(outside, 2),
+        "loop_ratio": significant(times["primitives"] / times["one_by_one"], 3),
     }
-
-
-def _inside_and_outside(executor: CpuExecutor, x: Tensor) -> tuple[float, float]:
-    """Return the milliseconds of a call that are inside the network's steps, and those that are outside."""
-    stamps: list[layers.Stamp] = []
-    inside, outside = [], []
-    with layers.stamped(executor, stamps, time.perf_counter):
-        for _ in range(BUDGET.most):
-            stamps.clear()
-            whole = timing.elapsed_ms(partial(executor.run, x), DEVICE)
-            inside.append(1e3 * sum(end - begin for *_, begin, end in stamps))
-            outside.append(whole - inside[-1])
-    return median(inside), median(outside)
 
 
 @contextmanager
@@ -97,9 +85,9 @@ def _threads(count: int) -> Iterator[None]:
 
 def summary(found: dict[str, Any]) -> str:
     """Return the rows as a table."""
-    table = [["model", "dtype", "threads", "model's call", "outside steps", "primitives", "operators", "ratio"]]
+    table = [["model", "dtype", "threads", "model's call", "primitives", "one by one", "operators", "ratio"]]
     for row in found["rows"]:
-        times = [f"{row[f'{name}_ms']:.4g} ms" for name in ("model", "outside_steps", "primitives", "operators")]
+        times = [f"{row[f'{name}_ms']:.4g} ms" for name in SHOWN]
         table.append([row["model"], row["dtype"], str(row["threads"]), *times, f"{row['ratio']:.2f}"])
     return text_table(table)
 

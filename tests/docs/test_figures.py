@@ -132,6 +132,15 @@ def test_the_gain_of_blocks_of_channels_is_right() -> None:
         assert f"{less[0]} to {less[-1]} % {words}" in said
     more = round(100 * (rows[224, 1]["ratio"] - 1))
     assert f"A single image of 224×224 takes {more} % more" in said
+    small = [round(100 * (1 - row["ratio"])) for row in found if (row["size"], row["batch"]) == (32, 1)]
+    assert f"takes {small[0]} % less in a ResNet-20, and {small[1]} % less in a ResNet-56" in said
+
+
+def test_the_times_of_one_image_are_right() -> None:
+    for row in json.loads((INTEL.parent / "calls.json").read_text(encoding="utf-8"))["rows"]:
+        times = [row[f"{way}_ms"] for way in ("operators", "one_by_one", "primitives")]
+        cells = " | ".join(f"{ms:.2f} ms" if ms < 10 else f"{ms:.1f} ms" for ms in times)
+        assert (f"| {row['model']} | {row['dtype']} | {cells} |" in PERFORMANCE) == (row["threads"] == 2)
 
 
 def test_the_readmes_gpu_table_is_the_result_file() -> None:
