@@ -81,7 +81,8 @@ class Place:
             return view.clone(memory_format=torch.channels_last)
         n, h, w, c = self.shape
         blocks = view.permute(0, 2, 3, 1).view(n, c // channels, h, w, channels)
-        return blocks.permute(0, 2, 3, 1, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+        copied = blocks.permute(0, 2, 3, 1, 4).clone(memory_format=torch.contiguous_format)
+        return copied.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,3 +148,18 @@ def test_both_layouts_share_a_block_of_memory() -> None:
         assert torch.equal(run.run(one)[0], alone)
         assert torch.equal(run.run(two)[0], together)
     assert len(run.direct._idle) == 1
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+def test_later_calls_leave_earlier_outputs_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also outputs of one block of channels, which need no other order in memory."""
+    needs_lanes()
+    monkeypatch.setattr(direct, "is_faster_blocked", lambda *arguments: True)
+    run = CpuExecutor(plan_of(name))
+    names = [step.output for step in plan_of(name) if step.output not in (LOGITS, POOLED)]
+    x = smooth_images(2, 64, 64)
+    found = run.run(x, names)
+    kept = [value.clone() for value in found]
+    run.run(-x, names)
+    run.run(-x)
+    assert all(torch.equal(value, before) for value, before in zip(found, kept, strict=True))
