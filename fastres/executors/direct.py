@@ -74,8 +74,9 @@ class Direct:
         self._most_bytes = COPIES_KEPT * sum(step.weight.nbytes for step in plan if isinstance(step, (Stem, Conv)))
         self._idle: list[Workspace] = []
         blocked = "blocks" not in left_out() and can_be_blocked(plan, library.lanes)
-        self._lanes = library.lanes if blocked else None
-        self.machine_code = "loop" not in left_out()  # read when a shape is prepared
+        # Both are read when a shape is prepared. Without lanes, activations are always channels-last.
+        self.lanes = library.lanes if blocked else None
+        self.machine_code = "loop" not in left_out()
         self.observe: Observer | None = None
 
     def run(self, prepared: Prepared, values: dict[str, Tensor]) -> Tensor | None:
@@ -127,7 +128,7 @@ class Direct:
             self.kept.popitem(last=False)
 
     def _prepare(self, shape: Shape, outputs: tuple[str, ...]) -> Prepared:
-        lanes = self._lanes
+        lanes = self.lanes
         if lanes is not None and is_faster_blocked(shape, lanes, self._plan.head.weight.shape[1]):
             blocked = self.prepare_in(lanes, shape, outputs)
             if not any(operation.is_slow for part in blocked.parts for operation in part.operations):
