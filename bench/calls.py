@@ -8,10 +8,8 @@ first column is the whole call of a model: the primitives, and the checks of its
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,12 +21,11 @@ import fastres
 from fastres.arguments import whole_number
 from fastres.bench.measure import environment, timing
 from fastres.bench.measure.calibration import calibrated, smooth_images
-from fastres.bench.report.results import check_folder, significant, write_whole
+from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.errors import InputError
 from fastres.executors import direct
 from fastres.executors.cpu import CpuExecutor
-from fastres.executors.quota import limit_threads, suitable_threads
-from fastres.memory import keep_memory
+from fastres.executors.quota import limit_threads, suitable_threads, threads
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import Architecture, get_architecture
 from fastres.program import run_program
@@ -40,16 +37,15 @@ DEVICE = torch.device("cpu")
 BUDGET = timing.Budget(seconds=6, fewest=20, most=400, warmups=5)
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet20", "resnet56")
 SHOWN = ("model", "primitives", "one_by_one", "operators")
-SIZES = {"imagenet": 224, "deep": 224, "cifar": 32}
 
 
 @torch.inference_mode()
-def measured(arch: Architecture, dtype: torch.dtype, threads: int) -> dict[str, Any]:
-    """Return the times of one image on ``threads`` threads, in milliseconds."""
-    size = SIZES[arch.stem]
+def measured(arch: Architecture, dtype: torch.dtype, count: int) -> dict[str, Any]:
+    """Return the times of one image on ``count`` threads, in milliseconds."""
+    model = fastres.load(arch.name, calibrated(arch).state_dict(), num_classes=arch.num_classes, dtype=dtype)
+    size = model.transforms.crop
     x = smooth_images(1, size, size).to(dtype)
-    with _threads(threads):
-        model = fastres.load(arch.name, calibrated(arch).state_dict(), num_classes=arch.num_classes, dtype=dtype)
+    with threads(count):
         primitives, operators = CpuExecutor(model.plan), CpuExecutor(model.plan)
         one_by_one = CpuExecutor(model.plan)
         assert one_by_one.direct is not None
@@ -66,21 +62,11 @@ def measured(arch: Architecture, dtype: torch.dtype, threads: int) -> dict[str, 
         "model": arch.name,
         "size": size,
         "dtype": dtype_name(dtype),
-        "threads": threads,
+        "threads": count,
         **{f"{name}_ms": significant(ms) for name, ms in times.items()},
         "ratio": significant(times["primitives"] / times["operators"], 3),
         "loop_ratio": significant(times["primitives"] / times["one_by_one"], 3),
     }
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -101,13 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason := direct.absent():
         raise InputError(f"There is nothing to compare: {reason}")
     limit_threads()
-    keep_memory()
-    threads = options.threads or sorted({1, suitable_threads()})
     settings = [
         (get_architecture(model), dtype, whole_number(count, "--threads"))
         for model in options.model
         for dtype in (parse_dtype(name) or torch.float32 for name in options.dtype)
-        for count in threads
+        for count in options.threads or sorted({1, suitable_threads()})
     ]
     command = " ".join(["python", "-m", "bench.calls", *arguments])
     facts = environment.describe(DEVICE, command, "random, calibrated", tf32=False, cold=False, ceilings={})
@@ -118,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.update(1)
     print(summary(found))
     if options.out:
-        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(options.out / JSON_NAME, found)
         wrote(options.out / JSON_NAME)
         print(f"Wrote {options.out / JSON_NAME}")
     return 0

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
-import json
 import os
 import random
 import shutil
@@ -36,12 +35,13 @@ from PIL import Image
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.measure.calibration import calibrate_
-from fastres.bench.report.results import check_folder, significant, write_whole
+from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
 from fastres.classification.listing import write_listing
 from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
+from fastres.executors.quota import threads
 from fastres.images.jpeg import DECODERS, EXACT, FAST, exact_pixels, fast_pixels
 from fastres.network.architectures import get_architecture
 from fastres.program import run_program
@@ -316,10 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.models:
             model = calibrated(name, device)
             if not found.get("decoders"):
-                threads = torch.get_num_threads()
-                torch.set_num_threads(1)
-                found["decoders"] = compare_decoders(model, options.rounds, min(44, options.images))
-                torch.set_num_threads(threads)
+                with threads(1):
+                    found["decoders"] = compare_decoders(model, options.rounds, min(44, options.images))
             batch = options.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
             workers = default_workers() if options.workers is None else options.workers
             for decoder in DECODERS:
@@ -329,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         shutil.rmtree(scratch)
     if options.out:
-        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(options.out / JSON_NAME, found)
         wrote(options.out / JSON_NAME)
     print(summary(found))
     if options.out:

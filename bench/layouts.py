@@ -7,7 +7,6 @@ network, batch and size. :mod:`fastres.executors.layouts` chooses by these resul
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,14 +21,13 @@ from torch import Tensor
 from fastres.arguments import whole_number
 from fastres.bench.measure import environment, timing
 from fastres.bench.measure.calibration import calibrated, smooth_images
-from fastres.bench.report.results import check_folder, significant, write_whole
+from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.errors import InputError
 from fastres.executors import direct
 from fastres.executors.cpu import CpuExecutor
 from fastres.executors.direct_runs import Prepared
 from fastres.executors.layouts import can_be_blocked, is_faster_blocked
 from fastres.folding.build import build_plan
-from fastres.memory import keep_memory
 from fastres.network.architectures import Architecture, get_architecture
 from fastres.network.plan import INPUT, LOGITS
 from fastres.program import run_program
@@ -97,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.out:
         check_folder(options.out)
-    keep_memory()
     batches = [whole_number(batch, "--batch") for batch in options.batch]
     settings = [(arch, options.size or SIZES[arch.stem]) for arch in map(get_architecture, options.model)]
     total = sum(len(batches) * len(sizes) for _, sizes in settings)
@@ -109,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found["rows"] += measured(arch, batches, sizes, partial(progress.update, 1))
     print(summary(found))
     if options.out:
-        write_whole(options.out / JSON_NAME, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(options.out / JSON_NAME, found)
         wrote(options.out / JSON_NAME)
         print(f"Wrote {options.out / JSON_NAME}")
     return 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import sys
 import tempfile
@@ -32,7 +31,7 @@ import fastres
 from fastres.bench.classify import make_folder, sampled_memory
 from fastres.bench.digits.data import load_digits, split
 from fastres.bench.measure.calibration import calibrated, pixels, smooth_images
-from fastres.bench.report.results import check_folder, significant, write_whole
+from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.bench.study.data import load_dataset
 from fastres.bench.study.training import Job, Recipe, augment, train_all
 from fastres.commands.environment import installed_version
@@ -211,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(folder: Path | None, found: dict[str, Any]) -> None:
     if folder:
-        write_whole(folder / JSON_NAME, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(folder / JSON_NAME, found)
 
 
 def _environment(arguments: Sequence[str]) -> dict[str, Any]:

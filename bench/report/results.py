@@ -226,6 +226,11 @@ def write_whole(path: Path, content: bytes) -> None:
         raise FastresError(f"{path} cannot be written ({error.strerror}); choose another folder with --out") from error
 
 
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, as :func:`write_whole` does."""
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
 def significant(value: float | None, digits: int = 5) -> float | None:
     """Return ``value`` rounded to ``digits`` significant digits, or ``None`` if it is not finite."""
     return float(f"{value:.{digits}g}") if value is not None and math.isfinite(value) else None

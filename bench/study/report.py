@@ -23,11 +23,11 @@ from fastres.bench.report.words import cpu_words
 from fastres.commands.environment import installed_version
 from fastres.errors import FastresError
 from fastres.executors.processor import processor
+from fastres.executors.quota import threads
 from fastres.version import __version__
 
 from .common import Data, Settings, Study
 from .figures import drawing, png
-from .training import threads
 
 PAGE_NAME = "index.html"
 TITLE = "Why residual networks"

@@ -15,7 +15,7 @@ import math
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.report.results import write_whole
+from fastres.executors.quota import threads
 from fastres.network.architectures import get_architecture
 from fastres.terminal import progress_bar, warn
 
@@ -115,17 +116,6 @@ def module_of(model: str, state: dict[str, Tensor]) -> EagerResNet:
     module = EagerResNet(get_architecture(model).with_classes(CLASSES))
     module.load_state_dict(state)
     return module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Make PyTorch use ``count`` threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

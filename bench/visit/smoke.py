@@ -9,7 +9,6 @@ an illegal memory access by a kernel ends the whole process.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from fastres.bench.report.results import write_whole
+from fastres.bench.report.results import write_json
 from fastres.kernels.inspection.ahead_of_time import Compilation
 from fastres.kernels.launch import INTERPRETED
 from fastres.kernels.routing.cards import Gpu, gpu_of
@@ -160,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _write(folder: Path, family: str, gpu: Gpu, findings: Sequence[Finding], not_tried: str) -> None:
     found = {"family": family, "gpu": gpu.name, "not_tried": not_tried, "trials": [asdict(item) for item in findings]}
-    write_whole(folder / f"{family}.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(folder / f"{family}.json", found)
 
 
 if __name__ == "__main__":

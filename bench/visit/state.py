@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastres.bench.report.results import read_text, write_whole
+from fastres.bench.report.results import read_text, write_json
 from fastres.errors import FastresError
 from fastres.files import written_whole
 
@@ -57,8 +57,7 @@ def facts(path: Path) -> dict[str, object]:
 
 def write(path: Path, state: Mapping[str, Outcome], facts: Mapping[str, object]) -> None:
     """Write the record completely or not at all."""
-    document = {**facts, "pieces": {name: asdict(outcome) for name, outcome in state.items()}}
-    write_whole(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(path, {**facts, "pieces": {name: asdict(outcome) for name, outcome in state.items()}})
 
 
 def is_done(piece: Piece, state: Mapping[str, Outcome]) -> bool:

@@ -7,6 +7,8 @@ container's time, all of them stop until the next period, usually of 100 ms, so 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,6 +43,17 @@ def limit_threads() -> None:
     """Set the number of torch's threads for a program of fastres's own, if the user has not chosen it."""
     if not any(os.environ.get(name) for name in CHOSEN) and torch.get_num_threads() > suitable_threads():
         torch.set_num_threads(suitable_threads())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Make torch use ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def warn_of_too_many_threads() -> None:
