@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from fastres.onednn.library import Library
 from fastres.onednn.objects import Operation, Packed, aligned
 from fastres.onednn.primitives import Levels
 
-from .binding import Binder, Call
+from .binding import Binder, Call, Routine
 from .pixels import Pixels
 from .reading import Preparer, Reader
 
@@ -159,7 +159,7 @@ class Run:
         self._views = {name: place.view(block) for name, place in prepared.places.items()}
         self._given = _Given()
         binder = Binder(library, block.data_ptr() + prepared.scratchpad, prepared.machine_code)
-        self._kept = binder.kept
+        self._binder = binder
         self._owner, images, place = owner, prepared.images, None
         if images is not None:
             place = images.view(block) if prepared.channels is None else images.planes(block)
@@ -178,8 +178,13 @@ class Run:
             else:
                 calls += _step(binder, part, self._views)
         self._first = binder.routine(first)
-        self._steps = [(step, binder.routine(calls)) for step, calls in groups.values()]
-        self._all = binder.routine([*first, *(call for _, calls in groups.values() for call in calls)])
+        self._steps = list(groups.values())
+        self._all = binder.routine(call for _, calls in self._steps for call in calls)
+
+    @cached_property
+    def _one_by_one(self) -> list[tuple[Step, Routine]]:
+        """A routine for each step, for calls that are observed."""
+        return [(step, self._binder.routine(calls)) for step, calls in self._steps]
 
     def __call__(self, values: dict[str, Tensor], observe: Observer | None) -> Tensor | None:
         """Run all steps on ``values["input"]``, and add the outputs to ``values``. Return the images' guard."""
@@ -189,11 +194,11 @@ class Run:
         values[INPUT] = images
         self._given.values = values
         try:
+            self._first()
             if observe is None:
                 self._all()
             else:
-                self._first()
-                for step, run in self._steps:
+                for step, run in self._one_by_one:
                     observe(step, values[INPUT].shape[0], run)
         finally:
             self._given.values = {}
