@@ -106,6 +106,12 @@ def test_a_primitive_that_fails_ends_the_run(machine_code: bool) -> None:
     assert done == [1]
 
 
+def test_a_primitive_without_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "loop_over", lambda *arguments: lambda: 1)  # dnnl_out_of_memory
+    with pytest.raises(MemoryError, match="dnnl_primitive_execute"):
+        Binder(library.library(), 0).routine([Execution(0, 0, 0, 0)])()
+
+
 def test_without_the_loop_the_logits_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, plan = smooth_images(2, 64, 64), plan_of("resnet18")
     (expected,) = CpuExecutor(plan).run(x)
