@@ -4,7 +4,7 @@
 Parquet files (``parquet``, ``parquet_rows``, ``contents``). ``listing`` stores their list. ``batches`` forms batches in
 worker processes, which ``parcels`` carries to the main one. ``run`` does a job for all of them, and ``job`` is the one
 of ``classify``: it runs the model, and ``tables`` turns the results into rows. ``work`` keeps finished rows until the
-run is complete: ``shards`` are their files, ``folder`` is the place. ``formats`` writes the output. The decoders are in
+run is complete: ``parts`` are their files, ``folder`` is the place. ``formats`` writes the output. The decoders are in
 ``fastres.images``.
 """
 

@@ -19,10 +19,10 @@ from fastres.files import other_kind
 from fastres.forks import Guard
 from fastres.terminal import warn
 
-from .shards import is_shard
+from .parts import is_part
 
 LOCK, MANIFEST, LISTING, NEW_LISTING = "lock", "manifest.json", "listing.arrow", "listing.new.arrow"
-OUTPUT = "output"  # the joined shards, before they get the output's name
+OUTPUT = "output"  # the joined parts, before they get the output's name
 TEMPORARY = ".tmp"  # ends the name of a file that is not complete
 _OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT)
 
@@ -88,8 +88,8 @@ def _refuse_foreign(folder: Path) -> None:
     with os.scandir(folder) as entries:
         kinds = {entry.name: other_kind(entry.stat(follow_symlinks=False).st_mode) for entry in entries}
     foreign = sorted(name for name, kind in kinds.items() if kind or not _is_own(name))
-    # A folder of ours has a lock from its first moment. Without it, shards show that it is ours: people write none.
-    if not foreign and kinds and LOCK not in kinds and not any(map(is_shard, kinds)):
+    # A folder of ours has a lock from its first moment. Without it, parts show that it is ours: people write none.
+    if not foreign and kinds and LOCK not in kinds and not any(map(is_part, kinds)):
         foreign = sorted(kinds)
     if foreign:
         raise OutputError(
@@ -100,7 +100,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _is_own(name: str) -> bool:
     name = name.removesuffix(TEMPORARY)
-    return name in _OWN or is_shard(name)
+    return name in _OWN or is_part(name)
 
 
 def clear(folder: Path) -> None:

@@ -43,7 +43,7 @@ def check_format(schema: pa.Schema, suffix: str) -> None:
             raise InputError(f"Two fields in column {field.name} have the same name; write .parquet")
         try:
             column = pa.table({field.name: pa.nulls(2, field.type)}).slice(1)
-            for each in {suffix, PARQUET}:  # shards are Parquet
+            for each in {suffix, PARQUET}:  # parts are Parquet
                 with open_writer(io.BytesIO(), each, column.schema, {}) as writer:
                     writer.write_table(column)
         except (pa.ArrowException, NotImplementedError, TypeError, ValueError) as error:

@@ -1,7 +1,7 @@
 """The rows of a run that are finished, in the work folder beside the output, so that a run can be resumed.
 
 ``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.arrow``
-(the list) and shards. Every file is written under a temporary name and renamed when it is complete.
+(the list) and parts. Every file is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +22,11 @@ from fastres.files import other_kind, read_regular
 from fastres.terminal import progress_bar, warn
 from fastres.version import __version__
 
-from . import shards
+from . import parts
 from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove
 from .formats import FORMATS, Writer, open_writer
 from .listing import difference
 
-# A shard is closed when it has this many rows or is this old. This limits the memory used and the rows lost to a kill.
-SHARD_ROWS, SHARD_SECONDS = 4096, 15.0
 _LONGEST_SETTING = 200  # characters that a message shows
 
 
@@ -39,19 +36,21 @@ class Work:
     def __init__(self, output: Path, folder: Path) -> None:
         self.output = output
         self.folder = folder
-        self.done = 0  # rows in finished shards
+        self._resumed = 0  # rows in the parts of earlier runs
         self.gaps: list[range] = []  # rows that are still to be computed
-        self.recomputed = 0  # rows to be computed again, because their shards were damaged or missing
+        self.recomputed = 0  # rows to be computed again, because their parts were damaged or missing
         self.is_temporary = False  # it is deleted after the run, whatever happens
         self.complete = False  # the interrupted run had already written its output
         self._count = 0
         self._manifest: dict[str, Any] = {}
         self._run = ""
         self._written: list[int] = []  # the identity of the file written last
-        # The rows that wait for the next shard, and the number of the first. They change together: an interrupt can
-        # come at any time.
-        self._waiting: tuple[int, list[pa.RecordBatch]] = 0, []
-        self._since = time.monotonic()
+        self._writer: parts.PartWriter | None = None
+
+    @property
+    def done(self) -> int:
+        """How many rows are in finished parts."""
+        return self._resumed + (self._writer.written if self._writer else 0)
 
     @property
     def listing(self) -> Path:
@@ -71,17 +70,18 @@ class Work:
         """Start a run of ``count`` rows, or continue the interrupted one; return the errors in the finished rows.
 
         ``new_listing`` is the current list of the source, ``fingerprint`` its sha256. Raises ``ResumeError`` if the
-        interrupted run had other ``settings`` or images. Warns of shards that are damaged: ``gaps`` has their rows.
+        interrupted run had other ``settings`` or images. Warns of parts that are damaged: ``gaps`` has their rows.
         """
         self._count = count
         self._manifest = {"fastres": __version__, "settings": settings, "fingerprint": fingerprint}
         self._run = hashlib.sha256(json.dumps(self._manifest, sort_keys=True).encode()).hexdigest()
         before = self._check_manifest()
         if _has_finished(before, self.output):
-            self.complete, self.done = True, count
+            self.complete, self._resumed = True, count
             return int(before["errors"])
-        kept = shards.check(self.folder, self._run, count, progress)
-        if kept.bad and not kept.good and not before:
+        self._writer = parts.PartWriter(self._run, self._write_part)
+        kept = parts.check(self._parts(), range(count), count, self._run, self._read, progress)
+        if kept.bad and not kept.slices and not before:
             raise ResumeError(
                 f"{str(self.folder)!r} cannot be resumed: {MANIFEST} is missing or damaged, and its rows are not those "
                 "of this run; use --overwrite to start over, or another output to keep them"
@@ -90,11 +90,11 @@ class Work:
         try:
             os.replace(self.new_listing, self.listing)
             self._write_manifest()
-            for shard in kept.bad:
-                shard.path.unlink()
+            for part in kept.bad:
+                (self.folder / part.name).unlink()
         except OSError as error:
             raise self._cannot_write(self.listing, error) from error
-        self.gaps, self.done = shards.gaps(kept.good, count), sum(shard.rows for shard in kept.good)
+        self.gaps, self._resumed = kept.missing, kept.rows
         return kept.errors
 
     def _check_manifest(self) -> dict[str, Any]:
@@ -118,17 +118,17 @@ class Work:
             raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
         return before
 
-    def _warn(self, kept: shards.Kept, described: bool) -> None:
-        last = max((shard.stop for shard in [*kept.good, *kept.bad]), default=0)
-        self.recomputed = sum(len(gap) for gap in shards.gaps(kept.good, min(last, self._count)))
+    def _warn(self, kept: parts.Kept, described: bool) -> None:
+        last = max((part.stop for part in [*(each.part for each in kept.slices), *kept.bad]), default=0)
+        self.recomputed = sum(max(min(gap.stop, last) - gap.start, 0) for gap in kept.missing)
         if self.recomputed:
-            names = ", ".join(shard.path.name for shard in kept.bad[:3]) or "missing shards"
+            names = ", ".join(part.name for part in kept.bad[:3]) or "missing parts"
             warn(
                 f"{self.recomputed:,} rows in {str(self.folder)!r} are damaged or missing, and are computed again: "
                 f"{names}",
                 ResumeWarning,
             )
-        elif kept.good and not described:
+        elif kept.slices and not described:
             warn(
                 f"{MANIFEST} in {str(self.folder)!r} is missing or damaged; the checksums show that the rows are those "
                 "of this run",
@@ -142,30 +142,27 @@ class Work:
     # -- rows ------------------------------------------------------------------------------------------------
 
     def add(self, start: int, rows: pa.RecordBatch) -> None:
-        """Add rows from number ``start`` on. Write a shard if enough rows are waiting, or for long enough."""
-        if start != self._stop():
-            self.flush()
-            self._waiting = start, []
-        self._waiting[1].append(rows)
-        if self._stop() - self._waiting[0] >= SHARD_ROWS or time.monotonic() - self._since >= SHARD_SECONDS:
-            self.flush()
-
-    def _stop(self) -> int:
-        start, batches = self._waiting
-        return start + sum(batch.num_rows for batch in batches)
+        """Add rows from number ``start`` on. Write a part if enough rows are waiting, or for long enough."""
+        assert self._writer is not None
+        self._writer.add(start, rows)
 
     def flush(self) -> None:
-        """Write the waiting rows as a shard. If that raises ``OutputError``, they keep waiting."""
-        (start, batches), stop = self._waiting, self._stop()
-        if stop > start:
-            name, content = shards.packed(batches, self._run, start)
-            with self.writing(self.folder / name) as file:
-                file.write(content)
-        self._since = time.monotonic()
-        self.done, self._waiting = self.done + stop - start, (stop, [])
+        """Write the waiting rows as a part. If that raises ``OutputError``, they keep waiting."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write_part(self, name: str, content: bytes) -> None:
+        with self.writing(self.folder / name) as file:
+            file.write(content)
+
+    def _parts(self) -> list[parts.Part]:
+        return parts.named_parts(os.listdir(self.folder))
+
+    def _read(self, name: str) -> bytes:
+        return read_regular(self.folder / name)
 
     def finish(self, schema: pa.Schema, metadata: dict[str, Any], errors: int, progress: bool) -> None:
-        """Join the shards into the output and delete the work folder. Raises ``OutputError`` if that fails."""
+        """Join the parts into the output and delete the work folder. Raises ``OutputError`` if that fails."""
         self.flush()
         temporary = self.folder / OUTPUT
         try:
@@ -192,14 +189,13 @@ class Work:
         remove(self.folder)
 
     def _join(self, writer: Writer, progress: bool) -> None:
-        found = shards.named_shards(self.folder)
-        missing = shards.gaps(found, self._count)
+        found, missing = parts.cover(self._parts(), range(self._count))
         if missing:
             raise ResumeError(f"Rows {missing[0].start} to {missing[0].stop} in {str(self.folder)!r} have disappeared")
         with progress_bar(
             total=self._count, desc="Writing the table", unit="row", delay=1.0, disable=not progress
         ) as bar:
-            for table in shards.merged(found, self._run):
+            for table in parts.merged(found, self._run, self._read):
                 writer.write_table(table)
                 bar.update(table.num_rows)
 
@@ -239,7 +235,7 @@ class Work:
 
 @contextmanager
 def open_work(output: Path, resume: bool, overwrite: bool) -> Iterator[Work]:
-    """Create and lock the work folder of ``output``; delete it at the end if it has no finished shard.
+    """Create and lock the work folder of ``output``; delete it at the end if it has no finished part.
 
     Raises ``OutputError`` if the output already exists (without ``overwrite``), another run is writing it, there is an
     interrupted run (without ``resume`` or ``overwrite``), or the folder cannot be written or is not fastres's.
@@ -257,9 +253,9 @@ def open_work(output: Path, resume: bool, overwrite: bool) -> Iterator[Work]:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Delete a work folder without shards. One that cannot be read stays, since an error is being raised already."""
+    """Delete a work folder without parts. One that cannot be read stays, since an error is being raised already."""
     with suppress(OSError):
-        if folder.is_dir() and not shards.named_shards(folder):
+        if folder.is_dir() and not parts.named_parts(os.listdir(folder)):
             remove(folder)
 
 
@@ -298,10 +294,10 @@ def _check_earlier_runs(output: Path, folder: Path, resume: bool, overwrite: boo
     finished = resume and _has_finished(_read_manifest(folder), output)
     if output.exists() and not overwrite and not finished:
         raise OutputError(f"{str(output)!r} already exists; use another output, or --overwrite to replace it")
-    found = shards.named_shards(folder) if folder.is_dir() else []
+    found = parts.named_parts(os.listdir(folder)) if folder.is_dir() else []
     if found and not resume and not overwrite:
         raise OutputError(
-            f"{str(folder)!r} has {sum(shard.rows for shard in found):,} rows of an interrupted run; use --resume to "
+            f"{str(folder)!r} has {sum(part.rows for part in found):,} rows of an interrupted run; use --resume to "
             "continue it, or --overwrite to start over"
         )
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import fastres
-from fastres.classification import job, work
+from fastres.classification import job, parts, work
 from fastres.commands.cli import main
 from fastres.errors import (
     ClassifierError,
@@ -174,12 +174,12 @@ class TestOutput:
         assert pq.read_table(output).num_rows == 24
         assert left(output) == []
 
-    @pytest.mark.parametrize("moment", ["shard", "output"])
+    @pytest.mark.parametrize("moment", ["part", "output"])
     def test_full_disk(
         self, folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
     ) -> None:
         output = tmp_path / "out.parquet"
-        monkeypatch.setattr(work, "SHARD_ROWS", 10)
+        monkeypatch.setattr(parts, "PART_ROWS", 10)
         original = work.Work.writing
 
         @contextmanager
@@ -190,9 +190,9 @@ class TestOutput:
                     raise OSError(errno.ENOSPC, "No space left on device")
 
         if moment == "output":
-            monkeypatch.setattr(work, "SHARD_ROWS", 1000)
+            monkeypatch.setattr(parts, "PART_ROWS", 1000)
         monkeypatch.setattr(work.Work, "writing", full)
-        kept = 10 if moment == "shard" else 24
+        kept = 10 if moment == "part" else 24
         with pytest.raises(OutputError, match=rf"No space left on device. {kept} rows are kept"):
             classify(folder, output, model)
         assert not output.exists()

@@ -61,7 +61,7 @@ def test_two_thousand_images_killed_half_way(
         data = encoded(image, quality=90)
         (place / f"{index:04}.jpg").write_bytes(data[: len(data) // 2] if index % 100 == 50 else data)
     script = (
-        "import fastres, fastres.classification.work as work, sys; work.SHARD_ROWS = 100\n"
+        "import fastres, fastres.classification.parts as parts, sys; parts.PART_ROWS = 100\n"
         "fastres.classify(sys.argv[1], sys.argv[2], model='resnet20_digits', device='cpu', batch_size=20)"
     )
     killed, whole = tmp_path / "killed.parquet", tmp_path / "whole.parquet"

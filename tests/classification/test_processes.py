@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import fastres
-from fastres.classification import batches, parcels, work
+from fastres.classification import batches, parcels, parts
 from fastres.errors import InputError, OutputError, WorkerError
 from fastres.images import jpeg, opening
 
@@ -93,7 +93,7 @@ def test_killed_at_any_moment_and_resumed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The output is the same, byte for byte, as without an interruption, and no process is left."""
-    monkeypatch.setattr(work, "SHARD_ROWS", 4)
+    monkeypatch.setattr(parts, "PART_ROWS", 4)
     options: dict[str, Any] = {"batch_size": 2, "workers": 2}
     began = time.monotonic()
     classify(folder, tmp_path / "whole.jsonl", model, **options)

@@ -15,7 +15,7 @@ import pytest
 
 import fastres
 from fastres.classification import folder as folders
-from fastres.classification import work
+from fastres.classification import parts, work
 from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning
 
 from .conftest import classify
@@ -23,8 +23,8 @@ from .test_interruption import interrupt
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "SHARD_ROWS", 5)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_ROWS", 5)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def whole(folder: Path, model: fastres.Model, tmp_path: Path) -> bytes:
 
 @pytest.fixture
 def interrupted(folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes) -> Path:
-    """An interrupted output with three shards of five rows."""
+    """An interrupted output with three parts of five rows."""
     output = tmp_path / "out.parquet"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, KeyboardInterrupt(), batch=4)
@@ -49,7 +49,7 @@ def kept(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def shards(output: Path) -> list[Path]:
+def part_files(output: Path) -> list[Path]:
     return sorted(kept(output).glob("rows-*"), key=lambda path: path.name[-30:])
 
 
@@ -59,13 +59,13 @@ def other_model(model: fastres.Model) -> fastres.Model:
     return fastres.load("resnet20_digits", state, num_classes=10)
 
 
-class TestShards:
+class TestParts:
     @pytest.mark.parametrize("which", [[0], [1], [0, 2], [0, 1, 2]], ids=str)
     @pytest.mark.parametrize("how", ["flipped", "cut", "empty", "deleted"])
     def test_what_does_not_match_is_computed_again_and_said_so(
         self, interrupted: Path, folder: Path, model: fastres.Model, whole: bytes, which: list[int], how: str
     ) -> None:
-        found = shards(interrupted)
+        found = part_files(interrupted)
         for path in [found[index] for index in which]:
             content = path.read_bytes()
             middle = len(content) // 2
@@ -73,7 +73,7 @@ class TestShards:
             path.write_bytes({"flipped": changed, "cut": content[:-1], "empty": b""}.get(how, content))
             if how == "deleted":
                 path.unlink()
-        if how == "deleted":  # nobody can tell that the last shards were there
+        if how == "deleted":  # nobody can tell that the last parts were there
             last = max({0, 1, 2} - set(which), default=-1)
             which = [index for index in which if index < last]
         rows = 5 * len(which)
@@ -87,7 +87,7 @@ class TestShards:
         assert interrupted.read_bytes() == whole
         assert not kept(interrupted).exists()
 
-    def test_shards_of_another_model_are_not_adopted(
+    def test_parts_of_another_model_are_not_adopted(
         self, interrupted: Path, folder: Path, model: fastres.Model, whole: bytes
     ) -> None:
         (kept(interrupted) / "manifest.json").unlink()
@@ -104,7 +104,7 @@ class TestShards:
         original = work.Work.finish
 
         def finish(self: work.Work, *given: Any) -> None:
-            shards(interrupted)[1].unlink()
+            part_files(interrupted)[1].unlink()
             original(self, *given)
 
         monkeypatch.setattr(work.Work, "finish", finish)
@@ -132,7 +132,7 @@ class TestManifest:
         path.write_text(json.dumps({**json.loads(path.read_text()), "fastres": "0.0.1"}))
         with pytest.raises(ResumeError, match=r"its run with fastres 0\.0\.1 may compute other values"):
             classify(folder, interrupted, model, resume=True)
-        assert len(shards(interrupted)) == 3
+        assert len(part_files(interrupted)) == 3
 
     def test_damaged_list_of_images(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
         (kept(interrupted) / "listing.arrow").write_bytes(b"damaged")
@@ -185,7 +185,7 @@ class TestManifest:
         assert kept(output).is_dir()
         with pytest.raises(OutputError, match="already exists"):
             classify(folder, output, model)
-        shards(output)[0].unlink()  # the folder was half deleted
+        part_files(output)[0].unlink()  # the folder was half deleted
         report = classify(folder, output, model, resume=True)
         assert (report.rows, report.errors, report.resumed) == (first.rows, first.errors, 24)
         assert output.read_bytes() == whole
