@@ -19,7 +19,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .calibration import quantize
-    from .classification import classify
+    from .classification import classify, join_shards
     from .evaluation import evaluate
     from .images.transforms import Transforms
     from .memory import keep_memory
@@ -39,6 +39,7 @@ __all__ = [
     "classify",
     "evaluate",
     "from_module",
+    "join_shards",
     "keep_memory",
     "list_models",
     "load",
@@ -54,6 +55,7 @@ _MODULES = {
     "classify": "classification",
     "evaluate": "evaluation",
     "from_module": "model.conversion",
+    "join_shards": "classification",
     "keep_memory": "memory",
     "list_models": "network.architectures",
     "load": "model.loading",

@@ -10,7 +10,6 @@ run is complete: ``parts`` are their files, ``folder`` is the place. ``formats``
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -19,20 +18,15 @@ from typing import Any
 
 import torch
 
-from fastres.arguments import whole_number
-from fastres.errors import InputError, MissingDependencyError
 from fastres.files import refuse_inputs
-from fastres.model.loading import load
 from fastres.model.model import Model
-from fastres.model.predict import require_classifier
 from fastres.terminal import is_terminal
-from fastres.weights.sources import input_files
 
 from .report import Report
+from .requests import CPU_BATCH, GPU_BATCH, Request, check_dependencies
+from .shards import Shard
 
-__all__ = ["Report", "classify"]
-
-CPU_BATCH, GPU_BATCH = 16, 128
+__all__ = ["CPU_BATCH", "GPU_BATCH", "Report", "check_dependencies", "classify", "join_shards"]
 
 
 def classify(
@@ -53,6 +47,7 @@ def classify(
     columns: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
+    shard: str | tuple[int, int] | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Classify every image of ``source`` and write a table with one row per image, in a fixed order.
@@ -77,64 +72,78 @@ def classify(
     continues the run. It checks the rows, computes damaged ones again, and warns of them (``ResumeWarning``). Only
     ``overwrite=True`` replaces an existing output or discards an interrupted run. An output is never an input.
 
+    ``shard="3/16"`` computes only the rows of the third of 16 shards. Any number of processes can do that at any time,
+    on all machines that see ``source`` and ``output`` under the same names. :func:`fastres.join_shards` then writes the
+    table. It is the same, byte for byte, as that of one process. A shard continues where an earlier run of it ended.
+
     Raises ``SourceError``, ``OutputError``, ``ResumeError``, ``WorkerError``, ``InputError``, ``ClassifierError``,
     ``MissingDependencyError``, and the errors of ``fastres.load``.
 
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
-    top_k = whole_number(top_k, "top_k", 0 if embed else 1)
-    batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
-    workers = None if workers is None else whole_number(workers, "workers", 0)
-    from fastres.images.jpeg import DECODERS, FAST
-
-    if decoder not in DECODERS:
-        raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
-    if isinstance(model, Model) and ((weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None):
-        raise InputError(
-            "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
-            "or pass a model's name"
-        )
-    check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
-    from .batches import Reading, checked_workers
-    from .job import ClassifyJob
+    progress = is_terminal(sys.stderr) if progress is None else progress
+    request = Request.checked(
+        source,
+        os.path.splitext(output)[1].lower(),
+        model=model,
+        weights=weights,
+        top_k=top_k,
+        embed=embed,
+        decoder=decoder,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        dtype=dtype,
+        categories=categories,
+        image_column=image_column,
+        columns=columns,
+    )
     from .run import run
     from .sources import find
     from .work import check_output, work_folder
 
-    workers = checked_workers(workers)
+    if shard is not None:
+        return _shard(request, output, Shard.of(shard), overwrite, progress)
     output = Path(output)
     check_output(output, resume, overwrite)
     found = find(source)
     for place in (output, work_folder(output)):
-        refuse_inputs(place, [*found.paths, *input_files(model, weights, categories)])
-    if not isinstance(model, Model):
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load(model, weights, dtype=dtype, device=device, categories=categories)
-    if top_k:
-        require_classifier(model, "classify")
-    reading = Reading(
-        batch_size or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH),
-        workers,
-        model.transforms,
-        decoder,
-    )
-    job = ClassifyJob(model, reading, top_k=top_k, embed=embed, image_column=image_column, suffix=output.suffix.lower())
+        refuse_inputs(place, [*found.paths, *request.input_files])
     return run(
-        job,
+        request.job(request.opened_model()),
         found,
         output,
         image_column=image_column,
-        columns=tuple(columns),
+        columns=request.columns,
         resume=resume,
         overwrite=overwrite,
-        progress=is_terminal(sys.stderr) if progress is None else progress,
+        progress=progress,
     )
 
 
-def check_dependencies(what: str, packages: Sequence[str]) -> None:
-    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
-        )
+def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overwrite: bool, progress: bool) -> Report:
+    from .places import place_of
+    from .shared import classify_shard
+
+    return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
+
+
+def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, progress: bool | None = None) -> Report:
+    """Join the shards of ``output``, which ``classify(…, shard=…)`` has computed, into the table.
+
+    Also writes ``<output>.manifest.json``: the sha256 of the table, its settings and its numbers of images and errors.
+    It comes last, so where it is, the table is complete. The work folder is deleted.
+
+    Raises ``ResumeError`` if rows are missing (it says which, and which shards to run again), and ``OutputError`` if
+    there are no shards, if the table exists (unless ``overwrite``) or if it cannot be written.
+
+    >>> fastres.classify("photos", "photos.parquet", shard="1/2")
+    >>> fastres.classify("photos", "photos.parquet", shard="2/2")
+    >>> fastres.join_shards("photos.parquet")
+    """
+    check_dependencies("join_shards", ["pyarrow"])
+    from .joining import join
+    from .places import place_of
+
+    progress = is_terminal(sys.stderr) if progress is None else progress
+    return join(place_of(output), overwrite=overwrite, progress=progress)

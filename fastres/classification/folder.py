@@ -1,21 +1,24 @@
 """The work folder beside an output: whose it is, its lock, and its removal.
 
 fastres touches only files that it has written. A folder of that name with anything else in it is somebody's, and is
-refused. A lock keeps other runs out; the system releases it when the process dies.
+refused. A lock keeps other runs out; the system releases it when the process dies. The processes of a run in shards
+share the lock, which keeps out runs of one process.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from fastres.errors import OutputError
-from fastres.files import other_kind
+from fastres.files import other_kind, read_regular
 from fastres.forks import Guard
 from fastres.terminal import warn
 
@@ -23,8 +26,12 @@ from .parts import is_part
 
 LOCK, MANIFEST, LISTING, NEW_LISTING = "lock", "manifest.json", "listing.arrow", "listing.new.arrow"
 OUTPUT = "output"  # the joined parts, before they get the output's name
+SIDECAR = ".manifest.json"  # added to the output's name: what the output of a run in shards is, written last
 TEMPORARY = ".tmp"  # ends the name of a file that is not complete
 _OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT)
+# The list of images of a run in shards has its sha256 in its name.
+_SHARED_LISTING = re.compile(r"listing-[0-9a-f]{64}\.arrow")
+_UNIQUE = re.compile(r"\.[0-9a-f]{12}$")  # in the names of temporary files that several processes may write at once
 
 _active: set[Path] = set()  # fcntl locks belong to a process, so they do not exclude its other threads
 _active_guard = Guard()
@@ -49,7 +56,17 @@ def locked(folder: Path) -> Iterator[None]:
             _active.discard(place)
 
 
-def _lock_file(folder: Path) -> BinaryIO:
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Create ``folder`` if needed, and share its lock with other processes. Raises ``OutputError`` as :func:`locked`.
+
+    On some network file systems there are no locks; then only the check of the folder's content is left.
+    """
+    with _lock_file(folder, fcntl.LOCK_SH):
+        yield
+
+
+def _lock_file(folder: Path, kind: int = fcntl.LOCK_EX) -> BinaryIO:
     """Create ``folder`` if needed, and return its lock file, open and locked until it is closed."""
     path = folder / LOCK
     try:
@@ -61,7 +78,7 @@ def _lock_file(folder: Path) -> BinaryIO:
     except OSError as error:
         raise OutputError(f"{str(folder)!r} cannot be written: {error.strerror}; use another output") from error
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
         if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             file.truncate(0)
             file.write(b"%d" % os.getpid())
@@ -70,6 +87,8 @@ def _lock_file(folder: Path) -> BinaryIO:
     except FileNotFoundError:  # the run that held the lock has deleted the folder
         holder = "which has just finished"
     except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) and kind == fcntl.LOCK_SH:
+            return file
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             file.close()
             raise OutputError(f"{str(path)!r} cannot be written: {error.strerror}; use another output") from error
@@ -99,8 +118,26 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    name = name.removesuffix(TEMPORARY)
-    return name in _OWN or is_part(name)
+    if name.endswith(TEMPORARY):
+        name = _UNIQUE.sub("", name.removesuffix(TEMPORARY))
+    return name in _OWN or is_part(name) or _SHARED_LISTING.fullmatch(name) is not None
+
+
+def is_own_sidecar(content: bytes) -> bool:
+    """Return True if a file with the name of a manifest beside an output is one of fastres's."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and {"fastres", "run", "sha256"} <= document.keys()
+
+
+def remove_sidecar(output: Path) -> None:
+    """Delete the manifest beside an output, which is about to be replaced, if it is fastres's. Raises ``OSError``."""
+    sidecar = output.with_name(output.name + SIDECAR)
+    with suppress(FileNotFoundError):
+        if is_own_sidecar(read_regular(sidecar)):
+            sidecar.unlink()
 
 
 def clear(folder: Path) -> None:

@@ -37,6 +37,11 @@ class ClassifyJob:
         self._top_k, self._embed = min(top_k, model.num_classes), embed
         self._image_column, self._suffix = image_column, suffix
 
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        return self._reading.batch_size
+
     def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
         features = self._model.architecture.features if self._embed else 0
         self._layout = Layout(images.identity, self._top_k, _labels(self._model), features)

@@ -15,16 +15,21 @@ class Report:
     ``rows`` is the number of rows in the output. ``errors`` of them have an error instead of classes, and ``resumed``
     of them were computed by earlier runs. ``recomputed`` rows of earlier runs were damaged or missing, so this run
     computed them again. ``skipped`` images have no row, because of a rule: hidden names, and further images of a tar
-    sample. ``seconds`` is the time of this run.
+    sample. ``seconds`` is the time of this run. ``output`` is a path, or a URL.
+
+    The report of a shard counts its own rows. ``shard`` is ``"3/16"``, and ``missing`` is how many rows of the whole
+    run nobody had finished at its end.
     """
 
-    output: Path
+    output: Path | str
     rows: int
     errors: int
     resumed: int
     seconds: float
     recomputed: int = 0
     skipped: int = 0
+    shard: str | None = None
+    missing: int = 0
 
     @property
     def images_per_s(self) -> float:
@@ -35,5 +40,10 @@ class Report:
         rate = f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
         again = f", {self.recomputed:,} computed again" if self.recomputed else ""
         skipped = f", {self.skipped:,} images skipped (hidden, or not first in their sample)" if self.skipped else ""
-        output = path_text(self.output)
-        return f"{output}: {self.rows:,} rows{earlier}{again}, {self.errors:,} with errors{skipped} ({rate})"
+        counts = f"{self.rows:,} rows{earlier}{again}, {self.errors:,} with errors{skipped} ({rate})"
+        text = f"{path_text(self.output)}: {counts}"
+        if self.shard is None:
+            return text
+        if self.missing:
+            return f"shard {self.shard} of {text}; {self.missing:,} rows of other shards are missing"
+        return f"shard {self.shard} of {text}; the rows of all shards are finished"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .batches import worker_died
 from .listing import write_listing
 from .report import Report
 from .sources import Found, Images, opened
-from .work import Work, open_work
+from .work import open_work
 
 Piece = TypeVar("Piece")
 
@@ -87,34 +87,70 @@ def run(
             metadata = {
                 "version": __version__, **settings, "source": description, "images": count, "listing": fingerprint
             }  # fmt: skip
-            errors += _process(job, images, work, errors, progress)
+            with rows_bar(job.verb, count, work.done, errors, progress) as tell:
+                errors += compute(job, images, work, count, tell)
             with _kept_on_failure(work, count):
                 work.finish(schema, metadata, errors, progress)
     seconds, skipped = time.monotonic() - began, sum(found.skipped.values())
     return Report(output, count, errors, resumed, seconds, recomputed, skipped)
 
 
-def _process(job: Job[Piece], images: Images, work: Work, errors: int, progress: bool) -> int:
-    """Compute the rows that are not done yet; return how many of them have an error."""
+class Rowkeeper(Protocol):
+    """Takes the rows that :func:`compute` makes. ``gaps`` are those to be computed, ``done`` how many are kept."""
+
+    gaps: list[range]
+    is_temporary: bool
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def folder(self) -> str | Path: ...
+
+    @property
+    def advice(self) -> str: ...
+
+    def add(self, start: int, rows: pa.RecordBatch) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def compute(job: Job[Piece], images: Images, keeper: Rowkeeper, count: int, tell: Callable[[int, int], None]) -> int:
+    """Compute the rows in ``keeper.gaps``; return how many of them have an error. ``count`` is for messages.
+
+    ``tell`` is called with the numbers of rows and of errors of each batch.
+    """
     failed = 0
-    bar = progress_bar(
-        total=len(images), initial=work.done, desc=job.verb, unit="image", disable=not progress, smoothing=0.05,
-        mininterval=0.2 if is_terminal(sys.stderr) else 30,
-    )  # fmt: skip
     # The rows are written before the workers are stopped, which can take seconds: a second interrupt may follow.
-    with bar, closing(job.pieces(images, work.gaps)) as pieces, _kept_on_failure(work, len(images)):
-        bar.set_postfix(errors=errors)
+    with closing(job.pieces(images, keeper.gaps)) as pieces, _kept_on_failure(keeper, count):
         for piece in pieces:
             part = job.rows(piece)
-            work.add(part.start, part.rows)
+            keeper.add(part.start, part.rows)
             failed += part.errors
-            bar.set_postfix(errors=errors + failed, refresh=False)
-            bar.update(part.rows.num_rows)
+            tell(part.rows.num_rows, part.errors)
     return failed
 
 
 @contextmanager
-def _kept_on_failure(work: Work, count: int) -> Iterator[None]:
+def rows_bar(verb: str, count: int, done: int, errors: int, progress: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar over ``count`` rows; yield a function to be called with further rows and errors."""
+    with progress_bar(
+        total=count, initial=done, desc=verb, unit="image", disable=not progress, smoothing=0.05,
+        mininterval=0.2 if is_terminal(sys.stderr) else 30,
+    ) as bar:  # fmt: skip
+        bar.set_postfix(errors=errors)
+
+        def tell(rows: int, failed: int) -> None:
+            nonlocal errors
+            errors += failed
+            bar.set_postfix(errors=errors, refresh=False)
+            bar.update(rows)
+
+        yield tell
+
+
+@contextmanager
+def _kept_on_failure(work: Rowkeeper, count: int) -> Iterator[None]:
     """If the block raises, write the finished rows, and say in the error how many were kept."""
     try:
         yield

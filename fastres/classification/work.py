@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from fastres.terminal import progress_bar, warn
 from fastres.version import __version__
 
 from . import parts
-from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove
+from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove, remove_sidecar
 from .formats import FORMATS, Writer, open_writer
 from .listing import difference
 
@@ -110,8 +110,9 @@ class Work:
             f"its run with fastres {before['fastres']}"
         )
         if before["settings"] != self._manifest["settings"]:
-            changes = _changes(before["settings"], self._manifest["settings"])
-            raise ResumeError(f"{kept} had different settings: {changes}")
+            raise ResumeError(
+                f"{kept} had different settings: {changes(before['settings'], self._manifest['settings'])}"
+            )
         if before["fingerprint"] != self._manifest["fingerprint"]:
             raise ResumeError(f"{kept} had different images: {difference(self.listing, self.new_listing)}")
         if before["fastres"] != __version__:
@@ -174,8 +175,9 @@ class Work:
             written = self._written
             self._manifest |= {"finished": written, "errors": errors}
             self._write_manifest()
+            remove_sidecar(self.output)
             os.replace(temporary, self.output)
-            _sync(self.output.parent)
+            sync_folder(self.output.parent)
             if (_identity(self.output) or [])[:3] != written[:3]:  # some file systems round the time later
                 raise ResumeError(f"{str(self.output)!r} is not what was written: another program has changed it")
         except ResumeError as error:
@@ -213,7 +215,7 @@ class Work:
                 os.fsync(file.fileno())
                 self._written = _facts(os.fstat(file.fileno()))
             os.replace(temporary, target)
-            _sync(self.folder)
+            sync_folder(self.folder)
         except OutputError:
             raise
         except OSError as error:
@@ -294,6 +296,11 @@ def _check_earlier_runs(output: Path, folder: Path, resume: bool, overwrite: boo
     finished = resume and _has_finished(_read_manifest(folder), output)
     if output.exists() and not overwrite and not finished:
         raise OutputError(f"{str(output)!r} already exists; use another output, or --overwrite to replace it")
+    if not overwrite and "shards" in _read_manifest(folder):
+        raise OutputError(
+            f"{str(folder)!r} has rows of a run in shards; continue it with --shard, and write the table with --join. "
+            "Use --overwrite to start over without shards"
+        )
     found = parts.named_parts(os.listdir(folder)) if folder.is_dir() else []
     if found and not resume and not overwrite:
         raise OutputError(
@@ -332,7 +339,7 @@ def _facts(facts: os.stat_result) -> list[int]:
     return [facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns]
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Write the names in ``folder`` to disk, so that a power cut does not undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -343,7 +350,8 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words which values differ."""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(_change(name, repr(before.get(name)), repr(now.get(name))) for name in names)
 

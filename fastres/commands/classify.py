@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastres.arguments import CATEGORIES_HELP
 from fastres.terminal import json_text, wrote
@@ -12,12 +12,17 @@ from fastres.text import path_text
 
 from .reading import add_reading
 
+if TYPE_CHECKING:
+    from fastres.classification import Report
+
 EXAMPLES = """examples:
   fastres classify photos/ -o photos.parquet
   fastres classify 'photos/**/*.jpg' -o photos.csv --top-k 1
   fastres classify shards/*.tar -o features.parquet --embed
   fastres classify images.parquet -o classes.jsonl --columns id
   fastres classify photos/ -o photos.parquet --resume
+  fastres classify photos/ -o photos.parquet --shard 3/16      (on any machine, in any order)
+  fastres classify --join photos.parquet                       (when all shards are finished)
 """
 
 
@@ -26,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("source", nargs="+", metavar="SOURCE", help="folder, glob, tar files (WebDataset) or Parquet files")
-    add("-o", "--output", required=True, type=Path, help="file to write: .parquet, .csv or .jsonl")
+    parser.set_defaults(complain=parser.error)
+    add("source", nargs="*", metavar="SOURCE", help="folder, glob, tar files (WebDataset) or Parquet files")
+    add("-o", "--output", help="file to write: .parquet, .csv or .jsonl")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
@@ -36,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     add_reading(parser, "output")
+    add("--shard", metavar="I/N", help="compute only the rows of shard I of N; see --join")
+    add("--join", metavar="OUTPUT", help="write the output whose shards are computed; needs no SOURCE")
     add("--resume", action="store_true", help="continue an interrupted run, if there is one")
     add("--overwrite", action="store_true", help="replace an existing output; discard an interrupted run")
     add("--quiet", action="store_true", help="show no progress bar")
@@ -44,8 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run :func:`classify` with the parsed ``options``, print the report and return 0."""
-    from fastres.classification import classify
+    from fastres.classification import classify, join_shards
 
+    if options.join is not None:
+        if options.source or options.output or options.shard:
+            options.complain("--join takes the output alone; leave out SOURCE, -o and --shard")
+        return _show(join_shards(options.join, overwrite=options.overwrite, progress=not options.quiet), options)
+    required = {"SOURCE": options.source, "-o/--output": options.output}
+    if missing := [name for name, value in required.items() if not value]:
+        options.complain(f"the following arguments are required: {', '.join(missing)}")
     report = classify(
         options.source,
         options.output,
@@ -63,8 +78,13 @@ def run(options: argparse.Namespace) -> int:
         columns=options.columns,
         resume=options.resume,
         overwrite=options.overwrite,
+        shard=options.shard,
         progress=not options.quiet,
     )
+    return _show(report, options)
+
+
+def _show(report: Report, options: argparse.Namespace) -> int:
     wrote(report.output)
     data = {**asdict(report), "output": path_text(report.output)}
     print(json_text(data, indent=None) if options.json else report)

@@ -1,0 +1,291 @@
+"""Where the processes of a run in shards meet: the work folder beside the output, on a file system that all share.
+
+No lock is needed. Every file is complete when it gets its name, and a name with a checksum always means the same
+content. So it does no harm if two processes write the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastres.errors import OutputError
+from fastres.files import read_regular, refuse_inputs
+
+from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, is_own_sidecar, remove, shared
+from .formats import FORMATS
+from .work import sync_folder, work_folder
+
+
+class Place(ABC):
+    """The output of a run in shards, its work folder, and the manifest that is written beside it when it is complete.
+
+    The methods raise ``OutputError`` if a file cannot be written, and ``OSError`` if one cannot be read.
+    """
+
+    output: str
+    folder: str
+    path: Path | str  # of the output, for the report
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the output, in lower case."""
+        return os.path.splitext(self.output)[1].lower()
+
+    @property
+    def sidecar(self) -> str:
+        """The name of the manifest of the complete output."""
+        return f"{self.output}{SIDECAR}"
+
+    @abstractmethod
+    def opened(self) -> AbstractContextManager[None]:
+        """Within the context, use the work folder, which is created if needed."""
+
+    @abstractmethod
+    def refuse_inputs(self, inputs: Iterable[str]) -> None:
+        """Raise ``OutputError`` if the output or its work folder is one of the ``inputs``."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of the files in the work folder; none if there is no folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the work folder."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file in the work folder. It gets its name when it is complete."""
+
+    @abstractmethod
+    def write_first(self, name: str, content: bytes) -> None:
+        """Write a file in the work folder, unless another process has written it; then leave it, where possible."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Delete a file in the work folder, if it is there."""
+
+    @abstractmethod
+    def new_listing(self) -> AbstractContextManager[Path]:
+        """Yield the path of a new local file, which is deleted at the end of the context if it is still there."""
+
+    @abstractmethod
+    def publish(self, path: Path, name: str) -> None:
+        """Move a local file to the work folder."""
+
+    @abstractmethod
+    def listing(self, name: str) -> Path:
+        """Return the path of a local file with the content of ``name``, which lies in the work folder."""
+
+    @abstractmethod
+    def output_exists(self) -> bool:
+        """Return True if there is an output. Raises ``OutputError`` if it is no file, or its place cannot be used."""
+
+    @abstractmethod
+    def read_output(self) -> BinaryIO:
+        """Open the output."""
+
+    @abstractmethod
+    def writing_output(self) -> AbstractContextManager[BinaryIO]:
+        """Yield a new file. It replaces the output if the block succeeds."""
+
+    @abstractmethod
+    def write_sidecar(self, content: bytes) -> None:
+        """Write the manifest of the complete output."""
+
+    @abstractmethod
+    def read_sidecar(self) -> bytes:
+        """Return the manifest of the complete output."""
+
+    @abstractmethod
+    def delete_sidecar(self) -> None:
+        """Delete the manifest of the output, if there is one."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Delete what fastres has written in the work folder, and the folder. Warn of what is left behind."""
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the run's manifest, or ``{}`` if it is missing or damaged. Raises ``OSError``."""
+        with suppress(FileNotFoundError):
+            return _document(self.read(MANIFEST))
+        return {}
+
+    def finished(self) -> dict[str, Any]:
+        """Return the manifest of the complete output, or ``{}`` if it or the output is missing.
+
+        Raises ``OutputError`` if the file with its name is somebody's.
+        """
+        try:
+            content = self.read_sidecar()
+        except FileNotFoundError:
+            return {}
+        if not is_own_sidecar(content):
+            raise OutputError(
+                f"{self.sidecar!r}, where fastres writes what the output is, is a file that fastres has not written; "
+                "move it away, or use another output"
+            )
+        return _document(content) if self.output_exists() else {}
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+class LocalPlace(Place):
+    """An output on a file system."""
+
+    def __init__(self, output: Path) -> None:
+        if output.suffix.lower() not in FORMATS:
+            raise OutputError(f"The output is {str(output)!r}; use a name that ends in {', '.join(FORMATS)}")
+        if output.is_symlink():
+            output = Path(os.path.realpath(output))
+        self._output, self._folder = output, work_folder(output)
+        self.output, self.folder, self.path = str(output), str(self._folder), output
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with shared(self._folder):
+            try:
+                yield
+            finally:
+                if self.names() == [LOCK]:  # nothing came of it
+                    remove(self._folder)
+
+    def refuse_inputs(self, inputs: Iterable[str]) -> None:
+        given = list(inputs)
+        for own in (self._output, self._folder):
+            refuse_inputs(own, given)
+
+    def names(self) -> list[str]:
+        try:
+            return os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes:
+        return read_regular(self._folder / name)
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._new_file(self._folder / name) as file:
+            file.write(content)
+
+    def write_first(self, name: str, content: bytes) -> None:
+        with self._new_file(self._folder / name, _link) as file:
+            file.write(content)
+
+    def delete(self, name: str) -> None:
+        with self._writing(self._folder / name):
+            (self._folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def new_listing(self) -> Iterator[Path]:
+        path = self._temporary()
+        try:
+            with self._writing(path):
+                path.touch()
+            yield path
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def publish(self, path: Path, name: str) -> None:
+        with self._writing(self._folder / name):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, self._folder / name)
+            sync_folder(self._folder)
+
+    def listing(self, name: str) -> Path:
+        return self._folder / name
+
+    def output_exists(self) -> bool:
+        try:
+            if self._output.is_file():
+                return True
+            if os.path.lexists(self._output):
+                raise OutputError(f"{self.output!r} is not a file; pass the name of a file")
+        except (OSError, ValueError) as error:
+            if isinstance(error, OutputError):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.output!r} cannot be written: {reason}; use another output") from error
+        return False
+
+    def read_output(self) -> BinaryIO:
+        return self._output.open("rb")
+
+    def writing_output(self) -> AbstractContextManager[BinaryIO]:
+        return self._new_file(self._output)
+
+    def write_sidecar(self, content: bytes) -> None:
+        with self._new_file(Path(self.sidecar)) as file:
+            file.write(content)
+
+    def read_sidecar(self) -> bytes:
+        return read_regular(self.sidecar)
+
+    def delete_sidecar(self) -> None:
+        with self._writing(Path(self.sidecar)):
+            Path(self.sidecar).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        remove(self._folder)
+
+    @contextmanager
+    def _new_file(self, target: Path, rename: Callable[[Path, Path], None] = os.replace) -> Iterator[BinaryIO]:
+        temporary = self._temporary()
+        try:
+            with self._writing(target):
+                with temporary.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                rename(temporary, target)
+                sync_folder(target.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _temporary(self) -> Path:
+        """Return a new name in the work folder, which no other process uses."""
+        return self._folder / f"{OUTPUT}.{uuid.uuid4().hex[:12]}{TEMPORARY}"
+
+    @contextmanager
+    def _writing(self, target: Path) -> Iterator[None]:
+        try:
+            yield
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"{str(target)!r} cannot be written: {error.strerror or error}. Finished rows are kept in "
+                f"{self.folder!r}; fix the cause, and run the command again"
+            ) from error
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give the file a second name, unless another file has it."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(path, target)
+
+
+def place_of(output: str | os.PathLike[str]) -> Place:
+    """Return the place of an output. Raises ``OutputError`` if it has none of the suffixes of tables."""
+    return LocalPlace(Path(output))

@@ -1,0 +1,158 @@
+"""The arguments of ``fastres.classify`` that determine the rows: checked, and turned into a job."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastres.arguments import whole_number
+from fastres.errors import InputError, MissingDependencyError
+from fastres.model.loading import load
+from fastres.model.model import Model
+from fastres.model.predict import require_classifier
+from fastres.text import path_text
+from fastres.weights.sources import input_files
+
+if TYPE_CHECKING:
+    from .job import ClassifyJob
+
+CPU_BATCH, GPU_BATCH = 16, 128
+_MACHINE = ("workers", "device", "batch_size")  # arguments that depend on the machine
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be classified, with which model and how. It can be pickled if ``model`` is a name."""
+
+    source: Sources
+    suffix: str  # of the output
+    model: str | Model
+    weights: str | os.PathLike[str] | None
+    top_k: int
+    embed: bool
+    decoder: str
+    batch_size: int | None
+    workers: int | None  # None: one for each core
+    device: str | None
+    dtype: torch.dtype | str
+    categories: Any
+    image_column: str | None
+    columns: tuple[str, ...]
+
+    @classmethod
+    def checked(
+        cls,
+        source: Sources,
+        suffix: str,
+        *,
+        model: str | Model,
+        weights: str | os.PathLike[str] | None,
+        top_k: int,
+        embed: bool,
+        decoder: str,
+        batch_size: int | None,
+        workers: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | str,
+        categories: Any,
+        image_column: str | None,
+        columns: Sequence[str],
+    ) -> Request:
+        """Return the request. Raises ``InputError`` and ``MissingDependencyError``; see :func:`fastres.classify`."""
+        top_k = whole_number(top_k, "top_k", 0 if embed else 1)
+        batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
+        workers = None if workers is None else whole_number(workers, "workers", 0)
+        from fastres.images.jpeg import DECODERS, FAST
+
+        if decoder not in DECODERS:
+            raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
+        given = (weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None
+        if isinstance(model, Model) and given:
+            raise InputError(
+                "weights, dtype, device or categories were given with a loaded model, which has its own; leave them "
+                "out, or pass a model's name"
+            )
+        check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
+        from .batches import checked_workers
+
+        checked_workers(workers)
+        return cls(
+            source,
+            suffix,
+            model,
+            weights,
+            top_k,
+            embed,
+            decoder,
+            batch_size,
+            workers,
+            None if device is None else str(device),
+            dtype,
+            categories,
+            image_column,
+            tuple(columns),
+        )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source as a tuple of names."""
+        source = self.source
+        given = [source] if isinstance(source, (str, os.PathLike)) or not isinstance(source, Iterable) else source
+        return tuple(os.fspath(name) if isinstance(name, (str, os.PathLike)) else str(name) for name in given)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments as JSON values, to recognise the same command."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _MACHINE}
+        values["source"] = [path_text(name) for name in self.sources]
+        if isinstance(self.model, Model):
+            values["model"] = f"{self.model.architecture.name} ({self.model.weights})"
+        values["columns"] = list(self.columns)
+        return {
+            name: each if isinstance(each, (list, int)) or each is None else str(each) for name, each in values.items()
+        }
+
+    @property
+    def input_files(self) -> list[str]:
+        """The files that the model is loaded from."""
+        return list(map(str, input_files(self.model, self.weights, self.categories)))
+
+    def opened_model(self) -> Model:
+        """Return the model. Raises the errors of ``fastres.load``, and ``ClassifierError``."""
+        model = self.model
+        if not isinstance(model, Model):
+            device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            model = load(model, self.weights, dtype=self.dtype, device=device, categories=self.categories)
+        if self.top_k:
+            require_classifier(model, "classify")
+        return model
+
+    def job(self, model: Model, batch_size: int | None = None) -> ClassifyJob:
+        """Return the job for ``model``. ``batch_size`` is used if the request has none."""
+        from .batches import Reading, checked_workers
+        from .job import ClassifyJob
+
+        size = self.batch_size or batch_size or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH)
+        return ClassifyJob(
+            model,
+            Reading(size, checked_workers(self.workers), model.transforms, self.decoder),
+            top_k=self.top_k,
+            embed=self.embed,
+            image_column=self.image_column,
+            suffix=self.suffix,
+        )
+
+
+def check_dependencies(what: str, packages: Sequence[str]) -> None:
+    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
+        )

@@ -1,0 +1,98 @@
+"""Shards: ranges of rows, which several processes share out among themselves.
+
+They begin and end between batches. So every process forms the batches that a single one would form, and gets the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fastres.arguments import is_whole
+from fastres.errors import InputError
+
+_FORM = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*")
+_LEAST = 8  # batches in a shard, so that starting its worker processes takes little of its time
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard ``number`` of ``count``; the first is number 1."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def of(cls, given: object) -> Shard:
+        """Return the shard for ``"3/16"`` or ``(3, 16)``. Raises ``InputError`` for anything else."""
+        numbers: Sequence[object] = ()
+        if isinstance(given, str) and (match := _FORM.fullmatch(given)):
+            numbers = [int(match[1]), int(match[2])]
+        elif isinstance(given, (tuple, list)):
+            numbers = given
+        if len(numbers) == 2 and all(map(is_whole, numbers)):
+            number, count = (int(each) for each in numbers)  # type: ignore[call-overload]
+            if 1 <= number <= count:
+                return cls(number, count)
+        raise InputError(f"shard is {given!r}; use I/N with I from 1 to N: '1/16' is the first of 16 shards")
+
+    def rows(self, images: int, batch_size: int) -> range:
+        """Return the rows of this shard of a run over ``images`` rows; there may be none."""
+        batches = -(-images // batch_size)
+        start, stop = (edge * batches // self.count * batch_size for edge in (self.number - 1, self.number))
+        return range(min(start, images), min(stop, images))
+
+
+def decreasing(todo: Sequence[range], batch_size: int, workers: int) -> list[range]:
+    """Cut the rows in ``todo`` into shards for ``workers`` that take one after another: large ones first.
+
+    Each round shares out half of what is left. So there are few shards, and all workers end at nearly the same time.
+    """
+    left = sum(len(rows) for rows in todo)
+    shards, pieces = [], _Pieces(todo, batch_size)
+    while left:
+        size = max(-(-left // (2 * workers * batch_size)), _LEAST) * batch_size
+        for _ in range(workers):
+            taken = pieces.take(size)
+            shards += taken
+            left -= sum(len(rows) for rows in taken)
+    return shards
+
+
+class _Pieces:
+    """Takes rows from the front of ranges; all cuts are between batches."""
+
+    def __init__(self, ranges: Sequence[range], batch_size: int) -> None:
+        self._ranges, self._batch_size = list(ranges), batch_size
+
+    def take(self, size: int) -> list[range]:
+        """Return the next rows: one range of at most ``size`` rows, or nothing if there are none left."""
+        if not self._ranges:
+            return []
+        first = self._ranges.pop(0)
+        cut = (first.start + size) // self._batch_size * self._batch_size
+        if cut >= first.stop:
+            return [first]
+        self._ranges.insert(0, range(cut, first.stop))
+        return [range(first.start, cut)]
+
+
+def described(ranges: Sequence[range], most: int = 3) -> str:
+    """Return ``"rows 0 to 96, 128 to 160 and 4 more ranges"``."""
+    texts = [f"{rows.start:,} to {rows.stop:,}" for rows in ranges[:most]]
+    more = f" and {len(ranges) - most:,} more ranges" if len(ranges) > most else ""
+    return f"rows {', '.join(texts)}{more}"
+
+
+def numbers_of(missing: Sequence[range], count: int, images: int, batch_size: int) -> Iterator[Shard]:
+    """Yield the shards, of ``count``, that have some of the rows in ``missing``."""
+    for number in range(1, count + 1):
+        shard = Shard(number, count)
+        rows = shard.rows(images, batch_size)
+        if any(gap.start < rows.stop and rows.start < gap.stop for gap in missing):
+            yield shard

@@ -1,0 +1,263 @@
+"""A run that several processes do together: opening it, and computing some of its rows.
+
+The first process to come lists the images and writes the manifest. All others take both from the work folder. Each
+computes the rows that it is asked for, except those that somebody has already finished. Any process may die, come twice
+or come late: rows are finished when their part has its name, and the same rows always have the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning
+from fastres.terminal import say, warn
+from fastres.text import path_text
+from fastres.version import __version__
+
+from . import parts
+from .folder import MANIFEST
+from .job import ClassifyJob
+from .listing import difference, write_listing
+from .manifests import Manifest, encoded_schema, refuse_changes
+from .places import Place
+from .report import Report
+from .requests import Request
+from .run import compute, rows_bar
+from .shards import Shard
+from .sources import Found, Images, find, opened
+
+Tell = Callable[[int, int], None]  # called with the numbers of rows and of errors that have been added
+
+
+class RunFinishedError(Exception):
+    """Another process has completed the output of this run meanwhile. ``manifest`` is the one beside it."""
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        super().__init__("the output is complete")
+        self.manifest = manifest
+
+
+@dataclass(frozen=True)
+class Done:
+    """Rows of a run that are finished: ``errors`` of them have an error, and ``resumed`` of them were there before."""
+
+    rows: int
+    errors: int
+    resumed: int
+    recomputed: int
+
+
+class SharedRun:
+    """An open run, in one of its processes. :func:`open_run` makes it."""
+
+    def __init__(self, place: Place, manifest: Manifest, images: Images, job: ClassifyJob) -> None:
+        self.place, self.manifest = place, manifest
+        self._images, self._job = images, job
+
+    def kept(self, rows: range, progress: bool = False) -> parts.Kept:
+        """Return which of ``rows`` are finished. Their parts are read and checked."""
+        named = parts.named_parts(self.place.names())
+        return parts.check(named, rows, self.manifest.images, self.manifest.run, self.place.read, progress)
+
+    def compute(self, rows: range, tell: Tell, progress: bool = False) -> Done:
+        """Compute those of ``rows`` that are not finished. ``tell`` also gets those that are, first of all.
+
+        Raises ``RunFinishedError`` if the output was completed meanwhile, and the errors of ``fastres.classify``.
+        """
+        with unless_finished(self.place, self.manifest.run):
+            kept = self.kept(rows, progress)
+            recomputed = _warn_of_damage(kept, rows, self.place.folder)
+            tell(kept.rows, kept.errors)
+            share = _Share(kept.missing, parts.PartWriter(self.manifest.run, self.place.write), self.place.folder)
+            errors = compute(self._job, self._images, share, len(rows), tell) if kept.missing else 0
+            share.flush()
+            return Done(len(rows), kept.errors + errors, kept.rows, recomputed)
+
+
+def _warn_of_damage(kept: parts.Kept, rows: range, folder: str) -> int:
+    """Warn of rows that are computed again because their part is damaged; return their number."""
+    bad = {row for part in kept.bad for row in range(max(part.start, rows.start), min(part.stop, rows.stop))}
+    count = sum(row in bad for gap in kept.missing for row in gap)
+    if count:
+        names = ", ".join(part.name for part in kept.bad[:3])
+        warn(f"{count:,} rows in {folder!r} are damaged, and are computed again: {names}", ResumeWarning)
+    return count
+
+
+class _Share:
+    """The rows that this process computes, as :func:`fastres.classification.run.compute` wants them."""
+
+    is_temporary = False
+    advice = "run the command again to go on"
+
+    def __init__(self, gaps: list[range], writer: parts.PartWriter, folder: str) -> None:
+        self.gaps, self.folder, self._writer = gaps, folder, writer
+        self.add, self.flush = writer.add, writer.flush
+
+    @property
+    def done(self) -> int:
+        return self._writer.written
+
+
+@contextmanager
+def unless_finished(place: Place, run: str) -> Iterator[None]:
+    """If the block fails after somebody has completed the output of ``run``, raise ``RunFinishedError``."""
+    try:
+        yield
+    except (FastresError, OSError) as error:
+        finished = place.finished()
+        if finished.get("run") == run:
+            raise RunFinishedError(finished) from error
+        raise
+
+
+@contextmanager
+def open_run(
+    request: Request,
+    place: Place,
+    *,
+    shards: int = 0,
+    expected: str | None = None,
+    list_again: bool = False,
+    progress: bool = False,
+) -> Iterator[SharedRun]:
+    """Open the run of ``request`` in ``place``; begin it if nobody has. ``shards`` is how many the user asked for.
+
+    If ``expected`` is given, it is the ``Manifest.run`` that must be there. If ``list_again``, list the images also if
+    the run has begun, and raise ``ResumeError`` if they have changed.
+
+    Raises ``RunFinishedError`` if the output is complete, ``ResumeError`` if the run has other settings, and the errors
+    of ``fastres.classify``.
+    """
+    model = request.opened_model()
+    with place.opened():
+        manifest = Manifest.of(place.manifest(), place.folder)
+        if expected is not None and (manifest is None or manifest.run != expected):
+            raise _not_there(place, expected)
+        if manifest is None or list_again:
+            job = request.job(model, manifest.batch_size if manifest else None)
+            _begin(request, job, place, shards, list_again, progress)
+            manifest = Manifest.of(place.manifest(), place.folder)
+            if manifest is None:
+                raise OutputError(f"{MANIFEST!r} in {place.folder!r} has disappeared; run the command again")
+        elif progress:
+            say(f"fastres: {place.folder}: {manifest.images:,} images, listed at {manifest.listed}")
+        job = request.job(model, manifest.batch_size)
+        found = Found(manifest.kind, (), tuple(manifest.source))
+        with unless_finished(place, manifest.run):
+            images = opened(found, place.listing(manifest.listing), manifest.image_column, manifest.columns)
+            _, settings = job.begin(images)
+        now = {"source": _source_texts(request), **settings, "batch_size": job.batch_size}
+        refuse_changes(manifest, now, place.folder)
+        yield SharedRun(place, manifest, images, job)
+
+
+def _not_there(place: Place, expected: str) -> Exception:
+    finished = place.finished()
+    if finished.get("run") == expected:
+        return RunFinishedError(finished)
+    return OutputError(
+        f"{place.folder!r} does not have the run that this process was started for. Put the output on a file system "
+        "that all machines share under the same name, or in an object store"
+    )
+
+
+def _source_texts(request: Request) -> list[str]:
+    return [path_text(name) for name in request.sources]
+
+
+def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compare: bool, progress: bool) -> None:
+    """List the images, and write list and manifest, unless the run has begun; then ``compare`` them."""
+    found = find(request.source)
+    place.refuse_inputs([*found.paths, *request.input_files])
+    with place.new_listing() as path:
+        with path.open("wb+") as file:
+            fingerprint = write_listing(found.entries(), found.kind, file, progress)
+        images = opened(found, path, request.image_column, request.columns)
+        schema, settings = job.begin(images)
+        new = Manifest(
+            fastres=__version__,
+            settings=settings,
+            fingerprint=fingerprint,
+            batch_size=job.batch_size,
+            images=len(images),
+            kind=found.kind,
+            source=tuple(map(path_text, found.description)),
+            image_column=request.image_column,
+            columns=request.columns,
+            skipped=sum(found.skipped.values()),
+            listed=datetime.now(timezone.utc).isoformat(" ", "seconds"),
+            shards=shards,
+            schema=encoded_schema(schema),
+            arguments=request.arguments,
+        )
+        before = Manifest.of(place.manifest(), place.folder)
+        if before is not None:
+            if compare:
+                _refuse_other_images(before, new, place, path)
+            return
+        place.publish(path, new.listing)
+    place.write_first(MANIFEST, new.content())
+
+
+def _refuse_other_images(before: Manifest, now: Manifest, place: Place, path: Any) -> None:
+    """Raise ``ResumeError`` if the images have changed since the run began."""
+    refuse_changes(before, {"source": list(now.source), **now.settings, "batch_size": now.batch_size}, place.folder)
+    if before.fingerprint != now.fingerprint:
+        raise ResumeError(
+            f"{place.folder!r} belongs to a run over other images (use another output, or delete the folder to start "
+            f"over): {difference(place.listing(before.listing), path)}"
+        )
+
+
+def finished_already(request: Request, finished: dict[str, Any]) -> bool:
+    """Return True if the output with the manifest ``finished`` is the one that ``request`` asks for."""
+    return bool(finished) and finished.get("arguments") == request.arguments and finished["fastres"] == __version__
+
+
+def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:
+    """Compute the rows of a shard that nobody has finished. The output is written later, by ``join``.
+
+    Raises ``OutputError`` if the output exists, unless it is that of this run, or ``overwrite``.
+    """
+    began = time.monotonic()
+    finished = place.finished()
+    try:
+        if not overwrite:
+            if finished_already(request, finished):
+                raise RunFinishedError(finished)
+            if place.output_exists():
+                raise OutputError(
+                    f"{place.output!r} already exists; use another output, or --overwrite to replace it when the "
+                    "shards are joined"
+                )
+        with open_run(request, place, shards=shard.count, progress=progress) as run:
+            manifest = run.manifest
+            rows = shard.rows(manifest.images, manifest.batch_size)
+            with rows_bar(f"classify {shard}", len(rows), 0, 0, progress) as tell:
+                done = run.compute(rows, tell, progress)
+            with unless_finished(place, manifest.run):
+                missing = parts.cover(parts.named_parts(place.names()), range(manifest.images))[1]
+        seconds, left = time.monotonic() - began, sum(map(len, missing))
+        return Report(
+            place.path,
+            done.rows,
+            done.errors,
+            done.resumed,
+            seconds,
+            done.recomputed,
+            manifest.skipped,
+            str(shard),
+            left,
+        )
+    except RunFinishedError as end:
+        images, batch = int(end.manifest["images"]), int(end.manifest["batch_size"])
+        rows = shard.rows(images, batch)
+        if progress:
+            say(f"fastres: {place.output} is complete since {end.manifest['finished']}; there is nothing to do")
+        return Report(place.path, len(rows), 0, len(rows), time.monotonic() - began, shard=str(shard))
