@@ -19,7 +19,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .calibration import quantize
-    from .classification import classify, join_shards
+    from .classification import classify, join_shards, plan_shards
     from .evaluation import evaluate
     from .images.transforms import Transforms
     from .memory import keep_memory
@@ -43,6 +43,7 @@ __all__ = [
     "keep_memory",
     "list_models",
     "load",
+    "plan_shards",
     "quantize",
 ]
 
@@ -59,6 +60,7 @@ _MODULES = {
     "keep_memory": "memory",
     "list_models": "network.architectures",
     "load": "model.loading",
+    "plan_shards": "classification",
     "quantize": "calibration",
 }
 _FOLDERS = frozenset(

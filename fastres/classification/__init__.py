@@ -14,23 +14,28 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fastres.arguments import whole_number
+from fastres.errors import OutputError
 from fastres.files import refuse_inputs
 from fastres.model.model import Model
 from fastres.terminal import is_terminal
 
 from .report import Report
-from .requests import CPU_BATCH, GPU_BATCH, Request, check_dependencies
+from .requests import CPU_BATCH, GPU_BATCH, Request, Sources, check_dependencies
 from .shards import Shard
 
-__all__ = ["CPU_BATCH", "GPU_BATCH", "Report", "check_dependencies", "classify", "join_shards"]
+if TYPE_CHECKING:
+    from .planning import Plan
+
+__all__ = ["CPU_BATCH", "GPU_BATCH", "Report", "check_dependencies", "classify", "join_shards", "plan_shards"]
 
 
 def classify(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Sources,
     output: str | os.PathLike[str],
     *,
     model: str | Model = "resnet50",
@@ -84,7 +89,7 @@ def classify(
     progress = is_terminal(sys.stderr) if progress is None else progress
     request = Request.checked(
         source,
-        os.path.splitext(output)[1].lower(),
+        _suffix(output),
         model=model,
         weights=weights,
         top_k=top_k,
@@ -126,6 +131,43 @@ def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overw
     from .shared import classify_shard
 
     return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
+
+
+def plan_shards(
+    source: Sources,
+    output: str | os.PathLike[str],
+    *,
+    shards: int = 1,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    **options: Any,
+) -> Plan:
+    """Return what ``classify`` would do with these arguments in ``shards`` shards, and how long. Nothing is written.
+
+    The images are listed, unless the run has begun, and some of them are classified to measure the speed of this
+    machine. ``options`` are those of :func:`classify`. Raises its errors, as far as they show before the first row.
+
+    >>> print(fastres.plan_shards("photos", "photos.parquet", shards=16))
+    """
+    request = Request.checked(source, _suffix(output), **options)
+    from .places import place_of
+    from .planning import plan
+    from .shared import RunFinishedError, refuse_finished
+
+    place = place_of(output)
+    count = whole_number(shards, "shards")
+    if not overwrite:
+        try:
+            refuse_finished(request, place)
+        except RunFinishedError as end:
+            raise OutputError(
+                f"{place.output!r} is complete since {end.manifest['finished']}; use --overwrite"
+            ) from None
+    return plan(request, place, count, is_terminal(sys.stderr) if progress is None else progress)
+
+
+def _suffix(output: str | os.PathLike[str]) -> str:
+    return os.path.splitext(output)[1].lower()
 
 
 def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, progress: bool | None = None) -> Report:

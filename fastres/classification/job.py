@@ -42,6 +42,11 @@ class ClassifyJob:
         """Images in a batch."""
         return self._reading.batch_size
 
+    @property
+    def workers(self) -> int:
+        """Processes that decode images."""
+        return self._reading.workers
+
     def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
         features = self._model.architecture.features if self._embed else 0
         self._layout = Layout(images.identity, self._top_k, _labels(self._model), features)

@@ -64,7 +64,8 @@ def _joined(place: Place, manifest: Manifest, overwrite: bool, progress: bool) -
                 target = _Measured(file)
                 errors = _write(target, place, manifest, slices, progress)
                 _refuse_other_output(place, target, overwrite)
-                place.delete_sidecar()  # it must never describe another output
+                if place.finished().get("run") != manifest.run:
+                    place.delete_sidecar()  # it must never describe another output
             break
         except parts.DamagedPartError as error:
             damaged.append(error.part)

@@ -122,11 +122,13 @@ def open_run(
     place: Place,
     *,
     shards: int = 0,
+    overwrite: bool = False,
     expected: str | None = None,
     list_again: bool = False,
     progress: bool = False,
 ) -> Iterator[SharedRun]:
     """Open the run of ``request`` in ``place``; begin it if nobody has. ``shards`` is how many the user asked for.
+    ``overwrite`` permits that there is an output, which will be replaced.
 
     If ``expected`` is given, it is the ``Manifest.run`` that must be there. If ``list_again``, list the images also if
     the run has begun, and raise ``ResumeError`` if they have changed.
@@ -139,6 +141,8 @@ def open_run(
         manifest = Manifest.of(place.manifest(), place.folder)
         if expected is not None and (manifest is None or manifest.run != expected):
             raise _not_there(place, expected)
+        if manifest is None and not overwrite:
+            refuse_finished(request, place)  # again, because the output may have been completed in between
         if manifest is None or list_again:
             job = request.job(model, manifest.batch_size if manifest else None)
             _begin(request, job, place, shards, list_again, progress)
@@ -215,9 +219,16 @@ def _refuse_other_images(before: Manifest, now: Manifest, place: Place, path: An
         )
 
 
-def finished_already(request: Request, finished: dict[str, Any]) -> bool:
-    """Return True if the output with the manifest ``finished`` is the one that ``request`` asks for."""
-    return bool(finished) and finished.get("arguments") == request.arguments and finished["fastres"] == __version__
+def refuse_finished(request: Request, place: Place) -> None:
+    """Raise ``RunFinishedError`` if the output is the one that ``request`` asks for, ``OutputError`` if it is not."""
+    finished = place.finished()
+    if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
+        raise RunFinishedError(finished)
+    if place.output_exists():
+        raise OutputError(
+            f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is "
+            "written"
+        )
 
 
 def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:
@@ -226,17 +237,10 @@ def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: b
     Raises ``OutputError`` if the output exists, unless it is that of this run, or ``overwrite``.
     """
     began = time.monotonic()
-    finished = place.finished()
     try:
         if not overwrite:
-            if finished_already(request, finished):
-                raise RunFinishedError(finished)
-            if place.output_exists():
-                raise OutputError(
-                    f"{place.output!r} already exists; use another output, or --overwrite to replace it when the "
-                    "shards are joined"
-                )
-        with open_run(request, place, shards=shard.count, progress=progress) as run:
+            refuse_finished(request, place)
+        with open_run(request, place, shards=shard.count, overwrite=overwrite, progress=progress) as run:
             manifest = run.manifest
             rows = shard.rows(manifest.images, manifest.batch_size)
             with rows_bar(f"classify {shard}", len(rows), 0, 0, progress) as tell:

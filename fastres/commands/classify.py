@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_reading(parser, "output")
     add("--shard", metavar="I/N", help="compute only the rows of shard I of N; see --join")
     add("--join", metavar="OUTPUT", help="write the output whose shards are computed; needs no SOURCE")
+    add("--dry-run", action="store_true", help="write nothing; show images, shards and an estimate of the time")
     add("--resume", action="store_true", help="continue an interrupted run, if there is one")
     add("--overwrite", action="store_true", help="replace an existing output; discard an interrupted run")
     add("--quiet", action="store_true", help="show no progress bar")
@@ -52,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run :func:`classify` with the parsed ``options``, print the report and return 0."""
-    from fastres.classification import classify, join_shards
+    from fastres.classification import classify, join_shards, plan_shards
+    from fastres.classification.shards import Shard
 
     if options.join is not None:
         if options.source or options.output or options.shard:
@@ -61,26 +63,29 @@ def run(options: argparse.Namespace) -> int:
     required = {"SOURCE": options.source, "-o/--output": options.output}
     if missing := [name for name, value in required.items() if not value]:
         options.complain(f"the following arguments are required: {', '.join(missing)}")
-    report = classify(
-        options.source,
-        options.output,
-        model=options.model,
-        weights=options.weights,
-        top_k=options.top_k,
-        embed=options.embed,
-        decoder=options.decoder,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device,
-        dtype=options.dtype,
-        categories=options.categories,
-        image_column=options.image_column,
-        columns=options.columns,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        shard=options.shard,
-        progress=not options.quiet,
-    )
+    given = {
+        "model": options.model,
+        "weights": options.weights,
+        "top_k": options.top_k,
+        "embed": options.embed,
+        "decoder": options.decoder,
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "device": options.device,
+        "dtype": options.dtype,
+        "categories": options.categories,
+        "image_column": options.image_column,
+        "columns": options.columns,
+        "overwrite": options.overwrite,
+        "progress": not options.quiet,
+    }
+    if options.dry_run:
+        shards = Shard.of(options.shard).count if options.shard else 1
+        plan = plan_shards(options.source, options.output, shards=shards, **given)
+        data = {**asdict(plan), "output": path_text(plan.output)}
+        print(json_text(data, indent=None) if options.json else plan)
+        return 0
+    report = classify(options.source, options.output, resume=options.resume, shard=options.shard, **given)
     return _show(report, options)
 
 
