@@ -115,6 +115,10 @@ class WorkerError(FastresError, RuntimeError):
     """A worker process that reads images died."""
 
 
+class ShardError(FastresError, RuntimeError):
+    """Some rows of a run in shards could not be computed, although it was tried several times."""
+
+
 class CalibrationError(FastresError, ValueError):
     """The calibration images or the network cannot be used for quantisation, or 8 bit disagrees with float32."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastres.arguments import whole_number
-from fastres.errors import OutputError
+from fastres.errors import InputError, OutputError
 from fastres.files import refuse_inputs
 from fastres.model.model import Model
 from fastres.terminal import is_terminal
@@ -53,6 +53,7 @@ def classify(
     resume: bool = False,
     overwrite: bool = False,
     shard: str | tuple[int, int] | None = None,
+    processes: int | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Classify every image of ``source`` and write a table with one row per image, in a fixed order.
@@ -77,12 +78,16 @@ def classify(
     continues the run. It checks the rows, computes damaged ones again, and warns of them (``ResumeWarning``). Only
     ``overwrite=True`` replaces an existing output or discards an interrupted run. An output is never an input.
 
+    ``processes`` of this machine share out the images. The default is one for each GPU if ``device`` is ``"cuda"``, or
+    ``None`` and there are several, and otherwise one. An interrupted run of several processes continues when it is
+    called again. ``workers`` then counts for each of them.
+
     ``shard="3/16"`` computes only the rows of the third of 16 shards. Any number of processes can do that at any time,
     on all machines that see ``source`` and ``output`` under the same names. :func:`fastres.join_shards` then writes the
     table. It is the same, byte for byte, as that of one process. A shard continues where an earlier run of it ended.
 
     Raises ``SourceError``, ``OutputError``, ``ResumeError``, ``WorkerError``, ``InputError``, ``ClassifierError``,
-    ``MissingDependencyError``, and the errors of ``fastres.load``.
+    ``MissingDependencyError``, ``ShardError``, and the errors of ``fastres.load``.
 
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
@@ -107,8 +112,18 @@ def classify(
     from .sources import find
     from .work import check_output, work_folder
 
+    if processes is not None:
+        processes = whole_number(processes, "processes")
     if shard is not None:
+        if processes is not None:
+            raise InputError("shard and processes were both given; start a process for each shard instead")
         return _shard(request, output, Shard.of(shard), overwrite, progress)
+    if not isinstance(model, Model) or processes not in (None, 1):
+        from .processes import devices
+
+        places = devices(request.device, processes)
+        if len(places) > 1:
+            return _in_processes(request, output, places, resume, overwrite, progress)
     output = Path(output)
     check_output(output, resume, overwrite)
     found = find(source)
@@ -131,6 +146,18 @@ def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overw
     from .shared import classify_shard
 
     return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
+
+
+def _in_processes(
+    request: Request, output: str | os.PathLike[str], devices: list[str], resume: bool, overwrite: bool, progress: bool
+) -> Report:
+    from .driving import drive
+    from .places import place_of
+    from .processes import Processes
+
+    place = place_of(output)
+    with Processes(request, place, devices, overwrite) as crew:
+        return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
 
 
 def plan_shards(

@@ -76,8 +76,8 @@ class Manifest:
         """
         if document and _SHARED not in document:
             raise OutputError(
-                f"{folder!r} has rows of an interrupted run that has no shards; continue it with --resume alone, or "
-                "delete the folder to start over"
+                f"{folder!r} has rows of an interrupted run that has no shards; continue it in one process (--resume "
+                "--processes 1), or delete the folder to start over"
             )
         try:
             given = {name: document[name] for name in cls.__dataclass_fields__}

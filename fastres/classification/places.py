@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from fastres.errors import OutputError
 from fastres.files import read_regular, refuse_inputs
 
-from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, is_own_sidecar, remove, shared
+from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
 from .formats import FORMATS
 from .work import sync_folder, work_folder
 
@@ -106,6 +106,10 @@ class Place(ABC):
     @abstractmethod
     def delete_sidecar(self) -> None:
         """Delete the manifest of the output, if there is one."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Delete the rows and the manifest of an interrupted run, if there is one."""
 
     @abstractmethod
     def remove(self) -> None:
@@ -238,6 +242,11 @@ class LocalPlace(Place):
     def delete_sidecar(self) -> None:
         with self._writing(Path(self.sidecar)):
             Path(self.sidecar).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        if self.names():
+            with self.opened(), self._writing(self._folder):
+                clear(self._folder)
 
     def remove(self) -> None:
         remove(self._folder)

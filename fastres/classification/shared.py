@@ -64,6 +64,15 @@ class SharedRun:
         named = parts.named_parts(self.place.names())
         return parts.check(named, rows, self.manifest.images, self.manifest.run, self.place.read, progress)
 
+    def warn_of_damage(self, kept: parts.Kept, rows: range) -> int:
+        """Warn of those of ``rows`` that must be computed again, because their parts are damaged; return how many."""
+        bad = {row for part in kept.bad for row in range(max(part.start, rows.start), min(part.stop, rows.stop))}
+        count = sum(row in bad for gap in kept.missing for row in gap) if bad else 0
+        if count:
+            names = ", ".join(part.name for part in kept.bad[:3])
+            warn(f"{count:,} rows in {self.place.folder!r} are damaged, and are computed again: {names}", ResumeWarning)
+        return count
+
     def compute(self, rows: range, tell: Tell, progress: bool = False) -> Done:
         """Compute those of ``rows`` that are not finished. ``tell`` also gets those that are, first of all.
 
@@ -71,22 +80,12 @@ class SharedRun:
         """
         with unless_finished(self.place, self.manifest.run):
             kept = self.kept(rows, progress)
-            recomputed = _warn_of_damage(kept, rows, self.place.folder)
+            recomputed = self.warn_of_damage(kept, rows)
             tell(kept.rows, kept.errors)
             share = _Share(kept.missing, parts.PartWriter(self.manifest.run, self.place.write), self.place.folder)
             errors = compute(self._job, self._images, share, len(rows), tell) if kept.missing else 0
             share.flush()
             return Done(len(rows), kept.errors + errors, kept.rows, recomputed)
-
-
-def _warn_of_damage(kept: parts.Kept, rows: range, folder: str) -> int:
-    """Warn of rows that are computed again because their part is damaged; return their number."""
-    bad = {row for part in kept.bad for row in range(max(part.start, rows.start), min(part.stop, rows.stop))}
-    count = sum(row in bad for gap in kept.missing for row in gap)
-    if count:
-        names = ", ".join(part.name for part in kept.bad[:3])
-        warn(f"{count:,} rows in {folder!r} are damaged, and are computed again: {names}", ResumeWarning)
-    return count
 
 
 class _Share:

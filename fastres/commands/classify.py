@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decoder", default="fast", help="fast (default), or exact: the same pixels as 'fastres predict'")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     add_reading(parser, "output")
+    add("--processes", type=int, metavar="N", help="processes that share the work (default: one for each GPU)")
     add("--shard", metavar="I/N", help="compute only the rows of shard I of N; see --join")
     add("--join", metavar="OUTPUT", help="write the output whose shards are computed; needs no SOURCE")
     add("--dry-run", action="store_true", help="write nothing; show images, shards and an estimate of the time")
@@ -85,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
         data = {**asdict(plan), "output": path_text(plan.output)}
         print(json_text(data, indent=None) if options.json else plan)
         return 0
-    report = classify(options.source, options.output, resume=options.resume, shard=options.shard, **given)
+    report = classify(
+        options.source, options.output, resume=options.resume, shard=options.shard, processes=options.processes, **given
+    )
     return _show(report, options)
 
 

@@ -1,0 +1,171 @@
+"""A run whose shards one process gives out to others: it opens the run, watches over them, and joins the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fastres.errors import FastresError, OutputError, ShardError, SourceError, WorkerError
+from fastres.text import path_text
+
+from . import parts
+from .joining import join
+from .places import Place
+from .report import Report
+from .requests import Request
+from .run import rows_bar
+from .shards import decreasing, described
+from .shared import RunFinishedError, SharedRun, Tell, refuse_finished
+
+TRIES = 3  # of a shard, before the run fails
+FAILED_SHARDS = 3  # after which no more are tried: the cause is not in the shards
+_ROUNDS = 3  # over rows that are still missing, because somebody has deleted them
+# What may pass: a file system or a network that fails for a moment, a process that is killed.
+PASSING = (OSError, SourceError, OutputError, WorkerError)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An open run: ``done`` of its rows are finished, ``errors`` of them with an error; ``missing`` are the others."""
+
+    run: str
+    images: int
+    batch_size: int
+    done: int
+    errors: int
+    recomputed: int
+    missing: tuple[range, ...]
+
+    @classmethod
+    def of(cls, run: SharedRun) -> Begun:
+        """Return the facts of ``run``, after a check of all its parts."""
+        manifest = run.manifest
+        kept = run.kept(range(manifest.images))
+        recomputed = run.warn_of_damage(kept, range(manifest.images))
+        facts = manifest.run, manifest.images, manifest.batch_size, kept.rows, kept.errors, recomputed
+        return cls(*facts, tuple(kept.missing))
+
+
+class Crew(Protocol):
+    """Processes that compute shards."""
+
+    size: int
+
+    def begin(self) -> Begun:
+        """Open the run in one of the processes. Raises ``RunFinishedError``, and the errors of ``fastres.classify``."""
+
+    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
+        """Compute ``shards``. ``tell`` gets what was added; negative numbers when rows are computed again.
+
+        Raises ``ShardError`` when all that can be computed is, if some shards cannot. Raises ``RunFinishedError``.
+        """
+
+
+def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite: bool, progress: bool) -> Report:
+    """Do the run of ``request`` with ``crew``, and write its output."""
+    began = time.monotonic()
+    _refuse_output(request, place, resume, overwrite)
+    try:
+        if overwrite:
+            place.discard()
+        begun = crew.begin()
+        if place.manifest() == {} and not place.finished():
+            raise OutputError(
+                f"{place.folder!r} cannot be seen from here, although another process has written it; put the output "
+                "on a file system that all machines share under the same name, or in an object store"
+            )
+        missing: Sequence[range] = begun.missing
+        with rows_bar("classify", begun.images, begun.done, begun.errors, progress) as tell, _kept(place, begun):
+            for _ in range(_ROUNDS):
+                crew.compute(begun.run, decreasing(missing, begun.batch_size, crew.size), tell)
+                missing = parts.cover(parts.named_parts(place.names()), range(begun.images))[1]
+                if not missing or place.finished().get("run") == begun.run:
+                    break
+        report = join(place, overwrite=overwrite, progress=progress)
+        done, recomputed = begun.done, begun.recomputed
+    except RunFinishedError:  # by another driver
+        report = join(place, overwrite=False, progress=progress)
+        done, recomputed = report.rows, 0
+    return replace(report, resumed=done, recomputed=recomputed, seconds=time.monotonic() - began)
+
+
+def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool) -> None:
+    """Raise ``OutputError`` if the output exists: unless it may be replaced, or it is complete and to be resumed."""
+    if overwrite:
+        return
+    try:
+        refuse_finished(request, place)
+    except RunFinishedError:
+        if not resume and not place.manifest():
+            raise OutputError(
+                f"{place.output!r} already exists; use another output, or --overwrite to replace it"
+            ) from None
+
+
+@contextmanager
+def _kept(place: Place, begun: Begun) -> Iterator[None]:
+    """If the block is interrupted, say in the exception how many rows are kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        missing = parts.cover(parts.named_parts(place.names()), range(begun.images))[1]
+        done = begun.images - sum(map(len, missing))
+        kept = f"{done:,} of {begun.images:,} rows are kept in {place.folder!r}; run the command again to go on"
+        error.args = (f"interrupted: {kept}",)
+        raise
+
+
+class Failures:
+    """The failures of shards, which decide when to try again and when to give up."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._tries: dict[range, int] = {}
+        self._failed: dict[range, tuple[Exception, str]] = {}
+
+    def again(self, shard: range, error: Exception, where: str) -> float | None:
+        """Note a failure. Return after how many seconds to try again; ``None`` if there is no use in it.
+
+        Raises ``error`` itself if it does not depend on the shard or on luck.
+        """
+        if not isinstance(error, PASSING):
+            raise error
+        self._tries[shard] = self._tries.get(shard, 0) + 1
+        if self._tries[shard] < TRIES:
+            return float(2 ** (self._tries[shard] - 1))
+        self._failed[shard] = error, where
+        if len(self._failed) >= FAILED_SHARDS:
+            self.check()
+        return None
+
+    def check(self) -> None:
+        """Raise ``ShardError`` if a shard has failed for good."""
+        if not self._failed:
+            return
+        shard, (error, where) = next(iter(self._failed.items()))
+        ranges = sorted(self._failed, key=lambda rows: rows.start)
+        rows = sum(map(len, ranges))
+        raise ShardError(
+            f"{rows:,} rows could not be computed in {TRIES} tries ({described(ranges)}). {_where(shard, where)}: "
+            f"{error}. All other finished rows are kept in {path_text(self._folder)!r}; mend the cause, and run the "
+            "command again"
+        ) from error
+
+
+def _where(shard: range, where: str) -> str:
+    return f"Rows {shard.start:,} to {shard.stop:,}, {where}"
+
+
+def as_fastres_error(error: BaseException) -> FastresError:
+    """Return an error of another process as one that can be raised here."""
+    return error if isinstance(error, FastresError) else WorkerError(f"{type(error).__name__}: {error}")
+
+
+def described_exit(status: int | None) -> str:
+    """Return how a process ended: ``"killed by signal 9"``."""
+    if status is None:
+        return "lost"
+    return f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
