@@ -106,7 +106,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
     with os.scandir(folder) as entries:
         kinds = {entry.name: other_kind(entry.stat(follow_symlinks=False).st_mode) for entry in entries}
-    foreign = sorted(name for name, kind in kinds.items() if kind or not _is_own(name))
+    foreign = sorted(name for name, kind in kinds.items() if kind or not is_own(name))
     # A folder of ours has a lock from its first moment. Without it, parts show that it is ours: people write none.
     if not foreign and kinds and LOCK not in kinds and not any(map(is_part, kinds)):
         foreign = sorted(kinds)
@@ -117,7 +117,8 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _is_own(name: str) -> bool:
+def is_own(name: str) -> bool:
+    """Return True if a file in a work folder has a name that fastres gives."""
     if name.endswith(TEMPORARY):
         name = _UNIQUE.sub("", name.removesuffix(TEMPORARY))
     return name in _OWN or is_part(name) or _SHARED_LISTING.fullmatch(name) is not None
@@ -142,7 +143,7 @@ def remove_sidecar(output: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Delete what fastres has written in ``folder``, except for the lock: the manifest last."""
-    names = [name for name in os.listdir(folder) if _is_own(name) and name != LOCK]
+    names = [name for name in os.listdir(folder) if is_own(name) and name != LOCK]
     for name in sorted(names, key=lambda name: name == MANIFEST):
         (folder / name).unlink(missing_ok=True)
 
@@ -156,7 +157,7 @@ def remove(folder: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        foreign = [name for name in os.listdir(folder) if not _is_own(name)] if folder.is_dir() else []
+        foreign = [name for name in os.listdir(folder) if not is_own(name)] if folder.is_dir() else []
         if foreign:
             reason = f"holds {foreign[0]!r}, which fastres has not written"
         elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another run has already begun there
