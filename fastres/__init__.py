@@ -64,7 +64,8 @@ _MODULES = {
     "quantize": "calibration",
 }
 _FOLDERS = frozenset(
-    "calibration classification evaluation executors folding images model network quantisation roofline weights".split()  # noqa: SIM905
+    "calibration classification evaluation executors folding images model network quantisation ray roofline "  # noqa: SIM905
+    "weights".split()
 )
 _FILES = frozenset("arguments files forks memory terminal text".split())  # noqa: SIM905
 

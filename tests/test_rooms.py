@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves network executors images weights model",
+    "ray": "leaves executors images model classification",
     "labels": "leaves images classification",
     "calibration": "leaves images network executors quantisation weights model classification labels",
     "evaluation": "leaves images network folding executors quantisation weights model classification labels "

@@ -74,22 +74,25 @@ class _Batches(Dataset[Any]):
         decode = decoder(self.decoder)
         identity, sources = self.images.read(start, stop)
         errors = tuple(
-            self._decode_into(target, source, decode) for target, source in zip(pixels, sources, strict=True)
+            decode_into(target, source, decode, self.transforms) for target, source in zip(pixels, sources, strict=True)
         )
         return identity, errors
 
-    def _decode_into(self, pixels: Tensor, source: str | bytes | ImageError, decode: Decoder) -> str | None:
-        """Fill ``pixels`` and return ``None``, or return the error message."""
-        if isinstance(source, ImageError):
-            return str(source)
-        try:
-            pixels.copy_(decode(source, self.transforms))
-        except ImageError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the image
-                raise WorkerError(f"no file can be opened: {cause.strerror}; raise the limit (ulimit -n)") from error
-            return str(error)
-        return None
+
+def decode_into(
+    pixels: Tensor, source: str | bytes | ImageError, decode: Decoder, transforms: Transforms
+) -> str | None:
+    """Fill ``pixels``, uint8 ``[3, crop, crop]``, and return ``None``, or return the error message."""
+    if isinstance(source, ImageError):
+        return str(source)
+    try:
+        pixels.copy_(decode(source, transforms))
+    except ImageError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the image
+            raise WorkerError(f"no file can be opened: {cause.strerror}; raise the limit (ulimit -n)") from error
+        return str(error)
+    return None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class ClassifyJob:
         self, model: Model, reading: Reading, *, top_k: int, embed: bool, image_column: str | None, suffix: str
     ) -> None:
         self._model, self._reading = model, reading
-        self._top_k, self._embed = min(top_k, model.num_classes), embed
+        self._top_k, self._embed = top_k, embed
         self._image_column, self._suffix = image_column, suffix
 
     @property
@@ -48,8 +48,7 @@ class ClassifyJob:
         return self._reading.workers
 
     def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
-        features = self._model.architecture.features if self._embed else 0
-        self._layout = Layout(images.identity, self._top_k, _labels(self._model), features)
+        self._layout = layout_of(self._model, images.identity, self._top_k, self._embed)
         self._layout.check(self._suffix)
         return self._layout.schema, self._settings()
 
@@ -57,8 +56,7 @@ class ClassifyJob:
         return self._reading.batches(images, ranges, self._model.device)
 
     def rows(self, piece: Batch) -> Rows:
-        indices, scores, embedding = _outputs(self._model, piece, self._reading.batch_size, self._layout)
-        rows = self._layout.rows(piece.identity, piece.errors, indices, scores, embedding)
+        rows = classified(self._model, piece, self._reading.batch_size, self._layout)
         return Rows(piece.start, rows, sum(error is not None for error in piece.errors))
 
     def _settings(self) -> dict[str, Any]:
@@ -74,6 +72,18 @@ class ClassifyJob:
             "image_column": self._image_column,
             "columns": layout.schema.names,
         }
+
+
+def layout_of(model: Model, identity: pa.Schema, top_k: int, embed: bool) -> Layout:
+    """Return the columns for the ``top_k`` best classes of ``model``, and its embedding if ``embed``."""
+    features = model.architecture.features if embed else 0
+    return Layout(identity, min(top_k, model.num_classes), _labels(model), features)
+
+
+def classified(model: Model, batch: Batch, batch_size: int, layout: Layout) -> pa.RecordBatch:
+    """Return the rows of ``batch``, whose pixels are on the model's device; a GPU gets ``batch_size`` images."""
+    indices, scores, embedding = _outputs(model, batch, batch_size, layout)
+    return layout.rows(batch.identity, batch.errors, indices, scores, embedding)
 
 
 def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
     """Environment variables with which a page's commands find this fastres and random weights for its models."""
     folder = tmp_path_factory.mktemp("site")
     files = tmp_path_factory.mktemp("weights")
+    ray = tempfile.mkdtemp(prefix="r", dir="/tmp")  # a short path: Ray's sockets lie deep inside
     publish_random_weights(link_package(folder), files)
     scripts = os.fspath(Path(sys.executable).parent)
     with served(files) as url:
@@ -60,9 +62,12 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             "no_proxy": "127.0.0.1",
             "MPLBACKEND": "Agg",
             "LC_ALL": "C.UTF-8",
+            "RAY_TMPDIR": ray,
+            "RAY_USAGE_STATS_ENABLED": "0",
         }
         with warmed(folder, variables) as commands:
             yield {**variables, "PATH": f"{commands}{os.pathsep}{variables['PATH']}"}
+    shutil.rmtree(ray)
     shutil.rmtree(files)
     shutil.rmtree(folder)
 
