@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import re
 import socket
 import struct
 import threading
@@ -138,8 +139,8 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     call = filesystems.filesystem(f"s3://{BUCKET}").call_s3
     call("create_bucket", Bucket=BUCKET)
     yield f"s3://{BUCKET}"
-    for key in [each["Key"] for each in call("list_objects_v2", Bucket=BUCKET).get("Contents", [])]:
-        call("delete_object", Bucket=BUCKET, Key=key)
+    if left := [{"Key": each["Key"]} for each in call("list_objects_v2", Bucket=BUCKET).get("Contents", [])]:
+        call("delete_objects", Bucket=BUCKET, Delete={"Objects": left})
     call("delete_bucket", Bucket=BUCKET)
 
 
@@ -166,8 +167,35 @@ def faults(bucket: str, proxy: tuple[Faults, str], monkeypatch: pytest.MonkeyPat
     return faults
 
 
-def upload(folder: Path, url: str) -> None:
-    """Write every file below ``folder`` as an object below ``url``."""
-    for path in folder.rglob("*"):
+def upload(folder: Path, url: str, inside: str = "") -> None:
+    """Write files below ``folder`` as objects below ``url``: all, or those in the folder that ``inside`` names."""
+    fixed = re.split(r"[*?\[]", inside)[0]
+    top = folder / (fixed if fixed == inside else fixed.rpartition("/")[0])
+    for path in [top] if top.is_file() else top.rglob("*"):
         if path.is_file():
             objects.write(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty place in memory."""
+    monkeypatch.setattr(failures, "PAUSE", 0.0)
+    fs = filesystems.filesystem("memory://place")
+    fs.store.clear()
+    yield "memory://place"
+    fs.store.clear()
+
+
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket of an emulator of Google Cloud Storage."""
+    pytest.importorskip("gcsfs")
+    monkeypatch.setattr(failures, "PAUSE", 0.0)
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    running = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
+    running.start()
+    port = running._api._httpd.server_address[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield f"gs://{BUCKET}"
+    running.stop()

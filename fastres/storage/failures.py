@@ -126,7 +126,8 @@ def described(error: Exception, url: str, action: str, tried: int = 1) -> Storag
     credentials = _CREDENTIALS.get(protocol) or (
         f"Credentials are those of fsspec's {protocol!r}; variables FSSPEC_{protocol.upper()}_… set its arguments"
     )
-    is_missing = status == 404 or "FileNotFoundError" in types
+    # The file system for http:// raises FileNotFoundError for whatever went wrong.
+    is_missing = status == 404 or (status is None and "FileNotFoundError" in types and not types & _PASSING_TYPES)
     if code == "NoSuchBucket" or (is_missing and action == LIST and protocol in (*S3, *GS)):
         return StorageError(
             f"{cannot}: the bucket {bucket_of(url)!r} does not exist; check its name{_endpoint_advice(protocol)}"

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from fastres.errors import StorageError
-from fastres.storage import failures, objects
+from fastres.storage import objects
 from fastres.storage.objects import MissingObject
-
-server = pytest.importorskip("gcp_storage_emulator.server")
-pytest.importorskip("gcsfs")
-
-
-@pytest.fixture
-def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(failures, "PAUSE", 0.0)
-    running = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bkt")
-    running.start()
-    address = running._api._httpd.server_address
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{address[1]}")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield "gs://bkt"
-    running.stop()
 
 
 def test_objects(gs: str) -> None:

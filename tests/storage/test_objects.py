@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,6 +193,17 @@ def test_credentials_and_endpoints(s3_server: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StorageError, match=r"Unable to locate credentials\. Credentials are found"):
         objects.info(url)
+
+
+def test_a_server_that_never_answers(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "PAUSE", 0.0)
+    monkeypatch.setattr(filesystems, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(Unavailable, match=r"Read timeout .* It was tried 3 times"):
+            objects.info("s3://bucket/a")
+        (found,) = objects.read_many([("s3://bucket/a", 0, 1)])
+        assert isinstance(found, Unavailable)
 
 
 def test_the_endpoint_of_fsspec(bucket: str, s3_server: str) -> None:
