@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import logging
 import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,15 @@ from fastres.storage import failures, filesystems, objects
 BUCKET = "photographs"
 UNAVAILABLE, RESET, CUT, DENIED, EXPIRED = "unavailable", "reset", "cut", "denied", "expired"
 _CODES = {UNAVAILABLE: (503, "SlowDown"), DENIED: (403, "AccessDenied"), EXPIRED: (400, "ExpiredToken")}
+
+_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()  # until the tests end
+"""
 
 Fault = Callable[[str, str], "str | None"]  # method and path of a request → what happens to it
 
@@ -117,19 +127,23 @@ def _set(variables: dict[str, str | None]) -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server that this process runs; the credentials for it are in the environment."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
+    """The address of an S3 server in another process; the credentials for it are in the environment."""
+    for package in ("moto", "s3fs"):
+        pytest.importorskip(package)
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    assert server.stdout is not None
+    address = server.stdout.readline().strip()
     with _environment(
         AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test", AWS_DEFAULT_REGION="us-east-1", AWS_PROFILE=None,
         AWS_EC2_METADATA_DISABLED="true", AWS_ENDPOINT_URL=address, no_proxy="127.0.0.1", NO_PROXY="127.0.0.1",
         AWS_CONFIG_FILE="/dev/null", AWS_SHARED_CREDENTIALS_FILE="/dev/null",
     ):  # fmt: skip
         yield address
-    server.stop()
+    server.kill()
+    server.communicate()
 
 
 @pytest.fixture
