@@ -95,6 +95,10 @@ class OutputError(FastresError, OSError):
     """The output already exists, is in use or cannot be written."""
 
 
+class StorageError(FastresError, OSError):
+    """An object store cannot be used: the network, the credentials, the permissions or the store itself failed."""
+
+
 class Int8Warning(UserWarning):
     """A model in 8 bit is less exact on this processor than on others, or not faster than in float32."""
 

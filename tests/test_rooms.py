@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "kernels.routing": "leaves kernels.launch",
     "kernels": "leaves kernels.launch kernels.routing",
     "kernels.inspection": "leaves kernels.launch kernels.routing kernels",
+    "storage": "leaves",
     "network": "leaves",
     "folding": "network",
     "roofline": "leaves kernels.launch kernels.routing kernels network",
@@ -29,11 +30,11 @@ MAY_IMPORT = {
     "images": "leaves network",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
-    "classification": "leaves network executors images weights model",
-    "ray": "leaves executors images model classification",
-    "labels": "leaves images classification",
-    "calibration": "leaves images network executors quantisation weights model classification labels",
-    "evaluation": "leaves images network folding executors quantisation weights model classification labels "
+    "classification": "leaves storage network executors images weights model",
+    "ray": "leaves storage executors images model classification",
+    "labels": "leaves storage images classification",
+    "calibration": "leaves storage images network executors quantisation weights model classification labels",
+    "evaluation": "leaves storage images network folding executors quantisation weights model classification labels "
     "calibration",
     "look": "leaves images model",
     "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fastres.errors import ImageError, InputError
 from fastres.images.transforms import Transforms
+from fastres.storage.urls import is_url
 from fastres.text import article, path_text
 
 from .labels import Labels
@@ -146,7 +147,9 @@ def _spread(count: int) -> list[range]:
 
 
 def _is_container(name: str) -> bool:
-    """Return True for a folder, a glob, a tar or a Parquet file, which hold several images."""
+    """Return True for a folder, a glob, a tar or a Parquet file, which hold several images, and for a URL."""
+    if is_url(name):
+        return True
     if name.lower().endswith((".tar", ".parquet", ".pq", ".gz", ".tgz", ".bz2", ".xz", ".zst")) or os.path.isdir(name):
         return True
     return glob.has_magic(name) and not os.path.lexists(name)

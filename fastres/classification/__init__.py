@@ -1,11 +1,11 @@
 """``fastres.classify`` and ``fastres classify``: classify a folder, tar shards or Parquet files of images into a table.
 
 ``sources`` finds the images: in folders and globs (``walking``, ``globs``), in tars (``archives``, ``tars``) and in
-Parquet files (``parquet``, ``parquet_rows``, ``contents``). ``listing`` stores their list. ``batches`` forms batches in
-worker processes, which ``parcels`` carries to the main one. ``run`` does a job for all of them, and ``job`` is the one
-of ``classify``: it runs the model, and ``tables`` turns the results into rows. ``work`` keeps finished rows until the
-run is complete: ``parts`` are their files, ``folder`` is the place. ``formats`` writes the output. The decoders are in
-``fastres.images``.
+Parquet files (``parquet``, ``parquet_rows``, ``contents``); ``remote`` has what differs in object stores. ``listing``
+stores their list. ``batches`` forms batches in worker processes, which ``parcels`` carries to the main one. ``run``
+does a job for all of them, and ``job`` is the one of ``classify``: it runs the model, and ``tables`` turns the results
+into rows. ``work`` keeps finished rows until the run is complete: ``parts`` are their files, ``folder`` is the place.
+``formats`` writes the output. The decoders are in ``fastres.images``.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from fastres.errors import ImageError, SourceError, near_matches
-from fastres.text import path_text
 
 from .contents import contents, holds_images
 from .listing import Entry, Listing
 from .parquet_rows import Cursor, OpenParquet
+from .remote import shown
 
 
 def parquet_entries(path: str) -> Iterator[Entry]:
@@ -133,13 +133,11 @@ class ParquetImages:
             array if array.type == field.type else array.cast(field.type)
             for array, field in zip(carried, self.columns, strict=True)
         ]
-        return pa.table(
-            [pa.array([path_text(entry["path"])] * size, pa.string()), numbers, *cast], schema=self.identity
-        )
+        return pa.table([pa.array([shown(entry["path"])] * size, pa.string()), numbers, *cast], schema=self.identity)
 
 
 def _text(file: OpenParquet) -> str:
-    return repr(path_text(file.path))
+    return repr(shown(file.path))
 
 
 def _nullable(field: pa.Field) -> pa.Field:

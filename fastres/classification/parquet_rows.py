@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 
 from fastres.errors import SourceError
 from fastres.files import other_kind
-from fastres.text import path_text
+from fastres.storage.objects import ObjectFile
+from fastres.storage.urls import is_url
 
 from .listing import DAMAGE
+from .remote import object_facts, open_object, shown
 
-BUFFER = 1 << 20  # bytes read at once from each column
+BUFFER, REMOTE_BUFFER = 1 << 20, 1 << 22  # bytes read at once from each column of a file, of an object
 
 
 class OpenParquet:
@@ -24,40 +26,62 @@ class OpenParquet:
 
     def __init__(self, path: str) -> None:
         try:
-            facts = os.stat(path)
-            if (kind := other_kind(facts.st_mode)) is not None:
-                raise OSError(f"it is {kind}")
-            self.source = pa.OSFile(os.fsencode(path), "rb")
-            facts = os.fstat(self.source.fileno())
-            self.size, self.mtime_ns = facts.st_size, facts.st_mtime_ns
+            self._open(path)
             # The file is not mapped into memory: if it were truncated meanwhile, the process would be killed.
             self.file = pq.ParquetFile(
-                self.source, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True
+                self.source,
+                buffer_size=REMOTE_BUFFER if self._object else BUFFER,
+                pre_buffer=False,
+                page_checksum_verification=True,
             )
             self.schema: pa.Schema = self.file.schema_arrow
             self.names: list[str] = self.schema.names
             self.stops = _checked_stops(self.file.metadata)  # rows up to the end of each row group
         except DAMAGE as error:
+            self.check_store(error)
             raise SourceError(
-                f"{path_text(path)!r} cannot be read as a Parquet file: {_first_line(error)} Write the file again"
+                f"{shown(path)!r} cannot be read as a Parquet file: {_first_line(error)} Write the file again"
             ) from error
         self.path = path
 
+    def _open(self, path: str) -> None:
+        self._object: ObjectFile | None = None
+        if is_url(path):
+            self._object, found = open_object(path)
+            self.source = pa.PythonFile(self._object, mode="r")
+            self.size, self.mtime_ns = found.size, found.mtime_ns
+            return
+        facts = os.stat(path)
+        if (kind := other_kind(facts.st_mode)) is not None:
+            raise OSError(f"it is {kind}")
+        self.source = pa.OSFile(os.fsencode(path), "rb")
+        facts = os.fstat(self.source.fileno())
+        self.size, self.mtime_ns = facts.st_size, facts.st_mtime_ns
+
+    def check_store(self, error: Exception) -> None:
+        """Raise ``SourceError`` if ``error`` says nothing of the file: the object store failed, not Arrow."""
+        if isinstance(error, SourceError):
+            raise error
+        if self._object is not None and self._object.failure is not None:
+            raise SourceError(str(self._object.failure)) from error
+
     def check_unchanged(self, size: int, mtime_ns: int) -> None:
         """Raise ``SourceError`` if the file no longer has this size and time."""
-        facts = os.fstat(self.source.fileno())
-        if (facts.st_size, facts.st_mtime_ns) != (size, mtime_ns):
+        if self._object is not None:
+            now = object_facts(self.path)
+        else:
+            facts = os.fstat(self.source.fileno())
+            now = facts.st_size, facts.st_mtime_ns
+        if {now, (self.size, self.mtime_ns)} != {(size, mtime_ns)}:
             raise SourceError(
-                f"{path_text(self.path)!r} was changed while it was being read; start again when it is complete"
+                f"{shown(self.path)!r} was changed while it was being read; start again when it is complete"
             )
 
     def fields(self, names: list[str]) -> list[pa.Field]:
         """Return the fields of columns. Raises ``SourceError`` if one occurs twice."""
         for name in names:
             if self.names.count(name) > 1:
-                raise SourceError(
-                    f"{path_text(self.path)!r} has several columns {name!r}; write it with different names"
-                )
+                raise SourceError(f"{shown(self.path)!r} has several columns {name!r}; write it with different names")
         return [self.schema.field(name) for name in names]
 
 
@@ -101,7 +125,8 @@ class Cursor:
             try:
                 part = self._part(group, first, start, wanted)
             except DAMAGE as error:  # it was read without an error a moment ago
-                raise SourceError(f"{path_text(path)!r} cannot be read: {_first_line(error)} Check the disk") from error
+                self.open(path).check_store(error)
+                raise SourceError(f"{shown(path)!r} cannot be read: {_first_line(error)} Check the disk") from error
             taken = part[0] if isinstance(part, tuple) else part.num_rows
             yield part
             start, count = start + taken, count - taken
@@ -111,7 +136,8 @@ class Cursor:
         if group not in self._sound:
             try:
                 return self._take(group, first, start, wanted, wanted)
-            except DAMAGE:
+            except DAMAGE as error:
+                self._check_store(error)
                 self._sound[group] = self._sound_rows(group)
         sound, reason = self._sound[group]
         if start >= first + sound:
@@ -126,8 +152,13 @@ class Cursor:
                 count += batch.num_rows
             reason = "Some of its rows are missing."
         except DAMAGE as error:
+            self._check_store(error)
             reason = _first_line(error)
         return count, f"Row group {group} of the Parquet file is damaged: {reason}"
+
+    def _check_store(self, error: Exception) -> None:
+        assert self._file is not None
+        self._file.check_store(error)
 
     def _opened(self, group: int, size: int) -> Iterator[pa.RecordBatch]:
         assert self._file is not None

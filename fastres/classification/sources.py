@@ -14,11 +14,23 @@ import pyarrow as pa
 
 from fastres.errors import ImageError, SourceError
 from fastres.files import other_kind
+from fastres.storage.objects import Object
+from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 
 from .globs import Glob
 from .listing import FILES, HIDDEN, PARQUET, TAR, Entry, Listing
 from .parquet import ParquetImages, parquet_entries
+from .remote import (
+    ObjectWalk,
+    expand,
+    file_contents,
+    object_entry,
+    refuse_mistaken,
+    shown,
+    source_errors,
+    suffixes_below,
+)
 from .tars import TarImages, tar_entries
 from .walking import SUFFIXES, Walk, error_entry, file_entry, has_image_suffix
 
@@ -43,11 +55,22 @@ class Images(Protocol):
 
 
 class Part(NamedTuple):
-    """A file or folder of a source, whether a glob has matched it, and why it cannot be read (if a glob found out)."""
+    """A file or folder of a source, whether a glob has matched it, and why it cannot be read (if a glob found out).
+
+    An object in a store has a URL as its ``path``, and ``found``; one without is a folder.
+    """
 
     path: str
     matched: bool = False
     error: str | None = None
+    found: Object | None = None
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder that was given, with everything in it."""
+        if is_url(self.path):
+            return self.found is None
+        return not self.matched and self.error is None and os.path.isdir(self.path)
 
 
 @dataclass(frozen=True)
@@ -65,27 +88,33 @@ class Found:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        return tuple(part.path for part in self.parts)
+        """The local files and folders."""
+        return tuple(part.path for part in self.parts if not is_url(part.path))
 
     def entries(self) -> Iterator[Entry]:
         """Yield one entry for each image (``files`` and ``tar``) or file (``parquet``), in a fixed order."""
         self.skipped.clear()
-        walk = Walk()
+        walk, objects = Walk(), ObjectWalk()
         for part in self.parts:
             if part.error is not None:
                 yield error_entry(part.path, part.error) | ({"rows": 1} if self.kind == PARQUET else {})
-            elif not part.matched or walk.is_new_match(part.path):
-                yield from self._in_part(part, walk)
+            elif not part.matched or (objects if is_url(part.path) else walk).is_new_match(part.path):
+                yield from self._in_part(part, walk, objects)
         yield from walk.links()
-        if self.hidden or walk.hidden:
-            self.skipped[HIDDEN] += self.hidden + walk.hidden
+        if hidden := self.hidden + walk.hidden + objects.hidden:
+            self.skipped[HIDDEN] += hidden
 
-    def _in_part(self, part: Part, walk: Walk) -> Iterator[Entry]:
+    def _in_part(self, part: Part, walk: Walk, objects: ObjectWalk) -> Iterator[Entry]:
         if self.kind == TAR:
             yield from tar_entries(part.path, self.skipped)
         elif self.kind == PARQUET:
             yield from parquet_entries(part.path)
-        elif os.path.isdir(part.path) and not part.matched:
+        elif part.found is not None:
+            yield object_entry(part.found)
+        elif is_url(part.path):
+            with source_errors():
+                yield from objects.folder(part.path)
+        elif part.is_folder:
             yield from walk.folder(part.path)
         else:
             yield file_entry(part.path)
@@ -93,6 +122,8 @@ class Found:
 
 def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Found:
     """Find the files of ``source``: a folder, an image, a glob, tar files or Parquet files, or several of one kind.
+
+    Each can be a path, or the URL of an object or folder in a store, as text.
 
     Raises ``SourceError`` if a source is missing, a glob matches nothing, or the kinds differ.
     """
@@ -107,13 +138,24 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> F
         hidden += left_out
     kinds = {_kind(part): part.path for part in parts if part.error is None}
     if len(kinds) > 1:
-        examples = ", ".join(f"{path_text(path)!r} ({kind})" for kind, path in kinds.items())
+        examples = ", ".join(f"{shown(path)!r} ({kind})" for kind, path in kinds.items())
         raise SourceError(f"The sources are of different kinds: {examples}; classify each kind in a separate run")
-    return Found(next(iter(kinds), FILES), tuple(parts), names, hidden)
+    return Found(next(iter(kinds), FILES), tuple(parts), tuple(map(_as_text, names)), hidden)
+
+
+def _as_text(name: str) -> str:
+    """Return a source as it was given, but without a secret in a URL."""
+    return url_text(name) if is_url(name) else name
 
 
 def _expanded(name: str) -> tuple[list[Part], int]:
     """Return the parts of one source, and the number of hidden images that its glob would match."""
+    if is_url(name):
+        named = expand(name)
+        if named.folder is not None:
+            _refuse_folder(name)
+            return [Part(named.folder)], 0
+        return [Part(found.url, named.is_glob, None, found) for found in named.objects], named.hidden
     try:
         os.stat(name)
         return [Part(name)], 0
@@ -122,6 +164,7 @@ def _expanded(name: str) -> tuple[list[Part], int]:
     except OSError as error:
         if os.path.islink(name) and has_image_suffix(name):
             return [Part(name)], 0  # its row has the error
+        refuse_mistaken(name)
         if not glob.has_magic(name):
             raise SourceError(_missing(name, error)) from error
     pattern = Glob(name)
@@ -144,14 +187,25 @@ def _missing(name: str, error: OSError) -> str:
     return f"{path_text(name)!r} cannot be read ({error.strerror}); check the path and its permissions"
 
 
-def _kind(part: Part) -> str:
-    lower = part.path.lower()
-    if lower.endswith(COMPRESSED):
+def _refuse_folder(url: str) -> None:
+    """Raise ``SourceError`` if the folder ``url`` is named like a tar or a Parquet file, without a slash behind it."""
+    if (kind := _named_kind(url)) != FILES:
         raise SourceError(
-            f"{path_text(part.path)!r} is a compressed tar, which fastres cannot read; decompress it first"
+            f"{shown(url)!r} is a folder, not a {kind} file; if it holds images, pass {shown(url) + '/'!r}, and for "
+            f"{kind} files, {shown(url) + '/*'!r}"
         )
-    kind = TAR if lower.endswith(".tar") else PARQUET if lower.endswith((".parquet", ".pq")) else FILES
-    if kind == FILES:
+
+
+def _named_kind(path: str) -> str:
+    lower = path.lower()
+    if lower.endswith(COMPRESSED):
+        raise SourceError(f"{shown(path)!r} is a compressed tar, which fastres cannot read; decompress it first")
+    return TAR if lower.endswith(".tar") else PARQUET if lower.endswith((".parquet", ".pq")) else FILES
+
+
+def _kind(part: Part) -> str:
+    kind = _named_kind(part.path)
+    if kind == FILES or part.found is not None:
         return kind
     try:
         other = other_kind(os.stat(part.path).st_mode)
@@ -189,10 +243,10 @@ def _advice(found: Found) -> str:
         return "The Parquet files have no rows"
     inside = {
         os.path.splitext(name)[1].lower() for path in found.paths if os.path.isdir(path) for name in os.listdir(path)
-    }
+    }.union(*(suffixes_below(part.path) for part in found.parts if is_url(part.path) and part.is_folder))
     for suffix in (".tar", ".parquet"):
         if suffix in inside:
-            return f"It holds {suffix} files; pass {path_text(os.path.join(found.paths[0], '*' + suffix))!r}"
+            return f"It holds {suffix} files; pass {shown(os.path.join(found.parts[0].path, '*' + suffix))!r}"
     return f"Files count as images if their names end in {' '.join(sorted(SUFFIXES))}; a glob accepts any name"
 
 
@@ -208,8 +262,8 @@ class FileImages:
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
         entries = self.listing.rows(start, stop).to_pylist()
-        names = pa.array([path_text(entry["path"]) for entry in entries], pa.string())
-        return pa.RecordBatch.from_arrays([names], schema=self.identity), map(_path_or_error, entries)
+        names = pa.array([shown(entry["path"]) for entry in entries], pa.string())
+        return pa.RecordBatch.from_arrays([names], schema=self.identity), file_contents(entries, _path_or_error)
 
 
 def _path_or_error(entry: Entry) -> str | ImageError:

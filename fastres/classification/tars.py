@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from itertools import chain, groupby
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from fastres.errors import ImageError, SourceError
+from fastres.errors import ImageError, SourceError, StorageError
 from fastres.files import open_regular
+from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 
 from .archives import Archive, Damage, Member
 from .listing import FURTHER, HIDDEN, Entry, Listing
+from .remote import is_remote, object_facts, opened_object, requested, shown
 from .walking import has_image_suffix
 
 _MAX_LINKS = 40
@@ -32,15 +36,12 @@ def tar_entries(path: str, skipped: Counter[str]) -> Iterator[Entry]:
     What is damaged, cut off or cannot be read has an entry with an error. Raises ``SourceError`` if the file cannot be
     read or is no tar.
     """
-    try:
-        with open_regular(path) as unbuffered, open(unbuffered.fileno(), "rb", closefd=False) as file:
-            facts = os.fstat(file.fileno())
-            base = {"path": os.fsencode(path), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-            for entry in _Samples(file, path, facts.st_size, skipped).entries():
-                yield base | entry
-            _check_unchanged(path, os.fstat(file.fileno()), facts.st_size, facts.st_mtime_ns)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as tar:
+        size, mtime_ns = tar.facts()
+        base = {"path": os.fsencode(path), "size": size, "mtime_ns": mtime_ns}
+        for entry in _Samples(tar.file, path, size, skipped).entries():
+            yield base | entry
+        _check_unchanged(path, tar.facts(), size, mtime_ns)
 
 
 def tar_texts(entry: Entry, extension: str, most: int) -> Iterator[tuple[str, bytes | None] | None]:
@@ -50,13 +51,35 @@ def tar_texts(entry: Entry, extension: str, most: int) -> Iterator[tuple[str, by
     a part of the tar that is damaged or cut off is ``None``. Raises ``SourceError`` if the tar has changed.
     """
     path = os.fsdecode(entry["path"])
+    with _opened(path) as tar:
+        _check_unchanged(path, tar.facts(), entry["size"], entry["mtime_ns"])
+        yield from _Samples(tar.file, path, entry["size"], Counter()).texts(extension, most)
+        _check_unchanged(path, tar.facts(), entry["size"], entry["mtime_ns"])
+
+
+class _Tar(NamedTuple):
+    """An open tar, and a function that asks for its present size in bytes and time in ns."""
+
+    file: BinaryIO
+    facts: Callable[[], tuple[int, int]]
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[_Tar]:
+    """Open a tar, local or in an object store. Raises ``SourceError``, also for an ``OSError`` in the block."""
+    if is_url(path):
+        with opened_object(path) as (file, facts):
+            yield _Tar(file, facts)
+        return
     try:
         with open_regular(path) as unbuffered, open(unbuffered.fileno(), "rb", closefd=False) as file:
-            _check_unchanged(path, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
-            yield from _Samples(file, path, entry["size"], Counter()).texts(extension, most)
-            _check_unchanged(path, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
+            yield _Tar(file, lambda: _facts(os.fstat(file.fileno())))
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def _facts(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -70,7 +93,8 @@ class _Samples:
     """The samples of a tar file."""
 
     def __init__(self, file: BinaryIO, path: str, size: int, skipped: Counter[str]) -> None:
-        self._file, self._path, self._size, self._skipped = file, path, size, skipped
+        self._path = url_text(path) if is_url(path) else path  # for messages
+        self._file, self._size, self._skipped = file, size, skipped
         self._index: dict[str, list[Member]] | None = None
 
     def entries(self) -> Iterator[Entry]:
@@ -113,7 +137,8 @@ class _Samples:
                     yield path_text(_raw(key)), None
                 else:
                     length = min(found["length"], most)
-                    yield path_text(_raw(key)), os.pread(self._file.fileno(), length, found["offset"])
+                    self._file.seek(found["offset"])
+                    yield path_text(_raw(key)), self._file.read(length)
 
     def _is_image(self, member: Member, extension: str) -> bool:
         """Return True if ``member`` is named like an image and is a file or a link; count it if its name is hidden."""
@@ -181,9 +206,12 @@ class TarImages:
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
         entries = self.listing.rows(start, stop).to_pylist()
-        paths = pa.array([path_text(entry["path"]) for entry in entries], pa.string())
+        paths = pa.array([shown(entry["path"]) for entry in entries], pa.string())
         keys = pa.array([entry["key"] for entry in entries], pa.string())
-        return pa.RecordBatch.from_arrays([paths, keys], schema=self.identity), _members(entries)
+        members = chain.from_iterable(
+            (_members_of_object if remote else _members)(list(group)) for remote, group in groupby(entries, is_remote)
+        )
+        return pa.RecordBatch.from_arrays([paths, keys], schema=self.identity), members
 
 
 def _members(entries: list[Entry]) -> Iterator[bytes | ImageError]:
@@ -201,7 +229,7 @@ def _members(entries: list[Entry]) -> Iterator[bytes | ImageError]:
                 file = open_regular(name)
             assert file is not None
             data = os.pread(file.fileno(), entry["length"], entry["offset"])
-            _check_unchanged(name, os.fstat(file.fileno()), entry["size"], entry["mtime_ns"])
+            _check_unchanged(name, _facts(os.fstat(file.fileno())), entry["size"], entry["mtime_ns"])
             if len(data) != entry["length"]:
                 raise SourceError(f"{path_text(name)!r} cannot be read completely; check the disk")
             yield data
@@ -212,14 +240,36 @@ def _members(entries: list[Entry]) -> Iterator[bytes | ImageError]:
             file.close()
 
 
-def _check_unchanged(path: str, now: os.stat_result, size: int, mtime_ns: int) -> None:
-    if now.st_size != size:
-        change = "shorter" if now.st_size < size else "longer"
+def _members_of_object(entries: list[Entry]) -> Iterator[bytes | ImageError]:
+    """Yield the bytes of each entry of tars in object stores, requested several at a time."""
+    for entry, data in requested(entries, _place, _check_object):
+        if entry["error"] is not None:
+            yield ImageError(entry["error"])
+            continue
+        if isinstance(data, StorageError):
+            raise SourceError(str(data)) from data
+        if len(data) != entry["length"]:
+            raise SourceError(f"{shown(entry['path'])!r} cannot be read completely; check the store")
+        yield data
+
+
+def _place(entry: Entry) -> tuple[int, int]:
+    return entry["offset"], entry["offset"] + entry["length"]
+
+
+def _check_object(entry: Entry) -> None:
+    path = os.fsdecode(entry["path"])
+    _check_unchanged(path, object_facts(path), entry["size"], entry["mtime_ns"])
+
+
+def _check_unchanged(path: str, now: tuple[int, int], size: int, mtime_ns: int) -> None:
+    if now[0] != size:
+        change = "shorter" if now[0] < size else "longer"
         raise SourceError(
-            f"{path_text(path)!r} became {change} while it was being read; wait until it is completely written"
+            f"{shown(path)!r} became {change} while it was being read; wait until it is completely written"
         )
-    if now.st_mtime_ns != mtime_ns:
-        raise SourceError(f"{path_text(path)!r} was changed while it was being read; start again when it is complete")
+    if now[1] != mtime_ns:
+        raise SourceError(f"{shown(path)!r} was changed while it was being read; start again when it is complete")
 
 
 def _unreadable(path: str, error: OSError) -> SourceError:

@@ -13,6 +13,7 @@ from fastres.classification.sources import Found
 from fastres.classification.work import check_output, work_folder
 from fastres.errors import OutputError
 from fastres.files import other_kind
+from fastres.storage.urls import is_url
 from fastres.text import article
 
 TABLE, DOCUMENT, REPORT = "images.parquet", "evaluation.json", "report.html"
@@ -60,7 +61,7 @@ def refuse_class_folders(folder: Path, found: Found) -> None:
     """Raise ``OutputError`` if ``folder`` would be, or hold, a class folder of a source whose folders are classes."""
     places = {os.path.realpath(folder), os.path.realpath(folder.parent)}
     for part in found.parts:
-        if found.kind == FILES and not part.matched and os.path.realpath(part.path) in places:
+        if found.kind == FILES and not part.matched and not is_url(part.path) and os.path.realpath(part.path) in places:
             raise OutputError(
                 f"The output {str(folder)!r} is in the source {part.path!r}, whose folders are classes; use an output "
                 "outside it"

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastres.errors import ImageError
 
 from .jpeg_structure import MAX_SCANS, count_scans
-from .opening import named, open_image
+from .opening import NamedBytes, named, open_image
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, BinaryIO, Image.Image, "np.ndarray[Any, Any]", Tensor]
 
@@ -63,7 +63,8 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(io.BytesIO(source), f"The given data ({len(source)} bytes)")
+        label = source.label if isinstance(source, NamedBytes) else f"The given data ({len(source)} bytes)"
+        return _decode(io.BytesIO(source), label)
     if isinstance(source, (str, os.PathLike)):
         return _load_file(source)
     if hasattr(source, "read"):

@@ -14,6 +14,26 @@ from fastres.files import open_regular, other_kind
 _ADVICE = "pass the path of an image file"
 
 
+class NamedBytes(bytes):
+    """The content of an image that is no local file; ``name`` is its name in messages."""
+
+    name = ""
+
+    @classmethod
+    def of(cls, content: bytes, name: str) -> NamedBytes:
+        """Return ``content`` with this name."""
+        named_content = cls(content)
+        named_content.name = name
+        return named_content
+
+    @property
+    def label(self) -> str:
+        """The name for a message. Raises ``ImageError`` if there is no content."""
+        if not self:
+            raise ImageError(f"{named(self.name)} is empty (0 bytes); {_ADVICE}.")
+        return named(self.name)
+
+
 def open_image(source: str | os.PathLike[str]) -> BinaryIO:
     """Open an image file for reading.
 

@@ -14,12 +14,14 @@ import numpy as np
 
 from fastres.classification.listing import FILES, PARQUET, TAR
 from fastres.classification.parquet import ParquetImages
+from fastres.classification.remote import shown
 from fastres.classification.sources import FileImages, Found, Images
 from fastres.classification.tars import TarImages
 from fastres.classification.walking import has_image_suffix
 from fastres.errors import LabelError
 from fastres.images.categories import load
 from fastres.images.classes import AUTO, TEXT, WORDNET, Matched, as_label, check_order, match_classes, match_labels
+from fastres.storage.urls import is_url
 from fastres.text import path_text
 
 from .collected import NONE, Collected
@@ -94,7 +96,7 @@ def _choice(given: Any, found: Found) -> Any:
         )
     if not (isinstance(given, str) and given == AUTO) or found.kind != FILES:
         return given
-    if all(not part.matched and os.path.isdir(part.path) for part in found.parts):
+    if all(part.is_folder for part in found.parts):
         return FOLDERS
     shown = path_text(found.description[0])
     raise LabelError(f"The images are files ({shown!r}), so it is not clear where their labels are; give {ACCEPTED}")
@@ -205,7 +207,8 @@ class _Finder:
             yield from tar_names(self._entries())
             return
         for entry in self._entries():
-            yield path_text(os.path.abspath(os.fsdecode(entry["path"]))), entry["error"] is None
+            path = os.fsdecode(entry["path"])
+            yield (shown(path) if is_url(path) else path_text(os.path.abspath(path))), entry["error"] is None
 
     def _result(
         self, collected: Collected, matched: Matched, source: str, text: str, damaged: int = 0,

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from fastres.classification.listing import Entry
+from fastres.classification.remote import class_folders
 from fastres.classification.sources import Found
 from fastres.classification.walking import children, has_image_suffix
 from fastres.errors import LabelError, SourceError
+from fastres.storage.urls import is_url
 from fastres.text import path_text
 
 from .collected import Collected
@@ -31,11 +33,16 @@ class ClassFolders:
         self._tops = {
             part.path.rstrip("/"): part.path
             for part in reversed(found.parts)  # of two spellings of one folder, the first one
-            if not part.matched and part.error is None and os.path.isdir(part.path)
+            if part.is_folder
         }
         self._order = {path: place for place, path in enumerate(reversed(self._tops))}
         self.names: dict[str, str] = {}  # and the path of the first folder with this name
         for path in self._tops.values():
+            if is_url(path):
+                for name in class_folders(path):
+                    if not name.startswith("."):
+                        self.names.setdefault(name, path + name)
+                continue
             try:
                 below = children(path)
             except OSError as error:
@@ -53,7 +60,8 @@ class ClassFolders:
         """
         tops = [end for end in _slashes(path) if path[:end] in self._order]
         if not tops:
-            return os.path.basename(os.path.abspath(os.path.dirname(path)))
+            folder = os.path.dirname(path)
+            return os.path.basename(folder if is_url(path) else os.path.abspath(folder))
         top = min(tops, key=lambda end: self._order[path[:end]])
         first, inside, _ = path[top:].lstrip("/").partition("/")
         if inside or (is_error and not has_image_suffix(first)):

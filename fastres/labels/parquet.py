@@ -13,6 +13,7 @@ import pyarrow as pa
 from fastres.classification.formats import is_text, value_type
 from fastres.classification.parquet import ParquetImages
 from fastres.classification.parquet_rows import Cursor, OpenParquet
+from fastres.classification.remote import shown
 from fastres.errors import LabelError, near_matches
 from fastres.images.classes import (
     AUTO,
@@ -24,7 +25,6 @@ from fastres.images.classes import (
     may_be_imagenet,
     wordnet_ids,
 )
-from fastres.text import path_text
 
 from .collected import Collected
 
@@ -197,4 +197,4 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _text(path: str) -> str:
-    return repr(path_text(path))
+    return repr(shown(path))

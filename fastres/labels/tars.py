@@ -8,8 +8,10 @@ from functools import partial
 from itertools import groupby
 
 from fastres.classification.listing import Entry
+from fastres.classification.remote import shown
 from fastres.classification.tars import tar_texts
 from fastres.errors import LabelError
+from fastres.storage.urls import is_url
 from fastres.text import path_text
 
 from .collected import Collected
@@ -36,7 +38,7 @@ def _add_tar(rows: list[tuple[int, Entry]], collected: Collected, extension: str
     sound = [(row, entry) for row, entry in rows if entry["error"] is None]
     if not sound:
         return 0
-    path = path_text(os.fsdecode(sound[0][1]["path"]))
+    path = shown(sound[0][1]["path"])
     texts: dict[str, list[bytes | None]] = {}
     is_damaged, lost = False, 0
     for item in tar_texts(sound[0][1], extension, _MOST + 1):
@@ -97,5 +99,6 @@ def _place(path: str, key: str, extension: str) -> str:
 def tar_names(entries: Iterable[Entry]) -> Iterator[tuple[str | None, bool]]:
     """Yield, for each entry, ``tar path/key`` (``None`` for what is damaged), and whether the image can be read."""
     for entry in entries:
-        key, path = entry["key"], os.path.abspath(os.fsdecode(entry["path"]))
-        yield (None if key is None else f"{path_text(path)}/{key}"), entry["error"] is None
+        key, path = entry["key"], os.fsdecode(entry["path"])
+        text = shown(path) if is_url(path) else path_text(os.path.abspath(path))
+        yield (None if key is None else f"{text}/{key}"), entry["error"] is None

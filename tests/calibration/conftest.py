@@ -9,6 +9,9 @@ from PIL import Image
 
 import fastres
 from fastres.bench.digits.data import as_image, load_digits, load_scans, split
+from tests.object_store import memory
+
+__all__ = ["memory"]
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("sklearn")

@@ -16,7 +16,9 @@ import fastres
 from fastres.calibration.labels import Labels
 from fastres.calibration.reading import read
 from fastres.calibration.samples import Samples
+from fastres.errors import SourceError
 from fastres.terminal import progress_bar
+from tests.object_store import upload
 
 Digits = list[tuple[Image.Image, int]]
 
@@ -63,3 +65,20 @@ def test_of_many_files_some_are_read(model: fastres.Model, folder: Path, monkeyp
     assert found.labels is not None
     assert {0, 9} <= set(found.labels.tolist())  # from the first folder to the last
     assert samples(model, folder, iter([1] * 48)).read == 48  # one label for each, in order
+
+
+def test_images_in_an_object_store(model: fastres.Model, folder: Path, memory: str) -> None:
+    upload(folder, memory)
+    first = sorted(folder.rglob("*.png"))[:10]
+    for local, remote in (
+        (folder, memory),
+        ([str(folder / "*" / "*.png")], [f"{memory}/*/*.png"]),
+        (first, [f"{memory}/{path.relative_to(folder)}" for path in first]),
+    ):
+        expected, found = samples(model, local, "folders"), samples(model, remote, "folders", workers=1)
+        assert torch.equal(found.pixels, expected.pixels)
+        assert found.labels is not None
+        assert expected.labels is not None
+        assert torch.equal(found.labels, expected.labels)
+    with pytest.raises(SourceError, match="does not exist"):
+        samples(model, [f"{memory}/none.png", *map(str, first)])

@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 import fastres
+from tests.object_store import bucket, faults, gs, memory, proxy, s3_server
+
+__all__ = ["bucket", "faults", "gs", "memory", "proxy", "s3_server"]
 
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("simplejpeg")

@@ -35,6 +35,7 @@ NOT_RUN = {
     ("README.md", "needs labelled images"): 1,
     ("README.md", "takes minutes"): 2,
     ("docs/checkpoints.md", "needs a network"): 1,
+    ("docs/classify.md", "needs a network"): 1,
     ("docs/deployment.md", "installs packages"): 1,
     ("docs/index.md", "installs packages"): 1,
     ("docs/index.md", "needs a GPU"): 1,

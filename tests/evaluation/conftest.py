@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from fastres.bench.digits.data import as_image, load_digits, load_scans, split
+from tests.object_store import memory
+
+__all__ = ["memory"]
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sklearn.datasets import load_sample_image
 import fastres
 from fastres.errors import ClassifierError, InputError, LabelError, OutputError
 from fastres.evaluation.place import DOCUMENT, REPORT, TABLE
+from tests.object_store import upload
 
 from .running import DIGITS, evaluate
 
@@ -275,3 +278,32 @@ def test_names_of_the_same_model_differ(few: Path, tmp_path: Path) -> None:
     assert len(set(names)) == 3
     assert "first.safetensors" in names[0]
     assert "second.safetensors" in names[1]
+
+
+def test_images_in_an_object_store(few: Path, memory: str, tmp_path: Path) -> None:
+    """The labels of folders, tars and Parquet files are found there as well, and the report has the pictures."""
+    paths = sorted(few.rglob("*.png"))
+    with tarfile.open(tmp_path / "few.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, f"{path.stem}.png")
+            label = tarfile.TarInfo(f"{path.stem}.cls")
+            label.size = len(path.parent.name)
+            tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    labels = [int(path.parent.name) for path in paths]
+    pq.write_table(
+        pa.table({"image": [path.read_bytes() for path in paths], "label": labels}), tmp_path / "few.parquet"
+    )
+    expected = evaluate(few, output=tmp_path / "local").models[0]
+    upload(few, f"{memory}/few")
+    for name in ("few.tar", "few.parquet"):
+        upload(tmp_path, memory, name)
+    for name in ("few", "few.tar", "few.parquet"):
+        result = evaluate(f"{memory}/{name}", output=tmp_path / f"out-{name}")
+        assert result.models[0].accuracy == expected.accuracy
+        assert f"{memory}/{name}" in result.source[0]
+        pictures = [
+            (tmp_path / place / REPORT).read_text().count("data:image/jpeg") for place in (f"out-{name}", "local")
+        ]
+        assert pictures[0] == pictures[1]
+    named = {f"few/{path.relative_to(few)}": int(path.parent.name) for path in paths}
+    assert evaluate(f"{memory}/few", labels=named).models[0].accuracy == expected.accuracy
