@@ -123,6 +123,10 @@ class ShardError(FastresError, RuntimeError):
     """Some rows of a run in shards could not be computed, although it was tried several times."""
 
 
+class RayError(FastresError, RuntimeError):
+    """The Ray cluster cannot be reached, or has not what was asked of it."""
+
+
 class CalibrationError(FastresError, ValueError):
     """The calibration images or the network cannot be used for quantisation, or 8 bit disagrees with float32."""
 

@@ -131,15 +131,23 @@ class Failures:
 
         Raises ``error`` itself if it does not depend on the shard or on luck.
         """
+        if isinstance(error, PASSING):
+            self._tries[shard] = self._tries.get(shard, 0) + 1
+            if self._tries[shard] < TRIES:
+                return float(2 ** (self._tries[shard] - 1))
+        self.fail(shard, error, where)
+        return None
+
+    def fail(self, shard: range, error: Exception, where: str) -> None:
+        """Note that a shard cannot be computed. Raises ``error`` itself if it does not depend on the shard or on luck.
+
+        Raises ``ShardError`` if so many have failed that there is no use in going on.
+        """
         if not isinstance(error, PASSING):
             raise error
-        self._tries[shard] = self._tries.get(shard, 0) + 1
-        if self._tries[shard] < TRIES:
-            return float(2 ** (self._tries[shard] - 1))
         self._failed[shard] = error, where
         if len(self._failed) >= FAILED_SHARDS:
             self.check()
-        return None
 
     def check(self) -> None:
         """Raise ``ShardError`` if a shard has failed for good."""
@@ -159,9 +167,11 @@ def _where(shard: range, where: str) -> str:
     return f"Rows {shard.start:,} to {shard.stop:,}, {where}"
 
 
-def as_fastres_error(error: BaseException) -> FastresError:
-    """Return an error of another process as one that can be raised here."""
-    return error if isinstance(error, FastresError) else WorkerError(f"{type(error).__name__}: {error}")
+def sendable(error: Exception) -> FastresError:
+    """Return ``error`` as one of fastres's public errors, which another process can raise."""
+    named = error if isinstance(error, FastresError) else WorkerError(f"{type(error).__name__}: {error}")
+    public = next(kind for kind in type(named).__mro__ if kind.__module__ == FastresError.__module__)
+    return public(str(named))
 
 
 def described_exit(status: int | None) -> str:

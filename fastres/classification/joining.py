@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from fastres.errors import OutputError, ResumeError, ResumeWarning
 from fastres.terminal import progress_bar, warn
@@ -118,9 +117,8 @@ def _refuse_other_output(place: Place, target: _Measured, overwrite: bool) -> No
     if overwrite or not place.output_exists():
         return
     digest = hashlib.sha256()
-    with suppress(FileNotFoundError), place.read_output() as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in place.output_blocks():
+        digest.update(block)
     if digest.digest() != target.digest.digest():
         raise OutputError(
             f"{place.output!r} already exists and is another table; use --overwrite to replace it. The rows of the "
@@ -145,7 +143,7 @@ class _Measured:
 
     closed = False
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file, self.size, self.digest = file, 0, hashlib.sha256()
 
     def write(self, data: bytes) -> int:

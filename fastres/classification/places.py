@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from fastres.errors import OutputError
 from fastres.files import read_regular, refuse_inputs
+from fastres.storage.urls import is_url
 
 from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
 from .formats import FORMATS
@@ -42,6 +43,10 @@ class Place(ABC):
     def sidecar(self) -> str:
         """The name of the manifest of the complete output."""
         return f"{self.output}{SIDECAR}"
+
+    @abstractmethod
+    def absolute(self) -> Place:
+        """Return the same place under a name that does not depend on the current folder."""
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[None]:
@@ -88,11 +93,11 @@ class Place(ABC):
         """Return True if there is an output. Raises ``OutputError`` if it is no file, or its place cannot be used."""
 
     @abstractmethod
-    def read_output(self) -> BinaryIO:
-        """Open the output."""
+    def output_blocks(self) -> Iterator[bytes]:
+        """Yield the content of the output; nothing if there is none."""
 
     @abstractmethod
-    def writing_output(self) -> AbstractContextManager[BinaryIO]:
+    def writing_output(self) -> AbstractContextManager[IO[bytes]]:
         """Yield a new file. It replaces the output if the block succeeds."""
 
     @abstractmethod
@@ -156,6 +161,9 @@ class LocalPlace(Place):
             output = Path(os.path.realpath(output))
         self._output, self._folder = output, work_folder(output)
         self.output, self.folder, self.path = str(output), str(self._folder), output
+
+    def absolute(self) -> LocalPlace:
+        return LocalPlace(Path(os.path.abspath(self._output)))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -226,10 +234,12 @@ class LocalPlace(Place):
             raise OutputError(f"{self.output!r} cannot be written: {reason}; use another output") from error
         return False
 
-    def read_output(self) -> BinaryIO:
-        return self._output.open("rb")
+    def output_blocks(self) -> Iterator[bytes]:
+        with suppress(FileNotFoundError), self._output.open("rb") as file:
+            while block := file.read(1 << 20):
+                yield block
 
-    def writing_output(self) -> AbstractContextManager[BinaryIO]:
+    def writing_output(self) -> AbstractContextManager[IO[bytes]]:
         return self._new_file(self._output)
 
     def write_sidecar(self, content: bytes) -> None:
@@ -297,4 +307,8 @@ def _link(path: Path, target: Path) -> None:
 
 def place_of(output: str | os.PathLike[str]) -> Place:
     """Return the place of an output. Raises ``OutputError`` if it has none of the suffixes of tables."""
+    if is_url(output):
+        from .store_place import StorePlace
+
+        return StorePlace(str(output))
     return LocalPlace(Path(output))

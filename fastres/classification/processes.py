@@ -25,7 +25,7 @@ from fastres.memory import keep_memory_of_program
 from fastres.model.model import Model
 
 from .batches import default_workers
-from .driving import Begun, Failures, as_fastres_error, described_exit
+from .driving import Begun, Failures, described_exit, sendable
 from .places import Place
 from .requests import Request
 from .shared import RunFinishedError, Tell, open_run
@@ -213,7 +213,7 @@ def serve(connection: Connection) -> None:
         except RunFinishedError as end:
             connection.send(("finished", end.manifest))
         except Exception as error:
-            connection.send(("failed", _sendable(error)))
+            connection.send(("failed", sendable(error)))
     os._exit(0)  # without waiting for threads of libraries
 
 
@@ -233,7 +233,7 @@ def _serve(
             try:
                 connection.send(("done", opened.compute(shard, tell)))
             except FastresError as error:
-                connection.send(("failed", _sendable(error)))
+                connection.send(("failed", sendable(error)))
 
 
 def _received(connection: Connection) -> Any:
@@ -258,10 +258,3 @@ def _teller(connection: Connection) -> Callable[[int, int], None]:
             raise _StoppedError from error
 
     return tell
-
-
-def _sendable(error: Exception) -> FastresError:
-    """Return ``error`` without what cannot be pickled."""
-    named = as_fastres_error(error)
-    public = next(kind for kind in type(named).__mro__ if kind.__module__ == FastresError.__module__)
-    return public(str(named))

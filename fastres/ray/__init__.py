@@ -1,11 +1,14 @@
-"""fastres in a pipeline of Ray: ``fastres.ray.Classifier`` for ``map_batches`` on tables of image bytes.
+"""fastres on a Ray cluster: ``fastres.ray.classify``, and ``fastres.ray.Classifier`` for pipelines of your own.
 
-``classifier`` runs the model on a batch. ``batches`` finds the images in it and adds the columns, in the format of the
-batch: NumPy, pandas or Arrow. ``share`` asks Ray for the GPU and the cores of this process. The model, the decoders and
-the columns are those of ``fastres.classify`` (``fastres.classification``). Here, too, ``import ray`` is Ray itself.
+``driving`` gives the shards of a run to the ``actors``. ``classifier`` runs the model on a batch of ``map_batches``;
+``batches`` finds the images in it and adds the columns, in the format of the batch: NumPy, pandas or Arrow. ``share``
+asks Ray for the GPU and the cores of this process. The model, the decoders, the columns and the shards are those of
+``fastres.classify`` (``fastres.classification``). Here, too, ``import ray`` is Ray itself.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from .needs import needs
 
@@ -13,4 +16,17 @@ needs("fastres.ray", ["ray", "pyarrow"])
 
 from .classifier import Classifier  # noqa: E402
 
-__all__ = ["Classifier"]
+if TYPE_CHECKING:
+    from .driving import classify
+else:
+
+    def __getattr__(name):  # importing Ray Data takes seconds, which actors with a Classifier need not wait
+        if name != "classify":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        needs("fastres.ray.classify", ["pandas"])
+        from .driving import classify
+
+        return classify
+
+
+__all__ = ["Classifier", "classify"]
