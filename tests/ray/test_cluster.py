@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 
 import fastres
 
 from .cluster import LocalCluster, kill, processes, until
 from .conftest import BATCH, classify
+from .reporting import Reporting
+from .slow import Slow
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, Any] = {"model": "resnet20_digits", "top_k": 2}
-
-
-class Reporting(fastres.ray.Classifier):
-    """A slow classifier that also says where it runs, and with how many threads."""
-
-    def __call__(self, batch: Any) -> Any:
-        facts = {"torch_threads": torch.get_num_threads(), "decoders": self._pool._max_workers}
-        return super().__call__(Slow()(batch)) | {
-            name: np.full(len(batch["id"]), value) for name, value in facts.items()
-        }
-
-
-class Slow:
-    """What says which process on which node has a row. It does not import torch, and so starts faster."""
-
-    def __call__(self, batch: Any) -> Any:
-        time.sleep(0.3)
-        facts = {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
-        return batch | {name: np.array([value] * len(batch["id"])) for name, value in facts.items()}
 
 
 def dataset(table: pa.Table, blocks: int) -> ray.data.Dataset:
