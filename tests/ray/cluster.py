@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import ray
+import ray.data
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.2"
 CORES = 2  # of each node, as Ray counts; the machine may have fewer
 STORE = 80 << 20  # bytes; Ray accepts no less than 75 MB
+# A node is dead after five seconds without a sign of life; Ray's default is half a minute.
+SOON = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 5}
 PATIENCE = 60  # seconds until a test gives up to wait for a process
 
 
@@ -106,6 +109,12 @@ def _state(pid: int) -> str:
         return "Z"
 
 
+def quiet() -> None:
+    """Turn off the log lines and the progress bars of Ray Data. Its import configures the logger."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
 @contextmanager
 def running() -> Iterator[LocalCluster]:
     """Start a cluster and connect this process to it as the driver. At the end, stop all and delete its files."""
@@ -115,7 +124,6 @@ def running() -> Iterator[LocalCluster]:
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.delenv("OMP_NUM_THREADS", raising=False)  # Ray sets it in each actor
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -123,10 +131,16 @@ def running() -> Iterator[LocalCluster]:
         cluster = Cluster()
         try:
             local = LocalCluster(cluster, folder)
-            cluster.add_node(num_cpus=0, object_store_memory=STORE, node_ip_address=ADDRESS, include_dashboard=False)
+            cluster.add_node(
+                num_cpus=0,
+                object_store_memory=STORE,
+                node_ip_address=ADDRESS,
+                include_dashboard=False,
+                _system_config=SOON,
+            )
             local.restore()
             ray.init(local.address, log_to_driver=False, logging_level="ERROR", namespace="tests")
-            logging.getLogger("ray.data").setLevel("ERROR")
+            quiet()
             yield local
         finally:
             ray.shutdown()

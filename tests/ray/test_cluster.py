@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import torch
 
 import fastres
 
 from .cluster import LocalCluster, kill, processes, until
 from .conftest import BATCH, classify
+from .reporting import Reporting
+from .slow import Slow
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, Any] = {"model": "resnet20_digits", "top_k": 2}
-
-
-class Reporting(fastres.ray.Classifier):
-    """A slow classifier that also says where it runs, and with how many threads."""
-
-    def __call__(self, batch: Any) -> Any:
-        time.sleep(0.2)
-        facts = {
-            "node": ray.get_runtime_context().get_node_id(),
-            "pid": os.getpid(),
-            "torch_threads": torch.get_num_threads(),
-            "decoders": self._pool._max_workers,
-        }
-        return super().__call__(batch) | {name: np.array([value] * len(batch["id"])) for name, value in facts.items()}
 
 
 def dataset(table: pa.Table, blocks: int) -> ray.data.Dataset:
@@ -62,42 +46,36 @@ def test_rows_are_those_of_classify(cluster: LocalCluster, table: pa.Table, tmp_
     assert 0 < expected["error"].null_count < len(expected)
 
 
-def reported(table: pa.Table, actors: int, **options: Any) -> Iterator[dict[str, Any]]:
-    """Yield the rows that ``Reporting`` makes of ``table``, block by block, while the others are computed."""
-    pool = ray.data.ActorPoolStrategy(size=actors)
-    found = dataset(table, blocks=9).map_batches(
-        Reporting, fn_constructor_kwargs=OPTIONS, batch_size=2, compute=pool, **options
-    )
+def rows_of(table: pa.Table, kind: type, **options: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows that an actor of this ``kind`` makes of ``table``, block by block, while it works on the next."""
+    pool = ray.data.ActorPoolStrategy(size=1)
+    found = dataset(table, blocks=9).map_batches(kind, batch_size=2, compute=pool, num_cpus=2, **options)
     for block in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()
 
 
-def test_threads_fit_the_cores_and_both_nodes_work(cluster: LocalCluster, table: pa.Table) -> None:
-    rows = list(reported(table, actors=2, num_cpus=2))
-    assert {row["node"] for row in rows} == {node.node_id for node in cluster.nodes}
-    assert {row["torch_threads"] for row in rows} == {row["decoders"] for row in rows} == {2}
-
-
-def test_a_killed_actor_costs_no_row(cluster: LocalCluster, table: pa.Table) -> None:
-    rows, killed = [], None
-    for row in reported(table, actors=1):
+def test_threads_fit_the_cores_and_a_killed_actor_costs_no_row(cluster: LocalCluster, table: pa.Table) -> None:
+    rows: list[dict[str, Any]] = []
+    killed = None
+    for row in rows_of(table, Reporting, fn_constructor_kwargs=OPTIONS):
         rows.append(row)
         if killed is None:
             killed = row["pid"]
             kill(killed)
     assert sorted(row["id"] for row in rows) == list(range(len(table)))
     assert {row["pid"] for row in rows} > {killed}
+    assert {row["torch_threads"] for row in rows} == {row["decoders"] for row in rows} == {2}
 
 
 def test_a_lost_node_costs_no_row(cluster: LocalCluster, table: pa.Table) -> None:
-    rows, lost = [], None
-    for row in reported(table, actors=2, num_cpus=2):
+    rows: list[dict[str, Any]] = []
+    for row in rows_of(table.drop_columns(["image"]), Slow):
         rows.append(row)
-        if lost is None:
-            lost = next(node for node in cluster.nodes if node.node_id == row["node"])
-            cluster.kill_node(lost)
-    assert sorted(row["id"] for row in rows) == list(range(len(table)))
+        if len(rows) == 1:
+            cluster.kill_node(next(node for node in cluster.nodes if node.node_id == row["node"]))
     cluster.restore()
+    assert sorted(row["id"] for row in rows) == list(range(len(table)))
+    assert len({row["node"] for row in rows}) == 2
 
 
 def test_the_actors_of_a_killed_driver_end(cluster: LocalCluster) -> None:
