@@ -37,8 +37,8 @@ MAY_IMPORT = {
     "evaluation": "leaves storage images network folding executors quantisation weights model classification labels "
     "calibration",
     "look": "leaves images model",
-    "commands": "leaves kernels.inspection network folding executors images weights model classification calibration "
-    "evaluation look",
+    "commands": "leaves kernels.inspection network folding executors images weights model classification ray "
+    "calibration evaluation look",
     "top": "leaves network images model classification calibration evaluation commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",

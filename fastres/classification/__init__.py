@@ -142,7 +142,7 @@ def classify(
 
 
 def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overwrite: bool, progress: bool) -> Report:
-    from .places import place_of
+    from .outputs import place_of
     from .shared import classify_shard
 
     return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
@@ -152,7 +152,7 @@ def _in_processes(
     request: Request, output: str | os.PathLike[str], devices: list[str], resume: bool, overwrite: bool, progress: bool
 ) -> Report:
     from .driving import drive
-    from .places import place_of
+    from .outputs import place_of
     from .processes import Processes
 
     place = place_of(output)
@@ -177,7 +177,7 @@ def plan_shards(
     >>> print(fastres.plan_shards("photos", "photos.parquet", shards=16))
     """
     request = Request.checked(source, _suffix(output), **options)
-    from .places import place_of
+    from .outputs import place_of
     from .planning import plan
     from .shared import RunFinishedError, refuse_finished
 
@@ -212,7 +212,7 @@ def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, prog
     """
     check_dependencies("join_shards", ["pyarrow"])
     from .joining import join
-    from .places import place_of
+    from .outputs import place_of
 
     progress = is_terminal(sys.stderr) if progress is None else progress
     return join(place_of(output), overwrite=overwrite, progress=progress)

@@ -17,7 +17,6 @@ from typing import IO, Any, BinaryIO
 
 from fastres.errors import OutputError
 from fastres.files import read_regular, refuse_inputs
-from fastres.storage.urls import is_url
 
 from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
 from .formats import FORMATS
@@ -303,12 +302,3 @@ def _link(path: Path, target: Path) -> None:
         raise
     except OSError:  # a file system without hard links
         os.replace(path, target)
-
-
-def place_of(output: str | os.PathLike[str]) -> Place:
-    """Return the place of an output. Raises ``OutputError`` if it has none of the suffixes of tables."""
-    if is_url(output):
-        from .store_place import StorePlace
-
-        return StorePlace(str(output))
-    return LocalPlace(Path(output))

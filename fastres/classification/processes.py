@@ -30,10 +30,13 @@ from .places import Place
 from .requests import Request
 from .shared import RunFinishedError, Tell, open_run
 
+# Ctrl-C reaches all processes, but the one that was started by the user stops the others.
 _BOOT = (
-    "import sys; from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
     "sys.path[:] = connection.recv(); from fastres.classification.processes import serve; serve(connection)"
 )
+_BEGIN = "begin"  # sent in the place of a run
 _GRACE = 20.0  # seconds in which a process may write its rows after it was told to stop
 
 
@@ -74,9 +77,12 @@ class Processes:
             child.end(deadline)
 
     def begin(self) -> Begun:
-        child = self._started(0)
+        for index in range(self.size):  # while the first lists the images, the others import and load
+            self._started(index)
+        first = self._children[0]
+        first.open(None)
         while True:
-            kind, value = child.receive()
+            kind, value = first.receive()
             if kind == "begun":
                 return value
             if kind == "failed":
@@ -85,17 +91,15 @@ class Processes:
     def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
         failures = Failures(self._place.folder)
         waiting = deque((0.0, shard) for shard in shards)
-        while len(self._children) < min(self.size, max(len(shards), 1)):
-            self._started(len(self._children), run)
         while waiting or any(child.shard for child in self._children):
             self._give_out(waiting, run)
             for child in self._ready(waiting):
                 self._hear(child, waiting, failures, tell)
         failures.check()
 
-    def _started(self, index: int, run: str | None = None) -> _Child:
+    def _started(self, index: int) -> _Child:
         share = max(1, suitable_threads() // self.size)
-        child = _Child(self._requests[index], self._place, run, self._overwrite, share)
+        child = _Child(self._requests[index], self._place, self._overwrite, share)
         self._children[index : index + 1] = [child]
         return child
 
@@ -107,7 +111,9 @@ class Processes:
             if child.shard is None and due is not None:
                 waiting.remove(due)
                 if child.has_ended:
-                    child = self._started(index, run)
+                    child = self._started(index)
+                if not child.is_open:
+                    child.open(run)
                 child.take(due[1])
 
     def _ready(self, waiting: deque[tuple[float, range]]) -> list[_Child]:
@@ -139,7 +145,7 @@ class Processes:
 class _Child:
     """A process that computes one shard after another. ``told`` are the rows and errors of the current one."""
 
-    def __init__(self, request: Request, place: Place, run: str | None, overwrite: bool, threads: int) -> None:
+    def __init__(self, request: Request, place: Place, overwrite: bool, threads: int) -> None:
         ours, theirs = socket.socketpair()
         with closing(theirs):
             self._process = subprocess.Popen(
@@ -151,12 +157,18 @@ class _Child:
         self.device = request.device
         self.shard: range | None = None
         self.told = 0, 0
+        self.is_open = False
         self._send(sys.path)
-        self._send((request, place, run, overwrite, threads))
+        self._send((request, place, overwrite, threads))
 
     @property
     def has_ended(self) -> bool:
         return self._process.poll() is not None
+
+    def open(self, run: str | None) -> None:
+        """Have the process open the run with this ``Manifest.run``, or begin it."""
+        self.is_open = True
+        self._send(run or _BEGIN)
 
     def take(self, shard: range) -> None:
         self.shard, self.told = shard, (0, 0)
@@ -204,12 +216,10 @@ class _StoppedError(BaseException):
 
 def serve(connection: Connection) -> None:
     """Compute the shards that come through ``connection``, until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one stops the others
     keep_memory_of_program()
     with suppress(_StoppedError, BrokenPipeError, ConnectionResetError):
-        request, place, run, overwrite, threads = _received(connection)
         try:
-            _serve(connection, request, place, run, overwrite, threads)
+            _serve(connection, *_received(connection))
         except RunFinishedError as end:
             connection.send(("finished", end.manifest))
         except Exception as error:
@@ -217,16 +227,18 @@ def serve(connection: Connection) -> None:
     os._exit(0)  # without waiting for threads of libraries
 
 
-def _serve(
-    connection: Connection, request: Request, place: Place, run: str | None, overwrite: bool, threads: int
-) -> None:
+def _serve(connection: Connection, request: Request, place: Place, overwrite: bool, threads: int) -> None:
     import torch
 
     if torch.device(request.device or "cpu").type == "cpu":
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     tell = _teller(connection)
-    with open_run(request, place, overwrite=overwrite, expected=run, list_again=run is None) as opened:
-        if run is None:
+    model = request.opened_model()
+    run = _received(connection)
+    begins = run == _BEGIN
+    options: dict[str, Any] = {"list_again": True} if begins else {"expected": run}
+    with open_run(request, place, model=model, overwrite=overwrite, **options) as opened:
+        if begins:
             connection.send(("begun", Begun.of(opened)))
         while True:
             shard = _received(connection)

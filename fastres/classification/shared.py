@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning
+from fastres.model.model import Model
 from fastres.terminal import say, warn
 from fastres.text import path_text
 from fastres.version import __version__
@@ -120,6 +121,7 @@ def open_run(
     request: Request,
     place: Place,
     *,
+    model: Model | None = None,
     shards: int = 0,
     overwrite: bool = False,
     expected: str | None = None,
@@ -127,7 +129,8 @@ def open_run(
     progress: bool = False,
 ) -> Iterator[SharedRun]:
     """Open the run of ``request`` in ``place``; begin it if nobody has. ``shards`` is how many the user asked for.
-    ``overwrite`` permits that there is an output, which will be replaced.
+    ``model`` is that of the request, if it is loaded already. ``overwrite`` permits that there is an output, which will
+    be replaced.
 
     If ``expected`` is given, it is the ``Manifest.run`` that must be there. If ``list_again``, list the images also if
     the run has begun, and raise ``ResumeError`` if they have changed.
@@ -135,7 +138,7 @@ def open_run(
     Raises ``RunFinishedError`` if the output is complete, ``ResumeError`` if the run has other settings, and the errors
     of ``fastres.classify``.
     """
-    model = request.opened_model()
+    model = model or request.opened_model()
     with place.opened():
         manifest = Manifest.of(place.manifest(), place.folder)
         if expected is not None and (manifest is None or manifest.run != expected):

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   fastres classify photos/ -o photos.parquet --resume
   fastres classify photos/ -o photos.parquet --shard 3/16      (on any machine, in any order)
   fastres classify --join photos.parquet                       (when all shards are finished)
+  fastres classify s3://bucket/photos/ -o s3://bucket/photos.parquet --ray
 """
 
 
@@ -32,8 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add = parser.add_argument
     parser.set_defaults(complain=parser.error)
-    add("source", nargs="*", metavar="SOURCE", help="folder, glob, tar files (WebDataset) or Parquet files")
-    add("-o", "--output", help="file to write: .parquet, .csv or .jsonl")
+    add(
+        "source",
+        nargs="*",
+        metavar="SOURCE",
+        help="folder, glob, tar files (WebDataset) or Parquet files; paths or URLs",
+    )
+    add("-o", "--output", help="file or URL to write: .parquet, .csv or .jsonl")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
@@ -43,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
     add_reading(parser, "output")
     add("--processes", type=int, metavar="N", help="processes that share the work (default: one for each GPU)")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="share the work among the actors of a Ray cluster")
+    add("--actors", type=int, metavar="N", help="Ray: actors, each with a model (default: as many as fit)")
+    add("--num-cpus", type=float, metavar="N", help="Ray: cores of each actor (default: 1, or the share of its GPU)")
+    add("--num-gpus", type=float, metavar="N", help="Ray: GPUs of each actor (default: 1 if the cluster has GPUs)")
     add("--shard", metavar="I/N", help="compute only the rows of shard I of N; see --join")
     add("--join", metavar="OUTPUT", help="write the output whose shards are computed; needs no SOURCE")
     add("--dry-run", action="store_true", help="write nothing; show images, shards and an estimate of the time")
@@ -80,6 +90,16 @@ def run(options: argparse.Namespace) -> int:
         "overwrite": options.overwrite,
         "progress": not options.quiet,
     }
+    cluster = {"actors": options.actors, "num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    if options.ray is not None:
+        if options.shard or options.processes or options.dry_run:
+            options.complain("--ray shares out the work itself; leave out --shard, --processes and --dry-run")
+        from fastres.ray import classify as classify_on_ray
+
+        cluster |= {"address": options.ray or None, "resume": options.resume}
+        return _show(classify_on_ray(options.source, options.output, **given, **cluster), options)
+    if chosen := [name for name, value in cluster.items() if value is not None]:
+        options.complain(f"--{chosen[0].replace('_', '-')} works only with --ray")
     if options.dry_run:
         shards = Shard.of(options.shard).count if options.shard else 1
         plan = plan_shards(options.source, options.output, shards=shards, **given)
@@ -93,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(report: Report, options: argparse.Namespace) -> int:
-    wrote(report.output)
+    if report.shard is None:
+        wrote(report.output)
     data = {**asdict(report), "output": path_text(report.output)}
     print(json_text(data, indent=None) if options.json else report)
     return 0

@@ -10,15 +10,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
+
 from fastres.classification.driving import PASSING, TRIES, Begun, sendable
 from fastres.classification.places import Place
 from fastres.classification.requests import Request
 from fastres.classification.shared import RunFinishedError, SharedRun, open_run
-from fastres.errors import SourceError
+from fastres.errors import SourceError, WorkerError
 from fastres.storage.urls import is_url
 
 from .share import assigned, suitable_device, use_threads
 
+_SMALLER = "smaller batches, fewer workers or fewer actors"
 BEGUN, DONE, FAILED, FINISHED = "begun", "done", "failed", "finished"
 Answer = tuple[str, bytes]  # one of these, and a pickled value
 
@@ -81,6 +84,12 @@ class Counter:
 
     def __init__(self) -> None:
         self._counts: dict[int, tuple[int, int]] = {}  # by the first row of the shard
+        self._starts: dict[int, int] = {}
+
+    def started(self, start: int) -> int:
+        """Return how often an actor has started on a shard, this time included. Ray repeats it if an actor dies."""
+        self._starts[start] = self._starts.get(start, 0) + 1
+        return self._starts[start]
 
     def note(self, start: int, rows: int, errors: int) -> None:
         """Note that a shard has so many rows and errors by now; after an actor has died, it counts from 0 again."""
@@ -111,6 +120,9 @@ class ShardActor:
 
     def _answered(self, shard: range) -> Answer:
         """Compute a shard, and try again if what fails may pass."""
+        if (starts := ray.get(self._counter.started.remote(shard.start))) > TRIES:
+            reason = f"The actors that computed it died {starts - 1} times. If a node ran out of memory, use {_SMALLER}"
+            return _answer(FAILED, (WorkerError(reason), f"last on {node_name()}"))
         for tried in range(1, TRIES):
             answer, passes = self._tried(shard)
             if not passes:

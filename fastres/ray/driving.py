@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fastres.arguments import whole_number
 from fastres.classification.driving import TRIES, Begun, Failures, drive
-from fastres.classification.places import place_of
+from fastres.classification.outputs import place_of
 from fastres.classification.report import Report
 from fastres.classification.requests import Request, Sources
 from fastres.classification.shared import RunFinishedError, Tell
@@ -82,6 +82,7 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
         return
     try:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ code would break up the bar
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise RayError(
@@ -168,8 +169,6 @@ class _Actors:
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=self._cpus,
             num_gpus=self._gpus,
-            max_restarts=-1,
-            max_task_retries=TRIES,
         )
         try:
             yield from answers.iter_rows()
