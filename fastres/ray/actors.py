@@ -120,7 +120,7 @@ class ShardActor:
 
     def _answered(self, shard: range) -> Answer:
         """Compute a shard, and try again if what fails may pass."""
-        if (starts := ray.get(self._counter.started.remote(shard.start))) > TRIES:
+        if (starts := self._starts(shard)) > TRIES:
             reason = f"The actors that computed it died {starts - 1} times. If a node ran out of memory, use {_SMALLER}"
             return _answer(FAILED, (WorkerError(reason), f"last on {node_name()}"))
         for tried in range(1, TRIES):
@@ -129,6 +129,12 @@ class ShardActor:
                 return answer
             time.sleep(2 ** (tried - 1))
         return self._tried(shard)[0]
+
+    def _starts(self, shard: range) -> int:
+        try:
+            return int(ray.get(self._counter.started.remote(shard.start)))
+        except ray.exceptions.RayError:  # the counter has died with its node; the rows do not need it
+            return 1
 
     def _tried(self, shard: range) -> tuple[Answer, bool]:
         """Compute a shard; return the answer, and whether it is a failure that may pass."""

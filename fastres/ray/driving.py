@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from fastres.terminal import is_terminal
 
 from .actors import BEGUN, FAILED, FINISHED, Answer, Counter, ShardActor, Task, begin
 
+_NAMED = re.compile(r"[\w.]+(Error|Exception): ")  # the last line of a traceback
 _EVERY = 0.5  # seconds between looks at the counter
 
 
@@ -86,7 +88,7 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise RayError(
-            f"There is no Ray cluster at address {address!r} ({_first_line(error)}); start one with 'ray start "
+            f"There is no Ray cluster at address {address!r} ({_reason(error)}); start one with 'ray start "
             "--head', or leave the address out to use this machine"
         ) from error
     try:
@@ -147,7 +149,7 @@ class _Actors:
     def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
         failures = Failures(self._task.place.folder)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        counter = ray.remote(Counter).options(num_cpus=0, scheduling_strategy=here).remote()
+        counter = ray.remote(Counter).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         with _counted(counter, tell):
             for row in self._rows(run, shards, counter):
                 shard = range(row["start"], row["stop"])
@@ -166,7 +168,7 @@ class _Actors:
             ShardActor,
             fn_constructor_kwargs={"task": self._task, "run": run, "counter": counter},
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=size, max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=self._cpus,
             num_gpus=self._gpus,
         )
@@ -174,7 +176,7 @@ class _Actors:
             yield from answers.iter_rows()
         except (ray.exceptions.RayError, RuntimeError) as error:
             raise WorkerError(
-                f"The actors ended: {_first_line(error)}. If a node ran out of memory, use smaller batches, fewer "
+                f"The actors ended: {_reason(error)}. If a node ran out of memory, use smaller batches, fewer "
                 f"workers or fewer actors. Finished rows are kept in {self._task.place.folder!r}; run the command again"
             ) from error
 
@@ -193,7 +195,7 @@ def _got(reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
         raise WorkerError(
-            f"The cluster could not begin the run: {_first_line(error)}. fastres must be installed on every node, in "
+            f"The cluster could not begin the run: {_reason(error)}. fastres must be installed on every node, in "
             "the same version"
         ) from error
 
@@ -224,7 +226,8 @@ def _counted(counter: Any, tell: Tell) -> Iterator[None]:
         ray.kill(counter)
 
 
-def _first_line(error: BaseException) -> str:
-    """Return the first line of an error of Ray's with a message, without its traceback."""
+def _reason(error: BaseException) -> str:
+    """Return the line of an error of Ray's that says what happened, without the tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    named = [line for line in lines if _NAMED.match(line) and "UserCodeException" not in line]
+    return (named[-1] if named else lines[0] if lines else type(error).__name__).rstrip(".")

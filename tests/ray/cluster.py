@@ -69,6 +69,10 @@ class LocalCluster:
         until(lambda: node.node_id not in {entry["NodeID"] for entry in ray.nodes() if entry["Alive"]})
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def node_of(self, pid: int) -> Any:
+        """Return the node that has started a process."""
+        return next(node for node in self.nodes if node.all_processes["raylet"][0].process.pid == _parent(pid))
+
     def restore(self) -> None:
         """Start nodes until there are two again."""
         while len(self.nodes) < 2:
@@ -100,6 +104,18 @@ def processes(folder: Path) -> list[int]:
         if mine and int(path.parent.name) != os.getpid() and _state(int(path.parent.name)) != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def title(pid: int) -> str:
+    """Return the command line of a process; Ray puts the name of the actor into it."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _state(pid: int) -> str:

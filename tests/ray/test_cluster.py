@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import pytest
 import ray
 
 import fastres
+from fastres.commands.cli import main
 
-from .cluster import LocalCluster, kill, processes, until
-from .conftest import BATCH, classify
+from .cluster import LocalCluster, kill, processes, title, until
+from .conftest import BATCH, classify, jpeg
 from .reporting import Reporting
-from .slow import Slow
 
 pytestmark = pytest.mark.slow
 OPTIONS: dict[str, Any] = {"model": "resnet20_digits", "top_k": 2}
+RUN: dict[str, Any] = {"model": "resnet20_digits", "batch_size": 4, "workers": 0}
 
 
 def dataset(table: pa.Table, blocks: int) -> ray.data.Dataset:
@@ -67,36 +68,99 @@ def test_threads_fit_the_cores_and_a_killed_actor_costs_no_row(cluster: LocalClu
     assert {row["torch_threads"] for row in rows} == {row["decoders"] for row in rows} == {2}
 
 
-def test_a_lost_node_costs_no_row(cluster: LocalCluster, table: pa.Table) -> None:
-    rows: list[dict[str, Any]] = []
-    for row in rows_of(table.drop_columns(["image"]), Slow):
-        rows.append(row)
-        if len(rows) == 1:
-            cluster.kill_node(next(node for node in cluster.nodes if node.node_id == row["node"]))
-    cluster.restore()
-    assert sorted(row["id"] for row in rows) == list(range(len(table)))
-    assert len({row["node"] for row in rows}) == 2
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """240 images, four of them broken."""
+    place = tmp_path_factory.mktemp("images")
+    for number in range(240):
+        (place / f"{number:03}.jpg").write_bytes(b"broken" if number % 60 == 7 else jpeg(number))
+    return place
 
 
-def test_the_actors_of_a_killed_driver_end(cluster: LocalCluster) -> None:
-    code = """
-        import os, time
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The table that one process writes."""
+    output = tmp_path_factory.mktemp("whole") / "whole.parquet"
+    fastres.classify(folder, output, **RUN, device="cpu", progress=False)
+    return output.read_bytes()
 
-        class Slow:
-            def __call__(self, batch):
-                print(os.getpid(), file=open(PATH, "w"), flush=True)
-                time.sleep(600)
 
-        ray.data.range(1).map_batches(Slow, compute=ray.data.ActorPoolStrategy(size=1)).materialize()
-    """
-    path = cluster.folder / "pid"
-    driver = cluster.driver(textwrap.dedent(code).replace("PATH", repr(str(path))))
-    until(lambda: path.exists() and path.read_text().endswith("\n"))
-    actor = int(path.read_text())
-    assert actor in processes(cluster.folder)
-    driver.kill()
-    driver.wait()
-    until(lambda: actor not in processes(cluster.folder))
+def driver_of(cluster: LocalCluster, folder: Path, output: Path) -> subprocess.Popen[str]:
+    """Start a program that prints its node, classifies ``folder`` on the cluster, and prints its report."""
+    code = f"""
+import fastres
+print(ray.get_runtime_context().get_node_id(), flush=True)
+print(fastres.ray.classify({str(folder)!r}, {str(output)!r}, **{RUN!r}, progress=False))
+"""
+    return cluster.driver(code)
+
+
+def actors_of(cluster: LocalCluster, run: Path) -> list[int]:
+    """Return the processes of the actors that work on the run in this folder, when there are four."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [pid for pid in processes(cluster.folder) if "ShardActor" in title(pid)]
+        return len(found) == 4
+
+    until(lambda: (run / "manifest.json").exists())
+    until(there)
+    return found
+
+
+class TestClassify:
+    """``fastres.ray.classify`` writes the table of one process, whatever dies on the way."""
+
+    def test_killed_actors_and_a_lost_node(
+        self, cluster: LocalCluster, folder: Path, tmp_path: Path, whole: bytes
+    ) -> None:
+        output = tmp_path / "out.parquet"
+        with driver_of(cluster, folder, output) as driver:
+            actors = actors_of(cluster, partial(output))
+            assert driver.stdout is not None
+            own = driver.stdout.readline().strip()  # whose loss would end the driver
+            lost = next(node for node in map(cluster.node_of, actors) if node.node_id != own)
+            kill(next(pid for pid in actors if cluster.node_of(pid) is not lost))
+            cluster.kill_node(lost)
+            assert "240 rows, 4 with errors" in driver.communicate()[0]
+        cluster.restore()
+        assert output.read_bytes() == whole
+        assert not partial(output).exists()
+
+    def test_a_killed_driver_and_then_two_at_once(
+        self, cluster: LocalCluster, folder: Path, tmp_path: Path, whole: bytes
+    ) -> None:
+        output = tmp_path / "out.parquet"
+        with driver_of(cluster, folder, output) as driver:
+            actors = actors_of(cluster, partial(output))
+            driver.kill()
+        until(lambda: not set(actors) & set(processes(cluster.folder)))
+        assert not output.exists()
+        with driver_of(cluster, folder, output) as one, driver_of(cluster, folder, output) as two:
+            said = one.communicate()[0], two.communicate()[0]
+        assert all("240 rows" in text and "4 with errors" in text for text in said)
+        assert output.read_bytes() == whole
+        assert not partial(output).exists()
+
+    def test_the_command_and_errors(
+        self, cluster: LocalCluster, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        common = ["--model", "resnet20_digits", "--ray", "--quiet"]
+        assert main(["classify", str(folder / "000.jpg"), "-o", str(tmp_path / "one.csv"), *common]) == 0
+        assert "one.csv: 1 rows, 0 with errors" in capsys.readouterr().out
+        (tmp_path / "empty").mkdir()
+        assert main(["classify", str(tmp_path / "empty"), "-o", str(tmp_path / "out.csv"), *common]) == 2
+        assert main(["classify", str(folder), "-o", str(tmp_path / "out.csv"), *common, "--actors", "9"]) == 2
+        assert main(["classify", str(folder), "-o", str(tmp_path / "out.csv"), *common, "--ray", "127.0.0.3:1"]) == 2
+        said = capsys.readouterr().err
+        assert "There are no images in" in said
+        assert "The cluster has room for 4 actors with 1 cores and 0 GPUs each (3 nodes with 4 cores" in said, said
+        assert "Ray is already connected to" in said
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "one.csv", "one.csv.manifest.json"]
+
+
+def partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
 
 
 @pytest.mark.parametrize(
