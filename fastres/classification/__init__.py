@@ -22,6 +22,7 @@ from fastres.arguments import whole_number
 from fastres.errors import InputError, OutputError
 from fastres.files import refuse_inputs
 from fastres.model.model import Model
+from fastres.storage.urls import is_url
 from fastres.terminal import is_terminal
 
 from .report import Report
@@ -60,7 +61,7 @@ def classify(
 
     ``source`` is a folder (its subfolders are searched as well), a glob, tar files (WebDataset) or Parquet files with
     image bytes, or a list of several sources of one kind. ``output`` is a file name that ends in ``.parquet``, ``.csv``
-    or ``.jsonl``. The table has these columns:
+    or ``.jsonl``. All can be paths, or URLs of object stores (``s3://``, ``gs://``). The table has these columns:
 
     - ``path``;
     - ``key`` for tar files (WebDataset's ``__key__``), or ``row`` and the copied ``columns`` for Parquet files;
@@ -118,12 +119,11 @@ def classify(
         if processes is not None:
             raise InputError("shard and processes were both given; start a process for each shard instead")
         return _shard(request, output, Shard.of(shard), overwrite, progress)
-    if not isinstance(model, Model) or processes not in (None, 1):
-        from .processes import devices
+    from .processes import devices
 
-        places = devices(request.device, processes)
-        if len(places) > 1:
-            return _in_processes(request, output, places, resume, overwrite, progress)
+    places = [] if isinstance(model, Model) and processes in (None, 1) else devices(request.device, processes)
+    if len(places) > 1 or is_url(output):
+        return _driven(request, output, places, resume, overwrite, progress)
     output = Path(output)
     check_output(output, resume, overwrite)
     found = find(source)
@@ -148,15 +148,20 @@ def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overw
     return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
 
 
-def _in_processes(
+def _driven(
     request: Request, output: str | os.PathLike[str], devices: list[str], resume: bool, overwrite: bool, progress: bool
 ) -> Report:
-    from .driving import drive
+    """Classify in several processes, or to an object store."""
+    from .driving import ThisProcess, drive
     from .outputs import place_of
     from .processes import Processes
 
     place = place_of(output)
-    with Processes(request, place, devices, overwrite) as crew:
+    with (
+        Processes(request, place, devices, overwrite)
+        if len(devices) > 1
+        else ThisProcess(request, place, overwrite, progress)
+    ) as crew:
         return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,8 +17,8 @@ from .places import Place
 from .report import Report
 from .requests import Request
 from .run import rows_bar
-from .shards import decreasing, described
-from .shared import RunFinishedError, SharedRun, Tell, refuse_finished
+from .shards import contiguous, decreasing, described
+from .shared import RunFinishedError, SharedRun, Tell, open_run, refuse_finished
 
 TRIES = 3  # of a shard, before the run fails
 FAILED_SHARDS = 3  # after which no more are tried: the cause is not in the shards
@@ -116,6 +116,33 @@ def _kept(place: Place, begun: Begun) -> Iterator[None]:
         kept = f"{done:,} of {begun.images:,} rows are kept in {place.folder!r}; run the command again to go on"
         error.args = (f"interrupted: {kept}",)
         raise
+
+
+class ThisProcess:
+    """A crew of this process alone, for outputs in object stores; a context."""
+
+    size = 1
+
+    def __init__(self, request: Request, place: Place, overwrite: bool, progress: bool) -> None:
+        self._request, self._place, self._overwrite, self._progress = request, place, overwrite, progress
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def begin(self) -> Begun:
+        opened = open_run(
+            self._request, self._place, overwrite=self._overwrite, list_again=True, progress=self._progress
+        )
+        self._run = self._stack.enter_context(opened)
+        return Begun.of(self._run)
+
+    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
+        for rows in contiguous(shards):
+            self._run.compute(rows, tell)
 
 
 class Failures:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fastres.errors import ResumeError
+from fastres.errors import ResumeError, StorageError
 from fastres.terminal import progress_bar
 
 from .formats import COMPRESSION
@@ -93,6 +93,8 @@ def read(part: Part, run: str, read_file: Read) -> pa.Table:
     """Return the rows of a part of the run ``run``. Raises ``DamagedPartError`` if the checksum does not match."""
     try:
         content = read_file(part.name)
+    except StorageError:  # the store fails, not the part
+        raise
     except OSError as error:
         raise DamagedPartError(part, f"cannot be read: {error.strerror or error}") from error
     if _checksum(run, part.start, part.stop, content) != part.checksum:

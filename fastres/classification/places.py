@@ -17,6 +17,7 @@ from typing import IO, Any, BinaryIO
 
 from fastres.errors import OutputError
 from fastres.files import read_regular, refuse_inputs
+from fastres.storage.urls import is_url
 
 from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
 from .formats import FORMATS
@@ -174,7 +175,7 @@ class LocalPlace(Place):
                     remove(self._folder)
 
     def refuse_inputs(self, inputs: Iterable[str]) -> None:
-        given = list(inputs)
+        given = [name for name in inputs if not is_url(name)]
         for own in (self._output, self._folder):
             refuse_inputs(own, given)
 

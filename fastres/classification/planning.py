@@ -131,7 +131,7 @@ def _listed(
         yield found, opened(found, listing, manifest.image_column, manifest.columns), manifest.skipped
         return
     found = find(request.source)
-    place.refuse_inputs([*found.paths, *request.input_files])
+    place.refuse_inputs([*found.locations, *request.input_files])
     with tempfile.TemporaryDirectory(prefix="fastres-") as folder:
         path = Path(folder, "listing.arrow")
         with path.open("wb+") as file:

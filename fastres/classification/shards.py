@@ -64,6 +64,17 @@ def decreasing(todo: Sequence[range], batch_size: int, workers: int) -> list[ran
     return shards
 
 
+def contiguous(shards: Sequence[range]) -> list[range]:
+    """Join shards of which one begins where the one before it ends."""
+    joined: list[range] = []
+    for rows in shards:
+        if joined and joined[-1].stop == rows.start:
+            joined[-1] = range(joined[-1].start, rows.stop)
+        else:
+            joined.append(rows)
+    return joined
+
+
 class _Pieces:
     """Takes rows from the front of ranges; all cuts are between batches."""
 

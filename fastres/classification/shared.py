@@ -180,7 +180,7 @@ def _source_texts(request: Request) -> list[str]:
 def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compare: bool, progress: bool) -> None:
     """List the images, and write list and manifest, unless the run has begun; then ``compare`` them."""
     found = find(request.source)
-    place.refuse_inputs([*found.paths, *request.input_files])
+    place.refuse_inputs([*found.locations, *request.input_files])
     with place.new_listing() as path:
         with path.open("wb+") as file:
             fingerprint = write_listing(found.entries(), found.kind, file, progress)

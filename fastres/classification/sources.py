@@ -87,6 +87,11 @@ class Found:
     skipped: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
+    def locations(self) -> tuple[str, ...]:
+        """All files, folders and URLs."""
+        return tuple(part.path for part in self.parts)
+
+    @property
     def paths(self) -> tuple[str, ...]:
         """The local files and folders."""
         return tuple(part.path for part in self.parts if not is_url(part.path))

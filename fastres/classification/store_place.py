@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from fastres.errors import OutputError, StorageError
 from fastres.storage import objects
-from fastres.storage.urls import as_folder, checked, joined, url_text
+from fastres.storage.urls import as_folder, checked, is_url, joined, url_text
 from fastres.terminal import warn
 
 from .folder import MANIFEST, is_own
@@ -59,7 +59,7 @@ class StorePlace(Place):
                 self._scratch = None
 
     def refuse_inputs(self, inputs: Iterable[str]) -> None:
-        for given in inputs:
+        for given in filter(is_url, inputs):
             if given == self._url or as_folder(given).startswith(self._folder):
                 name = url_text(given)
                 raise OutputError(

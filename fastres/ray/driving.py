@@ -121,14 +121,15 @@ def _resources(actors: int | None, num_cpus: float | None, num_gpus: float | Non
         cpus = max(1.0, totals["CPU"] * gpus // max(totals["GPU"], 1))
     if cpus < 0 or gpus < 0 or not cpus + gpus:
         raise InputError(f"num_cpus is {num_cpus!r} and num_gpus is {num_gpus!r}; give each actor some of them")
-    fitting = sum(min(_times(node.get("CPU", 0), cpus), _times(node.get("GPU", 0), gpus)) for node in nodes)
+    places = (min(_times(node.get("CPU", 0), cpus), _times(node.get("GPU", 0), gpus)) for node in nodes)
+    fitting = int(sum(places))
     if not fitting or (actors or 0) > fitting:
         raise RayError(
             f"The cluster has room for {fitting:,} actors with {cpus:g} cores and {gpus:g} GPUs each "
             f"({len(nodes)} nodes with {totals['CPU']:g} cores and {totals['GPU']:g} GPUs in all), not for "
             f"{actors or 1:,}; ask for less, or add nodes"
         )
-    return actors or int(fitting), cpus, gpus
+    return actors or fitting, cpus, gpus
 
 
 def _times(there: float, wanted: float) -> float:
