@@ -161,7 +161,7 @@ class TestErrors:
         pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "x.parquet")
         upload(tmp_path, bucket)
         for source in ("x.parquet", "*.parquet"):
-            with pytest.raises(OutputError, match="The output 's3://photographs/x.parquet' is the input"):
+            with pytest.raises(OutputError, match=r"The output 's3://photographs/x\.parquet' is the input"):
                 classify(f"{bucket}/{source}", f"{bucket}/x.parquet", model, overwrite=True)
         assert content(f"{bucket}/x.parquet") == (tmp_path / "x.parquet").read_bytes()
         assert names(bucket) == ["x.parquet"]

@@ -15,7 +15,16 @@ SHOWN = ("text", "json", "toml", "yaml")  # the content of a file or the output 
 
 # Reasons why no test runs a block. A page gives one on the line before the block: <!-- not run: needs a GPU -->
 NEEDS_GPU = "needs a GPU"  # run if there is one
-REASONS = (NEEDS_GPU, "needs a network", "needs labelled images", "installs packages", "takes minutes")
+REASONS = (
+    NEEDS_GPU,
+    "needs a network",
+    "needs a cluster",
+    "needs Slurm",
+    "needs Kubernetes",
+    "needs labelled images",
+    "installs packages",
+    "takes minutes",
+)
 
 _FENCE = re.compile(
     r"^(?:[ \t]*<!-- not run: (?P<reason>.*?) -->\n\n?)?"

@@ -39,6 +39,10 @@ NOT_RUN = {
     ("docs/deployment.md", "installs packages"): 1,
     ("docs/index.md", "installs packages"): 1,
     ("docs/index.md", "needs a GPU"): 1,
+    ("docs/scaling.md", "needs Kubernetes"): 1,
+    ("docs/scaling.md", "needs Slurm"): 2,  # test_scaling.py runs them
+    ("docs/scaling.md", "needs a GPU"): 1,
+    ("docs/scaling.md", "needs a cluster"): 1,
     ("docs/troubleshooting.md", "needs a GPU"): 1,
 }
 
