@@ -6,6 +6,11 @@ stores their list. ``batches`` forms batches in worker processes, which ``parcel
 does a job for all of them, and ``job`` is the one of ``classify``: it runs the model, and ``tables`` turns the results
 into rows. ``work`` keeps finished rows until the run is complete: ``parts`` are their files, ``folder`` is the place.
 ``formats`` writes the output. The decoders are in ``fastres.images``.
+
+A run of several processes has no lock but a meeting place, the work folder (``places``, ``store_place``, ``outputs``),
+and a manifest (``manifests``) that they agree on. Each is a ``shared`` run and computes ``shards`` of it. ``joining``
+writes the output. ``driving`` gives out the shards: to ``processes`` of this machine, or to the actors of
+``fastres.ray``. ``planning`` is the dry run. ``requests`` has the arguments, which all of them need.
 """
 
 from __future__ import annotations
