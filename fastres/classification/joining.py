@@ -17,7 +17,7 @@ from .manifests import Manifest
 from .places import Place
 from .report import Report
 from .shards import described, numbers_of
-from .shared import RunFinishedError, unless_finished
+from .shared import RunFinishedError, report_of, unless_finished
 
 
 def join(place: Place, *, overwrite: bool, progress: bool) -> Report:
@@ -31,7 +31,7 @@ def join(place: Place, *, overwrite: bool, progress: bool) -> Report:
     manifest, finished = Manifest.of(place.manifest(), place.folder), place.finished()
     if manifest is None:
         if finished:
-            return _report(place, finished, began)
+            return report_of(place, finished, time.monotonic() - began)
         raise OutputError(
             f"{place.folder!r} has no run in shards to join; begin one with: fastres classify SOURCE -o "
             f"{place.output} --shard 1/4"
@@ -41,13 +41,7 @@ def join(place: Place, *, overwrite: bool, progress: bool) -> Report:
             document = _joined(place, manifest, overwrite, progress)
     except RunFinishedError as done:  # another process has joined them in the meantime
         document = done.manifest
-    return _report(place, document, began)
-
-
-def _report(place: Place, document: dict[str, Any], began: float) -> Report:
-    rows, skipped = int(document["images"]), int(document["skipped"])
-    seconds = time.monotonic() - began
-    return Report(place.path, rows, int(document["errors"]), rows, seconds, skipped=skipped)
+    return report_of(place, document, time.monotonic() - began)
 
 
 def _joined(place: Place, manifest: Manifest, overwrite: bool, progress: bool) -> dict[str, Any]:

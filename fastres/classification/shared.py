@@ -7,6 +7,7 @@ or come late: rows are finished when their part has its name, and the same rows 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning
+from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning, SourceError
 from fastres.model.model import Model
+from fastres.storage.urls import is_url
 from fastres.terminal import say, warn
 from fastres.text import path_text
 from fastres.version import __version__
@@ -30,8 +32,9 @@ from .report import Report
 from .requests import Request
 from .run import compute, rows_bar
 from .shards import Shard
-from .sources import Found, Images, find, opened
+from .sources import FileImages, Found, Images, find, opened
 
+_PROBES = 4  # images that are looked for before a shard begins
 Tell = Callable[[int, int], None]  # called with the numbers of rows and of errors that have been added
 
 
@@ -83,10 +86,26 @@ class SharedRun:
             kept = self.kept(rows, progress)
             recomputed = self.warn_of_damage(kept, rows)
             tell(kept.rows, kept.errors)
+            _refuse_missing_files(self._images, kept.missing)
             share = _Share(kept.missing, parts.PartWriter(self.manifest.run, self.place.write), self.place.folder)
             errors = compute(self._job, self._images, share, len(rows), tell) if kept.missing else 0
             share.flush()
             return Done(len(rows), kept.errors + errors, kept.rows, recomputed)
+
+
+def _refuse_missing_files(images: Images, gaps: list[range]) -> None:
+    """Raise ``SourceError`` if this machine has none of the image files, which would all become errors in the table."""
+    if not isinstance(images, FileImages):
+        return  # a missing tar or Parquet file is an error by itself
+    probes = [rows[index * len(rows) // _PROBES] for rows in gaps[:_PROBES] for index in range(_PROBES)]
+    entries = [images.listing.rows(row, row + 1).to_pylist()[0] for row in sorted(set(probes))]
+    paths = [os.fsdecode(entry["path"]) for entry in entries if entry["error"] is None]
+    local = [path for path in paths if not is_url(path)]
+    if len(local) >= _PROBES and not any(map(os.path.lexists, local)):
+        raise SourceError(
+            f"This machine does not have the images that were listed, such as {path_text(local[0])!r}. Give it the "
+            "same file system under the same name, or start it in the same folder if the source is relative"
+        )
 
 
 class _Share:
@@ -236,6 +255,7 @@ def refuse_finished(request: Request, place: Place) -> None:
 def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:
     """Compute the rows of a shard that nobody has finished. The output is written later, by ``join``.
 
+    If the output is complete already, its report is returned, not that of the shard.
     Raises ``OutputError`` if the output exists, unless it is that of this run, or ``overwrite``.
     """
     began = time.monotonic()
@@ -262,8 +282,12 @@ def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: b
             left,
         )
     except RunFinishedError as end:
-        images, batch = int(end.manifest["images"]), int(end.manifest["batch_size"])
-        rows = shard.rows(images, batch)
         if progress:
             say(f"fastres: {place.output} is complete since {end.manifest['finished']}; there is nothing to do")
-        return Report(place.path, len(rows), 0, len(rows), time.monotonic() - began, shard=str(shard))
+        return report_of(place, end.manifest, time.monotonic() - began)
+
+
+def report_of(place: Place, finished: dict[str, Any], seconds: float) -> Report:
+    """Return the report of the complete output with this manifest."""
+    rows, errors, skipped = (int(finished[name]) for name in ("images", "errors", "skipped"))
+    return Report(place.path, rows, errors, rows, seconds, skipped=skipped)

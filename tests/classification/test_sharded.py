@@ -101,7 +101,7 @@ def test_shards_run_again_and_late_change_nothing(
     again = fastres.join_shards(output, progress=False)
     assert (again.rows, again.errors) == (24, 3)
     late = classify(folder, output, model, shard=(1, 2))
-    assert (late.rows, late.resumed, late.missing) == (10, 10, 0)
+    assert (late.rows, late.resumed, late.errors, late.shard) == (24, 24, 3, None)
     assert output.read_bytes() == whole
     assert not work_folder(output).exists()
 
@@ -191,6 +191,19 @@ class TestOneRun:
             "changed after it was listed"
             in dict(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))[str(folder / "v.jpg")]
         )
+
+    def test_a_machine_without_the_images_makes_no_errors_of_them(
+        self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = tmp_path / "out.parquet"
+        classify(folder, output, model, shard="1/2")
+        folder.rename(tmp_path / "elsewhere")
+        with pytest.raises(SourceError, match=r"does not have the images that were listed, such as .*k\.jpg"):
+            classify(folder, output, model, shard="2/2")
+        (tmp_path / "elsewhere").rename(folder)
+        classify(folder, output, model, shard="2/2")
+        fastres.join_shards(output, progress=False)
+        assert output.read_bytes() == whole
 
     def test_a_run_of_one_process_is_left_alone(
         self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes
