@@ -63,8 +63,7 @@ ONE, SHARED, APART = KINDS = ("one_process", "processes", "commands")
 RATES = {"steady": "10 % to 90 %", "whole": "whole command"}
 VARIABLES = {"OMP_NUM_THREADS": "1"}
 MEMORY_EVERY_S = 0.5
-LEVELS = (0.2, 0.5, 1.0)  # shares of the rows
-COMPARED = (LEVELS[0], LEVELS[-1])  # the memory grows from the first to the second
+LEVELS = (0.2, 0.5, 1.0)  # shares of the rows; the growth is from the first to the last
 
 
 @dataclass(frozen=True)
@@ -260,28 +259,30 @@ def measured(load: Load, images: int, rounds: int, setting: Setting) -> dict[str
 def memory(images: int, setting: Setting) -> list[dict[str, Any]]:
     """Sample the memory of runs over ``images`` images."""
     folder = setting.scratch / "many"
-    tables, rows = Tables(MANY, make_images(MANY, folder, images)[1], images, setting), []
-    for options in (["--shard", "1/1"], ["--processes", str(setting.processes)]):
-        output = folder / f"{options[0].strip('-')}.parquet"
-        program = ended = sampled(tables.arguments(output, *options), " ".join(options), images, setting)
-        if not output.exists():  # the rows of the shard are still to be joined
-            ended = sampled(["--join", str(output), "--json"], "--join", 0, setting)
-        tables.check(ended, output)
-        levels = {share: level(program.samples, images, share) for share in LEVELS}
-        first, last = (levels[share] for share in COMPARED)
-        rows.append(
-            {
-                "options": " ".join(options),
-                "images": images,
-                "wall_s": significant(program.seconds),
-                "mb": {f"{share:.0%}": significant(value) for share, value in levels.items()},
-                "peak_mb": max(each.mb for each in program.samples),
-                "growth_mb": None if first is None or last is None else significant(last - first, 3),
-                "join_peak_mb": None if ended is program else max(each.mb for each in ended.samples),
-                "samples": [list(each) for each in program.samples],
-            }
-        )
-    return rows
+    tables = Tables(MANY, make_images(MANY, folder, images)[1], images, setting)
+    every = ("--shard", "1/1"), ("--processes", str(setting.processes))
+    return [memory_of(options, folder / f"{options[0].strip('-')}.parquet", tables) for options in every]
+
+
+def memory_of(options: Sequence[str], output: Path, tables: Tables) -> dict[str, Any]:
+    """Sample the memory of a run with ``options``, and of joining the table if the run leaves it to be joined."""
+    setting, images = tables.setting, tables.count
+    program = ended = sampled(tables.arguments(output, *options), " ".join(options), images, setting)
+    if not output.exists():
+        ended = sampled(["--join", str(output), "--json"], "--join", 0, setting)
+    tables.check(ended, output)
+    levels = {share: level(program.samples, images, share) for share in LEVELS}
+    first, last = levels[LEVELS[0]], levels[LEVELS[-1]]
+    return {
+        "options": " ".join(options),
+        "images": images,
+        "wall_s": significant(program.seconds),
+        "mb": {f"{share:.0%}": significant(value) for share, value in levels.items()},
+        "growth_mb": None if first is None or last is None else significant(last - first, 3),
+        "peak_mb": max(each.mb for each in program.samples),
+        "join_peak_mb": None if ended is program else max(each.mb for each in ended.samples),
+        "samples": [list(each) for each in program.samples],
+    }
 
 
 def sampled(arguments: Sequence[str], name: str, images: int, setting: Setting) -> Program:
@@ -347,8 +348,13 @@ def summary(found: dict[str, Any]) -> str:
             rates, shares = (each["scaling"][rate][name] for name in ("images_per_s", "efficiency"))
             numbers = [f"{rates[kind]['median']:g}" if rates[kind] else "too few images" for kind in (ONE, SHARED)]
             speed.append((each["load"], title, *numbers, *(_range(shares[kind]) for kind in (SHARED, APART))))
-    least = min(runs[ONE]["cores_used"] for each in found["loads"] for runs in each["rounds"])
-    alone = f"A single process used at least {least:.0%} of its core; if it is much less than 100%, others used it too"
+    least = {
+        kind: min(runs[kind]["cores_used"] for each in found["loads"] for runs in each["rounds"]) for kind in KINDS
+    }
+    alone = (
+        f"Used of their cores, in the least run: one process {least[ONE]:.0%}, {count} processes {least[SHARED]:.0%}, "
+        f"{count} commands {least[APART]:.0%}. If commands use much less than 100%, other programs disturb the figures"
+    )
     texts = [text_table(loads, right=(2, 3)), text_table(speed, right=(2, 3)), alone]
     if found["memory"]:
         rows = [("options", "images", *(f"MB at {share:.0%}" for share in LEVELS), "growth", "peak")]

@@ -53,14 +53,24 @@ def test_it_measures_and_writes(
 
 def test_memory_is_sampled_over_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("skimage")
-    monkeypatch.setattr(shards, "MEMORY_EVERY_S", 0.05)
-    rows = shards.memory(200, Setting(tmp_path, (min(os.sched_getaffinity(0)),), 0))
-    assert [row["options"] for row in rows] == ["--shard 1/1", "--processes 1"]
-    for row in rows:
-        assert row["peak_mb"] == max(mb for _, _, mb in row["samples"]) > 50
-        assert row["samples"][-1][1] == 200, "all rows were seen"
-    assert rows[0]["join_peak_mb"] > 50
-    assert rows[1]["join_peak_mb"] is None
+    monkeypatch.setattr(shards, "MEMORY_EVERY_S", 0.1)
+    _, images = shards.make_images(shards.MANY, tmp_path / "many", 200)
+    tables = Tables(shards.MANY, images, 200, Setting(tmp_path, (min(os.sched_getaffinity(0)),), 0))
+    row = shards.memory_of(("--shard", "1/1"), tmp_path / "rows.parquet", tables)
+    assert (row["options"], row["images"]) == ("--shard 1/1", 200)
+    assert row["peak_mb"] == max(mb for _, _, mb in row["samples"]) > 50
+    assert 0 < row["samples"][-1][1] <= 200, "rows were seen"
+    assert row["join_peak_mb"] > 50
+    assert (tmp_path / "rows.parquet").exists()
+
+
+def test_memory_is_sampled_with_shards_and_with_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(shards, "memory_of", lambda options, output, tables: (options, output.name, tables.count))
+    assert shards.memory(5, Setting(tmp_path, (0, 1, 2), 0)) == [
+        (("--shard", "1/1"), "shard.parquet", 5),
+        (("--processes", "3"), "processes.parquet", 5),
+    ]
 
 
 def test_images_are_always_the_same_and_many_share_a_file(tmp_path: Path) -> None:
@@ -128,7 +138,7 @@ def test_figures_that_are_missing_are_named_in_the_tables() -> None:
     (whole,) = [line for line in lines if "whole command" in line]
     assert steady.count("too few images") == 4
     assert "50.0% (50.0% to 50.0%)" in whole
-    assert any("at least 50% of its core" in line for line in lines)
+    assert any("one process 50%, 2 processes 50%, 2 commands 50%" in line for line in lines)
     assert lines[-1].split("  ")[0] == "--shard 1/1"
     assert lines[-1].count("too few images") == 2
     assert lines[-1].endswith("80.5")
