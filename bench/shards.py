@@ -14,7 +14,8 @@ are two rates: images per second between 10 % and 90 % of the rows, and of the w
 loading of the model. All tables of a load must be the same, byte for byte. ``cores_used`` is the processor's time that
 a run has used, over the time that it had its cores: less than 1 if others used them too, or if a core was idle.
 
-Then the memory of ``--shard 1/1`` and of ``--processes P`` is sampled over ``--memory-images`` small JPEGs.
+Then the memory of ``--shard 1/1`` and of ``--processes P`` is sampled over ``--memory-images`` small JPEGs: all that is
+resident, and without files (libraries, the list of images), which does not depend on other programs.
 
 The images are cut from photographs that come with scikit-learn, scikit-image and matplotlib. There are as many files
 as images, but many names are hard links to the same content. ``shards.json`` in ``--out`` has all figures.
@@ -78,7 +79,7 @@ class Load:
 
 
 LOADS = (
-    Load("large JPEGs", BUNDLED, (1024, 768), 24, 384),
+    Load("large JPEGs", BUNDLED, (1024, 768), 16, 384),
     Load("small JPEGs", "resnet50", (160, 120), 1, 128),
 )
 MANY = Load("many JPEGs", BUNDLED, (32, 32), 1, 2048)
@@ -271,16 +272,19 @@ def memory_of(options: Sequence[str], output: Path, tables: Tables) -> dict[str,
     if not output.exists():
         ended = sampled(["--join", str(output), "--json"], "--join", 0, setting)
     tables.check(ended, output)
-    levels = {share: level(program.samples, images, share) for share in LEVELS}
-    first, last = levels[LEVELS[0]], levels[LEVELS[-1]]
+    levels = {
+        kind: {f"{share:.0%}": significant(level(program.samples, kind, images, share)) for share in LEVELS}
+        for kind in ("own_mb", "resident_mb")
+    }
+    first, *_, last = levels["own_mb"].values()
     return {
         "options": " ".join(options),
         "images": images,
         "wall_s": significant(program.seconds),
-        "mb": {f"{share:.0%}": significant(value) for share, value in levels.items()},
+        **levels,
         "growth_mb": None if first is None or last is None else significant(last - first, 3),
-        "peak_mb": max(each.mb for each in program.samples),
-        "join_peak_mb": None if ended is program else max(each.mb for each in ended.samples),
+        "peak_resident_mb": max(each.resident_mb for each in program.samples),
+        "join_peak_resident_mb": None if ended is program else max(each.resident_mb for each in ended.samples),
         "samples": [list(each) for each in program.samples],
     }
 
@@ -357,10 +361,10 @@ def summary(found: dict[str, Any]) -> str:
     )
     texts = [text_table(loads, right=(2, 3)), text_table(speed, right=(2, 3)), alone]
     if found["memory"]:
-        rows = [("options", "images", *(f"MB at {share:.0%}" for share in LEVELS), "growth", "peak")]
+        rows = [("options", "images", *(f"MB at {share:.0%}" for share in LEVELS), "growth", "peak with files")]
         for each in found["memory"]:
             numbers = ["too few images" if value is None else f"{value:g}" for value in
-                       (*each["mb"].values(), each["growth_mb"], each["peak_mb"])]  # fmt: skip
+                       (*each["own_mb"].values(), each["growth_mb"], each["peak_resident_mb"])]  # fmt: skip
             rows.append((each["options"], f"{each['images']:,}", *numbers))
         texts.append(text_table(rows, right=range(1, 7)))
     return "\n\n".join(texts)

@@ -36,11 +36,12 @@ _KEPT = 4096  # bytes of the screen
 
 
 class Sample(NamedTuple):
-    """The memory of a program and all its processes, in 10⁶ bytes, when ``rows`` were finished."""
+    """The memory of a program and all its processes, in 10⁶ bytes (:func:`memory_mb`), after ``rows`` rows."""
 
     s: float
     rows: int
-    mb: float
+    resident_mb: float
+    own_mb: float
 
 
 class Bar:
@@ -76,12 +77,12 @@ class Bar:
         return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
 
 
-def level(samples: Iterable[Sample], total: int, share: float, around: float = 0.05) -> float | None:
-    """Return the median memory, in MB, while about ``share`` of the rows were finished; ``None`` without a sample.
+def level(samples: Iterable[Sample], kind: str, total: int, share: float, around: float = 0.05) -> float | None:
+    """Return the median of the field ``kind`` while about ``share`` of the rows were finished; ``None`` if unknown.
 
     The time after the last row does not count: the program's processes end then.
     """
-    found = [each.mb for each in samples if each.rows < total and abs(each.rows / total - share) <= around]
+    found = [getattr(each, kind) for each in samples if each.rows < total and abs(each.rows / total - share) <= around]
     return statistics.median(found) if found else None
 
 
@@ -141,8 +142,9 @@ class Program:
 
     def sample(self) -> None:
         """Add its memory of this moment to ``samples``."""
-        used = sum(map(used_mb, tree(self.process.pid)))
-        self.samples.append(Sample(round(time.perf_counter() - self._began, 2), self.bar.rows, round(used, 1)))
+        used = zip(*map(memory_mb, tree(self.process.pid)), strict=True)
+        at = round(time.perf_counter() - self._began, 2)
+        self.samples.append(Sample(at, self.bar.rows, *(round(sum(values), 1) for values in used)))
 
     def close(self) -> None:
         """End the program if it is running: it may end its own processes, and then all that are left are killed."""
@@ -206,17 +208,28 @@ def children(process: int) -> list[int]:
 
 
 def used_mb(process: int) -> float:
-    """Return the memory of a process in 10⁶ bytes, or 0 if it has ended.
+    """Return the resident memory of a process in 10⁶ bytes, or 0 if it has ended (:func:`memory_mb`)."""
+    return round(memory_mb(process)[0], 1)
 
-    This is the proportional set size, which divides shared pages among processes, or the resident set size if the
-    kernel does not report the former.
+
+def memory_mb(process: int) -> tuple[float, float]:
+    """Return the resident memory of a process, and that without files, in 10⁶ bytes; zeros if it has ended.
+
+    These are proportional set sizes, which divide shared pages among processes, or resident set sizes if the kernel
+    does not report the former. The pages of libraries are also divided among other programs that use them, so only the
+    memory without files is independent of other programs.
     """
-    for name, field in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
+    for name, fields in (
+        ("smaps_rollup", ("Pss", "Pss_Anon", "Pss_Shmem")),
+        ("status", ("VmRSS", "RssAnon", "RssShmem")),
+    ):
         try:
             lines = Path(f"/proc/{process}/{name}").read_text().splitlines()
         except OSError:
             continue
-        for line in lines:
-            if line.startswith(field):
-                return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    return 0.0
+        parted = (line.partition(":") for line in lines)
+        found = {field: int(rest.split()[0]) * 1024 / 1e6 for field, _, rest in parted if field in fields}
+        if len(found) == len(fields):
+            resident, *own = (found[field] for field in fields)
+            return resident, sum(own)
+    return 0.0, 0.0

@@ -58,9 +58,11 @@ def test_memory_is_sampled_over_many_images(tmp_path: Path, monkeypatch: pytest.
     tables = Tables(shards.MANY, images, 200, Setting(tmp_path, (min(os.sched_getaffinity(0)),), 0))
     row = shards.memory_of(("--shard", "1/1"), tmp_path / "rows.parquet", tables)
     assert (row["options"], row["images"]) == ("--shard 1/1", 200)
-    assert row["peak_mb"] == max(mb for _, _, mb in row["samples"]) > 50
+    assert row["peak_resident_mb"] == max(mb for _, _, mb, _ in row["samples"]) > 50
+    assert all(0 <= own <= resident for _, _, resident, own in row["samples"])
+    assert max(own for _, _, _, own in row["samples"]) > 20
     assert 0 < row["samples"][-1][1] <= 200, "rows were seen"
-    assert row["join_peak_mb"] > 50
+    assert row["join_peak_resident_mb"] > 50
     assert (tmp_path / "rows.parquet").exists()
 
 
@@ -126,13 +128,8 @@ def test_figures_that_are_missing_are_named_in_the_tables() -> None:
         "rounds": rounds,
         "scaling": shards.scaling(rounds, 2),
     }
-    row = {
-        "options": "--shard 1/1",
-        "images": 9,
-        "mb": {"20%": None, "50%": 80.0, "100%": 81.0},
-        "growth_mb": None,
-        "peak_mb": 80.5,
-    }
+    own = {"20%": None, "50%": 80.0, "100%": 81.0}
+    row = {"options": "--shard 1/1", "images": 9, "own_mb": own, "growth_mb": None, "peak_resident_mb": 80.5}
     lines = shards.summary({"settings": {"processes": 2}, "loads": [load], "memory": [row]}).splitlines()
     (steady,) = [line for line in lines if "10 % to 90 %" in line]
     (whole,) = [line for line in lines if "whole command" in line]

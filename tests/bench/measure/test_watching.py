@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastres.bench.measure import watching
-from fastres.bench.measure.watching import Bar, Program, Sample, children, level, tree, used_mb, watch
+from fastres.bench.measure.watching import Bar, Program, Sample, children, level, memory_mb, tree, used_mb, watch
 from fastres.classification.run import rows_bar
 from fastres.errors import FastresError
 
@@ -59,10 +59,13 @@ def test_the_steady_rate_leaves_out_both_ends() -> None:
 
 
 def test_a_level_is_a_median_near_a_share_of_the_rows() -> None:
-    samples = [Sample(float(rows), rows, mb) for rows, mb in ((0, 1), (18, 5), (20, 9), (22, 6), (97, 7), (100, 2))]
-    assert level(samples, 100, 0.2) == 6
-    assert level(samples, 100, 1.0) == 7, "not that of processes that are ending"
-    assert level(samples, 100, 0.5) is None
+    samples = [
+        Sample(float(rows), rows, mb, mb + 1) for rows, mb in ((0, 1), (18, 5), (20, 9), (22, 6), (97, 7), (100, 2))
+    ]
+    assert level(samples, "resident_mb", 100, 0.2) == 6
+    assert level(samples, "own_mb", 100, 0.2) == 7
+    assert level(samples, "resident_mb", 100, 1.0) == 7, "not that of processes that are ending"
+    assert level(samples, "resident_mb", 100, 0.5) is None
 
 
 def test_memory_counts_children_of_children() -> None:
@@ -77,6 +80,15 @@ def test_memory_counts_children_of_children() -> None:
         process.communicate(b"\n")
     assert used_mb(process.pid) == 0, "it has ended"
     assert tree(process.pid) == [process.pid]
+
+
+def test_memory_without_files_counts_what_a_process_has_written() -> None:
+    before = memory_mb(os.getpid())
+    written = bytearray(b"x") * 64_000_000
+    resident, own = (after - first for after, first in zip(memory_mb(os.getpid()), before, strict=True))
+    assert own == pytest.approx(len(written) / 1e6, rel=0.1)
+    assert resident == pytest.approx(own, rel=0.1)
+    assert memory_mb(2**22 + 1) == (0, 0), "no process has this number"
 
 
 def test_a_program_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
