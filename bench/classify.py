@@ -35,6 +35,7 @@ from PIL import Image
 import fastres
 from fastres.bench.engines.eager import EagerResNet
 from fastres.bench.measure.calibration import calibrate_
+from fastres.bench.measure.watching import children, used_mb
 from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
@@ -203,7 +204,7 @@ def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
     start = time.perf_counter()
 
     def sample() -> None:
-        used = used_mb(os.getpid()), sum(map(used_mb, _children()))
+        used = used_mb(os.getpid()), sum(map(used_mb, children(os.getpid())))
         samples.append({"s": round(time.perf_counter() - start, 2), "main_mb": used[0], "workers_mb": used[1]})
 
     def keep_sampling() -> None:
@@ -219,27 +220,6 @@ def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
         done.set()
         thread.join()
     sample()
-
-
-def _children() -> list[int]:
-    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-
-
-def used_mb(process: int) -> float:
-    """Return the memory of a process in 10⁶ bytes, or 0 if it has ended.
-
-    This is the proportional set size, which divides shared pages among processes, or the resident set size if the
-    kernel does not report the former.
-    """
-    for name, field in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
-        try:
-            lines = Path(f"/proc/{process}/{name}").read_text().splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            if line.startswith(field):
-                return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    return 0.0
 
 
 def memory(runs: Runs) -> dict[str, Any]:

@@ -61,6 +61,8 @@ MAY_IMPORT = {
     "bench.measure",
     "bench.quantisation": "leaves network executors quantisation commands top bench.report bench.measure bench.digits "
     "bench.study bench.classify",
+    "bench.shards": "leaves network executors images classification commands top bench.report bench.measure "
+    "bench.classify",
     "bench.layouts": "leaves network folding executors bench.report bench.measure",
     "bench.calls": "leaves network executors model top bench.report bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
