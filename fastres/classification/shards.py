@@ -14,7 +14,7 @@ from fastres.arguments import is_whole
 from fastres.errors import InputError
 
 _FORM = re.compile(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*")
-_LEAST = 8  # batches in a shard, so that starting its worker processes takes little of its time
+_SHORTEST = 64  # the shortest shard is this part of what each worker computes in all
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ class Shard:
 def decreasing(todo: Sequence[range], batch_size: int, workers: int) -> list[range]:
     """Cut the rows in ``todo`` into shards for ``workers`` that take one after another: large ones first.
 
-    Each round shares out half of what is left. So there are few shards, and all workers end at nearly the same time.
+    Each round shares out half of what is left, down to shards of a 64th of a worker's rows. So each worker starts only
+    about ten, and all end at nearly the same time.
     """
     left = sum(len(rows) for rows in todo)
+    least = left // (_SHORTEST * workers * batch_size)
     shards, pieces = [], _Pieces(todo, batch_size)
     while left:
-        size = max(-(-left // (2 * workers * batch_size)), _LEAST) * batch_size
+        size = max(-(-left // (2 * workers * batch_size)), least) * batch_size
         for _ in range(workers):
             taken = pieces.take(size)
             shards += taken
