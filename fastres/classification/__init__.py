@@ -162,11 +162,8 @@ def _driven(
     from .processes import Processes
 
     place = place_of(output)
-    with (
-        Processes(request, place, devices, overwrite)
-        if len(devices) > 1
-        else ThisProcess(request, place, overwrite, progress)
-    ) as crew:
+    several = len(devices) > 1
+    with Processes(request, place, devices, overwrite) if several else ThisProcess(request, place, overwrite) as crew:
         return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
 
 

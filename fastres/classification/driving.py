@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastres.errors import FastresError, OutputError, ShardError, SourceError, WorkerError
+from fastres.terminal import progress_bar
 from fastres.text import path_text
 
 from . import parts
@@ -71,7 +73,8 @@ def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite
     try:
         if overwrite:
             place.discard()
-        begun = crew.begin()
+        with _clock("Starting, and listing the images", progress):
+            begun = crew.begin()
         if place.manifest() == {} and not place.finished():
             raise OutputError(
                 f"{place.folder!r} cannot be seen from here, although another process has written it; put the output "
@@ -106,6 +109,26 @@ def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool
 
 
 @contextmanager
+def _clock(text: str, progress: bool) -> Iterator[None]:
+    """Show ``text`` and the time since the block began, which another process may take minutes for."""
+    ended = threading.Event()
+    with progress_bar(desc=text, bar_format="{desc}: {elapsed}", delay=1.0, leave=False, disable=not progress) as bar:
+
+        def tick() -> None:
+            while not ended.wait(1.0):
+                bar.update(0)
+                bar.refresh()
+
+        clock = threading.Thread(target=tick, daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            clock.join()
+
+
+@contextmanager
 def _kept(place: Place, begun: Begun) -> Iterator[None]:
     """If the block is interrupted, say in the exception how many rows are kept."""
     try:
@@ -123,8 +146,8 @@ class ThisProcess:
 
     size = 1
 
-    def __init__(self, request: Request, place: Place, overwrite: bool, progress: bool) -> None:
-        self._request, self._place, self._overwrite, self._progress = request, place, overwrite, progress
+    def __init__(self, request: Request, place: Place, overwrite: bool) -> None:
+        self._request, self._place, self._overwrite = request, place, overwrite
         self._stack = ExitStack()
 
     def __enter__(self) -> ThisProcess:
@@ -134,9 +157,7 @@ class ThisProcess:
         self._stack.close()
 
     def begin(self) -> Begun:
-        opened = open_run(
-            self._request, self._place, overwrite=self._overwrite, list_again=True, progress=self._progress
-        )
+        opened = open_run(self._request, self._place, overwrite=self._overwrite, list_again=True)
         self._run = self._stack.enter_context(opened)
         return Begun.of(self._run)
 

@@ -108,7 +108,7 @@ def _write(target: _Measured, place: Place, manifest: Manifest, slices: list[par
 
 def _refuse_other_output(place: Place, target: _Measured, overwrite: bool) -> None:
     """Raise ``OutputError`` if an output exists that is not the one that has been written to ``target``."""
-    if overwrite or not place.output_exists():
+    if overwrite or place.output_size() is None:
         return
     digest = hashlib.sha256()
     for block in place.output_blocks():

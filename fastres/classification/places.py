@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from fastres.errors import OutputError
-from fastres.files import read_regular, refuse_inputs
+from fastres.files import other_kind, read_regular, refuse_inputs
 from fastres.storage.urls import is_url
 
 from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
@@ -89,8 +89,11 @@ class Place(ABC):
         """Return the path of a local file with the content of ``name``, which lies in the work folder."""
 
     @abstractmethod
-    def output_exists(self) -> bool:
-        """Return True if there is an output. Raises ``OutputError`` if it is no file, or its place cannot be used."""
+    def output_size(self) -> int | None:
+        """Return the number of bytes of the output, or ``None`` if there is none.
+
+        Raises ``OutputError`` if it is no file, or its place cannot be used.
+        """
 
     @abstractmethod
     def output_blocks(self) -> Iterator[bytes]:
@@ -127,7 +130,7 @@ class Place(ABC):
         return {}
 
     def finished(self) -> dict[str, Any]:
-        """Return the manifest of the complete output, or ``{}`` if it or the output is missing.
+        """Return the manifest of the complete output, or ``{}`` if it is missing or the output has another size.
 
         Raises ``OutputError`` if the file with its name is somebody's.
         """
@@ -140,7 +143,8 @@ class Place(ABC):
                 f"{self.sidecar!r}, where fastres writes what the output is, is a file that fastres has not written; "
                 "move it away, or use another output"
             )
-        return _document(content) if self.output_exists() else {}
+        document = _document(content)
+        return document if document.get("bytes") == self.output_size() else {}
 
 
 def _document(content: bytes) -> dict[str, Any]:
@@ -221,18 +225,17 @@ class LocalPlace(Place):
     def listing(self, name: str) -> Path:
         return self._folder / name
 
-    def output_exists(self) -> bool:
+    def output_size(self) -> int | None:
         try:
-            if self._output.is_file():
-                return True
-            if os.path.lexists(self._output):
-                raise OutputError(f"{self.output!r} is not a file; pass the name of a file")
+            facts = self._output.stat()
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
-            if isinstance(error, OutputError):
-                raise
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{self.output!r} cannot be written: {reason}; use another output") from error
-        return False
+        if (kind := other_kind(facts.st_mode)) is not None:
+            raise OutputError(f"{self.output!r} is {kind}; pass the name of a file")
+        return facts.st_size
 
     def output_blocks(self) -> Iterator[bytes]:
         with suppress(FileNotFoundError), self._output.open("rb") as file:

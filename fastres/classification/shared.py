@@ -245,7 +245,7 @@ def refuse_finished(request: Request, place: Place) -> None:
     finished = place.finished()
     if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
         raise RunFinishedError(finished)
-    if place.output_exists():
+    if place.output_size() is not None:
         raise OutputError(
             f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is "
             "written"

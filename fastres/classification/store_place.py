@@ -103,8 +103,9 @@ class StorePlace(Place):
                     file.write(block)
         return path
 
-    def output_exists(self) -> bool:
-        return objects.info(self._url) is not None
+    def output_size(self) -> int | None:
+        found = objects.info(self._url)
+        return None if found is None else found.size
 
     def output_blocks(self) -> Iterator[bytes]:
         with suppress(objects.MissingObject), objects.open_input(self._url) as file:

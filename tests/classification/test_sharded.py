@@ -297,6 +297,18 @@ class TestOutput:
         with pytest.raises(OutputError, match="already exists"):
             classify(folder, output, model, shard="1/1", top_k=1)
 
+    def test_a_table_that_another_program_has_replaced_is_not_taken_for_ours(
+        self, folder: Path, model: fastres.Model, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out.parquet"
+        classify(folder, output, model, shard="1/1")
+        fastres.join_shards(output, progress=False)
+        output.write_bytes(b"another table")
+        with pytest.raises(OutputError, match="already exists"):
+            classify(folder, output, model, shard="1/1")
+        with pytest.raises(OutputError, match="has no run in shards to join"):
+            fastres.join_shards(output, progress=False)
+
     def test_somebody_elses_manifest_is_left_alone(
         self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes
     ) -> None:
