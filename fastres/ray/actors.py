@@ -103,7 +103,8 @@ class Counter:
 class ShardActor:
     """Computes shards: a callable class for ``map_batches``. Its batches have the rows ``start`` and ``stop``.
 
-    It raises nothing, because Ray would stop the other actors. What goes wrong is in the column ``answer``.
+    It raises nothing, because Ray would stop the other actors. What goes wrong is in the columns ``kind`` and
+    ``value``.
     """
 
     def __init__(self, task: Task, run: str, counter: Any) -> None:

@@ -35,7 +35,7 @@ script = arguments[-1]
 first, last = map(int, re.search(r"#SBATCH --array=([0-9]+)-([0-9]+)", open(script).read()).groups())
 failed = []
 for task in range(first, last + 1):
-    given = dict(SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_COUNT=str(last - first + 1))
+    given = dict(SLURM_ARRAY_TASK_ID=str(task))
     if subprocess.call(["bash", script], env=dict(os.environ, **given), stdout=sys.stderr):
         failed.append(str(task))
 open(jobs, "w").write(" ".join(failed))
@@ -74,7 +74,8 @@ def test_slurm(place: Path, environment: dict[str, str]) -> None:
     script, submit = (block.code for block in blocks(PAGE) if block.reason == "needs Slurm")
     local = script.replace("/data/", f"{place}/").replace("--quiet", SMALL)
     assert "--array=1-16" in local
-    (place / "classify.sh").write_text(local.replace("--array=1-16", "--array=1-3"))
+    assert "/16" in local
+    (place / "classify.sh").write_text(local.replace("--array=1-16", "--array=1-3").replace("/16", "/3"))
     submit = submit.replace("/data/", f"{place}/")
     subprocess.run(["bash", "-ec", submit], cwd=place, env=environment, check=True)
     assert (place / "photographs.parquet").read_bytes() == (place / "one.parquet").read_bytes()
