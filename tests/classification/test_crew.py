@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -210,19 +208,36 @@ def test_each_gpu_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.devices(None, 2) == ["cpu", "cpu"]
 
 
+INTERRUPTED = """
+import os, signal, sys
+from fastres.classification import processes
+from fastres.commands.cli import main
+
+original, pressed = processes.Processes._hear, []
+
+def hear(self, child, *given):
+    original(self, child, *given)
+    if child.told != (0, 0) and not pressed:
+        pressed.append(True)
+        os.killpg(os.getpgrp(), signal.SIGINT)  # as a terminal does
+
+processes.Processes._hear = hear
+sys.exit(main())
+"""
+
+
 def test_ctrl_c_reaches_all_processes(many: Path, tmp_path: Path, whole: bytes) -> None:
     output = tmp_path / "out.parquet"
-    command = [sys.executable, "-m", "fastres", "classify", str(many), "-o", str(output), "--processes", "2"]
-    command += ["--model", "resnet20_digits", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        while not (work_folder(output) / "manifest.json").exists():
-            assert running.poll() is None
-            time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGINT)
-        said = running.communicate()[1]
-    assert running.returncode == 130
-    assert "fastres: interrupted" in said
-    assert "run the command again" in said
-    assert "Traceback" not in said
-    assert subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    arguments = ["classify", str(many), "-o", str(output), "--processes", "2", "--model", "resnet20_digits"]
+    arguments += ["--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments],
+        check=False, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert ended.returncode == 130
+    assert "fastres: interrupted: " in ended.stderr
+    assert "of 120 rows are kept" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    report = fastres.classify(many, output, processes=2, **OPTIONS)
+    assert 0 < report.resumed < 120
     assert output.read_bytes() == whole
