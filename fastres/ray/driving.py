@@ -89,7 +89,8 @@ def _connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise RayError(
             f"There is no Ray cluster at address {address!r} ({_reason(error)}); start one with 'ray start "
-            "--head', or leave the address out to use this machine"
+            "--head', or leave the address out to use this machine. If it has a token, as with Ray 2.60, set "
+            "RAY_AUTH_MODE=token and copy ~/.ray/auth_token from its first machine"
         ) from error
     try:
         yield
