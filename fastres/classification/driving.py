@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,14 +13,13 @@ from fastres.errors import FastresError, OutputError, ShardError, SourceError, W
 from fastres.terminal import progress_bar
 from fastres.text import path_text
 
-from . import parts
 from .joining import join
 from .places import Place
 from .report import Report
 from .requests import Request
 from .run import rows_bar
-from .shards import contiguous, decreasing, described
-from .shared import RunFinishedError, SharedRun, Tell, open_run, refuse_finished
+from .shards import described
+from .shared import RunFinishedError, SharedRun, Tell, missing_rows, open_run, refuse_finished
 
 TRIES = 3  # of a shard, before the run fails
 FAILED_SHARDS = 3  # after which no more are tried: the cause is not in the shards
@@ -54,13 +53,11 @@ class Begun:
 class Crew(Protocol):
     """Processes that compute shards."""
 
-    size: int
-
     def begin(self) -> Begun:
         """Open the run in one of the processes. Raises ``RunFinishedError``, and the errors of ``fastres.classify``."""
 
-    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
-        """Compute ``shards``. ``tell`` gets what was added; negative numbers when rows are computed again.
+    def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
+        """Compute the rows in ``missing``. ``tell`` gets what was added; negative numbers when rows are computed again.
 
         Raises ``ShardError`` when all that can be computed is, if some shards cannot. Raises ``RunFinishedError``.
         """
@@ -83,8 +80,8 @@ def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite
         missing: Sequence[range] = begun.missing
         with rows_bar("classify", begun.images, begun.done, begun.errors, progress) as tell, _kept(place, begun):
             for _ in range(_ROUNDS):
-                crew.compute(begun.run, decreasing(missing, begun.batch_size, crew.size), tell)
-                missing = parts.cover(parts.named_parts(place.names()), range(begun.images))[1]
+                crew.compute(begun, missing, tell)
+                missing = missing_rows(place, begun.images)
                 if not missing or place.finished().get("run") == begun.run:
                     break
         report = join(place, overwrite=overwrite, progress=progress)
@@ -111,21 +108,32 @@ def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool
 @contextmanager
 def _clock(text: str, progress: bool) -> Iterator[None]:
     """Show ``text`` and the time since the block began, which another process may take minutes for."""
-    ended = threading.Event()
     with progress_bar(desc=text, bar_format="{desc}: {elapsed}", delay=1.0, leave=False, disable=not progress) as bar:
 
         def tick() -> None:
-            while not ended.wait(1.0):
-                bar.update(0)
-                bar.refresh()
+            bar.update(0)
+            bar.refresh()
 
-        clock = threading.Thread(target=tick, daemon=True)
-        clock.start()
-        try:
+        with every(1.0, tick):
             yield
-        finally:
-            ended.set()
-            clock.join()
+
+
+@contextmanager
+def every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Within the context, call ``call`` every so many ``seconds``, in a thread."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -134,8 +142,7 @@ def _kept(place: Place, begun: Begun) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        missing = parts.cover(parts.named_parts(place.names()), range(begun.images))[1]
-        done = begun.images - sum(map(len, missing))
+        done = begun.images - sum(map(len, missing_rows(place, begun.images)))
         kept = f"{done:,} of {begun.images:,} rows are kept in {place.folder!r}; run the command again to go on"
         error.args = (f"interrupted: {kept}",)
         raise
@@ -143,8 +150,6 @@ def _kept(place: Place, begun: Begun) -> Iterator[None]:
 
 class ThisProcess:
     """A crew of this process alone, for outputs in object stores; a context."""
-
-    size = 1
 
     def __init__(self, request: Request, place: Place, overwrite: bool) -> None:
         self._request, self._place, self._overwrite = request, place, overwrite
@@ -161,8 +166,8 @@ class ThisProcess:
         self._run = self._stack.enter_context(opened)
         return Begun.of(self._run)
 
-    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
-        for rows in contiguous(shards):
+    def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
+        for rows in missing:
             self._run.compute(rows, tell)
 
 
@@ -182,7 +187,7 @@ class Failures:
         if isinstance(error, PASSING):
             self._tries[shard] = self._tries.get(shard, 0) + 1
             if self._tries[shard] < TRIES:
-                return float(2 ** (self._tries[shard] - 1))
+                return pause(self._tries[shard])
         self.fail(shard, error, where)
         return None
 
@@ -205,14 +210,15 @@ class Failures:
         ranges = sorted(self._failed, key=lambda rows: rows.start)
         rows = sum(map(len, ranges))
         raise ShardError(
-            f"{rows:,} rows could not be computed in {TRIES} tries ({described(ranges)}). {_where(shard, where)}: "
-            f"{error}. All other finished rows are kept in {path_text(self._folder)!r}; mend the cause, and run the "
-            "command again"
+            f"{rows:,} rows could not be computed in {TRIES} tries ({described(ranges)}). Rows {shard.start:,} to "
+            f"{shard.stop:,}, {where}: {error}. All other finished rows are kept in {path_text(self._folder)!r}; mend "
+            "the cause, and run the command again"
         ) from error
 
 
-def _where(shard: range, where: str) -> str:
-    return f"Rows {shard.start:,} to {shard.stop:,}, {where}"
+def pause(tries: int) -> float:
+    """Return how many seconds to wait after so many failed ``tries`` of a shard."""
+    return float(2 ** (tries - 1))
 
 
 def sendable(error: Exception) -> FastresError:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastres.errors import OutputError
 from fastres.files import other_kind, read_regular
@@ -124,20 +124,20 @@ def is_own(name: str) -> bool:
     return name in _OWN or is_part(name) or _SHARED_LISTING.fullmatch(name) is not None
 
 
-def is_own_sidecar(content: bytes) -> bool:
-    """Return True if a file with the name of a manifest beside an output is one of fastres's."""
+def sidecar_document(content: bytes) -> dict[str, Any] | None:
+    """Return what the manifest beside an output says, or ``None`` if it is not fastres's."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and {"fastres", "run", "sha256"} <= document.keys()
+        return None
+    return document if isinstance(document, dict) and {"fastres", "run", "sha256"} <= document.keys() else None
 
 
 def remove_sidecar(output: Path) -> None:
     """Delete the manifest beside an output, which is about to be replaced, if it is fastres's. Raises ``OSError``."""
     sidecar = output.with_name(output.name + SIDECAR)
     with suppress(FileNotFoundError):
-        if is_own_sidecar(read_regular(sidecar)):
+        if sidecar_document(read_regular(sidecar)) is not None:
             sidecar.unlink()
 
 

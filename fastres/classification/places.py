@@ -19,7 +19,7 @@ from fastres.errors import OutputError
 from fastres.files import other_kind, read_regular, refuse_inputs
 from fastres.storage.urls import is_url
 
-from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_own_sidecar, remove, shared
+from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, remove, shared, sidecar_document
 from .formats import FORMATS
 from .work import sync_folder, work_folder
 
@@ -71,10 +71,6 @@ class Place(ABC):
     @abstractmethod
     def write_first(self, name: str, content: bytes) -> None:
         """Write a file in the work folder, unless another process has written it; then leave it, where possible."""
-
-    @abstractmethod
-    def delete(self, name: str) -> None:
-        """Delete a file in the work folder, if it is there."""
 
     @abstractmethod
     def new_listing(self) -> AbstractContextManager[Path]:
@@ -138,12 +134,11 @@ class Place(ABC):
             content = self.read_sidecar()
         except FileNotFoundError:
             return {}
-        if not is_own_sidecar(content):
+        if (document := sidecar_document(content)) is None:
             raise OutputError(
                 f"{self.sidecar!r}, where fastres writes what the output is, is a file that fastres has not written; "
                 "move it away, or use another output"
             )
-        document = _document(content)
         return document if document.get("bytes") == self.output_size() else {}
 
 
@@ -199,10 +194,6 @@ class LocalPlace(Place):
     def write_first(self, name: str, content: bytes) -> None:
         with self._new_file(self._folder / name, _link) as file:
             file.write(content)
-
-    def delete(self, name: str) -> None:
-        with self._writing(self._folder / name):
-            (self._folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def new_listing(self) -> Iterator[Path]:

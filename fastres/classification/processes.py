@@ -28,6 +28,7 @@ from .batches import default_workers
 from .driving import Begun, Failures, described_exit, sendable
 from .places import Place
 from .requests import Request
+from .shards import decreasing
 from .shared import RunFinishedError, Tell, open_run
 
 # Ctrl-C reaches all processes, but the one that was started by the user stops the others.
@@ -59,8 +60,8 @@ class Processes:
     def __init__(self, request: Request, place: Place, devices: Sequence[str], overwrite: bool) -> None:
         if isinstance(request.model, Model):
             raise InputError("several processes were asked for, but a loaded model was given; pass the model's name")
-        self.size = len(devices)
-        share = max(1, default_workers() // self.size)
+        self._size = len(devices)
+        share = max(1, default_workers() // self._size)
         request = request if request.workers is not None else replace(request, workers=share)
         self._place, self._overwrite = place, overwrite
         self._requests = [replace(request, device=device) for device in devices]
@@ -77,7 +78,7 @@ class Processes:
             child.end(deadline)
 
     def begin(self) -> Begun:
-        for index in range(self.size):  # while the first lists the images, the others import and load
+        for index in range(self._size):  # while the first lists the images, the others import and load
             self._started(index)
         first = self._children[0]
         first.open(None)
@@ -88,17 +89,17 @@ class Processes:
             if kind == "failed":
                 raise value
 
-    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
+    def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
         failures = Failures(self._place.folder)
-        waiting = deque((0.0, shard) for shard in shards)
+        waiting = deque((0.0, shard) for shard in decreasing(missing, begun.batch_size, self._size))
         while waiting or any(child.shard for child in self._children):
-            self._give_out(waiting, run)
+            self._give_out(waiting, begun.run)
             for child in self._ready(waiting):
                 self._hear(child, waiting, failures, tell)
         failures.check()
 
     def _started(self, index: int) -> _Child:
-        share = max(1, suitable_threads() // self.size)
+        share = max(1, suitable_threads() // self._size)
         child = _Child(self._requests[index], self._place, self._overwrite, share)
         self._children[index : index + 1] = [child]
         return child

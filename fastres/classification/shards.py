@@ -7,6 +7,7 @@ bytes.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,45 +55,22 @@ def decreasing(todo: Sequence[range], batch_size: int, workers: int) -> list[ran
     Each round shares out half of what is left, down to shards of a 64th of a worker's rows. So each worker starts only
     about ten, and all end at nearly the same time.
     """
-    left = sum(len(rows) for rows in todo)
+    ranges, shards = deque(todo), []
+    left = sum(map(len, todo))
     least = left // (_SHORTEST * workers * batch_size)
-    shards, pieces = [], _Pieces(todo, batch_size)
-    while left:
+    while ranges:
         size = max(-(-left // (2 * workers * batch_size)), least) * batch_size
         for _ in range(workers):
-            taken = pieces.take(size)
-            shards += taken
-            left -= sum(len(rows) for rows in taken)
+            if not ranges:
+                break
+            rows = ranges.popleft()
+            cut = (rows.start + size) // batch_size * batch_size
+            if cut < rows.stop:
+                ranges.appendleft(range(cut, rows.stop))
+                rows = range(rows.start, cut)
+            shards.append(rows)
+            left -= len(rows)
     return shards
-
-
-def contiguous(shards: Sequence[range]) -> list[range]:
-    """Join shards of which one begins where the one before it ends."""
-    joined: list[range] = []
-    for rows in shards:
-        if joined and joined[-1].stop == rows.start:
-            joined[-1] = range(joined[-1].start, rows.stop)
-        else:
-            joined.append(rows)
-    return joined
-
-
-class _Pieces:
-    """Takes rows from the front of ranges; all cuts are between batches."""
-
-    def __init__(self, ranges: Sequence[range], batch_size: int) -> None:
-        self._ranges, self._batch_size = list(ranges), batch_size
-
-    def take(self, size: int) -> list[range]:
-        """Return the next rows: one range of at most ``size`` rows, or nothing if there are none left."""
-        if not self._ranges:
-            return []
-        first = self._ranges.pop(0)
-        cut = (first.start + size) // self._batch_size * self._batch_size
-        if cut >= first.stop:
-            return [first]
-        self._ranges.insert(0, range(cut, first.stop))
-        return [range(first.start, cut)]
 
 
 def described(ranges: Sequence[range], most: int = 3) -> str:

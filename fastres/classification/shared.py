@@ -123,6 +123,11 @@ class _Share:
         return self._writer.written
 
 
+def missing_rows(place: Place, images: int) -> list[range]:
+    """Return the rows, of ``images``, that are in no part, going by the names of the parts."""
+    return parts.cover(parts.named_parts(place.names()), range(images))[1]
+
+
 @contextmanager
 def unless_finished(place: Place, run: str) -> Iterator[None]:
     """If the block fails after somebody has completed the output of ``run``, raise ``RunFinishedError``."""
@@ -268,8 +273,8 @@ def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: b
             with rows_bar(f"classify {shard}", len(rows), 0, 0, progress) as tell:
                 done = run.compute(rows, tell, progress)
             with unless_finished(place, manifest.run):
-                missing = parts.cover(parts.named_parts(place.names()), range(manifest.images))[1]
-        seconds, left = time.monotonic() - began, sum(map(len, missing))
+                left = sum(map(len, missing_rows(place, manifest.images)))
+        seconds = time.monotonic() - began
         return Report(
             place.path,
             done.rows,

@@ -79,9 +79,6 @@ class StorePlace(Place):
         if objects.info(joined(self._folder, name)) is None:
             self.write(name, content)
 
-    def delete(self, name: str) -> None:
-        objects.delete([joined(self._folder, name)])
-
     @contextmanager
     def new_listing(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="fastres-") as folder:

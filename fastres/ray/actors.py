@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from fastres.classification.driving import PASSING, TRIES, Begun, sendable
+from fastres.classification.driving import PASSING, TRIES, Begun, pause, sendable
 from fastres.classification.places import Place
 from fastres.classification.requests import Request
 from fastres.classification.shared import RunFinishedError, SharedRun, open_run
@@ -128,7 +128,7 @@ class ShardActor:
             answer, passes = self._tried(shard)
             if not passes:
                 return answer
-            time.sleep(2 ** (tried - 1))
+            time.sleep(pause(tried))
         return self._tried(shard)[0]
 
     def _starts(self, shard: range) -> int:

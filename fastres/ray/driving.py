@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,10 +16,11 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fastres.arguments import whole_number
-from fastres.classification.driving import TRIES, Begun, Failures, drive
+from fastres.classification.driving import TRIES, Begun, Failures, drive, every
 from fastres.classification.outputs import place_of
 from fastres.classification.report import Report
 from fastres.classification.requests import Request, Sources
+from fastres.classification.shards import decreasing
 from fastres.classification.shared import RunFinishedError, Tell
 from fastres.errors import InputError, RayError, WorkerError
 from fastres.model.model import Model
@@ -141,19 +141,20 @@ class _Actors:
     """A crew of actors on a Ray cluster."""
 
     def __init__(self, task: Task, size: int, cpus: float, gpus: float) -> None:
-        self.size = size
+        self._size = size
         self._task, self._cpus, self._gpus = task, cpus, gpus
 
     def begin(self) -> Begun:
         remote = ray.remote(begin).options(num_cpus=self._cpus, num_gpus=self._gpus, max_retries=TRIES)
         return self._value(_got(remote.remote(self._task)))
 
-    def compute(self, run: str, shards: Sequence[range], tell: Tell) -> None:
+    def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
+        shards = decreasing(missing, begun.batch_size, self._size)
         failures = Failures(self._task.place.folder)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         counter = ray.remote(Counter).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         with _counted(counter, tell):
-            for row in self._rows(run, shards, counter):
+            for row in self._rows(begun.run, shards, counter):
                 shard = range(row["start"], row["stop"])
                 if row["kind"] == FAILED:
                     error, where = pickle.loads(row["value"])
@@ -165,7 +166,7 @@ class _Actors:
     def _rows(self, run: str, shards: Sequence[range], counter: Any) -> Iterator[dict[str, Any]]:
         """Yield what the actors answer, as it comes: one row for each shard."""
         table = [{"start": shard.start, "stop": shard.stop} for shard in shards]
-        size = min(self.size, len(shards))
+        size = min(self._size, len(shards))
         answers = ray.data.from_items(table, override_num_blocks=len(table)).map_batches(
             ShardActor,
             fn_constructor_kwargs={"task": self._task, "run": run, "counter": counter},
@@ -205,7 +206,7 @@ def _got(reference: Any) -> Any:
 @contextmanager
 def _counted(counter: Any, tell: Tell) -> Iterator[None]:
     """Within the context, pass on what the actors tell ``counter``."""
-    seen, ended = [0, 0], threading.Event()
+    seen = [0, 0]
 
     def look() -> None:
         with suppress(ray.exceptions.RayError):  # the counter has died: the bar stands still
@@ -213,17 +214,10 @@ def _counted(counter: Any, tell: Tell) -> Iterator[None]:
             tell(totals[0] - seen[0], totals[1] - seen[1])
             seen[:] = totals
 
-    def watch() -> None:
-        while not ended.wait(_EVERY):
-            look()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
     try:
-        yield
+        with every(_EVERY, look):
+            yield
     finally:
-        ended.set()
-        watcher.join()
         look()
         ray.kill(counter)
 
