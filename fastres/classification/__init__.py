@@ -98,7 +98,7 @@ def classify(
     >>> fastres.classify("photos", "photos.parquet", embed=True)
     """
     progress = is_terminal(sys.stderr) if progress is None else progress
-    request = Request.checked(
+    request = Request(
         source,
         _suffix(output),
         model=model,
@@ -139,7 +139,7 @@ def classify(
         found,
         output,
         image_column=image_column,
-        columns=request.columns,
+        columns=tuple(request.columns),
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -183,7 +183,7 @@ def plan_shards(
 
     >>> print(fastres.plan_shards("photos", "photos.parquet", shards=16))
     """
-    request = Request.checked(source, _suffix(output), **options)
+    request = Request(source, _suffix(output), **options)
     from .outputs import place_of
     from .planning import plan
     from .shared import RunFinishedError, refuse_finished

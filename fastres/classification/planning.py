@@ -95,7 +95,7 @@ def plan(request: Request, place: Place, count: int, progress: bool) -> Plan:
     with _listed(request, place, manifest, progress) as (found, images, skipped):
         _, settings = job.begin(images)
         if manifest:
-            now = {"source": [path_text(name) for name in request.sources], **settings, "batch_size": job.batch_size}
+            now = {"source": request.source_texts, **settings, "batch_size": job.batch_size}
             refuse_changes(manifest, now, place.folder)
         rate, sample = _speed(job, images, progress)
         named = parts.named_parts(place.names()) if manifest else []

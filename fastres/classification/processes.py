@@ -19,6 +19,8 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
+
 from fastres.errors import FastresError, InputError, WorkerError
 from fastres.executors.quota import suitable_threads
 from fastres.memory import keep_memory_of_program
@@ -41,14 +43,12 @@ _BEGIN = "begin"  # sent in the place of a run
 _GRACE = 20.0  # seconds in which a process may write its rows after it was told to stop
 
 
-def devices(device: str | None, processes: int | None) -> list[str]:
+def devices(device: torch.device | str | None, processes: int | None) -> list[str]:
     """Return the device of each process. Without ``processes``, that is one for each GPU, or one for the processor.
 
     A number after ``cuda:`` means this GPU alone.
     """
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
     count = torch.cuda.device_count() if device == "cuda" else 1
     known = [f"cuda:{number}" for number in range(count)] if device == "cuda" and count > 1 else [device]
     return [known[number % len(known)] for number in range(processes or len(known))]
@@ -155,7 +155,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
             )
         self.connection = Connection(ours.detach())
-        self.device = request.device
+        self.device = str(request.device)
         self.shard: range | None = None
         self.told = 0, 0
         self.is_open = False
@@ -229,8 +229,6 @@ def serve(connection: Connection) -> None:
 
 
 def _serve(connection: Connection, request: Request, place: Place, overwrite: bool, threads: int) -> None:
-    import torch
-
     if torch.device(request.device or "cpu").type == "cpu":
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     tell = _teller(connection)

@@ -12,9 +12,11 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.errors import InputError, MissingDependencyError
+from fastres.images.jpeg import FAST, check_decoder
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.model.predict import require_classifier
+from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 from fastres.weights.sources import input_files
 
@@ -28,76 +30,44 @@ Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be classified, with which model and how. It can be pickled if ``model`` is a name."""
+    """What is to be classified, with which model and how: arguments of :func:`fastres.classify`, checked.
+
+    It can be pickled if ``model`` is a name.
+    """
 
     source: Sources
-    suffix: str  # of the output
-    model: str | Model
-    weights: str | os.PathLike[str] | None
-    top_k: int
-    embed: bool
-    decoder: str
-    batch_size: int | None
-    workers: int | None  # None: one for each core
-    device: str | None
-    dtype: torch.dtype | str
-    categories: Any
-    image_column: str | None
-    columns: tuple[str, ...]
+    suffix: str  # of the output, in lower case
+    model: str | Model = "resnet50"
+    weights: str | os.PathLike[str] | None = "DEFAULT"
+    top_k: int = 5
+    embed: bool = False
+    decoder: str = FAST
+    batch_size: int | None = None
+    workers: int | None = None  # None: one for each core
+    device: torch.device | str | None = None
+    dtype: torch.dtype | str = "auto"
+    categories: Any = None
+    image_column: str | None = None
+    columns: Sequence[str] = ()
 
-    @classmethod
-    def checked(
-        cls,
-        source: Sources,
-        suffix: str,
-        *,
-        model: str | Model = "resnet50",
-        weights: str | os.PathLike[str] | None = "DEFAULT",
-        top_k: int = 5,
-        embed: bool = False,
-        decoder: str = "fast",
-        batch_size: int | None = None,
-        workers: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str = "auto",
-        categories: Any = None,
-        image_column: str | None = None,
-        columns: Sequence[str] = (),
-    ) -> Request:
-        """Return the request. Raises ``InputError`` and ``MissingDependencyError``; see :func:`fastres.classify`."""
-        top_k = whole_number(top_k, "top_k", 0 if embed else 1)
-        batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
-        workers = None if workers is None else whole_number(workers, "workers", 0)
-        from fastres.images.jpeg import DECODERS, FAST
-
-        if decoder not in DECODERS:
-            raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
-        given = (weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None
-        if isinstance(model, Model) and given:
-            raise InputError(
-                "weights, dtype, device or categories were given with a loaded model, which has its own; leave them "
-                "out, or pass a model's name"
-            )
-        check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
+    def __post_init__(self) -> None:
+        """Check the arguments. Raises ``InputError`` and ``MissingDependencyError``; see :func:`fastres.classify`."""
+        workers = None if self.workers is None else whole_number(self.workers, "workers", 0)
+        checked: dict[str, Any] = {
+            "top_k": whole_number(self.top_k, "top_k", 0 if self.embed else 1),
+            "batch_size": None if self.batch_size is None else whole_number(self.batch_size, "batch_size"),
+            "workers": workers,
+            "device": None if self.device is None else str(self.device),
+            "columns": tuple(self.columns),
+        }
+        check_decoder(self.decoder)
+        refuse_options_of_loaded(self.model, self.weights, self.dtype, self.device, self.categories)
+        check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if self.decoder == FAST else [])])
         from .batches import checked_workers
 
         checked_workers(workers)
-        return cls(
-            source,
-            suffix,
-            model,
-            weights,
-            top_k,
-            embed,
-            decoder,
-            batch_size,
-            workers,
-            None if device is None else str(device),
-            dtype,
-            categories,
-            image_column,
-            tuple(columns),
-        )
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -107,10 +77,15 @@ class Request:
         return tuple(os.fspath(name) if isinstance(name, (str, os.PathLike)) else str(name) for name in given)
 
     @property
+    def source_texts(self) -> list[str]:
+        """The source as tables and messages show it."""
+        return [path_text(url_text(name) if is_url(name) else name) for name in self.sources]
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments as JSON values, to recognise the same command."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _MACHINE}
-        values["source"] = [path_text(name) for name in self.sources]
+        values["source"] = self.source_texts
         if isinstance(self.model, Model):
             values["model"] = f"{self.model.architecture.name} ({self.model.weights})"
         values["columns"] = list(self.columns)
@@ -149,10 +124,19 @@ class Request:
         )
 
 
-def check_dependencies(what: str, packages: Sequence[str]) -> None:
-    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them."""
+def refuse_options_of_loaded(model: Any, weights: Any, dtype: Any, device: Any, categories: Any) -> None:
+    """Raise ``InputError`` if ``model`` is loaded already and one of its options was given as well."""
+    if isinstance(model, Model) and ((weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None):
+        raise InputError(
+            "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
+            "or pass a model's name"
+        )
+
+
+def check_dependencies(what: str, packages: Sequence[str], extra: str = "classify") -> None:
+    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them from ``extra``."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingDependencyError(
-            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[classify]'"
+            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[{extra}]'"
         )

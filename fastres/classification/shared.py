@@ -182,7 +182,7 @@ def open_run(
         with unless_finished(place, manifest.run):
             images = opened(found, place.listing(manifest.listing), manifest.image_column, manifest.columns)
             _, settings = job.begin(images)
-        now = {"source": _source_texts(request), **settings, "batch_size": job.batch_size}
+        now = {"source": request.source_texts, **settings, "batch_size": job.batch_size}
         refuse_changes(manifest, now, place.folder)
         yield SharedRun(place, manifest, images, job)
 
@@ -195,10 +195,6 @@ def _not_there(place: Place, expected: str) -> Exception:
         f"{place.folder!r} does not have the run that this process was started for. Put the output on a file system "
         "that all machines share under the same name, or in an object store"
     )
-
-
-def _source_texts(request: Request) -> list[str]:
-    return [path_text(name) for name in request.sources]
 
 
 def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compare: bool, progress: bool) -> None:
@@ -219,7 +215,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
             kind=found.kind,
             source=tuple(map(path_text, found.description)),
             image_column=request.image_column,
-            columns=request.columns,
+            columns=tuple(request.columns),
             skipped=sum(found.skipped.values()),
             listed=datetime.now(timezone.utc).isoformat(" ", "seconds"),
             shards=shards,

@@ -94,10 +94,9 @@ def evaluate(
 
     >>> fastres.evaluate("photos/", ["resnet18", "resnet50"], "evaluation")["resnet50 float32"].accuracy.top1
     """
-    from fastres.images.jpeg import DECODERS, FAST
+    from fastres.images.jpeg import FAST, check_decoder
 
-    if decoder not in DECODERS:
-        raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
+    check_decoder(decoder)
     batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
     workers = None if workers is None else whole_number(workers, "workers", 0)
     if labels is None and against is None:

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fastres.errors import InputError
 from fastres.files import open_regular
 
 from .decoding import load_image, orientation
@@ -47,6 +48,12 @@ MARGIN = 2
 FRACTIONS = (8, 4, 2)  # other fractions have no vectorised inverse DCT and take longer than the whole image
 _FIRST_BYTES = b"\xff\xd8\xff"
 LARGEST_FILE = 1 << 30  # Pillow reads larger ones piece by piece
+
+
+def check_decoder(name: str) -> None:
+    """Raise ``InputError`` if ``name`` is none of ``DECODERS``."""
+    if name not in DECODERS:
+        raise InputError(f"decoder is {name!r}; use {' or '.join(map(repr, DECODERS))}")
 
 
 def decoder(name: str) -> Decoder:

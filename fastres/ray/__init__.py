@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .needs import needs
+from fastres.classification import check_dependencies
 
-needs("fastres.ray", ["ray", "pyarrow"])
+check_dependencies("fastres.ray", ["ray", "pyarrow"], "ray")
 
 from .classifier import Classifier  # noqa: E402
 
@@ -23,7 +23,7 @@ else:
     def __getattr__(name):  # importing Ray Data takes seconds, which actors with a Classifier need not wait
         if name != "classify":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        needs("fastres.ray.classify", ["pandas"])
+        check_dependencies("fastres.ray.classify", ["pandas"], "ray")
         from .driving import classify
 
         return classify

@@ -17,14 +17,14 @@ from fastres.classification import CPU_BATCH, GPU_BATCH
 from fastres.classification.batches import decode_into
 from fastres.classification.job import classified, layout_of
 from fastres.classification.parcels import Batch, black
+from fastres.classification.requests import check_dependencies, refuse_options_of_loaded
 from fastres.errors import ImageError, InputError
-from fastres.images.jpeg import DECODERS, FAST, decoder
+from fastres.images.jpeg import FAST, check_decoder, decoder
 from fastres.model.loading import load
 from fastres.model.model import Model
 from fastres.model.predict import require_classifier
 
 from .batches import column_names, find_image_column, images, with_columns
-from .needs import needs
 from .share import assigned, suitable_device, use_threads
 
 _NO_IDENTITY = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
@@ -71,19 +71,14 @@ class Classifier:
         top_k = whole_number(top_k, "top_k", 0 if embed else 1)
         batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
         threads = None if threads is None else whole_number(threads, "threads")
-        if decoder not in DECODERS:
-            raise InputError(f"decoder is {decoder!r}; use {' or '.join(map(repr, DECODERS))}")
+        check_decoder(decoder)
         if decoder == FAST:
-            needs("decoder='fast'", ["simplejpeg"])
+            check_dependencies("decoder='fast'", ["simplejpeg"], "ray")
+        refuse_options_of_loaded(model, weights, dtype, device, categories)
         share = assigned()
         if not isinstance(model, Model):
             device = suitable_device(share, device)
             model = load(model, weights, dtype=dtype, device=device, categories=categories, progress=False)
-        elif (weights, dtype, device) != ("DEFAULT", "auto", None) or categories is not None:
-            raise InputError(
-                "weights, dtype, device or categories were given with a loaded model, which has its own; leave them "
-                "out, or pass a model's name"
-            )
         if top_k:
             require_classifier(model, "classify")
         self._model, self._decoder = model, decoder

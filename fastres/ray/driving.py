@@ -62,7 +62,7 @@ def classify(
     """
     progress = is_terminal(sys.stderr) if progress is None else progress
     place = place_of(output)
-    request = Request.checked(source, place.suffix, **options)
+    request = Request(source, place.suffix, **options)
     if isinstance(request.model, Model):
         raise InputError("a loaded model was given; pass the model's name, because each actor loads its own")
     actors = None if actors is None else whole_number(actors, "actors")

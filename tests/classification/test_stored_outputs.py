@@ -13,6 +13,7 @@ from PIL import Image
 
 import fastres
 from fastres.classification import parts
+from fastres.classification.requests import Request
 from fastres.commands.cli import main
 from fastres.errors import InputError, OutputError, ResumeError, StorageError
 from fastres.storage import objects
@@ -146,6 +147,11 @@ class TestErrors:
             classify(folder, "s3://", model, shard="1/2")
         with pytest.raises(InputError, match="has a password in it"):
             fastres.join_shards("s3://key:secret@bucket/out.parquet")
+
+    def test_a_secret_in_a_source_is_not_written_down(self) -> None:
+        request = Request(["https://host/x.tar?token=abc", "photos"], ".csv")
+        assert request.source_texts == ["https://host/x.tar?token=…", "photos"]
+        assert "abc" not in str(request.arguments)
 
     def test_a_missing_bucket(self, folder: Path, model: fastres.Model, bucket: str) -> None:
         with pytest.raises(StorageError, match="nowhere"):
