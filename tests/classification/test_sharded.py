@@ -13,9 +13,8 @@ import pytest
 
 import fastres
 from fastres.classification import parts, places
-from fastres.classification.shards import Shard, decreasing
 from fastres.commands.cli import main
-from fastres.errors import InputError, OutputError, ResumeError, ResumeWarning, SourceError
+from fastres.errors import OutputError, ResumeError, ResumeWarning, SourceError
 
 from .conftest import classify
 from .test_interruption import interrupt
@@ -34,37 +33,6 @@ def work_folder(output: Path) -> Path:
 
 def sidecar(output: Path) -> Path:
     return output.with_name(f"{output.name}.manifest.json")
-
-
-class TestShards:
-    @pytest.mark.parametrize("images", [0, 1, 4, 5, 6, 24, 1001])
-    @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
-    def test_they_have_every_row_once_and_whole_batches(self, images: int, count: int) -> None:
-        shards = [Shard(number, count).rows(images, 5) for number in range(1, count + 1)]
-        assert [row for rows in shards for row in rows] == list(range(images))
-        assert all(rows.start % 5 == 0 for rows in shards if rows)
-        sizes = [-(-len(rows) // 5) for rows in shards]
-        assert max(sizes) - min(sizes) <= 1
-
-    def test_decreasing_shards_have_every_row_once_and_whole_batches(self) -> None:
-        generator = random.Random(0)
-        for _ in range(100):
-            batch, workers = generator.randrange(1, 20), generator.randrange(1, 9)
-            edges = sorted(generator.randrange(400) * batch for _ in range(2 * generator.randrange(1, 4)))
-            todo = [range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
-            if todo and generator.random() < 0.5:
-                todo[-1] = range(todo[-1].start, todo[-1].stop - generator.randrange(batch))
-            shards = decreasing(todo, batch, workers)
-            assert [row for rows in shards for row in rows] == [row for rows in todo for row in rows]
-            assert all(rows and rows.start % batch == 0 for rows in shards)
-
-    @pytest.mark.parametrize("given", ["0/4", "5/4", "3", "3/", "a/b", "-1/4", "", (1, 2, 3), (0, 2), 3, (1.5, 2)])
-    def test_bad_names(self, given: Any) -> None:
-        with pytest.raises(InputError, match="use I/N with I from 1 to N"):
-            Shard.of(given)
-
-    def test_names(self) -> None:
-        assert Shard.of("3/16") == Shard.of((3, 16)) == Shard.of(" 3 / 16 ") == Shard(3, 16)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
@@ -374,58 +342,3 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--join takes the output alone" in said
     assert "the following arguments are required: -o/--output" in said
     assert "the following arguments are required: SOURCE" in said
-
-
-class TestPlan:
-    def test_it_says_what_the_shards_will_do_and_writes_nothing(
-        self, folder: Path, model: fastres.Model, tmp_path: Path
-    ) -> None:
-        output = tmp_path / "out.parquet"
-        options: dict[str, Any] = {"model": model, "batch_size": 5, "workers": 0, "progress": False}
-        before = sorted(tmp_path.rglob("*"))
-        plan = fastres.plan_shards(folder, output, shards=3, **options)
-        assert sorted(tmp_path.rglob("*")) == before
-        assert (plan.images, plan.batch_size, plan.listed, plan.skipped) == (24, 5, None, 1)
-        assert [(each.start, each.stop, each.finished) for each in plan.shards] == [(0, 5, 0), (5, 15, 0), (15, 24, 0)]
-        assert plan.images_per_s is not None
-        assert plan.seconds == 10 / plan.images_per_s
-        assert plan.sample < 24
-        classify(folder, output, model, shard="2/3")
-        plan = fastres.plan_shards(folder, output, shards=2, **options)
-        assert [(each.start, each.stop, each.finished) for each in plan.shards] == [(0, 10, 5), (10, 24, 5)]
-        assert plan.listed
-        assert "shard  rows      images  finished\n1/2    0 to 10       10         5" in str(plan)
-        with pytest.raises(ResumeError, match="decoder was"):
-            fastres.plan_shards(folder, output, decoder="exact", **options)
-
-    def test_one_batch_is_too_few_to_tell(self, folder: Path, model: fastres.Model, tmp_path: Path) -> None:
-        plan = fastres.plan_shards(folder / "sub", tmp_path / "out.parquet", model=model, workers=0)
-        assert (plan.images, plan.images_per_s, plan.seconds) == (1, None, None)
-        assert "There are too few images to estimate the time" in str(plan)
-
-    def test_an_existing_table_is_an_error_here_as_well(
-        self, folder: Path, model: fastres.Model, tmp_path: Path
-    ) -> None:
-        output = tmp_path / "out.parquet"
-        output.write_bytes(b"precious")
-        with pytest.raises(OutputError, match="already exists"):
-            fastres.plan_shards(folder, output, model=model)
-        assert fastres.plan_shards(folder, output, model=model, overwrite=True, workers=0).images == 24
-
-    def test_the_command(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        arguments = [
-            "classify",
-            str(folder),
-            "-o",
-            str(tmp_path / "out.csv"),
-            "--model",
-            "resnet20_digits",
-            "--dry-run",
-        ]
-        assert main([*arguments, "--workers", "0", "--batch-size", "4", "--shard", "1/25", "--quiet"]) == 0
-        said = capsys.readouterr().out
-        assert f"{tmp_path / 'out.csv'}: 24 images (files, 1 skipped)" in said
-        assert "… and 5 more shards" in said
-        assert main([*arguments, "--workers", "1", "--json", "--quiet"]) == 0
-        assert len(json.loads(capsys.readouterr().out)["shards"]) == 1
-        assert [path.name for path in tmp_path.iterdir()] == ["images"]
