@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -82,11 +83,16 @@ def test_memory_counts_children_of_children() -> None:
     assert tree(process.pid) == [process.pid]
 
 
-def test_memory_without_files_counts_what_a_process_has_written() -> None:
-    before = memory_mb(os.getpid())
-    written = bytearray(b"x") * 64_000_000
-    resident, own = (after - first for after, first in zip(memory_mb(os.getpid()), before, strict=True))
-    assert own == pytest.approx(len(written) / 1e6, rel=0.1)
+@pytest.mark.parametrize("kind", [mmap.MAP_PRIVATE, mmap.MAP_SHARED])
+def test_memory_without_files_counts_what_a_process_has_written(kind: int) -> None:
+    """The memory is mapped here: that of an object may be some that this process has kept (``fastres.memory``)."""
+    chunk = b"x" * 1_000_000
+    with mmap.mmap(-1, 64 * len(chunk), flags=kind | mmap.MAP_ANONYMOUS) as written:
+        before = memory_mb(os.getpid())
+        while written.tell() < len(written):
+            written.write(chunk)
+        resident, own = (after - first for after, first in zip(memory_mb(os.getpid()), before, strict=True))
+    assert own == pytest.approx(64, rel=0.1)
     assert resident == pytest.approx(own, rel=0.1)
     assert memory_mb(2**22 + 1) == (0, 0), "no process has this number"
 
