@@ -210,6 +210,7 @@ def test_each_gpu_has_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's parent may ignore SIGINT
 from fastres.classification import processes
 from fastres.commands.cli import main
 
