@@ -36,8 +36,11 @@ class Report:
         return (self.rows - self.resumed) / self.seconds
 
     def __str__(self) -> str:
-        earlier = f", {self.resumed:,} of them from earlier runs" if self.resumed else ""
-        rate = f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
+        earlier, rate = "", f"{self.seconds:.1f} s, {self.images_per_s:.1f} images/s"
+        if self.resumed and self.resumed == self.rows:
+            earlier, rate = ", all of them computed earlier", f"{self.seconds:.1f} s"
+        elif self.resumed:
+            earlier = f", {self.resumed:,} of them from earlier runs"
         again = f", {self.recomputed:,} computed again" if self.recomputed else ""
         skipped = f", {self.skipped:,} images skipped (hidden, or not first in their sample)" if self.skipped else ""
         counts = f"{self.rows:,} rows{earlier}{again}, {self.errors:,} with errors{skipped} ({rate})"

@@ -26,6 +26,10 @@ from tests.network.test_architectures import TORCHVISION
 pytestmark = pytest.mark.usefixtures("way")
 
 SHAPES = ((2, 64, 64), (1, 75, 97), (2, 64, 64))  # batch, height, width
+OTHER_SHAPES = ((3, 64, 75), (1, 33, 41), (4, 48, 32))
+
+# Both ways of a network one after the other: its yardstick takes longer than either.
+both_ways = pytest.mark.parametrize("way", ["primitives", "operators"], indirect=True)
 
 
 def torchvision_module(name: str) -> nn.Module:
@@ -44,10 +48,18 @@ def images(shapes: Sequence[tuple[int, int, int]] = SHAPES) -> list[Tensor]:
     return [smooth_images(*shape, seed=seed) for seed, shape in enumerate(shapes, start=1)]
 
 
-@functools.lru_cache(maxsize=1)  # the dtypes of one network are consecutive
+@functools.lru_cache(maxsize=1)  # the tests of one network are consecutive
 def torchvision_yardstick(name: str) -> tuple[nn.Module, Yardstick]:
     module = torchvision_module(name)
     return module, Yardstick(module, *images())
+
+
+@functools.lru_cache(maxsize=1)
+def other_yardstick(name: str) -> tuple[nn.Module, Yardstick]:
+    module = calibrated(get_architecture(name))
+    # The errors of ten logits vary more than those of a thousand, so more samples of eager's error are needed.
+    more = smooth_images(16, 33, 41).split(1)
+    return module, Yardstick(module, *images(OTHER_SHAPES), *more)
 
 
 def logits_of(run: CpuExecutor) -> Callable[[Tensor], Tensor]:
@@ -59,6 +71,7 @@ def logits_of(run: CpuExecutor) -> Callable[[Tensor], Tensor]:
     return logits
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -77,13 +90,11 @@ def test_logits(name: str, dtype: torch.dtype) -> None:
     yardstick.check(logits_of(executor(module, name, dtype)), dtype)
 
 
+@both_ways
 @pytest.mark.parametrize("name", ["plain18", "resnet20", "plain20", "resnet56", "resnet110"])
 def test_networks_that_torchvision_lacks(name: str) -> None:
-    module = calibrated(get_architecture(name))
-    given = images([(3, 64, 75), (1, 33, 41), (4, 48, 32)])
-    # The errors of ten logits vary more than those of a thousand, so more samples of eager's error are needed.
-    more = smooth_images(16, 33, 41).split(1)
-    Yardstick(module, *given, *more).check(logits_of(executor(module, name)), batches=len(given))
+    module, yardstick = other_yardstick(name)
+    yardstick.check(logits_of(executor(module, name)), batches=len(OTHER_SHAPES))
 
 
 VALUES = ("maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
