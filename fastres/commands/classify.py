@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    parser.set_defaults(complain=parser.error)
+    parser.set_defaults(parser=parser)
     add(
         "source",
         nargs="*",
@@ -67,13 +67,14 @@ def run(options: argparse.Namespace) -> int:
     from fastres.classification import classify, join_shards, plan_shards
     from fastres.classification.shards import Shard
 
+    error = options.parser.error
     if options.join is not None:
-        if options.source or options.output or options.shard:
-            options.complain("--join takes the output alone; leave out SOURCE, -o and --shard")
+        if others := _given(options, "join", "overwrite", "quiet", "json"):
+            error(f"--join takes the output alone, and the run's own settings; leave out {', '.join(others)}")
         return _show(join_shards(options.join, overwrite=options.overwrite, progress=not options.quiet), options)
     required = {"SOURCE": options.source, "-o/--output": options.output}
     if missing := [name for name, value in required.items() if not value]:
-        options.complain(f"the following arguments are required: {', '.join(missing)}")
+        error(f"the following arguments are required: {', '.join(missing)}")
     given = {
         "model": options.model,
         "weights": options.weights,
@@ -93,14 +94,16 @@ def run(options: argparse.Namespace) -> int:
     cluster = {"actors": options.actors, "num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     if options.ray is not None:
         if options.shard or options.processes or options.dry_run:
-            options.complain("--ray shares out the work itself; leave out --shard, --processes and --dry-run")
+            error("--ray shares out the work itself; leave out --shard, --processes and --dry-run")
         from fastres.ray import classify as classify_on_ray
 
         cluster |= {"address": options.ray or None, "resume": options.resume}
         return _show(classify_on_ray(options.source, options.output, **given, **cluster), options)
     if chosen := [name for name, value in cluster.items() if value is not None]:
-        options.complain(f"--{chosen[0].replace('_', '-')} works only with --ray")
+        error(f"--{chosen[0].replace('_', '-')} works only with --ray")
     if options.dry_run:
+        if options.processes:
+            error("--dry-run measures one process; leave out --processes (--shard 1/N shows the shares of N machines)")
         shards = Shard.of(options.shard).count if options.shard else 1
         plan = plan_shards(options.source, options.output, shards=shards, **given)
         data = {**asdict(plan), "output": path_text(plan.output)}
@@ -110,6 +113,17 @@ def run(options: argparse.Namespace) -> int:
         options.source, options.output, resume=options.resume, shard=options.shard, processes=options.processes, **given
     )
     return _show(report, options)
+
+
+def _given(options: argparse.Namespace, *accepted: str) -> list[str]:
+    """Return the arguments that are not ``accepted`` and have another value than their default."""
+    defaults = vars(options.parser.parse_args([]))
+    names = {"source": "SOURCE", "output": "-o"}
+    return [
+        names.get(name, f"--{name.replace('_', '-')}")
+        for name, default in defaults.items()
+        if name not in accepted and getattr(options, name) != default
+    ]
 
 
 def _show(report: Report, options: argparse.Namespace) -> int:

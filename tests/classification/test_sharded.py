@@ -335,10 +335,30 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["classify", "--join", str(output), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 24
     assert len(output.read_text().splitlines()) == 25
-    for arguments in (["--join", str(output), str(folder)], [str(folder)], ["-o", str(output)]):
-        with pytest.raises(SystemExit, match="2"):
-            main(["classify", *arguments])
-    said = capsys.readouterr().err
-    assert "--join takes the output alone" in said
-    assert "the following arguments are required: -o/--output" in said
-    assert "the following arguments are required: SOURCE" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pictures"], "the following arguments are required: -o/--output"),
+        (["-o", "out.csv"], "the following arguments are required: SOURCE"),
+        (["--join", "out.csv", "pictures", "-o", "out.csv"], "leave out SOURCE, -o"),
+        (["--join", "out.csv", "--dry-run", "--top-k", "0"], "leave out --top-k, --dry-run"),
+        (["--join", "out.csv", "--shard", "1/2", "--ray"], "leave out --ray, --shard"),
+        (["pictures", "-o", "out.csv", "--ray", "--shard", "1/2"], "leave out --shard, --processes and --dry-run"),
+        (["pictures", "-o", "out.csv", "--dry-run", "--processes", "2"], "leave out --processes"),
+        (["pictures", "-o", "out.csv", "--num-gpus", "2"], "--num-gpus works only with --ray"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["classify", *arguments])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
