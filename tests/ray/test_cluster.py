@@ -85,23 +85,23 @@ def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return output.read_bytes()
 
 
-def driver_of(cluster: LocalCluster, folder: Path, output: Path) -> subprocess.Popen[str]:
-    """Start a program that prints its node, classifies ``folder`` on the cluster, and prints its report."""
+def driver_of(cluster: LocalCluster, folder: Path, output: Path, actors: int = 4) -> subprocess.Popen[str]:
+    """Start a program that prints its node, classifies ``folder`` with ``actors``, and prints its report."""
     code = f"""
 import fastres
 print(ray.get_runtime_context().get_node_id(), flush=True)
-print(fastres.ray.classify({str(folder)!r}, {str(output)!r}, **{RUN!r}, progress=False))
+print(fastres.ray.classify({str(folder)!r}, {str(output)!r}, **{RUN!r}, actors={actors}, progress=False))
 """
     return cluster.driver(code)
 
 
-def actors_of(cluster: LocalCluster, run: Path) -> list[int]:
-    """Return the processes of the actors that work on the run in this folder, when there are four."""
+def actors_of(cluster: LocalCluster, run: Path, actors: int = 4) -> list[int]:
+    """Return the processes of the actors that work on the run in this folder, when all have started."""
     found: list[int] = []
 
     def there() -> bool:
         found[:] = [pid for pid in processes(cluster.folder) if "ShardActor" in title(pid)]
-        return len(found) == 4
+        return len(found) == actors
 
     until(lambda: (run / "manifest.json").exists())
     until(there)
@@ -131,12 +131,12 @@ class TestClassify:
         self, cluster: LocalCluster, folder: Path, tmp_path: Path, whole: bytes
     ) -> None:
         output = tmp_path / "out.parquet"
-        with driver_of(cluster, folder, output) as driver:
-            actors = actors_of(cluster, partial(output))
+        with driver_of(cluster, folder, output, 2) as driver:
+            actors = actors_of(cluster, partial(output), 2)
             driver.kill()
         until(lambda: not set(actors) & set(processes(cluster.folder)))
         assert not output.exists()
-        with driver_of(cluster, folder, output) as one, driver_of(cluster, folder, output) as two:
+        with driver_of(cluster, folder, output, 2) as one, driver_of(cluster, folder, output, 2) as two:
             said = one.communicate()[0], two.communicate()[0]
         assert all("240 rows" in text and "4 with errors" in text for text in said)
         assert output.read_bytes() == whole
