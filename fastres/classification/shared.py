@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from fastres.errors import FastresError, OutputError, ResumeError, ResumeWarning, SourceError
+from fastres.errors import FastresError, ImageError, OutputError, ResumeError, ResumeWarning, SourceError
 from fastres.model.model import Model
 from fastres.storage.urls import is_url
 from fastres.terminal import say, warn
@@ -32,7 +32,7 @@ from .report import Report
 from .requests import Request
 from .run import compute, rows_bar
 from .shards import Shard
-from .sources import FileImages, Found, Images, find, opened
+from .sources import FileImages, Found, Images, find, opened, path_or_error
 
 _PROBES = 4  # images that are looked for before a shard begins
 Tell = Callable[[int, int], None]  # called with the numbers of rows and of errors that have been added
@@ -86,26 +86,36 @@ class SharedRun:
             kept = self.kept(rows, progress)
             recomputed = self.warn_of_damage(kept, rows)
             tell(kept.rows, kept.errors)
-            _refuse_missing_files(self._images, kept.missing)
+            _refuse_other_files(self._images, kept.missing)
             share = _Share(kept.missing, parts.PartWriter(self.manifest.run, self.place.write), self.place.folder)
             errors = compute(self._job, self._images, share, len(rows), tell) if kept.missing else 0
             share.flush()
             return Done(len(rows), kept.errors + errors, kept.rows, recomputed)
 
 
-def _refuse_missing_files(images: Images, gaps: list[range]) -> None:
-    """Raise ``SourceError`` if this machine has none of the image files, which would all become errors in the table."""
+def _refuse_other_files(images: Images, gaps: list[range]) -> None:
+    """Raise ``SourceError`` if this machine has none of the listed image files, or others under their names.
+
+    All of them would become errors in the table.
+    """
     if not isinstance(images, FileImages):
-        return  # a missing tar or Parquet file is an error by itself
+        return  # a missing or another tar or Parquet file is an error by itself
     probes = [rows[index * len(rows) // _PROBES] for rows in gaps[:_PROBES] for index in range(_PROBES)]
     entries = [images.listing.rows(row, row + 1).to_pylist()[0] for row in sorted(set(probes))]
-    paths = [os.fsdecode(entry["path"]) for entry in entries if entry["error"] is None]
-    local = [path for path in paths if not is_url(path)]
-    if len(local) >= _PROBES and not any(map(os.path.lexists, local)):
+    local = [entry for entry in entries if entry["error"] is None and not is_url(os.fsdecode(entry["path"]))]
+    found = [path_or_error(entry) for entry in local]
+    if len(local) < _PROBES or not all(isinstance(each, ImageError) for each in found):
+        return
+    first = path_text(local[0]["path"])
+    if not any(os.path.lexists(entry["path"]) for entry in local):
         raise SourceError(
-            f"This machine does not have the images that were listed, such as {path_text(local[0])!r}. Give it the "
-            "same file system under the same name, or start it in the same folder if the source is relative"
+            f"This machine does not have the images that were listed, such as {first!r}. Give it the same file system "
+            "under the same name, or start it in the same folder if the source is relative"
         )
+    raise SourceError(
+        f"The images on this machine are not those that were listed, such as {first!r}: {found[0]} Copies need the "
+        "modification times of the originals (cp -p, rsync -a). If the images have changed, start over with --overwrite"
+    )
 
 
 class _Share:

@@ -268,11 +268,11 @@ class FileImages:
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
         entries = self.listing.rows(start, stop).to_pylist()
         names = pa.array([shown(entry["path"]) for entry in entries], pa.string())
-        return pa.RecordBatch.from_arrays([names], schema=self.identity), file_contents(entries, _path_or_error)
+        return pa.RecordBatch.from_arrays([names], schema=self.identity), file_contents(entries, path_or_error)
 
 
-def _path_or_error(entry: Entry) -> str | ImageError:
-    """Return the path of an image file, or an error if it is no longer the file that was listed."""
+def path_or_error(entry: Entry) -> str | ImageError:
+    """Return the path of a listed image file, or an error if it is no longer the file that was listed."""
     if entry["error"] is not None:
         return ImageError(entry["error"])
     path = os.fsdecode(entry["path"])

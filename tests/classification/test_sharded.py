@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ class TestOneRun:
             in dict(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))[str(folder / "v.jpg")]
         )
 
-    def test_a_machine_without_the_images_makes_no_errors_of_them(
+    def test_a_machine_without_the_images_or_with_others_makes_no_errors_of_them(
         self, folder: Path, model: fastres.Model, tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         output = tmp_path / "out.parquet"
@@ -168,7 +169,11 @@ class TestOneRun:
         folder.rename(tmp_path / "elsewhere")
         with pytest.raises(SourceError, match=r"does not have the images that were listed, such as .*k\.jpg"):
             classify(folder, output, model, shard="2/2")
-        (tmp_path / "elsewhere").rename(folder)
+        shutil.copytree(tmp_path / "elsewhere", folder, copy_function=shutil.copyfile)  # without the times
+        with pytest.raises(SourceError, match=r"not those that were listed, such as .*k\.jpg.*rsync -a"):
+            classify(folder, output, model, shard="2/2")
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "elsewhere", folder)
         classify(folder, output, model, shard="2/2")
         fastres.join_shards(output, progress=False)
         assert output.read_bytes() == whole
