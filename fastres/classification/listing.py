@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from fastres.errors import OutputError
+from fastres.errors import FastresError, OutputError
 from fastres.files import open_regular
 from fastres.terminal import progress_bar
 from fastres.text import path_text
@@ -38,6 +40,23 @@ FURTHER = "further images of a sample"
 
 # What a damaged file makes Arrow raise. ArrowException covers most, but its bindings let others through.
 DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError, OverflowError)
+
+
+@contextmanager
+def writing_list(path: Path) -> Iterator[BinaryIO]:
+    """Yield the file ``path``, open for writing and reading. Raises ``OutputError`` if it cannot be written."""
+    try:
+        with path.open("wb+") as file:
+            yield file
+    except FastresError:
+        raise
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        temporary = Path(tempfile.gettempdir()) in path.parents
+        raise OutputError(
+            f"The list of images cannot be written in {path_text(path.parent)!r}: {reason}. Free some space there"
+            + (", or set TMPDIR to another folder" if temporary else "")
+        ) from error
 
 
 def write_listing(entries: Iterable[Entry], kind: str, file: BinaryIO, progress: bool) -> str:
@@ -136,8 +155,10 @@ class Listing:
         return chunk
 
     def _damaged(self, error: Exception) -> OutputError:
+        reason = getattr(error, "strerror", None) or error
         return OutputError(
-            f"{path_text(self.path)!r}, the list of images, cannot be read ({error}); use --overwrite to start over"
+            f"{path_text(self.path)!r}, the list of images, cannot be read: {reason}. If it is damaged, use "
+            "--overwrite to start over"
         )
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from fastres.errors import OutputError
+from fastres.errors import FastresError, OutputError
 from fastres.files import other_kind, read_regular, refuse_inputs
 from fastres.storage.urls import is_url
 
@@ -27,7 +27,8 @@ from .work import sync_folder, work_folder
 class Place(ABC):
     """The output of a run in shards, its work folder, and the manifest that is written beside it when it is complete.
 
-    The methods raise ``OutputError`` if a file cannot be written, and ``OSError`` if one cannot be read.
+    The methods raise ``OutputError`` if a file cannot be written or read; ``read`` and ``read_sidecar`` raise
+    ``OSError``.
     """
 
     output: str
@@ -120,18 +121,19 @@ class Place(ABC):
         """Delete what fastres has written in the work folder, and the folder. Warn of what is left behind."""
 
     def manifest(self) -> dict[str, Any]:
-        """Return the run's manifest, or ``{}`` if it is missing or damaged. Raises ``OSError``."""
-        with suppress(FileNotFoundError):
+        """Return the run's manifest, or ``{}`` if it is missing or damaged."""
+        with suppress(FileNotFoundError), _reading(os.path.join(self.folder, MANIFEST)):
             return _document(self.read(MANIFEST))
         return {}
 
     def finished(self) -> dict[str, Any]:
         """Return the manifest of the complete output, or ``{}`` if it is missing or the output has another size.
 
-        Raises ``OutputError`` if the file with its name is somebody's.
+        Raises ``OutputError`` also if the file with its name is somebody's.
         """
         try:
-            content = self.read_sidecar()
+            with _reading(self.sidecar):
+                content = self.read_sidecar()
         except FileNotFoundError:
             return {}
         if (document := sidecar_document(content)) is None:
@@ -140,6 +142,20 @@ class Place(ABC):
                 "move it away, or use another output"
             )
         return document if document.get("bytes") == self.output_size() else {}
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Raise ``OutputError`` if the file or folder ``name`` is there and cannot be read."""
+    try:
+        yield
+    except (FastresError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{name!r} cannot be read: {error.strerror or error}; mend the cause and run the command again, or use "
+            "another output"
+        ) from error
 
 
 def _document(content: bytes) -> dict[str, Any]:
@@ -179,10 +195,9 @@ class LocalPlace(Place):
             refuse_inputs(own, given)
 
     def names(self) -> list[str]:
-        try:
+        with suppress(FileNotFoundError), _reading(self.folder):
             return os.listdir(self._folder)
-        except FileNotFoundError:
-            return []
+        return []
 
     def read(self, name: str) -> bytes:
         return read_regular(self._folder / name)
@@ -229,7 +244,7 @@ class LocalPlace(Place):
         return facts.st_size
 
     def output_blocks(self) -> Iterator[bytes]:
-        with suppress(FileNotFoundError), self._output.open("rb") as file:
+        with suppress(FileNotFoundError), _reading(self.output), self._output.open("rb") as file:
             while block := file.read(1 << 20):
                 yield block
 

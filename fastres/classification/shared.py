@@ -25,7 +25,7 @@ from fastres.version import __version__
 from . import parts
 from .folder import MANIFEST
 from .job import ClassifyJob
-from .listing import difference, write_listing
+from .listing import difference, write_listing, writing_list
 from .manifests import Manifest, encoded_schema, refuse_changes
 from .places import Place
 from .report import Report
@@ -212,7 +212,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
     found = find(request.source)
     place.refuse_inputs([*found.locations, *request.input_files])
     with place.new_listing() as path:
-        with path.open("wb+") as file:
+        with writing_list(path) as file:
             fingerprint = write_listing(found.entries(), found.kind, file, progress)
         images = opened(found, path, request.image_column, request.columns)
         schema, settings = job.begin(images)

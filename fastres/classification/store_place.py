@@ -20,6 +20,7 @@ from fastres.terminal import warn
 
 from .folder import MANIFEST, is_own
 from .formats import FORMATS
+from .listing import writing_list
 from .places import Place
 
 _BLOCK = 1 << 24  # bytes of a list of images that are copied at once
@@ -95,7 +96,7 @@ class StorePlace(Place):
         path = Path(self._scratch.name, name)
         if not path.exists():
             url = joined(self._folder, name)
-            with path.open("wb") as file, objects.open_input(url) as source:
+            with writing_list(path) as file, objects.open_input(url) as source:
                 while block := source.read(_BLOCK):
                     file.write(block)
         return path

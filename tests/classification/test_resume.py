@@ -153,7 +153,7 @@ class TestManifest:
             return errors
 
         monkeypatch.setattr(work.Work, "begin", begin)
-        with pytest.raises(OutputError, match=r"the list of images, cannot be read .*named pipe"):
+        with pytest.raises(OutputError, match=r"the list of images, cannot be read: .*named pipe"):
             classify(folder, tmp_path / "out.csv", model, workers=workers)
 
     def test_an_output_replaced_at_the_last_moment(
