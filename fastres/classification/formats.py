@@ -11,6 +11,7 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Protocol
@@ -19,12 +20,21 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from fastres.errors import InputError
+from fastres.errors import InputError, OutputError
+from fastres.storage.urls import MISTAKEN, is_mistaken_url
 
 from .contents import is_binary
 
 PARQUET, CSV, JSON_LINES = FORMATS = (".parquet", ".csv", ".jsonl")
 COMPRESSION = "zstd"
+
+
+def check_output_name(name: str) -> None:
+    """Raise ``OutputError`` if ``name``, a path or a URL, has none of the suffixes, or is nearly a URL."""
+    if os.path.splitext(name)[1].lower() not in FORMATS:
+        raise OutputError(f"The output is {name!r}; use a name that ends in {', '.join(FORMATS)}")
+    if is_mistaken_url(name) and not os.path.isdir(os.path.dirname(name) or "."):
+        raise OutputError(f"The output {name!r} {MISTAKEN}")
 
 
 class Writer(Protocol):

@@ -20,7 +20,7 @@ from fastres.files import other_kind, read_regular, refuse_inputs
 from fastres.storage.urls import is_url
 
 from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, remove, shared, sidecar_document
-from .formats import FORMATS
+from .formats import check_output_name
 from .work import sync_folder, work_folder
 
 
@@ -170,8 +170,7 @@ class LocalPlace(Place):
     """An output on a file system."""
 
     def __init__(self, output: Path) -> None:
-        if output.suffix.lower() not in FORMATS:
-            raise OutputError(f"The output is {str(output)!r}; use a name that ends in {', '.join(FORMATS)}")
+        check_output_name(str(output))
         if output.is_symlink():
             output = Path(os.path.realpath(output))
         self._output, self._folder = output, work_folder(output)

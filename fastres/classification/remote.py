@@ -19,7 +19,17 @@ from fastres.errors import ImageError, InputError, SourceError, StorageError
 from fastres.images.opening import NamedBytes
 from fastres.storage import objects
 from fastres.storage.objects import DeniedObject, MissingObject, Object, ObjectFile
-from fastres.storage.urls import as_folder, checked, is_mistaken_url, is_url, last_name, protocol_of, url_text
+from fastres.storage.urls import (
+    MISTAKEN,
+    NOT_LISTED,
+    as_folder,
+    checked,
+    is_mistaken_url,
+    is_url,
+    last_name,
+    protocol_of,
+    url_text,
+)
 from fastres.text import path_text
 
 from .listing import Entry
@@ -28,7 +38,6 @@ from .walking import has_image_suffix
 MOST_AT_ONCE, MOST_BYTES = 32, 1 << 26  # objects that are requested together, and bytes, unless one has more
 LARGEST = (1 << 31) - 4096  # bytes of an image
 _NO, _HIDDEN, _YES = range(3)
-_NOT_LISTED = ("http", "https")
 
 
 class Named(NamedTuple):
@@ -63,10 +72,7 @@ def is_remote(entry: Entry) -> bool:
 def refuse_mistaken(name: str) -> None:
     """Raise ``SourceError`` if ``name``, which does not exist, is nearly a URL."""
     if is_mistaken_url(name):
-        raise SourceError(
-            f"{path_text(name)!r} is neither a file nor a URL; a URL has two slashes ('s3://bucket/photos/'), and is "
-            "passed as text, because pathlib.Path removes one of them"
-        )
+        raise SourceError(f"{path_text(name)!r} {MISTAKEN}")
 
 
 def expand(name: str) -> Named:
@@ -76,7 +82,7 @@ def expand(name: str) -> Named:
         found = objects.info(url)
         if found is not None:
             return Named([found])
-        lists = protocol_of(url) not in _NOT_LISTED
+        lists = protocol_of(url) not in NOT_LISTED
         if lists and glob.has_magic(url):
             return _matched(url)
         if lists and objects.is_folder(url):

@@ -15,11 +15,22 @@ from typing import IO, Any
 
 from fastres.errors import OutputError, StorageError
 from fastres.storage import objects
-from fastres.storage.urls import as_folder, checked, is_url, joined, url_text
+from fastres.storage.urls import (
+    GS,
+    NOT_LISTED,
+    S3,
+    as_folder,
+    bucket_of,
+    checked,
+    is_url,
+    joined,
+    protocol_of,
+    url_text,
+)
 from fastres.terminal import warn
 
 from .folder import MANIFEST, is_own
-from .formats import FORMATS
+from .formats import check_output_name
 from .listing import writing_list
 from .places import Place
 
@@ -35,8 +46,17 @@ class StorePlace(Place):
         self.output = self.path = url_text(self._url)
         self.folder = url_text(self._folder)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        if self.suffix not in FORMATS:
-            raise OutputError(f"The output is {self.output!r}; use a name that ends in {', '.join(FORMATS)}")
+        check_output_name(self.output)
+        protocol = protocol_of(self._url)
+        if protocol in NOT_LISTED:
+            raise OutputError(
+                f"The output {self.output!r} is on a web server; use a path, or an object store such as s3:// or gs://"
+            )
+        if protocol in (*S3, *GS) and bucket_of(self._url) == self._url[len(protocol) + 3 :]:
+            raise OutputError(
+                f"The output {self.output!r} is a bucket; write bucket and name, such as "
+                f"'{protocol}://bucket/photos.parquet'"
+            )
 
     def absolute(self) -> StorePlace:
         return self

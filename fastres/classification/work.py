@@ -24,7 +24,7 @@ from fastres.version import __version__
 
 from . import parts
 from .folder import LISTING, MANIFEST, NEW_LISTING, OUTPUT, TEMPORARY, clear, locked, remove, remove_sidecar
-from .formats import FORMATS, Writer, open_writer
+from .formats import Writer, check_output_name, open_writer
 from .listing import difference
 
 _LONGEST_SETTING = 200  # characters that a message shows
@@ -268,8 +268,7 @@ def work_folder(output: Path) -> Path:
 
 def check_output(output: Path, resume: bool, overwrite: bool) -> Path:
     """Return ``output``, or the file that it links to. Raises ``OutputError``; see :func:`open_work`."""
-    if output.suffix.lower() not in FORMATS:
-        raise OutputError(f"The output is {str(output)!r}; use a name that ends in {', '.join(FORMATS)}")
+    check_output_name(str(output))
     try:
         if output.is_symlink():
             output = Path(os.path.realpath(output))

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 from fastres.errors import FastresError, StorageError
 
-from .urls import bucket_of, protocol_of, redacted, url_text
+from .urls import GS, S3, bucket_of, protocol_of, redacted, url_text
 
 Result = TypeVar("Result")
 
 TRIES = 3
 PAUSE = 0.5  # seconds before the second try, on average; doubled before each further one
 LIST, READ, WRITE, DELETE = "listed", "read", "written", "deleted"
-S3, GS = ("s3", "s3a"), ("gs", "gcs")
 
 _PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 _PASSING_CODES = {
@@ -220,6 +219,8 @@ def _reason(error: BaseException) -> str:
     """Return what went wrong as one sentence."""
     lines = str(error).strip().splitlines()
     text = lines[0].strip() if lines else ""
+    if text.endswith(":"):  # the reason is below
+        text = " ".join(line.strip() for line in lines[:2])
     if not text:
         text = "no answer came in time" if isinstance(error, TimeoutError) else type(error).__name__
     if len(text) > 300:

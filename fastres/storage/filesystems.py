@@ -11,8 +11,8 @@ from typing import Any
 
 from fastres.errors import InputError, MissingDependencyError, StorageError, near_matches
 
-from .failures import GS, S3, TRIES
-from .urls import protocol_of, redacted, url_text
+from .failures import TRIES
+from .urls import GS, S3, protocol_of, redacted, url_text
 
 CONNECT_SECONDS, ANSWER_SECONDS, REQUEST_SECONDS = 10, 30, 120
 CONNECTIONS = 32  # of one process to a store

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from .failures import GS, LIST, S3, retried
+from .failures import LIST, retried
 from .filesystems import filesystem, path_of
-from .urls import as_folder, joined, protocol_of
+from .urls import GS, S3, as_folder, joined, protocol_of
 
 WAITING = 10_000  # objects that wait before the store is asked whether they have to
 _TIMES = ("LastModified", "updated", "mtime", "last_modified", "modified", "created")

@@ -14,6 +14,12 @@ _SECRET = re.compile(
     r"([?&][^=&\s'\"]*(?:sig|token|key|credential|password|secret)[^=&\s'\"]*=)[^&\s'\"]+", re.IGNORECASE
 )
 LOCAL = ("file", "local")
+NOT_LISTED = ("http", "https")  # servers that do not say which files they have
+S3, GS = ("s3", "s3a"), ("gs", "gcs")
+MISTAKEN = (
+    "is neither a file nor a URL; a URL has two slashes ('s3://bucket/photos/'), and is passed as text, because "
+    "pathlib.Path removes one of them"
+)
 
 
 def is_url(name: object) -> bool:

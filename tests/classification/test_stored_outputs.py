@@ -143,6 +143,13 @@ class TestErrors:
     def test_bad_urls(self, folder: Path, model: fastres.Model) -> None:
         with pytest.raises(OutputError, match="use a name that ends in"):
             classify(folder, "s3://bucket/out.txt", model)
+        with pytest.raises(OutputError, match=r"is a bucket; write bucket and name, such as 's3://bucket/photos"):
+            classify(folder, "S3://out.parquet", model)
+        with pytest.raises(OutputError, match="is on a web server"):
+            classify(folder, "https://host/out.parquet", model, processes=2)
+        for options in ({}, {"shard": "1/2"}):
+            with pytest.raises(OutputError, match="neither a file nor a URL; a URL has two slashes"):
+                classify(folder, Path("s3://bucket/out.parquet"), model, **options)
         with pytest.raises(InputError, match="is incomplete"):
             classify(folder, "s3://", model, shard="1/2")
         with pytest.raises(InputError, match="has a password in it"):
