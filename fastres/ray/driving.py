@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -85,7 +87,8 @@ def _connected(address: str | None) -> Iterator[None]:
         return
     try:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ code would break up the bar
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise RayError(
             f"There is no Ray cluster at address {address!r} ({_reason(error)}); start one with 'ray start "
@@ -96,6 +99,19 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Give back the signal handlers that the program had before the block: Ray's handler for SIGTERM aborts it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,19 @@ class TestClassify:
         assert all("240 rows" in text and "4 with errors" in text for text in said)
         assert output.read_bytes() == whole
         assert not partial(output).exists()
+
+    def test_a_terminated_command_says_what_is_kept(self, cluster: LocalCluster, folder: Path, tmp_path: Path) -> None:
+        """Schedulers end programs by SIGTERM, for which Ray has a handler that aborts them."""
+        output = tmp_path / "out.parquet"
+        command = [sys.executable, "-m", "fastres", "classify", folder, "-o", output, "--model", "resnet20_digits"]
+        command += ["--ray", cluster.address, "--actors", "2", "--batch-size", "2", "--workers", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+            actors_of(cluster, partial(output), 2)
+            program.terminate()
+            said = program.communicate()[1]
+        assert program.returncode == 128 + signal.SIGTERM, said
+        assert "fastres: interrupted by SIGTERM: " in said
+        assert "rows are kept in" in said
 
     def test_the_command_and_errors(
         self, cluster: LocalCluster, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
