@@ -150,7 +150,7 @@ def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overw
     from .outputs import place_of
     from .shared import classify_shard
 
-    return classify_shard(request, place_of(output), shard, overwrite=overwrite, progress=progress)
+    return classify_shard(request, place_of(output, overwrite), shard, overwrite=overwrite, progress=progress)
 
 
 def _driven(
@@ -161,7 +161,7 @@ def _driven(
     from .outputs import place_of
     from .processes import Processes
 
-    place = place_of(output)
+    place = place_of(output, overwrite)
     several = len(devices) > 1
     with Processes(request, place, devices, overwrite) if several else ThisProcess(request, place, overwrite) as crew:
         return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
@@ -222,4 +222,7 @@ def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, prog
     from .outputs import place_of
 
     progress = is_terminal(sys.stderr) if progress is None else progress
-    return join(place_of(output), overwrite=overwrite, progress=progress)
+    place = place_of(output)
+    if overwrite and place.manifest():  # otherwise the output is that of the run
+        place.replace_output()
+    return join(place, overwrite=overwrite, progress=progress)

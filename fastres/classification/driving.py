@@ -14,6 +14,7 @@ from fastres.terminal import progress_bar
 from fastres.text import path_text
 
 from .joining import join
+from .manifests import Manifest
 from .places import Place
 from .report import Report
 from .requests import Request
@@ -68,7 +69,7 @@ def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite
     began = time.monotonic()
     _refuse_output(request, place, resume, overwrite)
     try:
-        if overwrite:
+        if overwrite and not resume:
             place.discard()
         with _clock("Starting, and listing the images", progress):
             begun = crew.begin()
@@ -80,7 +81,8 @@ def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite
         missing: Sequence[range] = begun.missing
         with rows_bar("classify", begun.images, begun.done, begun.errors, progress) as tell, _kept(place, begun):
             for _ in range(_ROUNDS):
-                crew.compute(begun, missing, tell)
+                if missing:
+                    crew.compute(begun, missing, tell)
                 missing = missing_rows(place, begun.images)
                 if not missing or place.finished().get("run") == begun.run:
                     break
@@ -103,6 +105,15 @@ def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool
             raise OutputError(
                 f"{place.output!r} already exists; use another output, or --overwrite to replace it"
             ) from None
+    except OutputError:
+        if not _is_all_but_joined(request, place):
+            raise
+
+
+def _is_all_but_joined(request: Request, place: Place) -> bool:
+    """Return True if all rows of this run are finished: the output may be its table, without its manifest."""
+    manifest = Manifest.of(place.manifest(), place.folder)
+    return bool(manifest and manifest.arguments == request.arguments and not missing_rows(place, manifest.images))
 
 
 @contextmanager
@@ -143,7 +154,7 @@ def _kept(place: Place, begun: Begun) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         done = begun.images - sum(map(len, missing_rows(place, begun.images)))
-        kept = f"{done:,} of {begun.images:,} rows are kept in {place.folder!r}; run the command again to go on"
+        kept = f"{done:,} of {begun.images:,} rows are kept in {place.folder!r}; {place.again} to go on"
         error.args = (f"interrupted: {kept}",)
         raise
 
@@ -174,8 +185,8 @@ class ThisProcess:
 class Failures:
     """The failures of shards, which decide when to try again and when to give up."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, place: Place) -> None:
+        self._folder, self._again = place.folder, place.again
         self._tries: dict[range, int] = {}
         self._failed: dict[range, tuple[Exception, str]] = {}
 
@@ -212,7 +223,7 @@ class Failures:
         raise ShardError(
             f"{rows:,} rows could not be computed in {TRIES} tries ({described(ranges)}). Rows {shard.start:,} to "
             f"{shard.stop:,}, {where}: {error}. All other finished rows are kept in {path_text(self._folder)!r}; mend "
-            "the cause, and run the command again"
+            f"the cause, and {self._again}"
         ) from error
 
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ _OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT)
 # The list of images of a run in shards has its sha256 in its name.
 _SHARED_LISTING = re.compile(r"listing-[0-9a-f]{64}\.arrow")
 _UNIQUE = re.compile(r"\.[0-9a-f]{12}$")  # in the names of temporary files that several processes may write at once
+
+_PAUSES = (0.05, 0.2)  # seconds before a lock that another process has is tried again
 
 _active: set[Path] = set()  # fcntl locks belong to a process, so they do not exclude its other threads
 _active_guard = Guard()
@@ -57,17 +60,37 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def shared(folder: Path) -> Iterator[None]:
-    """Create ``folder`` if needed, and share its lock with other processes. Raises ``OutputError`` as :func:`locked`.
+def shared(folder: Path) -> Iterator[BinaryIO]:
+    """Create ``folder`` if needed, and share its lock, a file, with other processes.
 
-    On some network file systems there are no locks; then only the check of the folder's content is left.
+    On some network file systems there are no locks; then only the check of the folder's content is left. Raises
+    ``OutputError`` as :func:`locked`.
     """
-    with _lock_file(folder, fcntl.LOCK_SH):
-        yield
+    with _lock_file(folder, fcntl.LOCK_SH) as lock:
+        yield lock
+
+
+def is_alone(lock: BinaryIO) -> bool:
+    """Return True if no other process shares ``lock``, which is then kept from others."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _lock_file(folder: Path, kind: int = fcntl.LOCK_EX) -> BinaryIO:
     """Create ``folder`` if needed, and return its lock file, open and locked until it is closed."""
+    for pause in (*_PAUSES, 0.0) if kind == fcntl.LOCK_SH else (0.0,):
+        lock = _lock_or_holder(folder, kind)
+        if not isinstance(lock, str):
+            return lock
+        time.sleep(pause)  # the other process may be one that deletes the folder, because nothing came of its run
+    raise OutputError(f"Another run ({lock}) is writing {str(folder)!r}; wait for it, or use another output")
+
+
+def _lock_or_holder(folder: Path, kind: int) -> BinaryIO | str:
+    """Do what :func:`_lock_file` does, or return who has the lock."""
     path = folder / LOCK
     try:
         folder.mkdir(exist_ok=True)
@@ -95,7 +118,7 @@ def _lock_file(folder: Path, kind: int = fcntl.LOCK_EX) -> BinaryIO:
         file.seek(0)
         holder = f"process {file.read(20).decode(errors='replace') or 'unknown'}"
     file.close()
-    raise OutputError(f"Another run ({holder}) is writing {str(folder)!r}; wait for it, or use another output")
+    return holder
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -104,8 +127,11 @@ def _refuse_foreign(folder: Path) -> None:
         raise OutputError(
             f"{str(folder)!r} is a link, but fastres keeps finished rows there; remove it, or use another output"
         )
+    kinds = {}
     with os.scandir(folder) as entries:
-        kinds = {entry.name: other_kind(entry.stat(follow_symlinks=False).st_mode) for entry in entries}
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process has just renamed it
+                kinds[entry.name] = other_kind(entry.stat(follow_symlinks=False).st_mode)
     foreign = sorted(name for name, kind in kinds.items() if kind or not is_own(name))
     # A folder of ours has a lock from its first moment. Without it, parts show that it is ours: people write none.
     if not foreign and kinds and LOCK not in kinds and not any(map(is_part, kinds)):

@@ -11,9 +11,13 @@ from .places import LocalPlace, Place
 from .store_place import StorePlace
 
 
-def place_of(output: str | os.PathLike[str]) -> Place:
-    """Return the place of ``output``, a path or a URL. Raises ``OutputError`` if it has none of the suffixes of tables.
+def place_of(output: str | os.PathLike[str], overwrite: bool = False) -> Place:
+    """Return the place of ``output``, a path or a URL. With ``overwrite``, an output that is there will be replaced.
 
-    Raises ``InputError`` if the URL is incomplete or has a password.
+    Raises ``OutputError`` if it has none of the suffixes of tables, and ``InputError`` if the URL is incomplete or has
+    a password.
     """
-    return StorePlace(str(output)) if is_url(output) else LocalPlace(Path(output))
+    place = StorePlace(str(output)) if is_url(output) else LocalPlace(Path(output))
+    if overwrite:
+        place.replace_output()
+    return place

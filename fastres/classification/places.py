@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -19,7 +19,7 @@ from fastres.errors import FastresError, OutputError
 from fastres.files import other_kind, read_regular, refuse_inputs
 from fastres.storage.urls import is_url
 
-from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, remove, shared, sidecar_document
+from .folder import LOCK, MANIFEST, OUTPUT, SIDECAR, TEMPORARY, clear, is_alone, remove, shared, sidecar_document
 from .formats import check_output_name
 from .work import sync_folder, work_folder
 
@@ -34,6 +34,8 @@ class Place(ABC):
     output: str
     folder: str
     path: Path | str  # of the output, for the report
+    again = "run the command again"
+    _replaced: Mapping[str, Any] | None = None
 
     @property
     def suffix(self) -> str:
@@ -68,6 +70,10 @@ class Place(ABC):
     @abstractmethod
     def write(self, name: str, content: bytes) -> None:
         """Write a file in the work folder. It gets its name when it is complete."""
+
+    @abstractmethod
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files in the work folder."""
 
     @abstractmethod
     def write_first(self, name: str, content: bytes) -> None:
@@ -141,7 +147,12 @@ class Place(ABC):
                 f"{self.sidecar!r}, where fastres writes what the output is, is a file that fastres has not written; "
                 "move it away, or use another output"
             )
-        return document if document.get("bytes") == self.output_size() else {}
+        is_current = document != self._replaced and document.get("bytes") == self.output_size()
+        return document if is_current else {}
+
+    def replace_output(self) -> None:
+        """From now on, a present output counts as not there: a run that replaces it may have the same ``run``."""
+        self._replaced, self.again = self.finished(), "run the command again with --resume"
 
 
 @contextmanager
@@ -177,15 +188,17 @@ class LocalPlace(Place):
         self.output, self.folder, self.path = str(output), str(self._folder), output
 
     def absolute(self) -> LocalPlace:
-        return LocalPlace(Path(os.path.abspath(self._output)))
+        place = LocalPlace(Path(os.path.abspath(self._output)))
+        place._replaced, place.again = self._replaced, self.again
+        return place
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with shared(self._folder):
+        with shared(self._folder) as lock:
             try:
                 yield
             finally:
-                if self.names() == [LOCK]:  # nothing came of it
+                if self.names() == [LOCK] and is_alone(lock):  # nothing came of it
                     remove(self._folder)
 
     def refuse_inputs(self, inputs: Iterable[str]) -> None:
@@ -204,6 +217,11 @@ class LocalPlace(Place):
     def write(self, name: str, content: bytes) -> None:
         with self._new_file(self._folder / name) as file:
             file.write(content)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            with self._writing(self._folder / name):
+                (self._folder / name).unlink(missing_ok=True)
 
     def write_first(self, name: str, content: bytes) -> None:
         with self._new_file(self._folder / name, _link) as file:
@@ -297,7 +315,7 @@ class LocalPlace(Place):
         except OSError as error:
             raise OutputError(
                 f"{str(target)!r} cannot be written: {error.strerror or error}. Finished rows are kept in "
-                f"{self.folder!r}; fix the cause, and run the command again"
+                f"{self.folder!r}; fix the cause, and {self.again}"
             ) from error
 
 

@@ -90,7 +90,7 @@ class Processes:
                 raise value
 
     def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
-        failures = Failures(self._place.folder)
+        failures = Failures(self._place)
         waiting = deque((0.0, shard) for shard in decreasing(missing, begun.batch_size, self._size))
         while waiting or any(child.shard for child in self._children):
             self._give_out(waiting, begun.run)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -83,14 +83,23 @@ class SharedRun:
         Raises ``RunFinishedError`` if the output was completed meanwhile, and the errors of ``fastres.classify``.
         """
         with unless_finished(self.place, self.manifest.run):
+            self._end_if_finished()
             kept = self.kept(rows, progress)
             recomputed = self.warn_of_damage(kept, rows)
             tell(kept.rows, kept.errors)
             _refuse_other_files(self._images, kept.missing)
-            share = _Share(kept.missing, parts.PartWriter(self.manifest.run, self.place.write), self.place.folder)
+            share = _Share(kept.missing, self.manifest.run, self.place)
             errors = compute(self._job, self._images, share, len(rows), tell) if kept.missing else 0
             share.flush()
+            self._end_if_finished(share.names)
             return Done(len(rows), kept.errors + errors, kept.rows, recomputed)
+
+    def _end_if_finished(self, written: Iterable[str] = ()) -> None:
+        """Raise ``RunFinishedError`` if somebody has completed the output, and delete what was ``written`` too late."""
+        finished = self.place.finished()
+        if finished.get("run") == self.manifest.run:
+            self.place.delete(written)
+            raise RunFinishedError(finished)
 
 
 def _refuse_other_files(images: Images, gaps: list[range]) -> None:
@@ -122,11 +131,16 @@ class _Share:
     """The rows that this process computes, as :func:`fastres.classification.run.compute` wants them."""
 
     is_temporary = False
-    advice = "run the command again to go on"
 
-    def __init__(self, gaps: list[range], writer: parts.PartWriter, folder: str) -> None:
-        self.gaps, self.folder, self._writer = gaps, folder, writer
-        self.add, self.flush = writer.add, writer.flush
+    def __init__(self, gaps: list[range], run: str, place: Place) -> None:
+        self.gaps, self.folder, self.names = gaps, place.folder, list[str]()
+        self.advice = f"{place.again} to go on"
+        self._place, self._writer = place, parts.PartWriter(run, self._write)
+        self.add, self.flush = self._writer.add, self._writer.flush
+
+    def _write(self, name: str, content: bytes) -> None:
+        self._place.write(name, content)
+        self.names.append(name)
 
     @property
     def done(self) -> int:
@@ -257,10 +271,10 @@ def refuse_finished(request: Request, place: Place) -> None:
     if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
         raise RunFinishedError(finished)
     if place.output_size() is not None:
-        raise OutputError(
-            f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is "
-            "written"
-        )
+        advice = "use another output, or --overwrite to replace it when the table is written"
+        if place.manifest():
+            advice += f". If it is the table of the rows in {place.folder!r}, --join completes it"
+        raise OutputError(f"{place.output!r} already exists; {advice}")
 
 
 def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:

@@ -96,6 +96,9 @@ class StorePlace(Place):
     def write(self, name: str, content: bytes) -> None:
         objects.write(joined(self._folder, name), content)
 
+    def delete(self, names: Iterable[str]) -> None:
+        objects.delete([joined(self._folder, name) for name in names])
+
     def write_first(self, name: str, content: bytes) -> None:
         if objects.info(joined(self._folder, name)) is None:
             self.write(name, content)

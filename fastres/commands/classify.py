@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     error = options.parser.error
     if options.join is not None:
         if others := _given(options, "join", "overwrite", "quiet", "json"):
-            error(f"--join takes the output alone, and the run's own settings; leave out {', '.join(others)}")
+            error(f"--join takes the output alone, because the shards have the settings; leave out {', '.join(others)}")
         return _show(join_shards(options.join, overwrite=options.overwrite, progress=not options.quiet), options)
     required = {"SOURCE": options.source, "-o/--output": options.output}
     if missing := [name for name, value in required.items() if not value]:

@@ -63,7 +63,7 @@ def classify(
     ``RayError`` if the cluster cannot be used, and the errors of ``fastres.classify``.
     """
     progress = is_terminal(sys.stderr) if progress is None else progress
-    place = place_of(output)
+    place = place_of(output, overwrite)
     request = Request(source, place.suffix, **options)
     if isinstance(request.model, Model):
         raise InputError("a loaded model was given; pass the model's name, because each actor loads its own")
@@ -89,7 +89,7 @@ def _connected(address: str | None) -> Iterator[None]:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # lines of its C++ code would break up the bar
         with _own_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         raise RayError(
             f"There is no Ray cluster at address {address!r} ({_reason(error)}); start one with 'ray start "
             "--head', or leave the address out to use this machine. If it has a token, as with Ray 2.60, set "
@@ -166,7 +166,7 @@ class _Actors:
 
     def compute(self, begun: Begun, missing: Sequence[range], tell: Tell) -> None:
         shards = decreasing(missing, begun.batch_size, self._size)
-        failures = Failures(self._task.place.folder)
+        failures = Failures(self._task.place)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         counter = ray.remote(Counter).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
         with _counted(counter, tell):
@@ -194,9 +194,10 @@ class _Actors:
         try:
             yield from answers.iter_rows()
         except (ray.exceptions.RayError, RuntimeError) as error:
+            place = self._task.place
             raise WorkerError(
                 f"The actors ended: {_reason(error)}. If a node ran out of memory, use smaller batches, fewer "
-                f"workers or fewer actors. Finished rows are kept in {self._task.place.folder!r}; run the command again"
+                f"workers or fewer actors. Finished rows are kept in {place.folder!r}; {place.again}"
             ) from error
 
     @staticmethod

@@ -14,6 +14,7 @@ from PIL import Image
 import fastres
 from fastres.classification import driving, processes
 from fastres.classification.driving import Failures
+from fastres.classification.places import LocalPlace
 from fastres.errors import InputError, OutputError, ResumeError, ShardError, SourceError, WorkerError
 
 from .conftest import encoded
@@ -149,7 +150,7 @@ def children_of(process: int) -> list[int]:
 
 class TestFailures:
     def test_a_shard_is_tried_three_times_and_then_named(self, tmp_path: Path) -> None:
-        failures = Failures(str(tmp_path))
+        failures = Failures(LocalPlace(tmp_path / "out.csv"))
         error = SourceError("'a.tar' cannot be read: Input/output error")
         assert failures.again(range(5, 10), error, "on node 1") == 1
         assert failures.again(range(5, 10), error, "on node 2") == 2
@@ -159,7 +160,7 @@ class TestFailures:
             failures.check()
 
     def test_after_three_shards_nothing_else_is_tried(self) -> None:
-        failures = Failures("out.partial")
+        failures = Failures(LocalPlace(Path("out.csv")))
         for first in (0, 10):
             failures.again(range(first, first + 5), WorkerError("died"), "")
             failures.again(range(first, first + 5), WorkerError("died"), "")
@@ -171,7 +172,7 @@ class TestFailures:
 
     def test_what_no_repetition_mends_is_raised_at_once(self) -> None:
         with pytest.raises(InputError, match="wrong"):
-            Failures("out.partial").again(range(5), InputError("wrong"), "")
+            Failures(LocalPlace(Path("out.csv"))).again(range(5), InputError("wrong"), "")
 
 
 def test_a_process_that_always_dies_ends_the_run(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import fastres
-from fastres.errors import ClassifierError, DeviceError, FastresError, InputError
+from fastres.errors import ClassifierError, DeviceError, FastresError, InputError, RayError
 from fastres.ray import Classifier
 
 from .conftest import BATCH, classify
@@ -215,3 +216,13 @@ def test_ray_is_imported_by_none_and_needed_by_fastres_ray() -> None:
     assert printed("import sys, fastres; fastres.load; print('ray' in sys.modules)") == "False\n"
     assert printed("import sys, fastres; fastres.ray.Classifier; print('ray' in sys.modules)") == "False\n"
     assert "(ray): pip install 'fastres[ray]'" in printed(MISSING)
+
+
+def test_a_missing_token_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(**options: object) -> None:
+        raise ray.exceptions.AuthenticationError("no authentication token was found")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(RayError, match=r"no authentication token was found.* RAY_AUTH_MODE=token"):
+        fastres.ray.classify(tmp_path, tmp_path / "out.csv", model="resnet20_digits")

@@ -163,6 +163,10 @@ class TestClassify:
         common = ["--model", "resnet20_digits", "--ray", "--quiet"]
         assert main(["classify", str(folder / "000.jpg"), "-o", str(tmp_path / "one.csv"), *common]) == 0
         assert "one.csv: 1 rows, 0 with errors" in capsys.readouterr().out
+        two = ["classify", str(folder / "001.jpg"), "-o", str(tmp_path / "two.csv"), "--model", "resnet20_digits"]
+        assert main([*two, "--quiet", "--shard", "1/1"]) == 0
+        assert main([*two, "--quiet", "--ray"]) == 0, "all rows are finished, and the table is missing"
+        assert "two.csv: 1 rows, all of them computed earlier" in capsys.readouterr().out
         (tmp_path / "empty").mkdir()
         assert main(["classify", str(tmp_path / "empty"), "-o", str(tmp_path / "out.csv"), *common]) == 2
         assert main(["classify", str(folder), "-o", str(tmp_path / "out.csv"), *common, "--actors", "9"]) == 2
@@ -171,7 +175,8 @@ class TestClassify:
         assert "There are no images in" in said
         assert "The cluster has room for 4 actors with 1 cores and 0 GPUs each (3 nodes with 4 cores" in said, said
         assert "Ray is already connected to" in said
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "one.csv", "one.csv.manifest.json"]
+        tables = [name for table in ("one.csv", "two.csv") for name in (table, f"{table}.manifest.json")]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", *tables]
 
 
 def partial(output: Path) -> Path:
