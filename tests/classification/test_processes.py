@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tqdm import tqdm
 
 import fastres
 from fastres.classification import batches, parcels, parts
@@ -64,6 +66,7 @@ def started() -> Iterator[Start]:
         if not child:
             status = 1
             try:
+                tqdm.set_lock(threading.RLock())  # forks share tqdm's own, and this one may be killed with it
                 os.setpgid(0, 0)
                 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(number, signal.SIG_DFL)
