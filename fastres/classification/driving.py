@@ -14,7 +14,6 @@ from fastres.terminal import progress_bar
 from fastres.text import path_text
 
 from .joining import join
-from .manifests import Manifest
 from .places import Place
 from .report import Report
 from .requests import Request
@@ -105,15 +104,6 @@ def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool
             raise OutputError(
                 f"{place.output!r} already exists; use another output, or --overwrite to replace it"
             ) from None
-    except OutputError:
-        if not _is_all_but_joined(request, place):
-            raise
-
-
-def _is_all_but_joined(request: Request, place: Place) -> bool:
-    """Return True if all rows of this run are finished: the output may be its table, without its manifest."""
-    manifest = Manifest.of(place.manifest(), place.folder)
-    return bool(manifest and manifest.arguments == request.arguments and not missing_rows(place, manifest.images))
 
 
 @contextmanager

@@ -198,7 +198,7 @@ class LocalPlace(Place):
             try:
                 yield
             finally:
-                if self.names() == [LOCK] and is_alone(lock):  # nothing came of it
+                if set(self.names()) <= {LOCK} and is_alone(lock):  # nothing came of it
                     remove(self._folder)
 
     def refuse_inputs(self, inputs: Iterable[str]) -> None:

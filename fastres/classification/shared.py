@@ -85,6 +85,8 @@ class SharedRun:
         with unless_finished(self.place, self.manifest.run):
             self._end_if_finished()
             kept = self.kept(rows, progress)
+            if kept.bad:  # or have they just been deleted, because the output is complete?
+                self._end_if_finished()
             recomputed = self.warn_of_damage(kept, rows)
             tell(kept.rows, kept.errors)
             _refuse_other_files(self._images, kept.missing)
@@ -266,15 +268,27 @@ def _refuse_other_images(before: Manifest, now: Manifest, place: Place, path: An
 
 
 def refuse_finished(request: Request, place: Place) -> None:
-    """Raise ``RunFinishedError`` if the output is the one that ``request`` asks for, ``OutputError`` if it is not."""
-    finished = place.finished()
-    if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
-        raise RunFinishedError(finished)
-    if place.output_size() is not None:
-        advice = "use another output, or --overwrite to replace it when the table is written"
-        if place.manifest():
-            advice += f". If it is the table of the rows in {place.folder!r}, --join completes it"
-        raise OutputError(f"{place.output!r} already exists; {advice}")
+    """Raise ``RunFinishedError`` if the output is the one that ``request`` asks for, ``OutputError`` if it is not.
+
+    An output without its manifest is accepted if all rows of this run are finished: it is being joined, or the join was
+    killed.
+    """
+    for there in (False, True):
+        finished = place.finished()
+        if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
+            raise RunFinishedError(finished)
+        if there or place.output_size() is None or _is_all_but_joined(request, place):
+            break  # otherwise look again: its manifest may have been written in between
+    if there:
+        raise OutputError(
+            f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is "
+            "written"
+        )
+
+
+def _is_all_but_joined(request: Request, place: Place) -> bool:
+    manifest = Manifest.of(place.manifest(), place.folder)
+    return bool(manifest and manifest.arguments == request.arguments and not missing_rows(place, manifest.images))
 
 
 def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:

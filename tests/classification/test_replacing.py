@@ -115,9 +115,12 @@ class TestTableWithoutManifest:
         assert json.loads(sidecar(output).read_text())["bytes"] == before
         assert not work_folder(output).exists()
 
-    def test_a_shard_names_the_way(self, output: Path, folder: Path, model: fastres.Model) -> None:
-        with pytest.raises(OutputError, match=r"already exists.*--join completes it"):
-            classify(folder, output, model, shard="1/1")
+    def test_a_shard_has_nothing_to_do(self, output: Path, folder: Path) -> None:
+        """As one that starts while the table is being joined."""
+        report = fastres.classify(folder, output, **OPTIONS, shard="1/2")
+        assert (report.rows, report.resumed, report.missing) == (10, 10, 0)
+        fastres.join_shards(output, progress=False)
+        assert fastres.classify(folder, output, **OPTIONS, shard="1/2").rows == 24
 
     def test_another_table_is_left_alone(self, output: Path, folder: Path) -> None:
         output.write_text("somebody's")
