@@ -195,9 +195,14 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty place in memory."""
     monkeypatch.setattr(failures, "PAUSE", 0.0)
     fs = filesystems.filesystem("memory://place")
-    fs.store.clear()
+
+    def empty() -> None:
+        fs.store.clear()
+        fs.pseudo_dirs[:] = [""]  # folders, which stay when their files have gone
+
+    empty()
     yield "memory://place"
-    fs.store.clear()
+    empty()
 
 
 @pytest.fixture
