@@ -104,7 +104,7 @@ def _read_source(
     bar: Bar,
 ) -> None:
     from fastres.classification.batches import Reading, checked_workers
-    from fastres.classification.listing import FILES, write_listing, writing_list
+    from fastres.classification.listing import FILES, create_listing
     from fastres.classification.sources import Found, Part, find, opened
     from fastres.images.jpeg import EXACT
 
@@ -113,8 +113,7 @@ def _read_source(
     found = Found(FILES, tuple(map(Part, names)), names) if several else find(names)
     with tempfile.TemporaryDirectory(prefix="fastres-") as scratch:
         listing = Path(scratch) / "listing.arrow"
-        with writing_list(listing) as file:
-            write_listing(found.entries(), found.kind, file, progress=False)
+        create_listing(listing, found.entries(), found.kind, progress=False)
         images = opened(found, listing, None, ())
         count = len(images)
         if labels is not None:

@@ -150,7 +150,7 @@ def _shard(request: Request, output: str | os.PathLike[str], shard: Shard, overw
     from .outputs import place_of
     from .shared import classify_shard
 
-    return classify_shard(request, place_of(output, overwrite), shard, overwrite=overwrite, progress=progress)
+    return classify_shard(request, place_of(output, overwrite), shard, progress=progress)
 
 
 def _driven(
@@ -163,8 +163,8 @@ def _driven(
 
     place = place_of(output, overwrite)
     several = len(devices) > 1
-    with Processes(request, place, devices, overwrite) if several else ThisProcess(request, place, overwrite) as crew:
-        return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
+    with Processes(request, place, devices) if several else ThisProcess(request, place) as crew:
+        return drive(crew, request, place, resume=resume, progress=progress)
 
 
 def plan_shards(
@@ -225,4 +225,4 @@ def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, prog
     place = place_of(output)
     if overwrite and place.manifest():  # otherwise the output is that of the run
         place.replace_output()
-    return join(place, overwrite=overwrite, progress=progress)
+    return join(place, progress=progress)

@@ -19,7 +19,7 @@ from .report import Report
 from .requests import Request
 from .run import rows_bar
 from .shards import described
-from .shared import RunFinishedError, SharedRun, Tell, missing_rows, open_run, refuse_finished
+from .shared import RunFinishedError, SharedRun, Tell, finished_run, missing_rows, open_run, refuse_finished
 
 TRIES = 3  # of a shard, before the run fails
 FAILED_SHARDS = 3  # after which no more are tried: the cause is not in the shards
@@ -63,12 +63,12 @@ class Crew(Protocol):
         """
 
 
-def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite: bool, progress: bool) -> Report:
+def drive(crew: Crew, request: Request, place: Place, *, resume: bool, progress: bool) -> Report:
     """Do the run of ``request`` with ``crew``, and write its output."""
     began = time.monotonic()
-    _refuse_output(request, place, resume, overwrite)
+    _refuse_output(request, place, resume)
     try:
-        if overwrite and not resume:
+        if place.replaces and not resume:
             place.discard()
         with _clock("Starting, and listing the images", progress):
             begun = crew.begin()
@@ -83,19 +83,19 @@ def drive(crew: Crew, request: Request, place: Place, *, resume: bool, overwrite
                 if missing:
                     crew.compute(begun, missing, tell)
                 missing = missing_rows(place, begun.images)
-                if not missing or place.finished().get("run") == begun.run:
+                if not missing or finished_run(place, begun.run):
                     break
-        report = join(place, overwrite=overwrite, progress=progress)
+        report = join(place, progress=progress)
         done, recomputed = begun.done, begun.recomputed
     except RunFinishedError:  # by another driver
-        report = join(place, overwrite=False, progress=progress)
+        report = join(place, progress=progress)
         done, recomputed = report.rows, 0
     return replace(report, resumed=done, recomputed=recomputed, seconds=time.monotonic() - began)
 
 
-def _refuse_output(request: Request, place: Place, resume: bool, overwrite: bool) -> None:
+def _refuse_output(request: Request, place: Place, resume: bool) -> None:
     """Raise ``OutputError`` if the output exists: unless it may be replaced, or it is complete and to be resumed."""
-    if overwrite:
+    if place.replaces:
         return
     try:
         refuse_finished(request, place)
@@ -152,8 +152,8 @@ def _kept(place: Place, begun: Begun) -> Iterator[None]:
 class ThisProcess:
     """A crew of this process alone, for outputs in object stores; a context."""
 
-    def __init__(self, request: Request, place: Place, overwrite: bool) -> None:
-        self._request, self._place, self._overwrite = request, place, overwrite
+    def __init__(self, request: Request, place: Place) -> None:
+        self._request, self._place = request, place
         self._stack = ExitStack()
 
     def __enter__(self) -> ThisProcess:
@@ -163,7 +163,7 @@ class ThisProcess:
         self._stack.close()
 
     def begin(self) -> Begun:
-        opened = open_run(self._request, self._place, overwrite=self._overwrite, list_again=True)
+        opened = open_run(self._request, self._place, list_again=True)
         self._run = self._stack.enter_context(opened)
         return Begun.of(self._run)
 

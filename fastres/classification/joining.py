@@ -17,14 +17,14 @@ from .manifests import Manifest
 from .places import Place
 from .report import Report
 from .shards import described, numbers_of
-from .shared import RunFinishedError, report_of, unless_finished
+from .shared import RunFinishedError, finished_run, report_of, unless_finished
 
 
-def join(place: Place, *, overwrite: bool, progress: bool) -> Report:
+def join(place: Place, *, progress: bool) -> Report:
     """Write the output of the run in ``place``, and delete the work folder.
 
     If the output is already that of a run in shards and there is no work folder, report it. Raises ``ResumeError`` if
-    rows are missing, and ``OutputError`` if there is no run, if the output exists (unless ``overwrite``, or it is what
+    rows are missing, and ``OutputError`` if there is no run, if the output exists (unless it is replaced, or is what
     would be written), or if it cannot be written.
     """
     began = time.monotonic()
@@ -38,13 +38,13 @@ def join(place: Place, *, overwrite: bool, progress: bool) -> Report:
         )
     try:
         with unless_finished(place, manifest.run), place.opened():
-            document = _joined(place, manifest, overwrite, progress)
+            document = _joined(place, manifest, progress)
     except RunFinishedError as done:  # another process has joined them in the meantime
         document = done.manifest
     return report_of(place, document, time.monotonic() - began)
 
 
-def _joined(place: Place, manifest: Manifest, overwrite: bool, progress: bool) -> dict[str, Any]:
+def _joined(place: Place, manifest: Manifest, progress: bool) -> dict[str, Any]:
     """Write output and manifest; return the manifest."""
     damaged: list[parts.Part] = []
     while True:
@@ -56,8 +56,8 @@ def _joined(place: Place, manifest: Manifest, overwrite: bool, progress: bool) -
             with place.writing_output() as file:
                 target = _Measured(file)
                 errors = _write(target, place, manifest, slices, progress)
-                _refuse_other_output(place, target, overwrite)
-                if place.finished().get("run") != manifest.run:
+                _refuse_other_output(place, target)
+                if not finished_run(place, manifest.run):
                     place.delete_sidecar()  # it must never describe another output
             break
         except parts.DamagedPartError as error:
@@ -106,9 +106,9 @@ def _write(target: _Measured, place: Place, manifest: Manifest, slices: list[par
     return errors
 
 
-def _refuse_other_output(place: Place, target: _Measured, overwrite: bool) -> None:
+def _refuse_other_output(place: Place, target: _Measured) -> None:
     """Raise ``OutputError`` if an output exists that is not the one that has been written to ``target``."""
-    if overwrite or place.output_size() is None:
+    if place.replaces or place.output_size() is None:
         return
     digest = hashlib.sha256()
     for block in place.output_blocks():

@@ -59,6 +59,12 @@ def writing_list(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
+def create_listing(path: Path, entries: Iterable[Entry], kind: str, progress: bool) -> str:
+    """Do what :func:`write_listing` does, to a new file. Raises ``OutputError`` if it cannot be written."""
+    with writing_list(path) as file:
+        return write_listing(entries, kind, file, progress)
+
+
 def write_listing(entries: Iterable[Entry], kind: str, file: BinaryIO, progress: bool) -> str:
     """Write ``entries`` to the Arrow file ``file``, open for writing and reading; return its sha256.
 

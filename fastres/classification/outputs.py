@@ -12,7 +12,7 @@ from .store_place import StorePlace
 
 
 def place_of(output: str | os.PathLike[str], overwrite: bool = False) -> Place:
-    """Return the place of ``output``, a path or a URL. With ``overwrite``, an output that is there will be replaced.
+    """Return the place of ``output``, a path or a URL. With ``overwrite``, it replaces one that is there.
 
     Raises ``OutputError`` if it has none of the suffixes of tables, and ``InputError`` if the URL is incomplete or has
     a password.

@@ -34,8 +34,7 @@ class Place(ABC):
     output: str
     folder: str
     path: Path | str  # of the output, for the report
-    again = "run the command again"
-    _replaced: Mapping[str, Any] | None = None
+    _replaced: Mapping[str, Any] | None = None  # the manifest of the output that will be replaced, if that is permitted
 
     @property
     def suffix(self) -> str:
@@ -152,7 +151,17 @@ class Place(ABC):
 
     def replace_output(self) -> None:
         """From now on, a present output counts as not there: a run that replaces it may have the same ``run``."""
-        self._replaced, self.again = self.finished(), "run the command again with --resume"
+        self._replaced = self.finished()
+
+    @property
+    def replaces(self) -> bool:
+        """True if there may be an output, which will be replaced."""
+        return self._replaced is not None
+
+    @property
+    def again(self) -> str:
+        """What to do if the run is interrupted."""
+        return "run the command again with --resume" if self.replaces else "run the command again"
 
 
 @contextmanager
@@ -189,7 +198,7 @@ class LocalPlace(Place):
 
     def absolute(self) -> LocalPlace:
         place = LocalPlace(Path(os.path.abspath(self._output)))
-        place._replaced, place.again = self._replaced, self.again
+        place._replaced = self._replaced
         return place
 
     @contextmanager

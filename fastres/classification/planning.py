@@ -17,7 +17,7 @@ from fastres.text import path_text, text_table
 from . import parts
 from .batches import PREFETCH
 from .job import ClassifyJob
-from .listing import write_listing, writing_list
+from .listing import create_listing
 from .manifests import Manifest, refuse_changes
 from .places import Place
 from .requests import Request
@@ -134,8 +134,7 @@ def _listed(
     place.refuse_inputs([*found.locations, *request.input_files])
     with tempfile.TemporaryDirectory(prefix="fastres-") as folder:
         path = Path(folder, "listing.arrow")
-        with writing_list(path) as file:
-            write_listing(found.entries(), found.kind, file, progress)
+        create_listing(path, found.entries(), found.kind, progress)
         images = opened(found, path, request.image_column, request.columns)
         yield found, images, sum(found.skipped.values())
 

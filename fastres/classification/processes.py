@@ -57,13 +57,13 @@ def devices(device: torch.device | str | None, processes: int | None) -> list[st
 class Processes:
     """A crew of processes on this machine; a context. ``devices`` has the device of each."""
 
-    def __init__(self, request: Request, place: Place, devices: Sequence[str], overwrite: bool) -> None:
+    def __init__(self, request: Request, place: Place, devices: Sequence[str]) -> None:
         if isinstance(request.model, Model):
             raise InputError("several processes were asked for, but a loaded model was given; pass the model's name")
         self._size = len(devices)
         share = max(1, default_workers() // self._size)
         request = request if request.workers is not None else replace(request, workers=share)
-        self._place, self._overwrite = place, overwrite
+        self._place = place
         self._requests = [replace(request, device=device) for device in devices]
         self._children: list[_Child] = []
 
@@ -100,7 +100,7 @@ class Processes:
 
     def _started(self, index: int) -> _Child:
         share = max(1, suitable_threads() // self._size)
-        child = _Child(self._requests[index], self._place, self._overwrite, share)
+        child = _Child(self._requests[index], self._place, share)
         self._children[index : index + 1] = [child]
         return child
 
@@ -146,7 +146,7 @@ class Processes:
 class _Child:
     """A process that computes one shard after another. ``told`` are the rows and errors of the current one."""
 
-    def __init__(self, request: Request, place: Place, overwrite: bool, threads: int) -> None:
+    def __init__(self, request: Request, place: Place, threads: int) -> None:
         ours, theirs = socket.socketpair()
         with closing(theirs):
             self._process = subprocess.Popen(
@@ -160,7 +160,7 @@ class _Child:
         self.told = 0, 0
         self.is_open = False
         self._send(sys.path)
-        self._send((request, place, overwrite, threads))
+        self._send((request, place, threads))
 
     @property
     def has_ended(self) -> bool:
@@ -228,7 +228,7 @@ def serve(connection: Connection) -> None:
     os._exit(0)  # without waiting for threads of libraries
 
 
-def _serve(connection: Connection, request: Request, place: Place, overwrite: bool, threads: int) -> None:
+def _serve(connection: Connection, request: Request, place: Place, threads: int) -> None:
     if torch.device(request.device or "cpu").type == "cpu":
         torch.set_num_threads(min(threads, torch.get_num_threads()))
     tell = _teller(connection)
@@ -236,7 +236,7 @@ def _serve(connection: Connection, request: Request, place: Place, overwrite: bo
     run = _received(connection)
     begins = run == _BEGIN
     options: dict[str, Any] = {"list_again": True} if begins else {"expected": run}
-    with open_run(request, place, model=model, overwrite=overwrite, **options) as opened:
+    with open_run(request, place, model=model, **options) as opened:
         if begins:
             connection.send(("begun", Begun.of(opened)))
         while True:

@@ -25,7 +25,7 @@ from fastres.version import __version__
 from . import parts
 from .folder import MANIFEST
 from .job import ClassifyJob
-from .listing import difference, write_listing, writing_list
+from .listing import create_listing, difference
 from .manifests import Manifest, encoded_schema, refuse_changes
 from .places import Place
 from .report import Report
@@ -98,10 +98,9 @@ class SharedRun:
 
     def _end_if_finished(self, written: Iterable[str] = ()) -> None:
         """Raise ``RunFinishedError`` if somebody has completed the output, and delete what was ``written`` too late."""
-        finished = self.place.finished()
-        if finished.get("run") == self.manifest.run:
+        if end := finished_run(self.place, self.manifest.run):
             self.place.delete(written)
-            raise RunFinishedError(finished)
+            raise end
 
 
 def _refuse_other_files(images: Images, gaps: list[range]) -> None:
@@ -160,10 +159,15 @@ def unless_finished(place: Place, run: str) -> Iterator[None]:
     try:
         yield
     except (FastresError, OSError) as error:
-        finished = place.finished()
-        if finished.get("run") == run:
-            raise RunFinishedError(finished) from error
+        if end := finished_run(place, run):
+            raise end from error
         raise
+
+
+def finished_run(place: Place, run: str) -> RunFinishedError | None:
+    """Return ``RunFinishedError``, to be raised, if somebody has completed the output of ``run``."""
+    finished = place.finished()
+    return RunFinishedError(finished) if finished.get("run") == run else None
 
 
 @contextmanager
@@ -173,14 +177,12 @@ def open_run(
     *,
     model: Model | None = None,
     shards: int = 0,
-    overwrite: bool = False,
     expected: str | None = None,
     list_again: bool = False,
     progress: bool = False,
 ) -> Iterator[SharedRun]:
     """Open the run of ``request`` in ``place``; begin it if nobody has. ``shards`` is how many the user asked for.
-    ``model`` is that of the request, if it is loaded already. ``overwrite`` permits that there is an output, which will
-    be replaced.
+    ``model`` is that of the request, if it is loaded already.
 
     If ``expected`` is given, it is the ``Manifest.run`` that must be there. If ``list_again``, list the images also if
     the run has begun, and raise ``ResumeError`` if they have changed.
@@ -193,7 +195,7 @@ def open_run(
         manifest = Manifest.of(place.manifest(), place.folder)
         if expected is not None and (manifest is None or manifest.run != expected):
             raise _not_there(place, expected)
-        if manifest is None and not overwrite:
+        if manifest is None and not place.replaces:
             refuse_finished(request, place)  # again, because the output may have been completed in between
         if manifest is None or list_again:
             job = request.job(model, manifest.batch_size if manifest else None)
@@ -214,10 +216,7 @@ def open_run(
 
 
 def _not_there(place: Place, expected: str) -> Exception:
-    finished = place.finished()
-    if finished.get("run") == expected:
-        return RunFinishedError(finished)
-    return OutputError(
+    return finished_run(place, expected) or OutputError(
         f"{place.folder!r} does not have the run that this process was started for. Put the output on a file system "
         "that all machines share under the same name, or in an object store"
     )
@@ -228,8 +227,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
     found = find(request.source)
     place.refuse_inputs([*found.locations, *request.input_files])
     with place.new_listing() as path:
-        with writing_list(path) as file:
-            fingerprint = write_listing(found.entries(), found.kind, file, progress)
+        fingerprint = create_listing(path, found.entries(), found.kind, progress)
         images = opened(found, path, request.image_column, request.columns)
         schema, settings = job.begin(images)
         new = Manifest(
@@ -273,17 +271,19 @@ def refuse_finished(request: Request, place: Place) -> None:
     An output without its manifest is accepted if all rows of this run are finished: it is being joined, or the join was
     killed.
     """
-    for there in (False, True):
-        finished = place.finished()
-        if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
-            raise RunFinishedError(finished)
-        if there or place.output_size() is None or _is_all_but_joined(request, place):
-            break  # otherwise look again: its manifest may have been written in between
-    if there:
-        raise OutputError(
-            f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is "
-            "written"
-        )
+    _end_if_asked_for(request, place)
+    if place.output_size() is None or _is_all_but_joined(request, place):
+        return
+    _end_if_asked_for(request, place)  # its manifest may have been written in between
+    raise OutputError(
+        f"{place.output!r} already exists; use another output, or --overwrite to replace it when the table is written"
+    )
+
+
+def _end_if_asked_for(request: Request, place: Place) -> None:
+    finished = place.finished()
+    if finished and finished.get("arguments") == request.arguments and finished["fastres"] == __version__:
+        raise RunFinishedError(finished)
 
 
 def _is_all_but_joined(request: Request, place: Place) -> bool:
@@ -291,17 +291,17 @@ def _is_all_but_joined(request: Request, place: Place) -> bool:
     return bool(manifest and manifest.arguments == request.arguments and not missing_rows(place, manifest.images))
 
 
-def classify_shard(request: Request, place: Place, shard: Shard, *, overwrite: bool, progress: bool) -> Report:
+def classify_shard(request: Request, place: Place, shard: Shard, *, progress: bool) -> Report:
     """Compute the rows of a shard that nobody has finished. The output is written later, by ``join``.
 
     If the output is complete already, its report is returned, not that of the shard.
-    Raises ``OutputError`` if the output exists, unless it is that of this run, or ``overwrite``.
+    Raises ``OutputError`` if the output exists, unless it is that of this run, or replaced.
     """
     began = time.monotonic()
     try:
-        if not overwrite:
+        if not place.replaces:
             refuse_finished(request, place)
-        with open_run(request, place, shards=shard.count, overwrite=overwrite, progress=progress) as run:
+        with open_run(request, place, shards=shard.count, progress=progress) as run:
             manifest = run.manifest
             rows = shard.rows(manifest.images, manifest.batch_size)
             with rows_bar(f"classify {shard}", len(rows), 0, 0, progress) as tell:

@@ -52,7 +52,7 @@ class StorePlace(Place):
             raise OutputError(
                 f"The output {self.output!r} is on a web server; use a path, or an object store such as s3:// or gs://"
             )
-        if protocol in (*S3, *GS) and bucket_of(self._url) == self._url[len(protocol) + 3 :]:
+        if protocol in (*S3, *GS) and bucket_of(self._url) == self._url.partition("://")[2]:
             raise OutputError(
                 f"The output {self.output!r} is a bucket; write bucket and name, such as "
                 f"'{protocol}://bucket/photos.parquet'"

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from fastres.classification.listing import write_listing, writing_list
+from fastres.classification.listing import create_listing
 from fastres.classification.report import Report
 from fastres.classification.run import run as run_job
 from fastres.classification.sources import Found, Images, opened
@@ -174,8 +174,7 @@ def _finished(job: EvaluateJob, found: Found, table: Path, scratch: Path, settin
     if not settings.resume or settings.overwrite or not table.exists() or work_folder(table).exists():
         return None
     listing = scratch / "finished.arrow"
-    with writing_list(listing) as file:
-        fingerprint = write_listing(found.entries(), found.kind, file, settings.progress)
+    fingerprint = create_listing(listing, found.entries(), found.kind, settings.progress)
     images = opened(found, listing, settings.image_column, settings.columns)
     _, now = job.begin(images)
     now = json.loads(json.dumps({**now, "version": __version__, "images": fingerprint}))

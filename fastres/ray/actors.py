@@ -32,7 +32,6 @@ class Task:
 
     request: Request
     place: Place
-    overwrite: bool
     folder: str
 
     def opened(self, run: str | None, stack: ExitStack) -> SharedRun:
@@ -43,7 +42,7 @@ class Task:
         if request.workers is None:
             request = replace(request, workers=threads)
         self._enter_folder()
-        opened = open_run(request, self.place, overwrite=self.overwrite, expected=run, list_again=run is None)
+        opened = open_run(request, self.place, expected=run, list_again=run is None)
         return stack.enter_context(opened)
 
     def _enter_folder(self) -> None:

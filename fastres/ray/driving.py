@@ -68,10 +68,10 @@ def classify(
     if isinstance(request.model, Model):
         raise InputError("a loaded model was given; pass the model's name, because each actor loads its own")
     actors = None if actors is None else whole_number(actors, "actors")
-    task = Task(request, place.absolute(), overwrite, os.getcwd())
+    task = Task(request, place.absolute(), os.getcwd())
     with _connected(address), _quiet():
         crew = _Actors(task, *_resources(actors, num_cpus, num_gpus))
-        return drive(crew, request, place, resume=resume, overwrite=overwrite, progress=progress)
+        return drive(crew, request, place, resume=resume, progress=progress)
 
 
 @contextmanager
