@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .model.conversion import from_module
     from .model.loading import load
     from .network.architectures import list_models
+    from .serving import serve
 
 __all__ = [
     "Backbone",
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "plan_shards",
     "quantize",
+    "serve",
 ]
 
 # The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
@@ -62,9 +64,10 @@ _MODULES = {
     "load": "model.loading",
     "plan_shards": "classification",
     "quantize": "calibration",
+    "serve": "serving",
 }
 _FOLDERS = frozenset(
-    "calibration classification evaluation executors folding images model network quantisation ray roofline "  # noqa: SIM905
+    "calibration classification evaluation executors folding images model network quantisation ray roofline serving "  # noqa: SIM905
     "weights".split()
 )
 _FILES = frozenset("arguments files forks memory terminal text".split())  # noqa: SIM905

@@ -127,6 +127,10 @@ class RayError(FastresError, RuntimeError):
     """The Ray cluster cannot be reached, or has not what was asked of it."""
 
 
+class ServerError(FastresError, RuntimeError):
+    """The server cannot start, or cannot go on."""
+
+
 class CalibrationError(FastresError, ValueError):
     """The calibration images or the network cannot be used for quantisation, or 8 bit disagrees with float32."""
 

@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "evaluation": "leaves storage images network folding executors quantisation weights model classification labels "
     "calibration",
     "look": "leaves images model",
+    "serving": "leaves network executors images model classification look",
     "commands": "leaves kernels.inspection network folding executors images weights model classification ray "
-    "calibration evaluation look",
-    "top": "leaves network images model classification calibration evaluation commands",
+    "calibration evaluation look serving",
+    "top": "leaves network images model classification calibration evaluation serving commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",

@@ -64,7 +64,7 @@ class ClassifyJob:
         return {
             "model": model.architecture.name,
             "weights": path_text(model.weights) if model.weights else None,
-            "weights_sha256": _weights_sha256(model),
+            "weights_sha256": weights_sha256(model),
             "dtype": dtype_name(model.dtype),
             "transforms": transforms_setting(model.transforms),
             "class_names_sha256": sha256(json.dumps(_labels(model)).encode()) if layout.top_k else None,
@@ -116,7 +116,7 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _weights_sha256(model: Model) -> str:
+def weights_sha256(model: Model) -> str:
     """Return the sha256 of the parameters' names and values. It also identifies random and edited weights."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():

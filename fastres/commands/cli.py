@@ -1,5 +1,5 @@
-"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``evaluate``, ``quantize``, ``inspect``, ``export``,
-``look``, ``bench``, ``env``, ``demo``.
+"""The ``fastres`` command: ``list``, ``predict``, ``classify``, ``serve``, ``evaluate``, ``quantize``, ``inspect``,
+``export``, ``look``, ``bench``, ``env``, ``demo``.
 
 Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
 For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help="measure accuracy and speed of models on labelled images")
     evaluate.add_arguments(command)
     command.set_defaults(run=evaluate.run, needs=["fastres.evaluation", "fastres.evaluation.run"])
+
+    from . import serve
+
+    command = commands.add_parser("serve", help="answer images over HTTP")
+    serve.add_arguments(command)
+    command.set_defaults(run=serve.run, needs=["fastres.serving", "fastres.serving.running"])
 
     from . import quantize
 

@@ -1,0 +1,90 @@
+"""HTTP connections with limits that uvicorn does not have: on the size of a request's head, and on the time for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .failures import Refusal
+from .settings import HEADER_SECONDS, HEADERS
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed if a request's head is too long or comes too slowly."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited
+        self._head = 0  # its bytes so far
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if self._clock is None and (self.cycle is None or self.cycle.response_complete):
+            self._start_clock()
+        if self._clock is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._clock is not None and self._head > HEADERS:
+            self._refuse_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_clock()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEADERS:
+            self._refuse_head()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
+
+    def _start_clock(self) -> None:
+        self._head = 0
+        self._clock = self.loop.call_later(HEADER_SECONDS, self._refuse_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _refuse_head(self) -> None:
+        self._refuse(Refusal(431, "HeaderError", f"The head of the request has more than {HEADERS:,} bytes."))
+
+    def _refuse_slow(self) -> None:
+        if self._head:
+            self._refuse(Refusal(408, "SlowRequestError", f"The head was not complete in {HEADER_SECONDS:g} s."))
+        else:  # nothing came
+            self.transport.close()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer without the application, and close the connection."""
+        self._stop_clock()
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        body = json.dumps({"error": refusal.as_json()}).encode()
+        reason = HTTPStatus(refusal.status).phrase
+        head = (
+            f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,138 @@
+"""A process that decodes images for a server: it gets the bytes of a file and writes the pixels into a slot.
+
+A file can end it, by a defect of a decoder or for lack of memory, without harm to other requests.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import struct
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from fastres.errors import ImageError
+from fastres.images.decoding import orientation
+from fastres.images.jpeg import decoder
+from fastres.images.transforms import Transforms
+from fastres.memory import keep_little
+
+from .arena import Arena
+from .failures import Refusal, too_many_pixels
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+ACCEPTED = "JPEG, PNG or WebP"
+# MPO is a JPEG with further pictures behind the first, as some cameras write them.
+_OPENED = (*FORMATS, "MPO")
+
+_SIDEWAYS = tuple(map(Image.Transpose, (2, 4, 5, 6)))  # rotations by 90 degrees and their mirror images
+
+REQUEST = struct.Struct("<IQ")  # slot, bytes that follow
+REPLY = struct.Struct("<HdIII")  # HTTP status, seconds, width, height, bytes of text that follow
+OK = 200
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a decoder works: ``decoder`` is a name from :mod:`fastres.images.jpeg`, ``max_pixels`` width times height."""
+
+    transforms: Transforms
+    decoder: str
+    max_pixels: int
+
+
+def run(connection: socket.socket, arena: Arena, decoding: Decoding) -> None:
+    """Answer requests for decoding until the other end closes ``connection``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the server ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection.setblocking(True)
+    torch.set_num_threads(1)
+    keep_little()
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    Image.MAX_IMAGE_PIXELS = decoding.max_pixels
+    _warm_up(decoding)
+    connection.sendall(REPLY.pack(OK, 0.0, 0, 0, 0))  # ready
+    while (head := received(connection, REQUEST.size)) is not None:
+        slot, length = REQUEST.unpack(head)
+        data = received(connection, length)
+        if data is None:
+            break
+        began = time.perf_counter()
+        width = height = 0
+        status, text = OK, ""
+        try:
+            width, height = decode(bytes(data), arena, slot, decoding)
+        except Refusal as refusal:
+            status, text = refusal.status, f"{refusal.kind}\n{refusal.message}"
+        said = text.encode()
+        seconds = time.perf_counter() - began
+        connection.sendall(REPLY.pack(status, seconds, width, height, len(said)) + said)
+    os._exit(0)
+
+
+def _warm_up(decoding: Decoding) -> None:
+    """Decode an image, so that everything is imported."""
+    with io.BytesIO() as file:
+        Image.new("RGB", (64, 64)).save(file, "JPEG")
+        decoder(decoding.decoder)(file.getvalue(), decoding.transforms)
+
+
+def decode(data: bytes, arena: Arena, slot: int, decoding: Decoding) -> tuple[int, int]:
+    """Write the pixels of an image file into ``slot``; return width and height of the upright image.
+
+    Raises ``Refusal``.
+    """
+    size = checked_size(data, decoding.max_pixels)
+    try:
+        pixels = decoder(decoding.decoder)(data, decoding.transforms)
+    except ImageError as error:
+        raise Refusal(422, "ImageError", str(error).replace("The given data", "The image")) from error
+    torch.from_numpy(arena.pixels(slot)).copy_(pixels.permute(1, 2, 0))
+    return size
+
+
+def checked_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return the size of an image from its header, as it is upright. Raises ``Refusal``."""
+    if not data:
+        raise Refusal(400, "ImageError", f"The request has no image; send the bytes of a {ACCEPTED} file as the body.")
+    try:
+        with Image.open(io.BytesIO(data), formats=_OPENED) as image:
+            width, height = image.size
+            turned = orientation(image) in _SIDEWAYS
+    except Image.DecompressionBombError:
+        raise Refusal(
+            413, "TooLargeError", f"The image has more than {max_pixels:,} pixels; make it smaller."
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise Refusal(
+            415,
+            "FormatError",
+            f"The {len(data):,} bytes are no image of a format that this server takes, or its beginning is damaged; "
+            f"send a {ACCEPTED} file.",
+        ) from None
+    except Exception as error:  # Pillow raises any on a damaged header
+        raise Refusal(422, "ImageError", f"The image's header is damaged ({type(error).__name__}).") from error
+    if width * height > max_pixels:
+        raise too_many_pixels(width, height, max_pixels)
+    return (height, width) if turned else (width, height)
+
+
+def received(connection: socket.socket, length: int) -> bytearray | None:
+    """Return exactly ``length`` bytes, or ``None`` if the other end has closed the connection."""
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        try:
+            count = connection.recv_into(view)
+        except ConnectionError:
+            return None
+        if not count:
+            return None
+        view = view[count:]
+    return data

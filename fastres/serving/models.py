@@ -1,0 +1,254 @@
+"""The processes of a server that hold the model, one for each device. LitServe starts, watches and replaces them.
+
+The server sends them whole batches (:class:`Work`): the numbers of the slots that hold the pixels. LitServe's own queue
+and batching are not used. Its batches either wait for further requests or spin on the queue, and a message takes
+several calls of a further process. Here each process has a socket to the server, which also shows at once that it has
+died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import litserve
+import numpy as np
+import torch
+from litserve.loops import LitLoop
+from litserve.utils import WorkerSetupStatus, wrap_litserve_start
+from torch import Tensor
+
+from fastres.classification.parcels import padded
+from fastres.executors.quota import suitable_threads
+from fastres.look.cam import class_activation_maps
+from fastres.model.loading import load
+from fastres.network.plan import LOGITS, POOLED
+
+from .arena import Arena
+from .batching import Ready, batch_sizes, prepared_size
+from .decoding import received
+from .failures import ProcessDiedError
+
+READY, FAILED = WorkerSetupStatus.READY, WorkerSetupStatus.ERROR
+_PATH = "/internal"  # LitServe names things after it; nothing is served there
+_CHECK = 0.2  # seconds between LitServe's looks at the processes
+_LENGTH = struct.Struct("<I")  # bytes of the JSON that follows
+_log = logging.getLogger("fastres.serving")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch: its slots, and for each how many class-activation maps it wants (0: none)."""
+
+    slots: tuple[int, ...]
+    maps: tuple[int, ...]
+
+
+class ModelProcess(litserve.LitAPI):
+    """What a model process does. ``path`` is a file that ``model.save`` wrote."""
+
+    def __init__(self, path: Path, dtype: torch.dtype | str, arena: Arena, max_batch: int) -> None:
+        self._path, self._dtype, self._arena, self._max_batch = path, dtype, arena, max_batch
+        self.address = str(path.with_name("models.socket"))
+        super().__init__(api_path=_PATH, loop=_Loop())
+
+    def setup(self, device: str) -> None:
+        """Load the model on ``device`` and do the work of the first calls of each batch size."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the server ends this one
+        torch.set_num_threads(min(suitable_threads(), torch.get_num_threads()))
+        self._model = load(self._path, dtype=self._dtype, device=device, progress=False)
+        self._sizes = batch_sizes(self._max_batch)
+        for size in self._sizes:
+            for _ in range(2):  # on a GPU the first call compiles and the second captures
+                self._values(torch.zeros(size, 3, self._arena.crop, self._arena.crop, dtype=torch.uint8, device=device))
+
+    def predict(self, work: Work, **_: Any) -> tuple[list[Any], float]:
+        """Compute a batch and write the results into its slots; return its maps, and the seconds that it took."""
+        began = time.perf_counter()
+        pixels = np.stack([self._arena.pixels(slot) for slot in work.slots])
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._model.device)  # [N, 3, crop, crop], channels-last
+        count = len(x)
+        values = self._values(padded(x, prepared_size(count, self._sizes)) if x.is_cuda else x)
+        scores, embedding = (value[:count].float().cpu().numpy() for value in values)
+        for row, slot in enumerate(work.slots):
+            self._arena.scores(slot)[:] = scores[row]
+            self._arena.embedding(slot)[:] = embedding[row]
+        maps = [_maps(self._model, x[row : row + 1], scores[row], count) for row, count in enumerate(work.maps)]
+        return maps, time.perf_counter() - began
+
+    def _values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores ``[N, classes]`` and embedding ``[N, features]``."""
+        wanted = {"embedding": POOLED, **({"logits": LOGITS} if self._arena.classes else {})}
+        values = self._model.values(x.contiguous(memory_format=torch.channels_last), wanted)
+        embedding = values["embedding"].flatten(1)
+        return values["logits"].softmax(1) if self._arena.classes else embedding[:, :0], embedding
+
+
+def best_classes(scores: np.ndarray[Any, Any], count: int) -> list[int]:
+    """Return the indices of the ``count`` highest scores, the highest first."""
+    count = min(count, len(scores))
+    found = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
+    return [int(index) for index in found[np.lexsort((found, -scores[found]))]]
+
+
+def _maps(model: Any, x: Tensor, scores: np.ndarray[Any, Any], count: int) -> list[list[list[float]]] | None:
+    """Return the class-activation maps of the ``count`` best classes, each ``[h][w]``."""
+    if not count:
+        return None
+    found = class_activation_maps(model, x, best_classes(scores, count))[0]
+    return [[[round(value, 4) for value in row] for row in each] for each in found.tolist()]
+
+
+class _Loop(LitLoop):
+    """What LitServe calls in a model process after its setup: compute the batches that come through the socket."""
+
+    def __call__(self, lit_api: ModelProcess, device: str, worker_id: int, *_: Any) -> NoReturn:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(lit_api.address)
+                _send(connection, worker_id)
+                while (head := received(connection, _LENGTH.size)) is not None:
+                    content = received(connection, *_LENGTH.unpack(head))
+                    if content is None:
+                        break
+                    _send(connection, _computed(lit_api, Work(**json.loads(content))))
+        except ConnectionError:
+            pass
+        os._exit(0)  # the server has ended
+
+
+def _computed(process: ModelProcess, work: Work) -> tuple[list[Any], float] | None:
+    try:
+        return process.predict(work)
+    except Exception:
+        _log.exception("A batch of %d images failed", len(work.slots))
+        return None
+
+
+def _send(connection: socket.socket, content: Any) -> None:
+    data = json.dumps(content).encode()
+    connection.sendall(_LENGTH.pack(len(data)) + data)
+
+
+class _Link:
+    """The server's end of the socket of one model process, and the batches that it computes, oldest first."""
+
+    def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.number, self._reader, self._writer = number, reader, writer
+        self.waiting: deque[asyncio.Future[Any]] = deque()
+
+    def send(self, work: Work) -> asyncio.Future[Any]:
+        future = asyncio.get_running_loop().create_future()
+        self.waiting.append(future)
+        data = json.dumps({"slots": work.slots, "maps": work.maps}).encode()
+        self._writer.write(_LENGTH.pack(len(data)) + data)
+        return future
+
+    async def listen(self) -> None:
+        """Give the results to their batches until the process ends."""
+        try:
+            while True:
+                content = await _received(self._reader)
+                future = self.waiting.popleft()
+                if future.done():
+                    continue
+                if content is None:
+                    future.set_exception(ProcessDiedError("the model failed"))
+                else:
+                    future.set_result(content)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # the last: the server ends
+            pass
+        finally:
+            self._writer.close()
+            for future in self.waiting:
+                if not future.done():
+                    future.set_exception(ProcessDiedError("the model's process ended"))
+
+
+async def _received(reader: asyncio.StreamReader) -> Any:
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    return json.loads(await reader.readexactly(length))
+
+
+class Models:
+    """The model processes, as the server sees them. :func:`started` makes it."""
+
+    def __init__(self, server: litserve.LitServer, address: str, count: int, patience: float) -> None:
+        self._server, self._address, self.count, self._patience = server, address, count, patience
+        self._links: list[_Link] = []
+        self._arrived = asyncio.Event()
+        self._listening: asyncio.AbstractServer | None = None
+
+    async def start(self) -> None:
+        """Let the processes connect."""
+        self._listening = await asyncio.start_unix_server(self._connected, self._address)
+
+    async def close(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(await _received(reader), reader, writer)
+        self._links.append(link)
+        self._arrived.set()
+        try:
+            await link.listen()
+        finally:
+            self._links.remove(link)
+            if not self._links:
+                self._arrived.clear()
+
+    async def compute(self, batch: Sequence[Ready]) -> tuple[Sequence[Any], float]:
+        """Have a process compute a batch; see :data:`fastres.serving.batching.Compute`."""
+        work = Work(tuple(image.slot for image in batch), tuple(image.wants for image in batch))
+        await self._arrived.wait()  # all processes may have died; LitServe starts others
+        link = min(self._links, key=lambda link: len(link.waiting))
+        try:
+            return await asyncio.wait_for(link.send(work), self._patience)
+        except asyncio.TimeoutError as error:
+            self._server.inference_workers[link.number].kill()  # LitServe starts another one
+            raise ProcessDiedError("the model's process did not answer") from error
+
+    @property
+    def ready(self) -> bool:
+        """True if at least one process can compute."""
+        return bool(self._links)
+
+    def states(self) -> list[str]:
+        """Return the state of each process, such as ``FAILED``. Raises ``OSError`` and ``EOFError``."""
+        return list(self._server.workers_setup_status.values())
+
+
+@contextmanager
+def started(process: ModelProcess, devices: Sequence[str], patience: float) -> Iterator[Models]:
+    """Start one process on each of ``devices`` and end them with the context.
+
+    A batch that takes longer than ``patience`` seconds counts as failed.
+    """
+    accelerator = "cpu" if devices[0] == "cpu" else "cuda"
+    numbers = [int(device.partition(":")[2] or 0) for device in devices]
+    server = litserve.LitServer(
+        process, accelerator=accelerator, devices=1 if accelerator == "cpu" else numbers, timeout=False,
+        restart_workers=True, disable_openapi_url=True,
+    )  # fmt: skip
+    server.monitor_internal = _CHECK
+    # Ctrl-C in a terminal reaches all processes. Those that start now ignore it from the beginning.
+    is_main = threading.current_thread() is threading.main_thread()
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    with wrap_litserve_start(server, worker_monitor=True) as running:
+        if is_main:
+            signal.signal(signal.SIGINT, usual)
+        yield Models(running, process.address, len(devices), patience)

@@ -1,0 +1,211 @@
+"""Start a server, keep it running, and end it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+
+from fastres.classification.batches import checked_workers
+from fastres.classification.job import weights_sha256
+from fastres.errors import ServerError
+from fastres.images.categories import placeholders
+from fastres.memory import keep_little
+from fastres.model.model import Model, parse_dtype
+from fastres.model.outputs import strides_and_channels
+from fastres.text import dtype_name, path_text
+from fastres.version import __version__
+
+from .app import Served, Service, application
+from .arena import Arena
+from .batching import Batcher, batch_sizes
+from .connections import Connection
+from .decoders import Decoders
+from .decoding import Decoding
+from .engine import Engine
+from .metrics import Metrics
+from .models import FAILED, ModelProcess, Models, started
+from .settings import Settings
+
+_TICK = 0.2  # seconds between looks at the model processes
+_MOST_IN_REQUEST = 64  # images
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_RESERVED = 200  # open files that are not connections
+_DESCRIPTORS = 16384  # open files that the server asks for: one for each connection
+_KEEP_ALIVE = 20  # seconds that an idle connection stays open
+_DRAIN = 30  # seconds that requests have after the server was told to stop
+
+
+class _Server(uvicorn.Server):
+    """A server that ends in order on SIGTERM, SIGHUP and Ctrl-C, without passing the signal on."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def run_server(
+    model: Model,
+    settings: Settings,
+    devices: Sequence[str],
+    dtype: torch.dtype | str,
+    announce: Callable[[str, Served], None],
+) -> None:
+    """Serve ``model`` until SIGTERM or Ctrl-C. ``announce`` is called with the URL when the server can answer.
+
+    ``model`` is on the CPU; the processes on ``devices`` get a copy. Raises ``ServerError``.
+    """
+    keep_little()
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listening(settings))
+        _allow_connections()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastres-serve-")))
+        served = described(model, dtype, devices[0])
+        path = model.save(folder / "model.safetensors")
+        batch = settings.batch_for(devices[0])
+        places = settings.queue_for(devices[0], len(devices))
+        arena = Arena(places, model.transforms.crop, len(served.labels), model.architecture.features)
+        del model
+        process = ModelProcess(path, dtype, arena, batch)
+        patience = 2 * settings.timeout + 30
+        models = stack.enter_context(started(process, devices, patience))
+        service = _service(served, settings, models, arena, batch, devices)
+        announced = partial(announce, _url(listening), served)
+        config = uvicorn.Config(
+            app=application(service, lambda: _watch(server, service, announced)),
+            log_level="error", access_log=False, http=Connection, ws="none", lifespan="on",
+            timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=_DRAIN, server_header=False, date_header=True,
+            limit_concurrency=_connections_allowed(),
+        )  # fmt: skip
+        server = _Server(config, service)
+        server.run(sockets=[listening])
+        if service.failure:
+            raise ServerError(service.failure)
+
+
+def _service(
+    served: Served, settings: Settings, models: Models, arena: Arena, batch: int, devices: Sequence[str]
+) -> Service:
+    metrics = Metrics()
+    decoding = Decoding(served.transforms, settings.decoder, settings.max_pixels)
+    decoders = Decoders(checked_workers(settings.workers) or 1, arena, decoding, settings.timeout)
+    batcher = Batcher(
+        models.compute, batch_sizes(batch), models=len(devices), pads=devices[0] != "cpu",
+        max_wait=settings.max_wait_ms / 1000, upcoming=lambda: decoders.unfinished, observe=metrics.batch,
+    )  # fmt: skip
+    engine = Engine(arena, decoders, batcher, metrics)
+    return Service(served, settings, engine, models, metrics, min(arena.slots, _MOST_IN_REQUEST))
+
+
+async def _watch(server: _Server, service: Service, announce: Callable[[], None]) -> None:
+    """Keep ``service.ready`` up to date, and end the server if it cannot work."""
+    loop = asyncio.get_running_loop()
+    announced = False
+    while True:
+        try:
+            states = await loop.run_in_executor(None, service.models.states)
+        except (OSError, EOFError):
+            service.failure = "The process that LitServe keeps its queues in has died; start the server again"
+            break
+        if FAILED in states and not announced:
+            service.failure = "A model process could not start; the messages above say why"
+            break
+        service.ready = service.models.ready and service.engine.decoders.ready
+        if service.ready and not announced:
+            announced = True
+            announce()
+        await asyncio.sleep(_TICK)
+    server.should_exit = True
+
+
+def described(model: Model, dtype: torch.dtype | str, device: str) -> Served:
+    """Return what the server says about ``model`` when it runs in ``dtype`` on ``device``."""
+    if dtype == "auto":
+        is_half = device != "cpu" and model.dtype != torch.int8
+        dtype = torch.float16 if is_half else model.dtype
+    identity = {
+        "name": model.architecture.name,
+        "weights": path_text(Path(model.weights).name) if model.weights else None,
+        "sha256": weights_sha256(model),
+        "dtype": dtype_name(parse_dtype(dtype) if isinstance(dtype, str) else dtype),
+        "device": device,
+        "fastres": __version__,
+    }
+    labels = (model.categories or placeholders(model.num_classes)) if model.num_classes else ()
+    stage = f"layer{len(model.architecture.depths)}"
+    stride, _ = strides_and_channels(model.outline, model.outline.features[stage])
+    return Served(identity, tuple(labels), model.transforms, stride)
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    """Yield a socket that is bound to the host and port, but does not listen yet. Raises ``ServerError``."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServerError(f"host is {settings.host!r}, which is no address of this machine: {error}") from error
+    with bound:
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError as error:
+            advice = {
+                errno.EADDRINUSE: "another program uses it; give another --port",
+                errno.EACCES: "ports below 1024 need rights; give another --port",
+                errno.EADDRNOTAVAIL: "this machine has no such address; give another --host",
+            }.get(error.errno or 0, os.strerror(error.errno or 0))
+            raise ServerError(f"{settings.host}:{settings.port} cannot be used: {advice}") from error
+        bound.set_inheritable(False)
+        yield bound
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _allow_connections() -> None:
+    """Raise the number of files that this process may open, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _connections_allowed() -> int:
+    """Return how many connections there may be, so that other files can still be opened."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else max(soft - _RESERVED, soft // 2)

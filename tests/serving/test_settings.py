@@ -1,0 +1,45 @@
+"""The settings of a server, and their errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastres.errors import InputError
+from fastres.serving.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"port": 70000}, "port is 70000"),
+        ({"port": -1}, "port is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"max_batch": 0}, "max_batch is 0"),
+        ({"max_queue": True}, "max_queue is True"),
+        ({"max_bytes": 0}, "max_bytes is 0"),
+        ({"max_pixels": 2.5}, "max_pixels is 2.5"),
+        ({"max_wait_ms": -1}, "max_wait_ms is -1"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"timeout": float("inf")}, "timeout is inf"),
+        ({"timeout": "soon"}, "timeout is 'soon'"),
+        ({"decoder": "quick"}, "decoder is 'quick'"),
+        ({"api_key": ""}, "api_key is empty"),
+        ({"api_key": "a\nb"}, "printable"),
+        ({"allow_urls": ("http://example.com",)}, "allow_urls has 'http://example.com'"),
+        ({"cors_origins": ("example.com",)}, "cors_origins has 'example.com'"),
+    ],
+)
+def test_wrong_settings_are_named(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Settings(**options)
+
+
+def test_a_cpu_has_smaller_batches_and_queues_than_a_gpu() -> None:
+    settings = Settings(allow_urls=("Images.Example.com", "[::1]:80", "10.0.0.1:8080"))
+    assert settings.allow_urls[0] == "images.example.com"
+    assert settings.batch_for("cpu") < settings.batch_for("cuda:0")
+    assert settings.queue_for("cuda:0", 2) == 2 * settings.queue_for("cuda:0", 1)
+    assert Settings(max_batch=3).batch_for("cuda:0") == 3
+    assert Settings(max_queue=5).queue_for("cpu", 1) == 5
