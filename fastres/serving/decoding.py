@@ -28,8 +28,6 @@ from .failures import Refusal, too_many_pixels
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ACCEPTED = "JPEG, PNG or WebP"
-# MPO is a JPEG with further pictures behind the first, as some cameras write them.
-_OPENED = (*FORMATS, "MPO")
 
 _SIDEWAYS = tuple(map(Image.Transpose, (2, 4, 5, 6)))  # rotations by 90 degrees and their mirror images
 
@@ -102,7 +100,7 @@ def checked_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     if not data:
         raise Refusal(400, "ImageError", f"The request has no image; send the bytes of a {ACCEPTED} file as the body.")
     try:
-        with Image.open(io.BytesIO(data), formats=_OPENED) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             turned = orientation(image) in _SIDEWAYS
     except Image.DecompressionBombError:
