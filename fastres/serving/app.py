@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -124,14 +125,14 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _answer(self, request: Request, shown: Callable[[Result], dict[str, Any]], maps: int = 0) -> Response:
-        deadline = asyncio.get_running_loop().time() + self.settings.timeout
+        deadline = time.monotonic() + self.settings.timeout
         self._require_key(request)
         await self.is_ready()
         self.engine.refuse_if_full()
-        found, several = await self.reader.files(request, deadline)
-        good = [file.content for file in found if isinstance(file.content, bytes)]
-        left = deadline - asyncio.get_running_loop().time()
-        computed = iter(await _unless_left(request, self.engine.answers(good, maps), left, self.settings.timeout))
+        async with self.reader.files(request, deadline) as (found, several):
+            good = [file.content for file in found if isinstance(file.content, bytes)]
+            left = deadline - time.monotonic()
+            computed = iter(await _unless_left(request, self.engine.answers(good, maps), left, self.settings.timeout))
         results = [next(computed) if isinstance(file.content, bytes) else file.content for file in found]
         identity = dict(self.served.identity)
         if several:
@@ -221,6 +222,7 @@ def application(service: Service, background: Callable[[], Awaitable[None]]) -> 
     post("/look", service.look, answers.Looked)
     for path, endpoint in (("/info", service.info), ("/health", service.health), ("/ready", service.is_ready)):
         app.get(path, response_model=None)(endpoint)
+        app.head(path, include_in_schema=False)(endpoint)  # some load balancers ask so
     app.get("/metrics", response_model=None)(service.numbers)
     for path, name in _PAGE.items():
         app.get(f"/{path}", include_in_schema=False)(_page(name))
@@ -238,7 +240,7 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = asyncio.get_running_loop().time()
+        began = time.monotonic()
         status = _LEFT
 
         async def noting(message: Message) -> None:
@@ -260,7 +262,7 @@ class _Guard:
             if status == _LEFT:
                 metrics.left.inc()
             if scope.get("method") == "POST":
-                metrics.request_seconds.observe(asyncio.get_running_loop().time() - began)
+                metrics.request_seconds.observe(time.monotonic() - began)
 
 
 def _add_errors(app: FastAPI, service: Service) -> None:

@@ -8,6 +8,7 @@ therefore never waits.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -91,7 +92,7 @@ class Batcher:
 
         If the caller is cancelled, a waiting image leaves the queue at once.
         """
-        image.since = asyncio.get_running_loop().time()
+        image.since = time.monotonic()
         self._ready.append(image)
         self.dispatch()
         try:
@@ -134,7 +135,7 @@ class Batcher:
         if not self._max_wait or not self._upcoming():
             return False
         loop = asyncio.get_running_loop()
-        left = self._ready[0].since + self._max_wait - loop.time()
+        left = self._ready[0].since + self._max_wait - time.monotonic()
         if left <= 0:
             return False
         if self._timer is not None:
@@ -147,7 +148,7 @@ class Batcher:
         self.dispatch()
 
     async def _run(self, batch: list[Ready]) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         waited = [now - image.since for image in batch]
         try:
             extras, seconds = await self._compute(batch)

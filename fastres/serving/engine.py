@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ class Engine:
 
     def _count(self) -> None:
         """Count an answered image, for :meth:`retry_after`."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         self._metrics.images.inc()
         self._counted += 1
         if now - self._since >= _INTERVAL:

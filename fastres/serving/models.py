@@ -251,4 +251,7 @@ def started(process: ModelProcess, devices: Sequence[str], patience: float) -> I
     with wrap_litserve_start(server, worker_monitor=True) as running:
         if is_main:
             signal.signal(signal.SIGINT, usual)
-        yield Models(running, process.address, len(devices), patience)
+        try:
+            yield Models(running, process.address, len(devices), patience)
+        finally:
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its thread complains that the queues end

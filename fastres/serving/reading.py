@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from yarl import URL
 
 from .decoding import ACCEPTED
 from .failures import Refusal, no_place, too_large, too_slow
-from .settings import BUFFERED_REQUESTS, Settings
+from .settings import HELD_REQUESTS, Settings
 
 _URL_SECONDS = 10.0
 
@@ -34,55 +36,63 @@ class Reader:
 
     def __init__(self, settings: Settings, most_images: int) -> None:
         self._settings, self._most_images = settings, most_images
-        self._buffered = 0  # bytes of all requests that are being received
+        self._held = 0  # bytes of all requests that are not answered yet
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
 
-    async def files(self, request: Request, deadline: float) -> tuple[list[File], bool]:
-        """Return the image files of a request, and whether it may have several.
+    @asynccontextmanager
+    async def files(self, request: Request, deadline: float) -> AsyncGenerator[tuple[list[File], bool], None]:
+        """Yield the image files of a request, and whether it may have several. They count as held within the context.
 
         Raises ``Refusal``, and ``ClientDisconnect`` if the client leaves.
         """
         if request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "FormatError", "Content-Encoding is not supported; send the file as it is.")
-        body = await self._body(request, deadline)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            return await self._parts(request, body), True
-        if kind == "application/json":
-            return await self._fetched(body), True
-        return [File(body)], False
+        held: list[int] = []
+        try:
+            body = await self._body(request, deadline, held)
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind == "multipart/form-data":
+                yield await self._parts(request, body), True
+            elif kind == "application/json":
+                yield await self._fetched(body, held), True
+            else:
+                yield [File(body)], False
+        finally:
+            self._held -= sum(held)
 
-    async def _body(self, request: Request, deadline: float) -> bytes:
+    def _hold(self, size: int, held: list[int]) -> None:
+        """Note that a request holds ``size`` bytes more. Raises ``Refusal`` if all together hold too many."""
+        if self._held + size > HELD_REQUESTS * self._settings.max_bytes:
+            raise no_place(1)
+        self._held += size
+        held.append(size)
+
+    async def _body(self, request: Request, deadline: float, held: list[int]) -> bytes:
         limit = self._settings.max_bytes
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             raise too_large(limit)
-        left = deadline - asyncio.get_running_loop().time()
-        chunks: list[bytes] = []
+        left = deadline - time.monotonic()
         try:
-            await asyncio.wait_for(self._receive(request, chunks, limit), left)
+            chunks = await asyncio.wait_for(self._received(request, limit, held), left)
         except asyncio.TimeoutError:
             raise too_slow(self._settings.timeout) from None
-        finally:
-            self._buffered -= sum(map(len, chunks))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _receive(self, request: Request, chunks: list[bytes], limit: int) -> None:
+    async def _received(self, request: Request, limit: int, held: list[int]) -> list[bytes]:
+        chunks: list[bytes] = []
         total = 0
         async for chunk in request.stream():
-            if not chunk:
-                continue
             total += len(chunk)
             if total > limit:
                 raise too_large(limit)
-            self._buffered += len(chunk)
+            self._hold(len(chunk), held)
             chunks.append(chunk)
-            if self._buffered > BUFFERED_REQUESTS * limit:
-                raise no_place(1)
+        return chunks
 
     async def _parts(self, request: Request, body: bytes) -> list[File]:
         """Return the files in a form. Other fields are ignored."""
@@ -107,7 +117,7 @@ class Reader:
             raise Refusal(400, "FormError", f"The form has no file; add {ACCEPTED} files (curl -F image=@photo.jpg).")
         return [File(await part.read(), part.filename) for part in parts]
 
-    async def _fetched(self, body: bytes) -> list[File]:
+    async def _fetched(self, body: bytes, held: list[int]) -> list[File]:
         """Return the files at the URLs in a document ``{"urls": [...]}``."""
         if not self._settings.allow_urls:
             raise Refusal(403, "UrlError", "This server fetches no URLs; send the bytes of the image as the body.")
@@ -120,9 +130,9 @@ class Reader:
             raise Refusal(400, "UrlError", 'The JSON must be {"urls": ["https://…", …]}.') from None
         if len(urls) > self._most_images:
             raise self._too_many()
-        return list(await asyncio.gather(*map(self._fetch, urls)))
+        return list(await asyncio.gather(*(self._fetch(url, held) for url in urls)))
 
-    async def _fetch(self, url: str) -> File:
+    async def _fetch(self, url: str, held: list[int]) -> File:
         try:
             target = self._checked(url)
             if self._session is None:
@@ -136,6 +146,7 @@ class Reader:
                     raise Refusal(422, "UrlError", f"The URL's server answered {answer.status}{advice}.")
                 content = b""
                 async for chunk in answer.content.iter_chunked(1 << 16):
+                    self._hold(len(chunk), held)
                     content += chunk
                     if len(content) > self._settings.max_bytes:
                         raise too_large(self._settings.max_bytes)

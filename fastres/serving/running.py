@@ -45,6 +45,7 @@ _MOST_IN_REQUEST = 64  # images
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESERVED = 200  # open files that are not connections
 _DESCRIPTORS = 16384  # open files that the server asks for: one for each connection
+_LONGEST_FOLDER = 60  # characters; the names of sockets have 107 at most
 _KEEP_ALIVE = 20  # seconds that an idle connection stays open
 _DRAIN = 30  # seconds that requests have after the server was told to stop
 
@@ -89,7 +90,7 @@ def run_server(
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(settings))
         _allow_connections()
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fastres-serve-")))
+        folder = Path(stack.enter_context(_short_folder()))
         served = described(model, dtype, devices[0])
         path = model.save(folder / "model.safetensors")
         batch = settings.batch_for(devices[0])
@@ -155,7 +156,7 @@ def described(model: Model, dtype: torch.dtype | str, device: str) -> Served:
         dtype = torch.float16 if is_half else model.dtype
     identity = {
         "name": model.architecture.name,
-        "weights": path_text(Path(model.weights).name) if model.weights else None,
+        "weights": path_text(Path(model.weights).name if "/" in model.weights else model.weights),
         "sha256": weights_sha256(model),
         "dtype": dtype_name(parse_dtype(dtype) if isinstance(dtype, str) else dtype),
         "device": device,
@@ -165,6 +166,14 @@ def described(model: Model, dtype: torch.dtype | str, device: str) -> Served:
     stage = f"layer{len(model.architecture.depths)}"
     stride, _ = strides_and_channels(model.outline, model.outline.features[stage])
     return Served(identity, tuple(labels), model.transforms, stride)
+
+
+@contextmanager
+def _short_folder() -> Iterator[str]:
+    """Yield a new folder that only this user can read, whose name is short enough for that of a socket."""
+    is_long = len(tempfile.gettempdir()) > _LONGEST_FOLDER
+    with tempfile.TemporaryDirectory(prefix="fastres-serve-", dir="/tmp" if is_long else None) as folder:
+        yield folder
 
 
 @contextmanager

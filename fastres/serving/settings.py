@@ -15,7 +15,7 @@ CPU_BATCH, GPU_BATCH = 8, 128
 QUEUE_BATCHES = 8  # full batches of one model that may wait
 HEADERS = 32 << 10  # bytes of a request's head
 HEADER_SECONDS = 10.0  # to send it
-BUFFERED_REQUESTS = 16  # of the largest size: what all requests together may hold while they are being received
+HELD_REQUESTS = 16  # of the largest size: what all requests together may hold in memory
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]+)?")
 
 

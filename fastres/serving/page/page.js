@@ -99,7 +99,7 @@ function explain(error, info, signal) {
   } else if (error.status === 401 || (error.status === 403 && info?.api_key)) {
     askForKey(key ? "The server does not accept this key." : "This server asks for a key.");
   } else if (error.status === 429 || (error.status === 503 && error.wait)) {
-    waitAndRetry(error.wait || WAIT, signal);
+    waitAndRetry(error.status === 429 ? "busy" : "not ready", error.wait || WAIT, signal);
   } else if (error.status === 413) {
     complain(error.message || "This picture is too large for the server.", "Save it smaller, or choose another one.");
   } else if (error.status >= 500) {
@@ -125,8 +125,9 @@ function askForKey(trouble) {
 }
 
 /** The alert is read out once; the numbers that count down are only to be seen. */
-function waitAndRetry(seconds, signal) {
-  complain("The server is busy.", `This page tries again after ${plural(seconds, "second")}.`, "countdown", "stop");
+function waitAndRetry(condition, seconds, signal) {
+  const advice = `This page tries again after ${plural(seconds, "second")}.`;
+  complain(`The server is ${condition}.`, advice, "countdown", "stop");
   const end = performance.now() + 1000 * seconds;
   const timer = setInterval(tick, 250);
   signal.addEventListener("abort", () => clearInterval(timer));
@@ -141,7 +142,7 @@ function waitAndRetry(seconds, signal) {
 
 function stopWaiting() {
   running.abort();
-  complain("The server is busy.", "Try again later.", "retry");
+  complain("The page no longer waits.", "Try again later.", "retry");
 }
 
 function setState(state) {
@@ -332,7 +333,8 @@ const formats = (info) => (info?.formats ?? ["JPEG", "PNG", "WebP"]).join(", ").
 const say = (words) => { $("status").textContent = words; };
 
 function showModel({ name, weights, dtype, device, sha256, fastres }) {
-  $("model").textContent = [name, weights, dtype, device].filter(Boolean).join(" · ");
+  const network = weights.startsWith(name) ? [weights] : [name, weights];
+  $("model").textContent = [...network, dtype, device].join(" · ");
   $("origin").textContent = `fastres ${fastres}, weights ${sha256?.slice(0, 12) ?? ""}.`;
   $("origin").title = sha256 ? `SHA-256 of the weights: ${sha256}` : "";
   document.title = `${name} · fastres`;
