@@ -126,8 +126,7 @@ function askForKey(trouble) {
 
 /** The alert is read out once; the numbers that count down are only to be seen. */
 function waitAndRetry(condition, seconds, signal) {
-  const advice = `This page tries again after ${plural(seconds, "second")}.`;
-  complain(`The server is ${condition}.`, advice, "countdown", "stop");
+  complain(`The server is ${condition}.`, `This page tries again in ${seconds} s.`, "countdown", "stop");
   const end = performance.now() + 1000 * seconds;
   const timer = setInterval(tick, 250);
   signal.addEventListener("abort", () => clearInterval(timer));
