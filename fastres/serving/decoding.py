@@ -21,7 +21,7 @@ from fastres.errors import ImageError
 from fastres.images.decoding import orientation
 from fastres.images.jpeg import decoder
 from fastres.images.transforms import Transforms
-from fastres.memory import keep_little
+from fastres.memory import keep_little, settle
 
 from .arena import Arena
 from .failures import Refusal, too_many_pixels
@@ -55,6 +55,7 @@ def run(connection: socket.socket, arena: Arena, decoding: Decoding) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     _warm_up(decoding)
+    settle()
     connection.sendall(REPLY.pack(OK, 0.0, 0, 0, 0))  # ready
     while (head := received(connection, REQUEST.size)) is not None:
         slot, length = REQUEST.unpack(head)

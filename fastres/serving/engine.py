@@ -102,8 +102,15 @@ class Engine:
         Raises ``Refusal`` (429) if there are not as many places. If the caller is cancelled, so are the images, and
         those that wait leave the queue at once.
         """
-        tasks = []
-        for slot, data in zip(self.admit(len(files)), files, strict=True):
+        tasks, slots = [], self.admit(len(files))
+        if len(files) == 1:  # the usual case, without a task of its own
+            try:
+                return [await self._answer(slots[0], files[0], maps)]
+            except Exception as error:
+                return [error]
+            finally:
+                self.places.finished(slots[0])
+        for slot, data in zip(slots, files, strict=True):
             task = asyncio.create_task(self._answer(slot, data, maps))
             task.add_done_callback(lambda _, slot=slot: self.places.finished(slot))  # type: ignore[misc]
             tasks.append(task)

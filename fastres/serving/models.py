@@ -34,6 +34,7 @@ from torch import Tensor
 from fastres.classification.parcels import padded
 from fastres.executors.quota import suitable_threads
 from fastres.look.cam import class_activation_maps
+from fastres.memory import keep_memory_of_program, settle
 from fastres.model.loading import load
 from fastres.network.plan import LOGITS, POOLED
 
@@ -68,6 +69,7 @@ class ModelProcess(litserve.LitAPI):
     def setup(self, device: str) -> None:
         """Load the model on ``device`` and do the work of the first calls of each batch size."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the server ends this one
+        keep_memory_of_program()
         torch.set_num_threads(min(suitable_threads(), torch.get_num_threads()))
         self._model = load(self._path, dtype=self._dtype, device=device, progress=False)
         self._sizes = batch_sizes(self._max_batch)
@@ -123,6 +125,7 @@ class _Loop(LitLoop):
 
     def __call__(self, lit_api: ModelProcess, device: str, worker_id: int, *_: Any) -> NoReturn:
         try:
+            settle()
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(lit_api.address)
                 _send(connection, worker_id)

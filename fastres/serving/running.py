@@ -23,7 +23,7 @@ from fastres.classification.batches import checked_workers
 from fastres.classification.job import weights_sha256
 from fastres.errors import ServerError
 from fastres.images.categories import placeholders
-from fastres.memory import keep_little
+from fastres.memory import keep_little, settle
 from fastres.model.model import Model, parse_dtype
 from fastres.model.outputs import strides_and_channels
 from fastres.text import dtype_name, path_text
@@ -144,6 +144,7 @@ async def _watch(server: _Server, service: Service, announce: Callable[[], None]
         service.ready = service.models.ready and service.engine.decoders.ready
         if service.ready and not announced:
             announced = True
+            settle()
             announce()
         await asyncio.sleep(_TICK)
     server.should_exit = True
