@@ -157,7 +157,7 @@ def described(model: Model, dtype: torch.dtype | str, device: str) -> Served:
         dtype = torch.float16 if is_half else model.dtype
     identity = {
         "name": model.architecture.name,
-        "weights": path_text(Path(model.weights).name if "/" in model.weights else model.weights),
+        "weights": _weights_text(model),
         "sha256": weights_sha256(model),
         "dtype": dtype_name(parse_dtype(dtype) if isinstance(dtype, str) else dtype),
         "device": device,
@@ -167,6 +167,12 @@ def described(model: Model, dtype: torch.dtype | str, device: str) -> Served:
     stage = f"layer{len(model.architecture.depths)}"
     stride, _ = strides_and_channels(model.outline, model.outline.features[stage])
     return Served(identity, tuple(labels), model.transforms, stride)
+
+
+def _weights_text(model: Model) -> str:
+    """Return where the weights come from, without the model's name and the folders of a path."""
+    text = model.weights.removeprefix(f"{model.architecture.name} ")
+    return path_text(Path(text).name if "/" in text else text)
 
 
 @contextmanager
