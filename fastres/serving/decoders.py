@@ -7,6 +7,7 @@ refused. A process that takes too long is ended.
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import socket
 from collections import deque
@@ -15,8 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .arena import Arena
-from .decoding import OK, REPLY, REQUEST, Decoding, run
+from .decoding import OK, SLOT, Decoding, run
 from .failures import Refusal, image_kills
+from .messages import Messenger
 
 _AHEAD = 2  # images in a process: the one that it decodes and the next
 _DEATHS = 2  # after as many deaths an image is refused
@@ -103,40 +105,25 @@ class Decoders:
         """Keep one process running until the task is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            process, began = None, loop.time()
+            began = loop.time()
+            process = _Process(self._patience, self._ready_or_done)
             try:
-                process = await _Process.started(self._arena, self._decoding, self._patience)
-                await process.reply()  # says that it has imported everything
-                self._processes.append(process)
-                self._give_out()
-                await self._listen(process)
-            except (OSError, EOFError):  # also asyncio.IncompleteReadError: the process has ended
-                pass
+                await process.start(self._arena, self._decoding)
+                await process.ended
             finally:
-                if process is not None:
-                    self._processes = [other for other in self._processes if other is not process]
-                    process.end()
-                    self._take_back(process)
-            self.deaths += process is not None
+                process.end()
+                self._processes = [other for other in self._processes if other is not process]
+                self._take_back(process)
+            self.deaths += 1
             self._give_out()
             if loop.time() - began < _SHORT_LIFE:
                 await asyncio.sleep(_SHORT_LIFE)
 
-    async def _listen(self, process: _Process) -> None:
-        """Give the replies of a process to their images. Raises ``EOFError`` or ``OSError`` when the process ends."""
-        while True:
-            status, decoded, text = await process.reply()
-            job = process.jobs.popleft()
-            process.watch()
-            self._give_out()
-            job.finished()
-            if job.future.done():  # nobody waits for it
-                continue
-            if status == OK:
-                job.future.set_result(decoded)
-            else:
-                kind, message = text.split("\n", 1)
-                job.future.set_exception(Refusal(status, kind, message))
+    def _ready_or_done(self, process: _Process) -> None:
+        """Give further images to a process that has started, or is done with one."""
+        if process not in self._processes:
+            self._processes.append(process)
+        self._give_out()
 
     def _take_back(self, process: _Process) -> None:
         """Put the images of a dead process back to the head of the queue; the first is the one that it decoded."""
@@ -152,53 +139,70 @@ class Decoders:
 
 
 class _Process:
-    """One process and the images that were sent to it, oldest first."""
+    """One process and the images that were sent to it, oldest first.
 
-    def __init__(
-        self,
-        process: multiprocessing.process.BaseProcess,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        patience: float,
-    ) -> None:
-        self._process, self._reader, self._writer, self._patience = process, reader, writer, patience
+    ``ready_or_done`` is called when it may get another image.
+    """
+
+    def __init__(self, patience: float, ready_or_done: Callable[[_Process], None]) -> None:
+        self._patience, self._ready_or_done = patience, ready_or_done
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._messenger = Messenger(self._arrived, self._lost)
+        self._is_ready = False
         self._limit: asyncio.TimerHandle | None = None
         self.jobs: deque[_Job] = deque()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    @classmethod
-    async def started(cls, arena: Arena, decoding: Decoding, patience: float) -> _Process:
-        """Start a process."""
+    async def start(self, arena: Arena, decoding: Decoding) -> None:
+        """Start the process."""
+        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         context = multiprocessing.get_context("forkserver")
         with theirs:
-            process = context.Process(target=run, args=(theirs, arena, decoding), name="fastres-decoder", daemon=True)
-            await asyncio.get_running_loop().run_in_executor(None, process.start)
+            arguments = theirs, arena, decoding
+            self._process = context.Process(target=run, args=arguments, name="fastres-decoder", daemon=True)
+            await loop.run_in_executor(None, self._process.start)
         ours.setblocking(False)
-        return cls(process, *await asyncio.open_unix_connection(sock=ours), patience)
+        await loop.create_unix_connection(lambda: self._messenger, sock=ours)
 
     def send(self, job: _Job) -> None:
         self.jobs.append(job)
-        self._writer.write(REQUEST.pack(job.slot, len(job.data)))
-        self._writer.write(job.data)
+        self._messenger.send(SLOT.pack(job.slot), job.data)
         if len(self.jobs) == 1:
-            self.watch()
-
-    def watch(self) -> None:
-        """End the process if it has not replied when its patience is over; called when it begins with an image."""
-        if self._limit is not None:
-            self._limit.cancel()
-        loop = asyncio.get_running_loop()
-        self._limit = loop.call_later(self._patience, self._process.kill) if self.jobs else None
-
-    async def reply(self) -> tuple[int, Decoded, str]:
-        """Return status, result and text of the oldest image. Raises ``EOFError`` or ``OSError``."""
-        status, seconds, width, height, length = REPLY.unpack(await self._reader.readexactly(REPLY.size))
-        text = (await self._reader.readexactly(length)).decode() if length else ""
-        return status, Decoded(width, height, seconds), text
+            self._watch()
 
     def end(self) -> None:
         """End the process at once."""
         if self._limit is not None:
             self._limit.cancel()
-        self._writer.close()
-        self._process.kill()
+        self._messenger.close()
+        if self._process is not None:
+            self._process.kill()
+
+    def _watch(self) -> None:
+        """End the process if it has not replied when its patience is over; called when it begins with an image."""
+        if self._limit is not None:
+            self._limit.cancel()
+        kill = self._process.kill if self._process is not None else self._lost
+        self._limit = asyncio.get_running_loop().call_later(self._patience, kill) if self.jobs else None
+
+    def _arrived(self, message: bytes) -> None:
+        """Give a reply to its image. The first message only says that the process is ready."""
+        job = self.jobs.popleft() if self._is_ready else None
+        self._is_ready = True
+        self._watch()
+        self._ready_or_done(self)
+        if job is None:
+            return
+        job.finished()
+        if job.future.done():  # nobody waits for it
+            return
+        status, seconds, width, height, kind, text = json.loads(message)
+        if status == OK:
+            job.future.set_result(Decoded(width, height, seconds))
+        else:
+            job.future.set_exception(Refusal(status, kind, text))
+
+    def _lost(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

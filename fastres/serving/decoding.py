@@ -6,6 +6,7 @@ A file can end it, by a defect of a decoder or for lack of memory, without harm 
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -25,14 +26,14 @@ from fastres.memory import keep_little, settle
 
 from .arena import Arena
 from .failures import Refusal, too_many_pixels
+from .messages import receive, send
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ACCEPTED = "JPEG, PNG or WebP"
 
 _SIDEWAYS = tuple(map(Image.Transpose, (2, 4, 5, 6)))  # rotations by 90 degrees and their mirror images
 
-REQUEST = struct.Struct("<IQ")  # slot, bytes that follow
-REPLY = struct.Struct("<HdIII")  # HTTP status, seconds, width, height, bytes of text that follow
+SLOT = struct.Struct("<I")  # before the bytes of a file in a request
 OK = 200
 
 
@@ -56,22 +57,18 @@ def run(connection: socket.socket, arena: Arena, decoding: Decoding) -> None:
     Image.MAX_IMAGE_PIXELS = decoding.max_pixels
     _warm_up(decoding)
     settle()
-    connection.sendall(REPLY.pack(OK, 0.0, 0, 0, 0))  # ready
-    while (head := received(connection, REQUEST.size)) is not None:
-        slot, length = REQUEST.unpack(head)
-        data = received(connection, length)
-        if data is None:
-            break
+    send(connection, b"")  # ready
+    while (message := receive(connection)) is not None:
+        (slot,) = SLOT.unpack_from(message)
         began = time.perf_counter()
-        width = height = 0
-        status, text = OK, ""
+        size, kind, text = (0, 0), "", ""
+        status = OK
         try:
-            width, height = decode(bytes(data), arena, slot, decoding)
+            size = decode(bytes(message[SLOT.size :]), arena, slot, decoding)
         except Refusal as refusal:
-            status, text = refusal.status, f"{refusal.kind}\n{refusal.message}"
-        said = text.encode()
+            status, kind, text = refusal.status, refusal.kind, refusal.message
         seconds = time.perf_counter() - began
-        connection.sendall(REPLY.pack(status, seconds, width, height, len(said)) + said)
+        send(connection, json.dumps([status, seconds, *size, kind, text]).encode())
     os._exit(0)
 
 
@@ -120,18 +117,3 @@ def checked_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     if width * height > max_pixels:
         raise too_many_pixels(width, height, max_pixels)
     return (height, width) if turned else (width, height)
-
-
-def received(connection: socket.socket, length: int) -> bytearray | None:
-    """Return exactly ``length`` bytes, or ``None`` if the other end has closed the connection."""
-    data = bytearray(length)
-    view = memoryview(data)
-    while view:
-        try:
-            count = connection.recv_into(view)
-        except ConnectionError:
-            return None
-        if not count:
-            return None
-        view = view[count:]
-    return data

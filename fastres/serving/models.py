@@ -14,12 +14,11 @@ import logging
 import os
 import signal
 import socket
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,13 +39,15 @@ from fastres.network.plan import LOGITS, POOLED
 
 from .arena import Arena
 from .batching import Ready, batch_sizes, prepared_size
-from .decoding import received
 from .failures import ProcessDiedError
+from .messages import Messenger, receive, send
 
 READY, FAILED = WorkerSetupStatus.READY, WorkerSetupStatus.ERROR
 _PATH = "/internal"  # LitServe names things after it; nothing is served there
 _CHECK = 0.2  # seconds between LitServe's looks at the processes
-_LENGTH = struct.Struct("<I")  # bytes of the JSON that follows
+# How often a thread of GNU's OpenMP looks for work before it sleeps. The default is long enough to keep a core from the
+# other processes for 15 ms after each batch. This is about 0.5 ms, longer than the gaps between layers.
+_SPINNING, _SPINS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"), "10000"
 _log = logging.getLogger("fastres.serving")
 
 
@@ -80,7 +81,11 @@ class ModelProcess(litserve.LitAPI):
         )  # fmt: skip
         for size in self._sizes:
             for _ in range(2):  # on a GPU the first call compiles and the second captures
-                self._values(torch.zeros(size, 3, self._arena.crop, self._arena.crop, dtype=torch.uint8, device=device))
+                x = torch.zeros(size, 3, crop, crop, dtype=torch.uint8, device=device)
+                self._values(x)
+        if self._arena.classes:
+            for _ in range(2):
+                class_activation_maps(self._model, x[:1])
 
     def predict(self, work: Work, **_: Any) -> tuple[list[Any], float]:
         """Compute a batch and write the results into its slots; return its maps, and the seconds that it took."""
@@ -124,18 +129,12 @@ class _Loop(LitLoop):
     """What LitServe calls in a model process after its setup: compute the batches that come through the socket."""
 
     def __call__(self, lit_api: ModelProcess, device: str, worker_id: int, *_: Any) -> NoReturn:
-        try:
-            settle()
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(lit_api.address)
-                _send(connection, worker_id)
-                while (head := received(connection, _LENGTH.size)) is not None:
-                    content = received(connection, *_LENGTH.unpack(head))
-                    if content is None:
-                        break
-                    _send(connection, _computed(lit_api, Work(**json.loads(content))))
-        except ConnectionError:
-            pass
+        settle()
+        with suppress(ConnectionError), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(lit_api.address)
+            send(connection, json.dumps(worker_id).encode())
+            while (message := receive(connection)) is not None:
+                send(connection, json.dumps(_computed(lit_api, Work(**json.loads(bytes(message))))).encode())
         os._exit(0)  # the server has ended
 
 
@@ -147,89 +146,100 @@ def _computed(process: ModelProcess, work: Work) -> tuple[list[Any], float] | No
         return None
 
 
-def _send(connection: socket.socket, content: Any) -> None:
-    data = json.dumps(content).encode()
-    connection.sendall(_LENGTH.pack(len(data)) + data)
-
-
 class _Link:
-    """The server's end of the socket of one model process, and the batches that it computes, oldest first."""
+    """The server's connection to one model process, and the batches that it computes, oldest first."""
 
-    def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.number, self._reader, self._writer = number, reader, writer
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self.messenger = Messenger(self._arrived, self._lost)
+        self.number: int | None = None  # of the process, which says it first of all
         self.waiting: deque[asyncio.Future[Any]] = deque()
+        self._limit: asyncio.TimerHandle | None = None
 
     def send(self, work: Work) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
-        data = json.dumps({"slots": work.slots, "maps": work.maps}).encode()
-        self._writer.write(_LENGTH.pack(len(data)) + data)
+        self.messenger.send(json.dumps({"slots": work.slots, "maps": work.maps}).encode())
+        if len(self.waiting) == 1:
+            self._watch()
         return future
 
-    async def listen(self) -> None:
-        """Give the results to their batches until the process ends."""
-        try:
-            while True:
-                content = await _received(self._reader)
-                future = self.waiting.popleft()
-                if future.done():
-                    continue
-                if content is None:
-                    future.set_exception(ProcessDiedError("the model failed"))
-                else:
-                    future.set_result(content)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):  # the last: the server ends
-            pass
-        finally:
-            self._writer.close()
-            for future in self.waiting:
-                if not future.done():
-                    future.set_exception(ProcessDiedError("the model's process ended"))
+    def _watch(self) -> None:
+        """End the process if it has not answered when the patience is over; called when it begins with a batch."""
+        if self._limit is not None:
+            self._limit.cancel()
+        loop, patience = asyncio.get_running_loop(), self._models.patience
+        self._limit = loop.call_later(patience, self._models.end, self.number) if self.waiting else None
 
+    def _arrived(self, message: bytes) -> None:
+        content = json.loads(message)
+        if self.number is None:
+            self.number = content
+            self._models.add(self)
+            return
+        future = self.waiting.popleft()
+        self._watch()
+        if not future.done():
+            if content is None:
+                future.set_exception(ProcessDiedError("the model failed"))
+            else:
+                future.set_result(content)
 
-async def _received(reader: asyncio.StreamReader) -> Any:
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return json.loads(await reader.readexactly(length))
+    def _lost(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        self._models.remove(self)
+        for future in self.waiting:
+            if not future.done():
+                future.set_exception(ProcessDiedError("the model's process ended"))
 
 
 class Models:
-    """The model processes, as the server sees them. :func:`started` makes it."""
+    """The model processes, as the server sees them. :func:`started` makes it.
+
+    One that takes longer than ``patience`` seconds for a batch is ended.
+    """
 
     def __init__(self, server: litserve.LitServer, address: str, count: int, patience: float) -> None:
-        self._server, self._address, self.count, self._patience = server, address, count, patience
+        self._server, self._address, self.count, self.patience = server, address, count, patience
         self._links: list[_Link] = []
         self._arrived = asyncio.Event()
         self._listening: asyncio.AbstractServer | None = None
 
     async def start(self) -> None:
         """Let the processes connect."""
-        self._listening = await asyncio.start_unix_server(self._connected, self._address)
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_unix_server(lambda: _Link(self).messenger, self._address)
 
     async def close(self) -> None:
         if self._listening is not None:
             self._listening.close()
+        for link in list(self._links):
+            link.messenger.close()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(await _received(reader), reader, writer)
+    def add(self, link: _Link) -> None:
+        """Note a process that is ready."""
         self._links.append(link)
         self._arrived.set()
-        try:
-            await link.listen()
-        finally:
+
+    def remove(self, link: _Link) -> None:
+        """Note a process that has ended."""
+        if link in self._links:
             self._links.remove(link)
-            if not self._links:
-                self._arrived.clear()
+        if not self._links:
+            self._arrived.clear()
+
+    def end(self, number: int | None) -> None:
+        """End a process, so that LitServe starts another one."""
+        if number is not None:
+            self._server.inference_workers[number].kill()
 
     async def compute(self, batch: Sequence[Ready]) -> tuple[Sequence[Any], float]:
         """Have a process compute a batch; see :data:`fastres.serving.batching.Compute`."""
         work = Work(tuple(image.slot for image in batch), tuple(image.wants for image in batch))
         await self._arrived.wait()  # all processes may have died; LitServe starts others
-        link = min(self._links, key=lambda link: len(link.waiting))
-        try:
-            return await asyncio.wait_for(link.send(work), self._patience)
-        except asyncio.TimeoutError as error:
-            self._server.inference_workers[link.number].kill()  # LitServe starts another one
-            raise ProcessDiedError("the model's process did not answer") from error
+        maps, seconds = await min(self._links, key=lambda link: len(link.waiting)).send(work)
+        return maps, seconds
 
     @property
     def ready(self) -> bool:
@@ -245,7 +255,7 @@ class Models:
 def started(process: ModelProcess, devices: Sequence[str], patience: float) -> Iterator[Models]:
     """Start one process on each of ``devices`` and end them with the context.
 
-    A batch that takes longer than ``patience`` seconds counts as failed.
+    A process that takes longer than ``patience`` seconds for a batch is replaced.
     """
     accelerator = "cpu" if devices[0] == "cpu" else "cuda"
     numbers = [int(device.partition(":")[2] or 0) for device in devices]
@@ -254,6 +264,8 @@ def started(process: ModelProcess, devices: Sequence[str], patience: float) -> I
         restart_workers=True, disable_openapi_url=True,
     )  # fmt: skip
     server.monitor_internal = _CHECK
+    if not any(name in os.environ for name in _SPINNING):
+        os.environ[_SPINNING[0]] = _SPINS  # read by processes that start from now on
     # Ctrl-C in a terminal reaches all processes. Those that start now ignore it from the beginning.
     is_main = threading.current_thread() is threading.main_thread()
     usual = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
