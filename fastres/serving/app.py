@@ -67,6 +67,7 @@ class Service:
         self.served, self.settings, self.engine, self.models = served, settings, engine, models
         self.metrics, self.most_images = metrics, most_images
         self.reader = Reader(settings, most_images)
+        self.started = False  # it has been ready once; requests then wait for processes that are replaced
         self.ready = self.draining = False
         self.failure: str | None = None  # why the server ends by itself
         metrics.gauge("images_in_flight", "Images that are being answered", lambda: engine.places.taken)
@@ -112,9 +113,8 @@ class Service:
         return _json({"status": "ok"})
 
     async def is_ready(self) -> Response:
-        """Return 200 if the server can answer requests now, 503 while it starts and while it shuts down."""
-        if self.draining:
-            raise shutting_down()
+        """Return 200 if the server can answer requests at once, 503 while it starts and while it shuts down."""
+        self._require_open()
         if not self.ready:
             raise not_ready()
         return _json({"status": "ready"})
@@ -127,7 +127,7 @@ class Service:
     async def _answer(self, request: Request, shown: Callable[[Result], dict[str, Any]], maps: int = 0) -> Response:
         deadline = time.monotonic() + self.settings.timeout
         self._require_key(request)
-        await self.is_ready()
+        self._require_open()
         self.engine.refuse_if_full()
         async with self.reader.files(request, deadline) as (found, several):
             good = [file.content for file in found if isinstance(file.content, bytes)]
@@ -157,6 +157,12 @@ class Service:
             return error
         _log.error("An image could not be answered", exc_info=error)
         return internal()
+
+    def _require_open(self) -> None:
+        if self.draining:
+            raise shutting_down()
+        if not self.started:
+            raise not_ready()
 
     def _require_classes(self) -> None:
         if not self.served.labels:

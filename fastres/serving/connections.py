@@ -18,9 +18,9 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited
-        self._head = 0  # its bytes so far
-        self._refused = False
+        self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited, or the rest of a refused body
+        self._head = 0  # the bytes of the head so far
+        self._in_body = self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,14 +35,15 @@ class Connection(HttpToolsProtocol):
             return
         if self._clock is None and (self.cycle is None or self.cycle.response_complete):
             self._start_clock()
-        if self._clock is not None:
+        if not self._in_body:
             self._head += len(data)
         super().data_received(data)
-        if self._clock is not None and self._head > HEADERS:
+        if not self._in_body and self._head > HEADERS:
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
         self._stop_clock()
+        self._in_body = True
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEADERS:
             self._refuse_head()
         else:
@@ -53,11 +54,11 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body, self._head = False, 0
         if not self._refused:
             super().on_message_complete()
 
     def _start_clock(self) -> None:
-        self._head = 0
         self._clock = self.loop.call_later(HEADER_SECONDS, self._refuse_slow)
 
     def _stop_clock(self) -> None:
@@ -69,9 +70,9 @@ class Connection(HttpToolsProtocol):
         self._refuse(Refusal(431, "HeaderError", f"The head of the request has more than {HEADERS:,} bytes."))
 
     def _refuse_slow(self) -> None:
-        if self._head:
+        if self._head and not self._in_body:
             self._refuse(Refusal(408, "SlowRequestError", f"The head was not complete in {HEADER_SECONDS:g} s."))
-        else:  # nothing came
+        else:  # nothing came, or the request has its answer already
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:

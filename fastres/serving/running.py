@@ -143,7 +143,7 @@ async def _watch(server: _Server, service: Service, announce: Callable[[], None]
             break
         service.ready = service.models.ready and service.engine.decoders.ready
         if service.ready and not announced:
-            announced = True
+            announced = service.started = True
             settle()
             announce()
         await asyncio.sleep(_TICK)
