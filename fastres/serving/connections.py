@@ -21,6 +21,7 @@ class Connection(HttpToolsProtocol):
         self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited, or the rest of a refused body
         self._head = 0  # the bytes of the head so far
         self._in_body = self._refused = False
+        self._answering: Any = None  # the request that is being answered; others may have arrived behind it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -29,6 +30,15 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
         super().connection_lost(exc)
+        # uvicorn tells only the last request of a connection, and uvloop raises if another one is answered.
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import resource
 import signal
@@ -87,6 +88,7 @@ def run_server(
     ``model`` is on the CPU; the processes on ``devices`` get a copy. Raises ``ServerError``.
     """
     keep_little()
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what clients send
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(settings))
         _allow_connections()
