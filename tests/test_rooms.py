@@ -64,6 +64,8 @@ MAY_IMPORT = {
     "bench.study bench.classify",
     "bench.shards": "leaves network executors images classification commands top bench.report bench.measure "
     "bench.classify",
+    "bench.serve": "leaves network images classification commands bench.report bench.engines bench.measure "
+    "bench.classify",
     "bench.layouts": "leaves network folding executors bench.report bench.measure",
     "bench.calls": "leaves network executors model top bench.report bench.measure",
     "bench.gpu": "leaves kernels.routing bench.visit",
@@ -72,7 +74,7 @@ MAY_IMPORT = {
 
 # Rooms that import upwards only when they run, and the rooms that they then import.
 COMMANDS = {
-    "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "export"),
+    "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "bench.serve", "export"),
     "evaluation": ("export",),
     "kernels.inspection": ("executors", "folding", "network"),
 }

@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: list[str]) -> Callable[[], int | None]:
     """Parse the arguments, import what the command needs, and return the command."""
-    if arguments[:1] == ["bench"]:  # has its own parser
+    if arguments[:2] == ["bench", "serve"]:  # has its own parser
+        from fastres.bench.serve.command import main as bench_serve
+
+        return lambda: bench_serve(arguments[2:], "fastres bench serve")
+    if arguments[:1] == ["bench"]:  # so has this
         from fastres.bench.run import main as bench
 
         return lambda: bench(arguments[1:], "fastres bench")
@@ -115,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_arguments(command)
     command.set_defaults(run=look.run, needs=["fastres.model.loading", "fastres.look.figures", "matplotlib.figure"])
 
-    commands.add_parser("bench", help="compare the speed with other engines (see 'fastres bench --help')")
+    commands.add_parser("bench", help="compare the speed with other engines; 'bench serve': of servers")
 
     command = commands.add_parser("env", help="show versions and hardware, for bug reports")
     _json_option(command)

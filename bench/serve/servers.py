@@ -1,0 +1,138 @@
+"""Start servers as programs of their own, and watch their memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from fastres.bench.measure.watching import tree, used_mb
+from fastres.errors import ServerError
+
+FASTRES, PLAIN, LITSERVE = NAMES = ("fastres", "plain", "litserve")
+DESCRIPTIONS = {
+    FASTRES: "fastres serve",
+    PLAIN: "FastAPI + eager PyTorch, one image a call",
+    LITSERVE: "LitServe + eager PyTorch",
+}
+_PATIENCE_S = 180.0
+_GRACE_S = 40.0
+_MEMORY_EVERY_S = 0.5
+
+
+@dataclass
+class Running:
+    """A server that answers at ``url``. ``memory_mb`` is that of all its processes, in 10⁶ bytes, over time."""
+
+    name: str
+    url: str
+    process: int | None = None
+    memory_mb: list[float] = field(default_factory=list)
+
+    @property
+    def form(self) -> bool:
+        """True if it takes images only as the field of a form."""
+        return self.name == LITSERVE
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by name, those of buckets with their label; empty if the server has none."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+        except (urllib.error.URLError, OSError):
+            return {}
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Sample the memory within the context."""
+        self.memory_mb = []
+        stop = threading.Event()
+
+        def sample() -> None:
+            while self.process is not None:
+                self.memory_mb.append(round(sum(map(used_mb, tree(self.process))), 1))
+                if stop.wait(_MEMORY_EVERY_S):
+                    return
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def command(name: str, model: str, weights: str, port: int, options: Sequence[str] = ()) -> list[str]:
+    """Return the command of a server; ``options`` are those of ``fastres serve``."""
+    if name == FASTRES:
+        given = ["--weights", weights, "--port", str(port), "--device", "cpu", *options]
+        return [sys.executable, "-m", "fastres", "serve", model, *given]
+    return [sys.executable, "-m", f"fastres.bench.serve.{name}", model, weights, str(port)]
+
+
+@contextmanager
+def started(name: str, model: str, weights: str, options: Sequence[str] = ()) -> Iterator[Running]:
+    """Start a server, wait until it is ready, and end it with the context. Raises ``ServerError``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command(name, model, weights, port, options), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(name, url, process, log)
+            yield Running(name, url, process.pid)
+        finally:
+            _end(process)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _wait(name: str, url: str, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if _is_ready(url):
+            return
+        time.sleep(0.2)
+    log.seek(0)
+    last = "\n".join(log.read().splitlines()[-15:])
+    how = f"ended with status {process.poll()}" if process.poll() is not None else "is not ready"
+    raise ServerError(f"The server {name} {how} after {_PATIENCE_S:g} s at most. It said:\n{last}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all of its processes."""
+    processes = tree(process.pid)
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for left in processes:  # LitServe ends without its processes
+        if Path(f"/proc/{left}").exists():
+            os.kill(left, signal.SIGKILL)

@@ -1,0 +1,223 @@
+"""The load generator and its numbers, against a small server."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from fastres.bench.serve import command, figures, tables
+from fastres.bench.serve.generator import BROKEN, TIMED_OUT, Job, Outcome, poisson, run
+from fastres.errors import FastresError
+
+Answer = Callable[[Any], Awaitable[Any]]
+
+
+@contextmanager
+def server(answer: Answer) -> Iterator[str]:
+    """Yield the URL of a server in another thread."""
+    loop = asyncio.new_event_loop()
+    ports: list[int] = []
+
+    async def start() -> None:
+        app = web.Application()
+        app.router.add_post("/classify", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        ports.append(site._server.sockets[0].getsockname()[1])
+
+    loop.run_until_complete(start())
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{ports[0]}"
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(4):
+        (tmp_path / f"{number}.jpg").write_bytes(bytes([number]))
+    return tmp_path
+
+
+def right(index: int) -> Any:
+    return web.json_response({"predictions": [{"index": index}], "milliseconds": {"decode": 1, "queue": 0, "model": 2}})
+
+
+def test_arrivals_are_independent_and_the_same_for_a_seed() -> None:
+    times = poisson(100, 200, seed=1)
+    assert times == poisson(100, 200, seed=1) != poisson(100, 200, seed=2)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert statistics.mean(gaps) == pytest.approx(0.01, rel=0.05)
+    assert statistics.stdev(gaps) == pytest.approx(0.01, rel=0.05)  # as of the exponential distribution
+
+
+def test_every_request_has_one_outcome(photos: Path) -> None:
+    async def answer(request: Any) -> Any:
+        content = await request.read()
+        if content == b"\1":
+            return web.json_response({}, status=429)
+        if content == b"\2":
+            request.transport.abort()
+        if content == b"\3":
+            await asyncio.sleep(30)
+        return right(content[0])
+
+    with server(answer) as url:
+        job = Job(url, str(photos), times=tuple(number / 100 for number in range(20)), timeout=0.5)
+        outcomes, cost = asyncio.run(run(job))
+    assert Counter(each.status for each in outcomes) == {200: 5, 429: 5, BROKEN: 5, TIMED_OUT: 5}
+    assert {each.best for each in outcomes} == {0, None}
+    assert cost["processor_s"] > 0
+
+
+def test_latency_counts_from_the_time_at_which_a_request_was_due(photos: Path) -> None:
+    busy = asyncio.Lock()
+
+    async def answer(request: Any) -> Any:
+        content = await request.read()
+        async with busy:  # one at a time, 50 ms each: a request every 10 ms waits longer and longer
+            await asyncio.sleep(0.05)
+        return right(content[0])
+
+    with server(answer) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), times=tuple(number / 100 for number in range(20)))))
+    last = max(outcomes, key=lambda each: each.due)
+    assert last.due == pytest.approx(0.19)
+    assert last.sent - last.due < 0.5
+    assert last.latency_ms > 600  # 20 × 50 ms less the 190 ms until it was due
+
+
+def test_clients_of_a_closed_loop_have_one_request_at_a_time(photos: Path) -> None:
+    now, most = [0], [0]
+
+    async def answer(request: Any) -> Any:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        await asyncio.sleep(0.01)
+        now[0] -= 1
+        return right((await request.read())[0])
+
+    with server(answer) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), clients=3, seconds=0.5)))
+    assert most == [3]
+    assert {each.photo for each in outcomes} == {0, 1, 2, 3}
+    assert all(each.best == each.photo for each in outcomes)
+
+
+def outcome(due: float, sent: float, done: float, status: int | str = 200, **more: Any) -> Outcome:
+    return Outcome(0, due, sent, done, status, **more)
+
+
+def test_the_summary_counts_and_ranks() -> None:
+    times = {"decode": 2.0, "queue": 1.0, "model": 5.0}
+    good = [outcome(n / 10, n / 10, n / 10 + n / 1000, milliseconds=times) for n in range(1, 101)]
+    found = figures.summary([*good, outcome(1, 1, 1.5, 429), outcome(2, 2, 9, TIMED_OUT)], 10.0)
+    assert found["statuses"] == {"200": 100, "429": 1, TIMED_OUT: 1}
+    assert found["no_answer"] == 1
+    assert (found["latency_ms"]["p50"], found["latency_ms"]["p99"], found["latency_ms"]["max"]) == (50, 99, 100)
+    assert found["refused_latency_ms"]["p50"] == 500
+    assert found["images_per_s"] == pytest.approx(100 / 10.1, rel=1e-3)
+    assert found["server_ms"]["beside"]["p50"] == pytest.approx(43)
+    assert figures.warnings(found) == []
+    (doubt,) = figures.warnings(figures.summary([outcome(0, 1, 2)], 1.0))
+    assert doubt == "one request in a hundred was sent 1000 ms late or more"
+
+
+def test_answers_that_differ_for_one_photograph_are_counted() -> None:
+    known: dict[int, int] = {}
+    answers = [outcome(0, 0, 1, best=3), outcome(0, 0, 1, best=3), outcome(0, 0, 1, 429)]
+    assert figures.disagreements(answers, known) == 0
+    assert figures.disagreements([outcome(0, 0, 1, best=4)], known) == 1
+
+
+def test_batches_are_the_difference_of_two_readings() -> None:
+    def reading(ones: int, eights: int) -> dict[str, float]:
+        names = ("decode", "queue", "model")
+        return {
+            'fastres_batch_images_bucket{le="1.0"}': ones,
+            'fastres_batch_images_bucket{le="8.0"}': ones + eights,
+            "fastres_batch_images_count": ones + eights,
+            "fastres_batch_images_sum": ones + 8 * eights,
+            **{f"fastres_{name}_seconds_sum": 0.01 * (ones + eights) for name in names},
+            **{f"fastres_{name}_seconds_count": ones + eights for name in names},
+        }
+
+    found = figures.between(reading(5, 1), reading(6, 10))
+    assert found is not None
+    assert (found["batches"], found["mean_batch"], found["batches_up_to"]) == (10, 7.3, {"1.0": 1, "8.0": 9})
+    assert found["mean_ms"] == {"decode": 10, "queue": 10, "model": 10}
+    assert figures.between({}, {}) is None
+
+
+def level(what: str, **more: Any) -> dict[str, Any]:
+    generator = random.Random(what)
+    found = figures.summary([outcome(n / 10, n / 10, n / 10 + generator.random() / 10) for n in range(50)], 5.0)
+    memory = {"first": 500.0, "most": 600.0, "last": 510.0}
+    return {"load": what, **found, "wrong": 1, "batches": None, "memory_mb": memory, "doubts": ["late"], **more}
+
+
+def rounds() -> list[dict[str, Any]]:
+    """Return two rounds, the second with twice the rates."""
+    made = []
+    for factor in (1, 2):
+        server = {
+            "one_at_a_time": level("one"),
+            "saturated": level("full", images_per_s=50.0 * factor),
+            "loads": [level("10 %"), level("200 %")],
+        }
+        made.append({"offline_images_per_s": 55.0 * factor, "servers": {"fastres": server, "plain": server}})
+    return made
+
+
+def test_rounds_are_joined_by_medians_and_counts_added() -> None:
+    found = command.medians(rounds())
+    assert found["offline_images_per_s"] == 82.5
+    fastres = found["servers"]["fastres"]
+    assert fastres["capacity_images_per_s"] == 75
+    assert fastres["loads"][1]["requests"] == 100
+    assert fastres["loads"][1]["statuses"] == {"200": 100}
+    document = {"model": "resnet50", "environment": {"cpu": "a processor"}, **json.loads(json.dumps(found))}
+    text = tables.text(document)
+    assert "91%" in text
+    assert "16 answers with another best class" in text
+    assert "Doubtful: fastres, 10 %: late" in text
+    assert tables.drawing(document, "png").startswith(b"\x89PNG")
+    assert b"plain p99" in tables.drawing(document, "svg") or b"<svg" in tables.drawing(document, "svg")
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FastresError, match="above 0"):
+        command.main(["--out", str(tmp_path), "--seconds", "0"])
+    with pytest.raises(FastresError, match="--rounds is 0"):
+        command.main(["--out", str(tmp_path), "--rounds", "0"])
+    with pytest.raises(SystemExit):
+        command.main(["--out", str(tmp_path), "--servers", "apache"])
+
+
+def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastres.bench.serve import servers
+    from fastres.errors import ServerError
+
+    with (
+        pytest.raises(ServerError, match="ended with status 2") as caught,
+        servers.started("fastres", "resnet18", "/nothing/here.pth"),
+    ):
+        pass
+    assert "There is no file" in str(caught.value)
