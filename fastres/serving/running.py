@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from fastres.images.categories import placeholders
 from fastres.memory import keep_little, settle
 from fastres.model.model import Model, parse_dtype
 from fastres.model.outputs import strides_and_channels
+from fastres.terminal import OutputStreamError
 from fastres.text import dtype_name, path_text
 from fastres.version import __version__
 
@@ -47,6 +48,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESERVED = 200  # open files that are not connections
 _DESCRIPTORS = 16384  # open files that the server asks for: one for each connection
 _LONGEST_FOLDER = 60  # characters; the names of sockets have 107 at most
+_BACKLOG = 2048  # connections that wait to be accepted
 _KEEP_ALIVE = 20  # seconds that an idle connection stays open
 _DRAIN = 30  # seconds that requests have after the server was told to stop
 
@@ -147,7 +149,8 @@ async def _watch(server: _Server, service: Service, announce: Callable[[], None]
         if service.ready and not announced:
             announced = service.started = True
             settle()
-            announce()
+            with suppress(OSError, OutputStreamError):  # standard output is closed or full
+                announce()
         await asyncio.sleep(_TICK)
     server.should_exit = True
 
@@ -187,7 +190,7 @@ def _short_folder() -> Iterator[str]:
 
 @contextmanager
 def _listening(settings: Settings) -> Iterator[socket.socket]:
-    """Yield a socket that is bound to the host and port, but does not listen yet. Raises ``ServerError``."""
+    """Yield a socket that listens at the host and port, so that no other program can. Raises ``ServerError``."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -199,6 +202,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen(_BACKLOG)
         except OSError as error:
             advice = {
                 errno.EADDRINUSE: "another program uses it; give another --port",
