@@ -15,25 +15,26 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import uvicorn
 from aiohttp import web
 
-from fastres.bench.serve import command, figures, tables
-from fastres.bench.serve.generator import BROKEN, TIMED_OUT, Job, Outcome, poisson, run
+from fastres.bench.serve import command, figures, generator, tables
+from fastres.bench.serve.generator import _KEEP_S, BROKEN, TIMED_OUT, UNREADABLE, Job, Outcome, poisson, run
 from fastres.errors import FastresError
 
 Answer = Callable[[Any], Awaitable[Any]]
 
 
 @contextmanager
-def server(answer: Answer) -> Iterator[str]:
-    """Yield the URL of a server in another thread."""
+def server(answer: Answer, keep_s: float = 75) -> Iterator[str]:
+    """Yield the URL of a server in another thread, which closes connections that were idle for ``keep_s``."""
     loop = asyncio.new_event_loop()
     ports: list[int] = []
 
     async def start() -> None:
         app = web.Application()
         app.router.add_post("/classify", answer)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, keepalive_timeout=keep_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -85,6 +86,33 @@ def test_every_request_has_one_outcome(photos: Path) -> None:
     assert Counter(each.status for each in outcomes) == {200: 5, 429: 5, BROKEN: 5, TIMED_OUT: 5}
     assert {each.best for each in outcomes} == {0, None}
     assert cost["processor_s"] > 0
+
+
+def test_an_answer_without_a_class_is_an_outcome_of_its_own(photos: Path) -> None:
+    contents = [b"<html>", b"[]", b'{"predictions": []}', b'{"predictions": [{"index": null}]}']
+
+    async def answer(request: Any) -> Any:
+        return web.Response(body=contents[(await request.read())[0]])
+
+    with server(answer) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), times=(0, 0, 0, 0))))
+    assert [each.status for each in outcomes] == [UNREADABLE] * 4
+
+
+def test_requests_do_not_meet_the_end_of_idle_connections(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server closes idle connections a second after the client has stopped to use them, as uvicorn does."""
+    monkeypatch.setattr(generator, "_KEEP_S", 0.2)
+    assert uvicorn.Config("").timeout_keep_alive - _KEEP_S > 1
+
+    async def answer(request: Any) -> Any:
+        ports.append(request.transport.get_extra_info("peername")[1])
+        return right((await request.read())[0])
+
+    ports: list[int] = []
+    with server(answer, keep_s=1.2) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), times=(0, 0.05, 1.25))))
+    assert [each.status for each in outcomes] == [200, 200, 200]
+    assert ports[0] == ports[1] != ports[2]
 
 
 def test_latency_counts_from_the_time_at_which_a_request_was_due(photos: Path) -> None:
@@ -167,8 +195,8 @@ def test_batches_are_the_difference_of_two_readings() -> None:
 
 
 def level(what: str, **more: Any) -> dict[str, Any]:
-    generator = random.Random(what)
-    found = figures.summary([outcome(n / 10, n / 10, n / 10 + generator.random() / 10) for n in range(50)], 5.0)
+    numbers = random.Random(what)
+    found = figures.summary([outcome(n / 10, n / 10, n / 10 + numbers.random() / 10) for n in range(50)], 5.0)
     memory = {"first": 500.0, "most": 600.0, "last": 510.0}
     return {"load": what, **found, "wrong": 1, "batches": None, "memory_mb": memory, "doubts": ["late"], **more}
 
