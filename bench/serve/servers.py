@@ -13,9 +13,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 from fastres.bench.measure.watching import tree, used_mb
@@ -39,6 +38,7 @@ class Running:
     name: str
     url: str
     process: int | None = None
+    api_key: str | None = None
     memory_mb: list[float] = field(default_factory=list)
 
     @property
@@ -48,8 +48,10 @@ class Running:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics by name, those of buckets with their label; empty if the server has none."""
+        headers = {"X-API-Key": self.api_key} if self.api_key else {}
+        asked = urllib.request.Request(f"{self.url}/metrics", headers=headers)
         try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
                 lines = answer.read().decode().splitlines()
         except (urllib.error.URLError, OSError):
             return {}
@@ -119,8 +121,9 @@ def _wait(name: str, url: str, process: subprocess.Popen[bytes], log: IO[str]) -
         time.sleep(0.2)
     log.seek(0)
     last = "\n".join(log.read().splitlines()[-15:])
-    how = f"ended with status {process.poll()}" if process.poll() is not None else "is not ready"
-    raise ServerError(f"The server {name} {how} after {_PATIENCE_S:g} s at most. It said:\n{last}")
+    status = process.poll()
+    how = f"is not ready after {_PATIENCE_S:g} s" if status is None else f"ended with status {status}"
+    raise ServerError(f"The server {name} {how}. It said:\n{last or 'nothing'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -134,5 +137,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.kill()
             process.wait()
     for left in processes:  # LitServe ends without its processes
-        if Path(f"/proc/{left}").exists():
+        with suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)

@@ -7,6 +7,8 @@ import itertools
 import json
 import random
 import statistics
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ Answer = Callable[[Any], Awaitable[Any]]
 
 
 @contextmanager
-def server(answer: Answer, keep_s: float = 75) -> Iterator[str]:
+def server(answer: Answer, keep_s: float = 75, numbers: Answer | None = None) -> Iterator[str]:
     """Yield the URL of a server in another thread, which closes connections that were idle for ``keep_s``."""
     loop = asyncio.new_event_loop()
     ports: list[int] = []
@@ -34,6 +36,8 @@ def server(answer: Answer, keep_s: float = 75) -> Iterator[str]:
     async def start() -> None:
         app = web.Application()
         app.router.add_post("/classify", answer)
+        if numbers is not None:
+            app.router.add_get("/metrics", numbers)
         runner = web.AppRunner(app, keepalive_timeout=keep_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -237,6 +241,61 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         command.main(["--out", str(tmp_path), "--rounds", "0"])
     with pytest.raises(SystemExit):
         command.main(["--out", str(tmp_path), "--servers", "apache"])
+
+
+@pytest.mark.parametrize(("absent", "extra"), [("aiohttp", "serve,bench"), ("skimage", "test")])
+def test_a_missing_package_is_named(tmp_path: Path, absent: str, extra: str) -> None:
+    program = f"""
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {absent!r} else find(name, *rest)
+sys.modules[{absent!r}] = None
+from fastres.commands.cli import main
+sys.exit(main(["bench", "serve", "--out", {str(tmp_path)!r}]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"not installed ({absent}): pip install 'fastres[{extra}]'" in ended.stderr
+
+
+def test_a_server_at_a_url_needs_its_key_also_for_the_metrics(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A whole run against a small server, which wants a key, and whose batches have one image."""
+    count = [0]
+
+    def refused(request: Any) -> bool:
+        return bool(request.headers.get("X-API-Key") != "secret")
+
+    async def answer(request: Any) -> Any:
+        if refused(request):
+            return web.json_response({}, status=401)
+        count[0] += 1
+        return right(len(await request.read()) % 7)
+
+    async def numbers(request: Any) -> Any:
+        times = "".join(f"fastres_{name}_seconds_{part} {count[0]}\n" for name in ("decode", "queue", "model")
+                        for part in ("count", "sum"))  # fmt: skip
+        parts = ("count", "sum", 'bucket{le="1.0"}')
+        batches = "".join(f"fastres_batch_images_{part} {count[0]}\n" for part in parts)
+        return web.Response(text=f"# HELP of all\n{batches}{times}", status=401 if refused(request) else 200)
+
+    monkeypatch.setattr(command, "DISTINCT", 5)
+    out = tmp_path / "out"
+    given = ["--out", str(out), "--seconds", "0.5", "--rates", "40", "20"]
+    with server(answer, numbers=numbers) as url:
+        assert command.main([*given, "--url", f"{url}/", "--api-key", "secret"]) == 0
+        found = json.loads((out / "serve.json").read_text())
+        with pytest.raises(FastresError, match=r"No request was answered with status 200; .* [\d,]+ 401"):
+            command.main(["--out", str(out), "--seconds", "0.2", "--url", url])
+    assert found["environment"]["weights"] == "those of the server"
+    (measured,) = found["servers"].values()
+    assert [level["load"] for level in measured["loads"]] == ["20/s", "40/s"]
+    for level in (measured["one_at_a_time"], *measured["loads"]):
+        assert list(level["statuses"]) == ["200"]
+        assert level["wrong"] == 0
+        assert level["batches"]["batches"] == level["requests"] > 0
+    assert {path.name for path in out.iterdir()} == {"serve.json", "serve.md", "serve.png", "serve.svg"}
 
 
 def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
