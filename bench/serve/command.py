@@ -51,7 +51,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         self.options, self.scratch = options, scratch
         self.photos = scratch / "photos"
-        self.best: dict[int, int] = {}  # of each photograph, as the first answer said
+        self.best: dict[str, dict[int, int]] = {}  # of each server and photograph, as the first answer said
 
     def make(self) -> None:
         """Write the photographs, and the weights if none are given."""
@@ -91,7 +91,7 @@ class Bench:
         return {
             "load": what,
             **found,
-            "wrong": figures.disagreements(outcomes, self.best),
+            "wrong": figures.disagreements(outcomes, self.best.setdefault(server.name, {})),
             "batches": figures.between(before, server.metrics()),
             "memory_mb": {"first": memory[0], "most": max(memory), "last": memory[-1]} if memory else None,
             "generator_s_per_request": significant(cost["processor_s"] / max(len(outcomes), 1), 3),
@@ -242,6 +242,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     try:
         bench = Bench(options, scratch)
         bench.make()
+        size = round(statistics.mean(path.stat().st_size for path in bench.photos.iterdir()))
         every = [bench.at_url()] if options.url else [bench.round(number) for number in range(rounds)]
     finally:
         shutil.rmtree(scratch)
@@ -249,8 +250,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         "model": options.model if not options.url else options.url,
         "environment": {**facts, **{package: installed_version(package) for package in packages}},
         "settings": {"seconds": options.seconds, "rounds": rounds, "clients": CLIENTS, "photo": list(PHOTO),
-                     "distinct": DISTINCT, "serve": options.serve},
+                     "photo_bytes": size, "distinct": DISTINCT, "serve": options.serve},
         **medians(every),
+        "same_best_class": figures.agreement(bench.best, FASTRES),
         "rounds": every,
     }  # fmt: skip
     text = tables.text(found)

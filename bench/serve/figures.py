@@ -61,6 +61,20 @@ def disagreements(outcomes: Iterable[Outcome], known: dict[int, int]) -> int:
     return sum(each.best is not None and known.setdefault(each.photo, each.best) != each.best for each in outcomes)
 
 
+def agreement(best: Mapping[str, Mapping[int, int]], reference: str) -> dict[str, float | None]:
+    """Return the share of photographs for which each other server names the best class of ``reference``.
+
+    ``best`` has the best class by server and photograph. Servers decode differently, so that some may differ.
+    """
+    wanted = best.get(reference, {})
+    found: dict[str, float | None] = {}
+    for name, classes in best.items():
+        both = classes.keys() & wanted.keys()
+        if name != reference and both:
+            found[name] = significant(sum(classes[photo] == wanted[photo] for photo in both) / len(both), 4)
+    return found
+
+
 def between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any] | None:
     """Return the batches between two readings of the metrics; ``None`` if the server has none."""
     if not after:

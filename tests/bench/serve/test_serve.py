@@ -198,6 +198,27 @@ def test_batches_are_the_difference_of_two_readings() -> None:
     assert figures.between({}, {}) is None
 
 
+def test_names_of_curves_that_end_together_do_not_overlap() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.set_yscale("log")
+    ends = [(1.0, height, f"curve {height}", "black") for height in (1000.0, 990.0, 1010.0, 10.0, 11.0)]
+    axis.set_ylim(1, 10_000)
+    axis.plot([end[0] for end in ends], [end[1] for end in ends], "o")
+    tables._label(axis, ends)
+    canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axis.texts), key=lambda box: box.y0)
+    assert len(boxes) == 5
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in itertools.pairwise(boxes))
+    assert [text.get_text() for text in sorted(axis.texts, key=lambda text: text.get_window_extent().y0)] == [
+        "curve 10.0", "curve 11.0", "curve 990.0", "curve 1000.0", "curve 1010.0",
+    ]  # fmt: skip
+
+
 def level(what: str, **more: Any) -> dict[str, Any]:
     numbers = random.Random(what)
     found = figures.summary([outcome(n / 10, n / 10, n / 10 + numbers.random() / 10) for n in range(50)], 5.0)
@@ -225,10 +246,16 @@ def test_rounds_are_joined_by_medians_and_counts_added() -> None:
     assert fastres["capacity_images_per_s"] == 75
     assert fastres["loads"][1]["requests"] == 100
     assert fastres["loads"][1]["statuses"] == {"200": 100}
-    document = {"model": "resnet50", "environment": {"cpu": "a processor"}, **json.loads(json.dumps(found))}
+    document = {
+        "model": "resnet50",
+        "environment": {"cpu": "a processor"},
+        "same_best_class": figures.agreement({"fastres": {0: 1, 1: 2}, "plain": {0: 1, 1: 3, 2: 5}}, "fastres"),
+        **json.loads(json.dumps(found)),
+    }
     text = tables.text(document)
     assert "91%" in text
     assert "16 answers with another best class" in text
+    assert "the same best class as with fastres: plain 50.0%" in text
     assert "Doubtful: fastres, 10 %: late" in text
     assert tables.drawing(document, "png").startswith(b"\x89PNG")
     assert b"plain p99" in tables.drawing(document, "svg") or b"<svg" in tables.drawing(document, "svg")
