@@ -21,9 +21,13 @@ REASONS = (
     "needs a cluster",
     "needs Slurm",
     "needs Kubernetes",
+    "needs Docker",
+    "needs systemd",
+    "needs ray[serve]",
     "needs labelled images",
     "installs packages",
     "takes minutes",
+    "runs until it is stopped",
 )
 
 _FENCE = re.compile(

@@ -2,7 +2,8 @@
 
 Python blocks share one namespace. A ``bash`` block is one script that stops at the first error. ``console`` and
 ``pycon`` blocks show the output below each command, and the command must print exactly that (``...`` matches any text).
-Each block is printed when it runs. The run ends at the first block that fails.
+Each block is printed when it runs. The run ends at the first block that fails. A page that starts a server writes
+``--port 8000`` and ``127.0.0.1:8000``; the variable FASTRES_PAGE_PORT has the port that is used in its place.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import socket
 import subprocess
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tests.docs.blocks import CONSOLE, PYTHON, SESSION, SHELL, Block, blocks, pa
 
 sys.path.remove(ROOT)  # import the fastres of the environment
 
+PORT_VARIABLE = "FASTRES_PAGE_PORT"
 EXACTNESS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -79,9 +83,21 @@ def console_commands(code: str) -> list[tuple[str, str]]:
     return commands
 
 
+def free_port() -> int:
+    """Return a port of this machine that no program uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def with_port(block: Block) -> Block:
+    """Return ``block`` with the port that is free on this machine."""
+    port = os.environ.get(PORT_VARIABLE, "8000")
+    return replace(block, code=re.sub(r"(--port |127\.0\.0\.1:)8000\b", rf"\g<1>{port}", block.code))
+
+
 def run_page(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__page__"}
-    for block in blocks(page):
+    for block in map(with_port, blocks(page)):
         if not block.runs:
             continue
         print(f"--- {page_name(page)}:{block.line} {block.language}", flush=True)

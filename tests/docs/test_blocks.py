@@ -6,8 +6,10 @@ the start page copies from other packages. Published weights are replaced by ran
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from .blocks import CONSOLE, PAGES, PYTHON, REASONS, ROOT, RUN, SESSION, SHELL, SHOWN, blocks, page_name
-from .run_page import BlockFailure, console_commands
+from .run_page import PORT_VARIABLE, BlockFailure, console_commands, free_port
 from .warm import warmed
 from .weights_server import link_package, publish_random_weights, served
 
@@ -33,6 +35,7 @@ NOT_RUN = {
     ("README.md", "needs a GPU"): 1,
     ("README.md", "needs a network"): 1,
     ("README.md", "needs labelled images"): 1,
+    ("README.md", "runs until it is stopped"): 1,
     ("README.md", "takes minutes"): 2,
     ("docs/checkpoints.md", "needs a network"): 1,
     ("docs/classify.md", "needs a network"): 1,
@@ -43,6 +46,12 @@ NOT_RUN = {
     ("docs/scaling.md", "needs Slurm"): 2,  # test_scaling.py runs them
     ("docs/scaling.md", "needs a GPU"): 1,
     ("docs/scaling.md", "needs a cluster"): 1,
+    ("docs/serve.md", "installs packages"): 2,
+    ("docs/serve.md", "needs Docker"): 2,  # tests/serving/test_deploy.py checks these and the next two
+    ("docs/serve.md", "needs systemd"): 1,
+    ("docs/serve.md", "needs ray[serve]"): 2,  # and runs the application if ray[serve] is installed
+    ("docs/serve.md", "needs a network"): 1,
+    ("docs/serve.md", "runs until it is stopped"): 2,
     ("docs/troubleshooting.md", "needs a GPU"): 1,
 }
 
@@ -69,6 +78,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
             "LC_ALL": "C.UTF-8",
             "RAY_TMPDIR": ray,
             "RAY_USAGE_STATS_ENABLED": "0",
+            PORT_VARIABLE: str(free_port()),
         }
         with warmed(folder, variables) as commands:
             yield {**variables, "PATH": f"{commands}{os.pathsep}{variables['PATH']}"}
@@ -87,10 +97,18 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(page: Path, folder: Path, surroundings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, DRIVER, page],
-        cwd=folder, env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-    )  # fmt: skip
+    """Run a page. What it has started in the background ends with it, also if a block fails."""
+    command = [sys.executable, DRIVER, page]
+    with subprocess.Popen(
+        command, cwd=folder, env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as driver:  # fmt: skip
+        try:
+            output, _ = driver.communicate(timeout=300)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(driver.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, driver.returncode, output)
 
 
 @pytest.mark.slow
@@ -98,6 +116,8 @@ def run(page: Path, folder: Path, surroundings: dict[str, str]) -> subprocess.Co
 def test_page(page: Path, surroundings: dict[str, str], photographs: Path, tmp_path: Path) -> None:
     shutil.copytree(photographs, tmp_path / "photographs")
     shutil.copy(photographs / "cat.jpg", tmp_path)  # "a photograph of yours"
+    if shutil.which("curl") is None and any("curl " in block.code for block in blocks(page) if block.runs):
+        pytest.skip("the page needs curl")
     done = run(page, tmp_path, surroundings)
     assert done.returncode == 0, done.stdout
     shutil.rmtree(tmp_path)  # exported networks are large

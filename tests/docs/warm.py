@@ -2,7 +2,8 @@
 
 A page has a dozen commands, and importing torch takes most of the time of a short one. ``python warm.py SOCKET``
 imports torch, then runs the commands of its clients. Each runs in its own fork, with the client's folder, variables,
-input and output. The client is the ``fastres`` that a page finds on its PATH. A fork runs the real ``main``.
+input and output. The client is the ``fastres`` that a page finds on its PATH. A fork runs the real ``main``. SIGTERM to
+the client goes on to the fork, which also gets it if the client is killed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,12 +25,13 @@ from typing import Any
 
 CLIENT = """\
     #!{python} -IS
-    import json, os, socket, sys
+    import json, os, signal, socket, sys
     server = socket.socket(socket.AF_UNIX)
     server.connect({address!r})
     request = json.dumps({{"arguments": sys.argv, "folder": os.getcwd(), "variables": dict(os.environ)}}).encode()
     socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
     server.sendall(request)
+    signal.signal(signal.SIGTERM, lambda *_: server.sendall(b"t"))
     sys.exit(int(server.recv(16) or 70))
 """
 
@@ -82,8 +85,21 @@ def answer(client: socket.socket) -> None:
     if child == 0:
         client.close()
         os._exit(run(json.loads(text), descriptors) & 0xFF)
+    runs = threading.Event()
+    runs.set()
+    threading.Thread(target=end_with, args=(client, child, runs), daemon=True).start()
     _, status = os.waitpid(child, 0)
+    runs.clear()
     client.sendall(str(os.waitstatus_to_exitcode(status) & 0xFF).encode())
+
+
+def end_with(client: socket.socket, child: int, runs: threading.Event) -> None:
+    """Send SIGTERM to ``child`` when ``client`` got one, or is gone."""
+    there = True
+    while there:
+        there = bool(client.recv(1))
+        if runs.is_set():
+            os.kill(child, signal.SIGTERM)
 
 
 def main(address: str) -> None:
