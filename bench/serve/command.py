@@ -95,7 +95,8 @@ class Bench:
             "batches": figures.between(before, server.metrics()),
             "memory_mb": {"first": memory[0], "most": max(memory), "last": memory[-1]} if memory else None,
             "generator_s_per_request": significant(cost["processor_s"] / max(len(outcomes), 1), 3),
-            "doubts": figures.warnings(found),
+            "others_cores": significant(server.others_cores, 3),
+            "doubts": figures.warnings(found, server.others_cores),
         }
 
     def offline(self) -> float | None:

@@ -14,6 +14,7 @@ from .generator import BROKEN, TIMED_OUT, Outcome
 
 PERCENTILES = (50, 95, 99, 100)
 LATE_MS = 20.0  # if one request in a hundred was sent later than this, the generator was too slow
+OTHERS_CORES = 0.1  # if other programs use more cores than this, they disturb the server
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | None]:
@@ -101,7 +102,10 @@ def between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
     }
 
 
-def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Return what makes the numbers of a load doubtful."""
+def warnings(summary: Mapping[str, Any], others_cores: float | None = None) -> list[str]:
+    """Return what makes the numbers of a load doubtful. ``others_cores`` is how many cores other programs used."""
     late = summary["late_ms"]["p99"]
-    return [f"one request in a hundred was sent {late:g} ms late or more"] if late and late > LATE_MS else []
+    found = [f"one request in a hundred was sent {late:g} ms late or more"] if late and late > LATE_MS else []
+    if others_cores and others_cores > OTHERS_CORES:
+        found.append(f"other programs used {others_cores:.2g} cores")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from fastres.bench.measure.watching import tree, used_mb
@@ -33,13 +35,17 @@ _MEMORY_EVERY_S = 0.5
 
 @dataclass
 class Running:
-    """A server that answers at ``url``. ``memory_mb`` is that of all its processes, in 10⁶ bytes, over time."""
+    """A server that answers at ``url``. ``memory_mb`` is that of all its processes, in 10⁶ bytes, over time.
+
+    ``others_cores`` is how many cores other programs used meanwhile, on average; ``None`` if that is unknown.
+    """
 
     name: str
     url: str
     process: int | None = None
     api_key: str | None = None
     memory_mb: list[float] = field(default_factory=list)
+    others_cores: float | None = None
 
     @property
     def form(self) -> bool:
@@ -60,7 +66,10 @@ class Running:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Sample the memory within the context."""
+        """Sample the memory within the context, and measure what other programs use of the cores.
+
+        Within the context, this process may start programs, but must wait for their end.
+        """
         self.memory_mb = []
         stop = threading.Event()
 
@@ -72,11 +81,47 @@ class Running:
 
         thread = threading.Thread(target=sample)
         thread.start()
+        began, before = time.perf_counter(), self._others_s()
         try:
             yield
         finally:
             stop.set()
             thread.join()
+        after, seconds = self._others_s(), time.perf_counter() - began
+        known = before is not None and after is not None
+        self.others_cores = max(0.0, after - before) / seconds if known else None  # type: ignore[operator]
+
+    def _others_s(self) -> float | None:
+        """Return the time for which other programs have used the cores, in seconds, from any point in time on."""
+        if self.process is None:
+            return None
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = time.process_time() + ended.ru_utime + ended.ru_stime
+        try:
+            return busy_s() - own - sum(map(processor_s, tree(self.process)))
+        except (OSError, AttributeError):  # not Linux
+            return None
+
+
+def busy_s() -> float:
+    """Return the time for which the cores of this process were in use by any program, in seconds since the start."""
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for name, *rest in map(str.split, Path("/proc/stat").read_text().splitlines()):
+        if name in names:
+            user, nice, system, _idle, _waiting, *others = map(int, rest[:8])
+            ticks += user + nice + system + sum(others)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def processor_s(process: int) -> float:
+    """Return the processor time that a process has used, in seconds; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0.0
+    user, system = text.rpartition(")")[2].split()[11:13]  # the name in parentheses may have spaces
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def command(name: str, model: str, weights: str, port: int, options: Sequence[str] = ()) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -20,9 +21,10 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from fastres.bench.serve import command, figures, generator, tables
+from fastres.bench.serve import command, figures, generator, servers, tables
 from fastres.bench.serve.generator import _KEEP_S, BROKEN, TIMED_OUT, UNREADABLE, Job, Outcome, poisson, run
-from fastres.errors import FastresError
+from fastres.bench.serve.servers import Running, busy_s, processor_s
+from fastres.errors import FastresError, ServerError
 
 Answer = Callable[[Any], Awaitable[Any]]
 
@@ -168,6 +170,8 @@ def test_the_summary_counts_and_ranks() -> None:
     assert found["images_per_s"] == pytest.approx(100 / 10.1, rel=1e-3)
     assert found["server_ms"]["beside"]["p50"] == pytest.approx(43)
     assert figures.warnings(found) == []
+    assert figures.warnings(found, 0.05) == []
+    assert figures.warnings(found, 1.234) == ["other programs used 1.2 cores"]
     (doubt,) = figures.warnings(figures.summary([outcome(0, 1, 2)], 1.0))
     assert doubt == "one request in a hundred was sent 1000 ms late or more"
 
@@ -325,10 +329,31 @@ def test_a_server_at_a_url_needs_its_key_also_for_the_metrics(
     assert {path.name for path in out.iterdir()} == {"serve.json", "serve.md", "serve.png", "serve.svg"}
 
 
-def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastres.bench.serve import servers
-    from fastres.errors import ServerError
+def test_what_other_programs_use_is_what_neither_the_server_nor_this_program_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = "import time\nwhile time.process_time() < {}: pass"
+    before = busy_s()
+    with subprocess.Popen([sys.executable, "-c", work.format(60)]) as busy:
+        try:
+            subprocess.run([sys.executable, "-c", work.format(0.5)], check=True)
+            used = processor_s(busy.pid)
+            assert 0 < used <= busy_s() - before + 0.1
+        finally:
+            busy.kill()
+    assert processor_s(busy.pid) == 0
+    monkeypatch.setattr(servers, "busy_s", itertools.count(100, 5).__next__)  # the cores: 5 s
+    steps = itertools.count()
+    monkeypatch.setattr(servers, "processor_s", lambda process: 2.0 * next(steps))  # the server: 2 s
+    running = Running("server", "", os.getpid())
+    first, second = running._others_s(), running._others_s()
+    assert first is not None
+    assert second is not None
+    assert second - first == pytest.approx(5 - 2, abs=0.2)
+    assert Running("at a URL", "")._others_s() is None
 
+
+def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(ServerError, match="ended with status 2") as caught,
         servers.started("fastres", "resnet18", "/nothing/here.pth"),
