@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -50,7 +51,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         self.options, self.scratch = options, scratch
         self.photos = scratch / "photos"
-        self.best: dict[int, int] = {}  # of each photograph, as the first answer said
+        self.best: dict[str, dict[int, int]] = {}  # of each server and photograph, as the first answer said
 
     def make(self) -> None:
         """Write the photographs, and the weights if none are given."""
@@ -90,11 +91,12 @@ class Bench:
         return {
             "load": what,
             **found,
-            "wrong": figures.disagreements(outcomes, self.best),
+            "wrong": figures.disagreements(outcomes, self.best.setdefault(server.name, {})),
             "batches": figures.between(before, server.metrics()),
             "memory_mb": {"first": memory[0], "most": max(memory), "last": memory[-1]} if memory else None,
             "generator_s_per_request": significant(cost["processor_s"] / max(len(outcomes), 1), 3),
-            "doubts": figures.warnings(found),
+            "others_cores": significant(server.others_cores, 3),
+            "doubts": figures.warnings(found, server.others_cores),
         }
 
     def offline(self) -> float | None:
@@ -109,7 +111,7 @@ class Bench:
                          self.options.weights, "--device", "cpu", "--json"]  # fmt: skip
             with (
                 progress_bar(total=OFFLINE, desc="fastres classify", unit="image", disable=None) as bar,
-                closing(Program(arguments, sorted(_cores()), {})) as program,
+                closing(Program(arguments, sorted(os.sched_getaffinity(0)), {})) as program,
             ):
                 watch([program], bar.update)
                 return program.bar.steady_rate()
@@ -125,7 +127,7 @@ class Bench:
                 self.send(server, "warming up", 3, clients=4)
                 one = self.measured(server, "one at a time", options.seconds, clients=1)
                 full = self.measured(server, f"{CLIENTS} clients", options.seconds, clients=CLIENTS)
-                ready.setdefault("capacity", full["images_per_s"])
+                ready.setdefault("capacity", _capacity(full))
                 loads = [
                     self.measured(
                         server, f"{load:g} %", options.seconds,
@@ -139,10 +141,10 @@ class Bench:
     def at_url(self) -> dict[str, Any]:
         """Measure the server at ``--url``."""
         options = self.options
-        server = Running("server", options.url.rstrip("/"))
+        server = Running("server", options.url.rstrip("/"), api_key=options.api_key)
         one = self.measured(server, "one at a time", options.seconds, clients=1)
         full = self.measured(server, f"{CLIENTS} clients", options.seconds, clients=CLIENTS)
-        rates = options.rates or [load / 100 * full["images_per_s"] for load in options.loads]
+        rates = options.rates or [load / 100 * _capacity(full) for load in options.loads]
         loads = [
             self.measured(server, f"{rate:g}/s", options.seconds, times=poisson(rate, options.seconds, seed=0))
             for rate in rates
@@ -151,10 +153,12 @@ class Bench:
             "one_at_a_time": one, "saturated": full, "loads": loads}}}  # fmt: skip
 
 
-def _cores() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0)
+def _capacity(full: dict[str, Any]) -> float:
+    """Return the images per second of a server that always had work. Raise ``FastresError`` if there were none."""
+    if not full["images_per_s"]:
+        statuses = ", ".join(f"{count:,} {status}" for status, count in full["statuses"].items()) or "none"
+        raise FastresError(f"No request was answered with status 200; the outcomes were: {statuses}")
+    return float(full["images_per_s"])
 
 
 @contextmanager
@@ -220,20 +224,26 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     """Measure, print tables, and write ``serve.json``, ``serve.md``, ``serve.svg`` and ``serve.png`` to ``--out``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(program).parse_args(arguments)
-    check_dependencies("bench serve", ["aiohttp", "litserve", "prometheus_client", "matplotlib"], "serve,bench")
+    _check_packages(options)
     check_folder(options.out)
     rounds = whole_number(options.rounds, "--rounds")
     if options.seconds <= 0 or any(load <= 0 for load in [*options.loads, *options.rates]):
         raise InputError("--seconds, --loads and --rates must be above 0")
     if FASTRES not in options.servers:
         options.servers = [FASTRES, *options.servers]  # the loads are shares of its capacity
+    options.loads, options.rates = (
+        sorted(options.loads),
+        sorted(options.rates),
+    )  # a server may still have work after one
     scratch = Path(tempfile.mkdtemp(prefix="fastres-serve-"))
     given = " ".join([program, *arguments])
-    facts = environment.describe(torch.device("cpu"), given, "random, calibrated", tf32=False, cold=False, ceilings={})
+    weights = options.weights or ("those of the server" if options.url else "random, calibrated")
+    facts = environment.describe(torch.device("cpu"), given, weights, tf32=False, cold=False, ceilings={})
     packages = ("litserve", "fastapi", "uvicorn", "aiohttp", "simplejpeg", "pillow")
     try:
         bench = Bench(options, scratch)
         bench.make()
+        size = round(statistics.mean(path.stat().st_size for path in bench.photos.iterdir()))
         every = [bench.at_url()] if options.url else [bench.round(number) for number in range(rounds)]
     finally:
         shutil.rmtree(scratch)
@@ -241,8 +251,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         "model": options.model if not options.url else options.url,
         "environment": {**facts, **{package: installed_version(package) for package in packages}},
         "settings": {"seconds": options.seconds, "rounds": rounds, "clients": CLIENTS, "photo": list(PHOTO),
-                     "distinct": DISTINCT, "serve": options.serve},
+                     "photo_bytes": size, "distinct": DISTINCT, "serve": options.serve},
         **medians(every),
+        "same_best_class": figures.agreement(bench.best, FASTRES),
         "rounds": every,
     }  # fmt: skip
     text = tables.text(found)
@@ -258,6 +269,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     print(text)
     print(f"Wrote {options.out / NAME}.json, .md, .svg and .png")
     return 0
+
+
+def _check_packages(options: argparse.Namespace) -> None:
+    """Raise ``MissingDependencyError`` if a package is not installed."""
+    servers = () if options.url else ("litserve", "prometheus_client")
+    check_dependencies("bench serve", ["aiohttp", *servers, "matplotlib"], "serve,bench")
+    check_dependencies("bench serve", ["sklearn", "skimage"], "test")  # have the photographs
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

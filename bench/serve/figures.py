@@ -14,6 +14,7 @@ from .generator import BROKEN, TIMED_OUT, Outcome
 
 PERCENTILES = (50, 95, 99, 100)
 LATE_MS = 20.0  # if one request in a hundred was sent later than this, the generator was too slow
+OTHERS_CORES = 0.1  # if other programs use more cores than this, they disturb the server
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float | None]:
@@ -61,6 +62,20 @@ def disagreements(outcomes: Iterable[Outcome], known: dict[int, int]) -> int:
     return sum(each.best is not None and known.setdefault(each.photo, each.best) != each.best for each in outcomes)
 
 
+def agreement(best: Mapping[str, Mapping[int, int]], reference: str) -> dict[str, float | None]:
+    """Return the share of photographs for which each other server names the best class of ``reference``.
+
+    ``best`` has the best class by server and photograph. Servers decode differently, so that some may differ.
+    """
+    wanted = best.get(reference, {})
+    found: dict[str, float | None] = {}
+    for name, classes in best.items():
+        both = classes.keys() & wanted.keys()
+        if name != reference and both:
+            found[name] = significant(sum(classes[photo] == wanted[photo] for photo in both) / len(both), 4)
+    return found
+
+
 def between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any] | None:
     """Return the batches between two readings of the metrics; ``None`` if the server has none."""
     if not after:
@@ -87,7 +102,10 @@ def between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str
     }
 
 
-def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Return what makes the numbers of a load doubtful."""
+def warnings(summary: Mapping[str, Any], others_cores: float | None = None) -> list[str]:
+    """Return what makes the numbers of a load doubtful. ``others_cores`` is how many cores other programs used."""
     late = summary["late_ms"]["p99"]
-    return [f"one request in a hundred was sent {late:g} ms late or more"] if late and late > LATE_MS else []
+    found = [f"one request in a hundred was sent {late:g} ms late or more"] if late and late > LATE_MS else []
+    if others_cores and others_cores > OTHERS_CORES:
+        found.append(f"other programs used {others_cores:.2g} cores")
+    return found

@@ -20,14 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
-TIMED_OUT, BROKEN = "timed out", "broken"
+TIMED_OUT, BROKEN, UNREADABLE = "timed out", "broken", "unreadable"
 _FORM = (
     b'--border\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n',
     b"\r\n--border--\r\n",
 )
 _LEAD = 0.2  # seconds before the first request of an open loop
+_KEEP_S = 3.0  # that an idle connection is kept: less than uvicorn keeps it (5), or requests meet its end
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,9 @@ class Job:
 class Outcome:
     """One request: when it was to be sent, was sent, and was answered, in seconds from the start.
 
-    ``status`` is HTTP's, or :data:`TIMED_OUT`, or :data:`BROKEN` if the connection broke. ``best`` is the index of the
-    best class, ``milliseconds`` what the server says about its times.
+    ``status`` is HTTP's, or :data:`TIMED_OUT`, :data:`BROKEN` if the connection broke, or :data:`UNREADABLE` if the
+    answer has status 200 but no class. ``best`` is the index of the best class, ``milliseconds`` what the server says
+    about its times.
     """
 
     photo: int
@@ -80,6 +80,8 @@ def poisson(rate: float, seconds: float, seed: int) -> tuple[float, ...]:
 
 async def run(job: Job) -> tuple[list[Outcome], dict[str, float]]:
     """Send the requests of ``job``; return what became of them, and the time and processor time that it took."""
+    import aiohttp
+
     bodies = [path.read_bytes() for path in sorted(Path(job.folder).glob("*.jpg"))]
     headers = {"Content-Type": "image/jpeg", **({"X-API-Key": job.api_key} if job.api_key else {})}
     if job.form:
@@ -88,7 +90,7 @@ async def run(job: Job) -> tuple[list[Outcome], dict[str, float]]:
     loop = asyncio.get_running_loop()
     kept: list[tuple[int, float, float, float, int | str, bytes]] = []
     limits = aiohttp.ClientTimeout(total=job.timeout)
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=10)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_S)
     async with aiohttp.ClientSession(timeout=limits, connector=connector, headers=headers) as session:
         start, used = loop.time() + _LEAD * bool(job.times), time.process_time()
 
@@ -127,8 +129,12 @@ async def run(job: Job) -> tuple[list[Outcome], dict[str, float]]:
 def _parsed(photo: int, due: float, sent: float, done: float, status: int | str, content: bytes) -> Outcome:
     if status != 200:
         return Outcome(photo, due, sent, done, status)
-    answer = json.loads(content)
-    return Outcome(photo, due, sent, done, status, answer["predictions"][0]["index"], answer.get("milliseconds"))
+    try:
+        answer = json.loads(content)
+        best = int(answer["predictions"][0]["index"])
+    except (ValueError, LookupError, TypeError):
+        return Outcome(photo, due, sent, done, UNREADABLE)
+    return Outcome(photo, due, sent, done, status, best, answer.get("milliseconds"))
 
 
 def main(arguments: Sequence[str]) -> None:

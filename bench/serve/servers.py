@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -34,12 +35,17 @@ _MEMORY_EVERY_S = 0.5
 
 @dataclass
 class Running:
-    """A server that answers at ``url``. ``memory_mb`` is that of all its processes, in 10⁶ bytes, over time."""
+    """A server that answers at ``url``. ``memory_mb`` is that of all its processes, in 10⁶ bytes, over time.
+
+    ``others_cores`` is how many cores other programs used meanwhile, on average; ``None`` if that is unknown.
+    """
 
     name: str
     url: str
     process: int | None = None
+    api_key: str | None = None
     memory_mb: list[float] = field(default_factory=list)
+    others_cores: float | None = None
 
     @property
     def form(self) -> bool:
@@ -48,8 +54,10 @@ class Running:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics by name, those of buckets with their label; empty if the server has none."""
+        headers = {"X-API-Key": self.api_key} if self.api_key else {}
+        asked = urllib.request.Request(f"{self.url}/metrics", headers=headers)
         try:
-            with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(asked, timeout=10) as answer:
                 lines = answer.read().decode().splitlines()
         except (urllib.error.URLError, OSError):
             return {}
@@ -58,7 +66,10 @@ class Running:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Sample the memory within the context."""
+        """Sample the memory within the context, and measure what other programs use of the cores.
+
+        Within the context, this process may start programs, but must wait for their end.
+        """
         self.memory_mb = []
         stop = threading.Event()
 
@@ -70,11 +81,47 @@ class Running:
 
         thread = threading.Thread(target=sample)
         thread.start()
+        began, before = time.perf_counter(), self._others_s()
         try:
             yield
         finally:
             stop.set()
             thread.join()
+        after, seconds = self._others_s(), time.perf_counter() - began
+        known = before is not None and after is not None
+        self.others_cores = max(0.0, after - before) / seconds if known else None  # type: ignore[operator]
+
+    def _others_s(self) -> float | None:
+        """Return the time for which other programs have used the cores, in seconds, from any point in time on."""
+        if self.process is None:
+            return None
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own = time.process_time() + ended.ru_utime + ended.ru_stime
+        try:
+            return busy_s() - own - sum(map(processor_s, tree(self.process)))
+        except (OSError, AttributeError):  # not Linux
+            return None
+
+
+def busy_s() -> float:
+    """Return the time for which the cores of this process were in use by any program, in seconds since the start."""
+    names = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    ticks = 0
+    for name, *rest in map(str.split, Path("/proc/stat").read_text().splitlines()):
+        if name in names:
+            user, nice, system, _idle, _waiting, *others = map(int, rest[:8])
+            ticks += user + nice + system + sum(others)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def processor_s(process: int) -> float:
+    """Return the processor time that a process has used, in seconds; 0 if it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return 0.0
+    user, system = text.rpartition(")")[2].split()[11:13]  # the name in parentheses may have spaces
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def command(name: str, model: str, weights: str, port: int, options: Sequence[str] = ()) -> list[str]:
@@ -119,8 +166,9 @@ def _wait(name: str, url: str, process: subprocess.Popen[bytes], log: IO[str]) -
         time.sleep(0.2)
     log.seek(0)
     last = "\n".join(log.read().splitlines()[-15:])
-    how = f"ended with status {process.poll()}" if process.poll() is not None else "is not ready"
-    raise ServerError(f"The server {name} {how} after {_PATIENCE_S:g} s at most. It said:\n{last}")
+    status = process.poll()
+    how = f"is not ready after {_PATIENCE_S:g} s" if status is None else f"ended with status {status}"
+    raise ServerError(f"The server {name} {how}. It said:\n{last or 'nothing'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -134,5 +182,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.kill()
             process.wait()
     for left in processes:  # LitServe ends without its processes
-        if Path(f"/proc/{left}").exists():
+        with suppress(ProcessLookupError):
             os.kill(left, signal.SIGKILL)

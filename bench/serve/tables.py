@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = tuple[str, ...]
+End = tuple[float, float, str, str]  # of a curve: x, y, its name and colour
+LINE_PT = 10.0  # height of a line of text
 COLOURS = {"fastres": "#d1495b", "plain": "#5f6c7b", "litserve": "#2a9d8f"}
 MARKERS = {"fastres": "o", "plain": "s", "litserve": "^"}
 
@@ -38,8 +41,11 @@ def text(found: Mapping[str, Any]) -> str:
     parts += [
         text_table(second, right=range(2, 11)),
         f"{requests:,} requests, {silent:,} without an answer, {wrong:,} answers with another best class than the "
-        "first answer for the same photograph",
+        "first answer of that server for the same photograph",
     ]
+    same = ", ".join(f"{name} {share:.1%}" for name, share in found["same_best_class"].items())
+    if same:
+        parts.append(f"Photographs with the same best class as with fastres: {same}")
     parts += [f"Doubtful: {name}, {level['load']}: {doubt}" for name, level in levels for doubt in level["doubts"]]
     return "\n\n".join(parts)
 
@@ -84,6 +90,7 @@ def drawing(found: Mapping[str, Any], kind: str) -> bytes:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    ends: dict[Axes, list[End]] = {left: [], right: []}
     for name, server in found["servers"].items():
         levels = sorted(server["loads"], key=lambda level: level["offered_per_s"])
         levels = [level for level in levels if level["latency_ms"]["p50"] is not None]
@@ -95,11 +102,12 @@ def drawing(found: Mapping[str, Any], kind: str) -> bytes:
         for each, line in (("p50", "-"), ("p99", "--")):
             values = [level["latency_ms"][each] for level in levels]
             left.plot(offered, values, line, **style)
-            _label(left, f"{name} {each}", offered[-1], values[-1], colour)
+            ends[left].append((offered[-1], values[-1], f"{name} {each}", colour))
         values = [level["images_per_s"] for level in levels]
         right.plot(offered, values, "-", **style)
-        _label(right, name, offered[-1], values[-1], colour)
+        ends[right].append((offered[-1], values[-1], name, colour))
     left.set_yscale("log")
+    left.yaxis.set_major_formatter("{x:,g}")
     left.set_title("Latency, from the time at which a request was due", loc="left", fontsize=10)
     left.set_ylabel("ms")
     right.set_title("Answers with status 200", loc="left", fontsize=10)
@@ -113,18 +121,26 @@ def drawing(found: Mapping[str, Any], kind: str) -> bytes:
     for axis in (left, right):
         axis.set_xlabel("offered requests/s (Poisson)")
         axis.set_xlim(0, None)
-        axis.margins(x=0.16)
         axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     right.set_ylim(0, None)
+    for axis, found_ends in ends.items():
+        _label(axis, found_ends)
     figure.suptitle(f"{found['model']} on {found['environment']['cpu']}", fontsize=11, x=0.01, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=130)
     return buffer.getvalue()
 
 
-def _label(axis: Axes, text: str, x: float, y: float, colour: str) -> None:
-    axis.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=8)
+def _label(axis: Axes, ends: Sequence[End]) -> None:
+    """Write the name of each curve beside its end, from the lowest up, at least a line above the one below it."""
+    to_points = 72 / axis.figure.dpi
+    below = -math.inf
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        height = float(axis.transData.transform((x, y))[1]) * to_points
+        raised = max(0.0, below + LINE_PT - height)
+        below = height + raised
+        axis.annotate(name, (x, y), (6, raised), textcoords="offset points", va="center", color=colour, fontsize=8)
 
 
 def names(servers: Sequence[str]) -> str:

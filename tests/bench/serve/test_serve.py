@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -15,25 +18,29 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import uvicorn
 from aiohttp import web
 
-from fastres.bench.serve import command, figures, tables
-from fastres.bench.serve.generator import BROKEN, TIMED_OUT, Job, Outcome, poisson, run
-from fastres.errors import FastresError
+from fastres.bench.serve import command, figures, generator, servers, tables
+from fastres.bench.serve.generator import _KEEP_S, BROKEN, TIMED_OUT, UNREADABLE, Job, Outcome, poisson, run
+from fastres.bench.serve.servers import Running, busy_s, processor_s
+from fastres.errors import FastresError, ServerError
 
 Answer = Callable[[Any], Awaitable[Any]]
 
 
 @contextmanager
-def server(answer: Answer) -> Iterator[str]:
-    """Yield the URL of a server in another thread."""
+def server(answer: Answer, keep_s: float = 75, numbers: Answer | None = None) -> Iterator[str]:
+    """Yield the URL of a server in another thread, which closes connections that were idle for ``keep_s``."""
     loop = asyncio.new_event_loop()
     ports: list[int] = []
 
     async def start() -> None:
         app = web.Application()
         app.router.add_post("/classify", answer)
-        runner = web.AppRunner(app)
+        if numbers is not None:
+            app.router.add_get("/metrics", numbers)
+        runner = web.AppRunner(app, keepalive_timeout=keep_s)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -87,6 +94,33 @@ def test_every_request_has_one_outcome(photos: Path) -> None:
     assert cost["processor_s"] > 0
 
 
+def test_an_answer_without_a_class_is_an_outcome_of_its_own(photos: Path) -> None:
+    contents = [b"<html>", b"[]", b'{"predictions": []}', b'{"predictions": [{"index": null}]}']
+
+    async def answer(request: Any) -> Any:
+        return web.Response(body=contents[(await request.read())[0]])
+
+    with server(answer) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), times=(0, 0, 0, 0))))
+    assert [each.status for each in outcomes] == [UNREADABLE] * 4
+
+
+def test_requests_do_not_meet_the_end_of_idle_connections(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server closes idle connections a second after the client has stopped to use them, as uvicorn does."""
+    monkeypatch.setattr(generator, "_KEEP_S", 0.2)
+    assert uvicorn.Config("").timeout_keep_alive - _KEEP_S > 1
+
+    async def answer(request: Any) -> Any:
+        ports.append(request.transport.get_extra_info("peername")[1])
+        return right((await request.read())[0])
+
+    ports: list[int] = []
+    with server(answer, keep_s=1.2) as url:
+        outcomes, _ = asyncio.run(run(Job(url, str(photos), times=(0, 0.05, 1.25))))
+    assert [each.status for each in outcomes] == [200, 200, 200]
+    assert ports[0] == ports[1] != ports[2]
+
+
 def test_latency_counts_from_the_time_at_which_a_request_was_due(photos: Path) -> None:
     busy = asyncio.Lock()
 
@@ -136,6 +170,8 @@ def test_the_summary_counts_and_ranks() -> None:
     assert found["images_per_s"] == pytest.approx(100 / 10.1, rel=1e-3)
     assert found["server_ms"]["beside"]["p50"] == pytest.approx(43)
     assert figures.warnings(found) == []
+    assert figures.warnings(found, 0.05) == []
+    assert figures.warnings(found, 1.234) == ["other programs used 1.2 cores"]
     (doubt,) = figures.warnings(figures.summary([outcome(0, 1, 2)], 1.0))
     assert doubt == "one request in a hundred was sent 1000 ms late or more"
 
@@ -166,9 +202,30 @@ def test_batches_are_the_difference_of_two_readings() -> None:
     assert figures.between({}, {}) is None
 
 
+def test_names_of_curves_that_end_together_do_not_overlap() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.set_yscale("log")
+    ends = [(1.0, height, f"curve {height}", "black") for height in (1000.0, 990.0, 1010.0, 10.0, 11.0)]
+    axis.set_ylim(1, 10_000)
+    axis.plot([end[0] for end in ends], [end[1] for end in ends], "o")
+    tables._label(axis, ends)
+    canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axis.texts), key=lambda box: box.y0)
+    assert len(boxes) == 5
+    assert all(lower.y1 <= upper.y0 + 2 for lower, upper in itertools.pairwise(boxes))
+    assert [text.get_text() for text in sorted(axis.texts, key=lambda text: text.get_window_extent().y0)] == [
+        "curve 10.0", "curve 11.0", "curve 990.0", "curve 1000.0", "curve 1010.0",
+    ]  # fmt: skip
+
+
 def level(what: str, **more: Any) -> dict[str, Any]:
-    generator = random.Random(what)
-    found = figures.summary([outcome(n / 10, n / 10, n / 10 + generator.random() / 10) for n in range(50)], 5.0)
+    numbers = random.Random(what)
+    found = figures.summary([outcome(n / 10, n / 10, n / 10 + numbers.random() / 10) for n in range(50)], 5.0)
     memory = {"first": 500.0, "most": 600.0, "last": 510.0}
     return {"load": what, **found, "wrong": 1, "batches": None, "memory_mb": memory, "doubts": ["late"], **more}
 
@@ -193,10 +250,16 @@ def test_rounds_are_joined_by_medians_and_counts_added() -> None:
     assert fastres["capacity_images_per_s"] == 75
     assert fastres["loads"][1]["requests"] == 100
     assert fastres["loads"][1]["statuses"] == {"200": 100}
-    document = {"model": "resnet50", "environment": {"cpu": "a processor"}, **json.loads(json.dumps(found))}
+    document = {
+        "model": "resnet50",
+        "environment": {"cpu": "a processor"},
+        "same_best_class": figures.agreement({"fastres": {0: 1, 1: 2}, "plain": {0: 1, 1: 3, 2: 5}}, "fastres"),
+        **json.loads(json.dumps(found)),
+    }
     text = tables.text(document)
     assert "91%" in text
     assert "16 answers with another best class" in text
+    assert "the same best class as with fastres: plain 50.0%" in text
     assert "Doubtful: fastres, 10 %: late" in text
     assert tables.drawing(document, "png").startswith(b"\x89PNG")
     assert b"plain p99" in tables.drawing(document, "svg") or b"<svg" in tables.drawing(document, "svg")
@@ -211,10 +274,86 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         command.main(["--out", str(tmp_path), "--servers", "apache"])
 
 
-def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastres.bench.serve import servers
-    from fastres.errors import ServerError
+@pytest.mark.parametrize(("absent", "extra"), [("aiohttp", "serve,bench"), ("skimage", "test")])
+def test_a_missing_package_is_named(tmp_path: Path, absent: str, extra: str) -> None:
+    program = f"""
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {absent!r} else find(name, *rest)
+sys.modules[{absent!r}] = None
+from fastres.commands.cli import main
+sys.exit(main(["bench", "serve", "--out", {str(tmp_path)!r}]))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert f"not installed ({absent}): pip install 'fastres[{extra}]'" in ended.stderr
 
+
+def test_a_server_at_a_url_needs_its_key_also_for_the_metrics(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A whole run against a small server, which wants a key, and whose batches have one image."""
+    count = [0]
+
+    def refused(request: Any) -> bool:
+        return bool(request.headers.get("X-API-Key") != "secret")
+
+    async def answer(request: Any) -> Any:
+        if refused(request):
+            return web.json_response({}, status=401)
+        count[0] += 1
+        return right(len(await request.read()) % 7)
+
+    async def numbers(request: Any) -> Any:
+        times = "".join(f"fastres_{name}_seconds_{part} {count[0]}\n" for name in ("decode", "queue", "model")
+                        for part in ("count", "sum"))  # fmt: skip
+        parts = ("count", "sum", 'bucket{le="1.0"}')
+        batches = "".join(f"fastres_batch_images_{part} {count[0]}\n" for part in parts)
+        return web.Response(text=f"# HELP of all\n{batches}{times}", status=401 if refused(request) else 200)
+
+    monkeypatch.setattr(command, "DISTINCT", 5)
+    out = tmp_path / "out"
+    given = ["--out", str(out), "--seconds", "0.5", "--rates", "40", "20"]
+    with server(answer, numbers=numbers) as url:
+        assert command.main([*given, "--url", f"{url}/", "--api-key", "secret"]) == 0
+        found = json.loads((out / "serve.json").read_text())
+        with pytest.raises(FastresError, match=r"No request was answered with status 200; .* [\d,]+ 401"):
+            command.main(["--out", str(out), "--seconds", "0.2", "--url", url])
+    assert found["environment"]["weights"] == "those of the server"
+    (measured,) = found["servers"].values()
+    assert [level["load"] for level in measured["loads"]] == ["20/s", "40/s"]
+    for level in (measured["one_at_a_time"], *measured["loads"]):
+        assert list(level["statuses"]) == ["200"]
+        assert level["wrong"] == 0
+        assert level["batches"]["batches"] == level["requests"] > 0
+    assert {path.name for path in out.iterdir()} == {"serve.json", "serve.md", "serve.png", "serve.svg"}
+
+
+def test_what_other_programs_use_is_what_neither_the_server_nor_this_program_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = "import time\nwhile time.process_time() < {}: pass"
+    before = busy_s()
+    with subprocess.Popen([sys.executable, "-c", work.format(60)]) as busy:
+        try:
+            subprocess.run([sys.executable, "-c", work.format(0.5)], check=True)
+            used = processor_s(busy.pid)
+            assert 0 < used <= busy_s() - before + 0.1
+        finally:
+            busy.kill()
+    assert processor_s(busy.pid) == 0
+    monkeypatch.setattr(servers, "busy_s", itertools.count(100, 5).__next__)  # the cores: 5 s
+    steps = itertools.count()
+    monkeypatch.setattr(servers, "processor_s", lambda process: 2.0 * next(steps))  # the server: 2 s
+    running = Running("server", "", os.getpid())
+    first, second = running._others_s(), running._others_s()
+    assert first is not None
+    assert second is not None
+    assert second - first == pytest.approx(5 - 2, abs=0.2)
+    assert Running("at a URL", "")._others_s() is None
+
+
+def test_a_server_that_does_not_start_is_named_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(ServerError, match="ended with status 2") as caught,
         servers.started("fastres", "resnet18", "/nothing/here.pth"),
