@@ -49,7 +49,7 @@ def raw(server: Server, *pieces: bytes, half_close: bool = False) -> tuple[int |
                 answer += part
                 if not part or _is_complete(answer):
                     break
-        except (ConnectionError, TimeoutError):
+        except OSError:  # the server has closed the connection, or says nothing
             pass
     match = re.match(rb"HTTP/1\.[01] (\d{3})", answer)
     return (int(match[1]) if match else None), answer
