@@ -26,10 +26,10 @@ _DC_BITS, _AC_BITS = 11, 10
 _RATIO = 2
 
 
-def count_scans(data: bytes) -> int:
-    """Return the number of scans of the first image in ``data``, or a larger number up to ``MAX_SCANS``."""
+def count_scans(data: bytes, allowed: float = MAX_SCANS) -> int:
+    """Return the number of scans of the first image in ``data``, or a larger number up to ``allowed``."""
     most = data.count(bytes((0xFF, _SCAN)))
-    if most <= MAX_SCANS:
+    if most <= allowed:
         return most
     scans, place = 0, 2
     while (found := _NEXT_MARKER.search(data, place)) and data[found.start() + 1] != _END:

@@ -21,6 +21,7 @@ from PIL import Image
 from fastres.errors import ImageError
 from fastres.images.decoding import orientation
 from fastres.images.jpeg import decoder
+from fastres.images.jpeg_structure import count_scans
 from fastres.images.transforms import Transforms
 from fastres.memory import keep_little, settle
 
@@ -32,6 +33,12 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 ACCEPTED = "JPEG, PNG or WebP"
 
 _SIDEWAYS = tuple(map(Image.Transpose, (2, 4, 5, 6)))  # rotations by 90 degrees and their mirror images
+# Small files can take long to decode. Each limit is several times what encoders write.
+_LONGEST = 65_535  # pixels of a side; a JPEG cannot have more
+_READS = 50_000  # of a header by Pillow: a few for each of its pieces
+_CHUNKS = 20_000  # of a PNG
+_SCANS = 20  # of a JPEG with the most pixels that are allowed; a smaller one may have more
+_UPRIGHT = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # a PNG without these is not turned
 
 SLOT = struct.Struct("<I")  # before the bytes of a file in a request
 OK = 200
@@ -98,9 +105,18 @@ def checked_size(data: bytes, max_pixels: int) -> tuple[int, int]:
     if not data:
         raise Refusal(400, "ImageError", f"The request has no image; send the bytes of a {ACCEPTED} file as the body.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(_Header(data), formats=FORMATS) as image:
             width, height = image.size
-            turned = orientation(image) in _SIDEWAYS
+            if width * height > max_pixels:
+                raise too_many_pixels(width, height, max_pixels)
+            if max(width, height) > _LONGEST:
+                raise Refusal(413, "TooLargeError", f"The image has a side of more than {_LONGEST:,} pixels; cut it.")
+            _check_work(image, data, max_pixels)
+            # Pillow decodes a whole PNG to look for its orientation.
+            turnable = image.format != "PNG" or any(name in data for name in _UPRIGHT)
+            turned = turnable and orientation(image) in _SIDEWAYS
+    except Refusal:
+        raise
     except Image.DecompressionBombError:
         raise Refusal(
             413, "TooLargeError", f"The image has more than {max_pixels:,} pixels; make it smaller."
@@ -114,6 +130,36 @@ def checked_size(data: bytes, max_pixels: int) -> tuple[int, int]:
         ) from None
     except Exception as error:  # Pillow raises any on a damaged header
         raise Refusal(422, "ImageError", f"The image's header is damaged ({type(error).__name__}).") from error
-    if width * height > max_pixels:
-        raise too_many_pixels(width, height, max_pixels)
     return (height, width) if turned else (width, height)
+
+
+class _Header(io.BytesIO):
+    """A file whose header is refused if Pillow reads it in very many pieces."""
+
+    left = _READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise _too_much_work("pieces")
+        return super().read(size)
+
+
+def _check_work(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raise ``Refusal`` if the image has more scans or chunks than its size explains."""
+    if image.format == "PNG":
+        place = 8
+        for _ in range(_CHUNKS):
+            place += 12 + int.from_bytes(data[place : place + 4], "big")
+            if place >= len(data):
+                return
+        raise _too_much_work("chunks")
+    allowed = _SCANS * max_pixels / max(image.width * image.height, 1)
+    if image.info.get("progressive") and count_scans(data, allowed) > allowed:
+        raise _too_much_work("scans")
+
+
+def _too_much_work(parts: str) -> Refusal:
+    return Refusal(
+        422, "ImageError", f"The image has so many {parts} that it would take long to decode; save it again."
+    )

@@ -7,6 +7,8 @@ import io
 import os
 import signal
 import socket
+import struct
+import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from fastres.images.jpeg import EXACT, FAST
 from fastres.images.transforms import Transforms
@@ -118,6 +121,46 @@ def test_bad_images_are_refused_by_name_and_the_process_goes_on() -> None:
             assert found.deaths == 0
 
     run(test())
+
+
+def long_work() -> dict[str, bytes]:
+    """Return files of up to 2 MB, each of which Pillow reads for seconds or minutes, with a word about each."""
+    jpeg, file = encoded(progressive=True), encoded(format="PNG")
+    last, ends = jpeg.rindex(b"\xff\xda"), file.index(b"IDAT") - 4
+    chunk = b"\0\0\0\0prIv" + zlib.crc32(b"prIv").to_bytes(4, "big")
+    line = b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in (
+            (b"IHDR", struct.pack(">IIBBBBB", 1, 900_000, 8, 0, 0, 0, 0)),
+            (b"IDAT", zlib.compress(bytes(1_800_000))), (b"IEND", b""),
+        )
+    )  # fmt: skip
+    return {
+        "pieces": jpeg[:2] + b"\xff\xfe\0\2" * 500_000 + jpeg[2:],
+        "many pieces": jpeg[:2] + b"\xff" * 2_000_000 + jpeg[2:],
+        "so many pieces": jpeg[:20] + bytes(2_000_000) + jpeg[20:],  # behind the first segment
+        "so many pieces that": file[:ends] + chunk * 150_000 + file[ends:],
+        "chunks": file[:-12] + chunk * 150_000 + file[-12:],
+        "scans": jpeg[:-2] + jpeg[last:-2] * 490 + jpeg[-2:],
+        "side of more than": line,
+    }
+
+
+@pytest.mark.parametrize("said", long_work())
+def test_small_files_that_take_long_are_refused(said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        decoding.checked_size(long_work()[said], 4_000 if said == "scans" else 1_000_000)
+
+
+def test_the_pixels_of_a_png_are_decoded_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright, turned = encoded(format="PNG"), encoded(format="PNG", exif=exif)
+    end, pixels = turned.index(b"eXIf") - 4, turned.index(b"IDAT") - 4
+    behind = turned[:end] + turned[pixels:-12] + turned[end:pixels] + turned[-12:]  # the orientation comes last
+    assert decoding.checked_size(turned, 10**6) == decoding.checked_size(behind, 10**6) == (48, 64)
+    monkeypatch.setattr(PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert decoding.checked_size(upright, 10**6) == (64, 48)
 
 
 def test_a_process_that_dies_or_hangs_loses_only_the_image_that_did_it(monkeypatch: pytest.MonkeyPatch) -> None:
