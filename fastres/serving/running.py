@@ -47,6 +47,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESERVED = 200  # open files that are not connections
 _DESCRIPTORS = 16384  # open files that the server asks for: one for each connection
 _LONGEST_FOLDER = 60  # characters; the names of sockets have 107 at most
+_UNREAD = 30_000  # milliseconds after which a connection ends whose client reads none of its answer
 _KEEP_ALIVE = 20  # seconds that an idle connection stays open
 _DRAIN = 30  # seconds that requests have after the server was told to stop
 
@@ -198,6 +199,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     with bound:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD)  # connections inherit it
             bound.bind(address)
         except OSError as error:
             advice = {
