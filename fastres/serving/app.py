@@ -207,6 +207,7 @@ def application(service: Service, background: Callable[[], Awaitable[None]]) -> 
         )
     app = FastAPI(
         title="fastres", version=__version__, docs_url=None, redoc_url=None, middleware=middleware, lifespan=lifespan,
+        redirect_slashes=False,  # it would send clients to whatever host they name
         description=f"Classifies images with {service.served.identity['name']}.",
     )  # fmt: skip
     body = _body_description(bool(service.settings.allow_urls))

@@ -1,9 +1,12 @@
-"""HTTP connections with limits that uvicorn does not have: on the size of a request's head, and on the time for it."""
+"""HTTP connections with limits that uvicorn does not have: on the size of a request's head, on the time for it, and on
+the requests that wait behind another one. Every error is JSON.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -12,14 +15,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .failures import Refusal
 from .settings import HEADER_SECONDS, HEADERS
 
+_BEHIND = 32  # requests that wait on one connection for the answer to another one
+_OF_BODIES = {b"content-length", b"transfer-encoding"}
+
 
 class Connection(HttpToolsProtocol):
-    """A connection that is closed if a request's head is too long or comes too slowly."""
+    """A connection that is closed if a request's head is too long, comes too slowly, or is no HTTP.
+
+    An error never takes the place of the answer to an earlier request: the connection then ends after that answer.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited, or the rest of a refused body
         self._head = 0  # the bytes of the head so far
+        self._no_body = 0  # the bytes since the last ones that belonged to a body: a chunk's size, trailers
         self._in_body = self._refused = False
         self._answering: Any = None  # the request that is being answered; others may have arrived behind it
 
@@ -45,28 +55,51 @@ class Connection(HttpToolsProtocol):
             return
         if self._clock is None and (self.cycle is None or self.cycle.response_complete):
             self._start_clock()
-        if not self._in_body:
+        if self._in_body:
+            self._no_body += len(data)
+        else:
             self._head += len(data)
         super().data_received(data)
-        if not self._in_body and self._head > HEADERS:
+        if (self._no_body if self._in_body else self._head) > HEADERS:
             self._refuse_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # what follows a body in chunks must not change the headers
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._refused:
+            return
         self._stop_clock()
-        self._in_body = True
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEADERS:
             self._refuse_head()
+        elif len(self.pipeline) >= _BEHIND:
+            self._refuse(Refusal(429, "QueueFullError", "Too many requests wait on this connection."))
+        elif len(self.connections) >= (self.limit_concurrency or math.inf):
+            self._refuse(Refusal(503, "NotReadyError", "The server has too many connections.", {"Retry-After": "1"}))
+        elif self.parser.should_upgrade() and {name for name, _ in self.headers} & _OF_BODIES:  # it would get lost
+            self._refuse(Refusal(400, "HttpError", "The server speaks HTTP/1.1 only; send no Upgrade with a body."))
         else:
             super().on_headers_complete()
+            self._in_body, self._no_body = True, 0
 
     def on_body(self, body: bytes) -> None:
+        self._no_body = 0
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_body, self._head = False, 0
+        self._in_body, self._head, self._no_body = False, 0, 0
         if not self._refused:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.pipeline:  # uvicorn would read further requests before these are answered
+            self.flow.pause_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Refusal(400, "HttpError", "The request is no valid HTTP/1.1."))
 
     def _start_clock(self) -> None:
         self._clock = self.loop.call_later(HEADER_SECONDS, self._refuse_slow)
@@ -86,16 +119,33 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer without the application, and close the connection."""
+        """Answer without the application, after the answers to earlier requests, and close the connection."""
         self._stop_clock()
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
-        body = json.dumps({"error": refusal.as_json()}).encode()
-        reason = HTTPStatus(refusal.status).phrase
-        head = (
-            f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        earlier: Any = self.cycle
+        if self._in_body and self.pipeline:  # the last of those that wait
+            self.pipeline.popleft()
+            earlier = self.pipeline[0][0] if self.pipeline else self._answering
+        elif self._in_body:
+            earlier = None
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if earlier is not None and not earlier.response_complete:
+            earlier.keep_alive = False  # uvicorn closes the connection after its answer
+            return
+        if not self._in_body or not self.cycle.response_started:
+            self.transport.write(_answer(refusal))
         self.transport.close()
+
+
+def _answer(refusal: Refusal) -> bytes:
+    body = json.dumps({"error": refusal.as_json()}).encode()
+    headers = {
+        "content-type": "application/json", "content-length": str(len(body)), "x-content-type-options": "nosniff",
+        **refusal.headers, "connection": "close",
+    }  # fmt: skip
+    lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body

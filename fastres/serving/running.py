@@ -49,6 +49,7 @@ _RESERVED = 200  # open files that are not connections
 _DESCRIPTORS = 16384  # open files that the server asks for: one for each connection
 _LONGEST_FOLDER = 60  # characters; the names of sockets have 107 at most
 _BACKLOG = 2048  # connections that wait to be accepted
+_UNREAD = 30_000  # milliseconds after which a connection ends whose client reads none of its answer
 _KEEP_ALIVE = 20  # seconds that an idle connection stays open
 _DRAIN = 30  # seconds that requests have after the server was told to stop
 
@@ -201,6 +202,7 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     with bound:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD)  # connections inherit it
             bound.bind(address)
             bound.listen(_BACKLOG)
         except OSError as error:

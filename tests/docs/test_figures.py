@@ -203,3 +203,25 @@ def test_the_classify_pages_tables_are_the_result_file() -> None:
     assert f"at most {max(row['largest_score_difference'] for row in fast):.4f}" in page
     kept = sorted(round(row["top_1_agreement"] * row["images"]) for row in fast)
     assert f"of {fast[0]['images']} photographs {kept[0]} to {kept[-1]} keep" in " ".join(page.split())
+
+
+def test_the_servers_figures_are_the_result_file() -> None:
+    found = json.loads((INTEL.parent / "serve.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "serve.md").read_text(encoding="utf-8").split())
+
+    def pair(level: dict[str, Any]) -> str:
+        values = [level["latency_ms"][name] for name in ("p50", "p99")]
+        if values[1] < 1000:
+            return ", ".join(f"{value:.0f}" for value in values) + " ms"
+        return ", ".join(f"{value / 1000:.2g}" for value in values) + " s"
+
+    for label, name in {"fastres serve": "fastres", "FastAPI + eager PyTorch, one image a call": "plain",
+                        "LitServe + eager PyTorch": "litserve"}.items():  # fmt: skip
+        server = found["servers"][name]
+        cells = [f"{server['capacity_images_per_s']:.1f}", *(pair(level) for level in server["loads"][1:])]
+        assert f"| {label} | {' | '.join(cells)}" in page, cells
+    offered = [round(level["offered_per_s"]) for level in found["servers"]["fastres"]["loads"]]
+    assert f"p50, p99 at {offered[1]} requests/s | at {offered[2]} requests/s | at {offered[3]} requests/s" in page
+    assert f"reaches {found['offline_images_per_s']:.1f} images/s" in page
+    beside = found["servers"]["fastres"]["one_at_a_time"]["server_ms"]["beside"]
+    assert f"{beside['p50']:.1f} ms (p50) and {beside['p99']:.1f} ms (p99)" in page
