@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import socket
 from collections import deque
@@ -23,6 +24,7 @@ from .messages import Messenger
 _AHEAD = 2  # images in a process: the one that it decodes and the next
 _DEATHS = 2  # after as many deaths an image is refused
 _SHORT_LIFE = 0.5  # seconds; a process that lived no longer is replaced after a pause
+_log = logging.getLogger("fastres.serving")
 
 
 @dataclass
@@ -110,6 +112,8 @@ class Decoders:
             try:
                 await process.start(self._arena, self._decoding)
                 await process.ended
+            except (OSError, EOFError) as error:  # no memory or no open files left; there may be some later
+                _log.error("A decoder could not start: %r", error)
             finally:
                 process.end()
                 self._processes = [other for other in self._processes if other is not process]

@@ -185,6 +185,26 @@ def test_a_process_that_dies_or_hangs_loses_only_the_image_that_did_it(monkeypat
     run(test())
 
 
+def test_a_process_that_cannot_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, failures = decoders._Process.start, [OSError(24, "Too many open files"), EOFError()]
+
+    async def start(process: decoders._Process, *arguments: Any) -> None:
+        if failures:
+            raise failures.pop(0)
+        await usual(process, *arguments)
+
+    monkeypatch.setattr(decoders._Process, "start", start)
+
+    async def test() -> None:
+        free: list[int] = []
+        async with running(1) as (found, _):
+            decoded = await found.decode(0, encoded(), freed(free, 0))
+            assert (decoded.width, decoded.height) == (64, 48)
+            assert not failures
+
+    run(test())
+
+
 def test_a_client_that_leaves_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "run", dangerous)
 
