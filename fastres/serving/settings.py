@@ -53,8 +53,11 @@ class Settings:
         check_decoder(self.decoder)
         if checked["port"] > 65535:
             raise InputError(f"port is {self.port}; give a number from 0 (any free port) to 65535")
-        if self.api_key is not None and (not self.api_key or not self.api_key.isprintable()):
-            raise InputError("api_key is empty or has characters that a header cannot have; give printable ones")
+        if self.api_key is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", self.api_key):
+            raise InputError(
+                "api_key is empty or has characters that a header cannot have; give printable ASCII, without spaces "
+                "around it"
+            )
         for host in checked["allow_urls"]:
             if not _HOST.fullmatch(host):
                 raise InputError(f"allow_urls has {host!r}; give hosts, such as images.example.com or 10.0.0.1:8080")
