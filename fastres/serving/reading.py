@@ -144,13 +144,13 @@ class Reader:
                 if answer.status != 200:
                     advice = "; redirects are not followed" if 300 <= answer.status < 400 else ""
                     raise Refusal(422, "UrlError", f"The URL's server answered {answer.status}{advice}.")
-                content = b""
+                content = bytearray()
                 async for chunk in answer.content.iter_chunked(1 << 16):
                     self._hold(len(chunk), held)
                     content += chunk
                     if len(content) > self._settings.max_bytes:
                         raise too_large(self._settings.max_bytes)
-                return File(content, url)
+                return File(bytes(content), url)
         except Refusal as refusal:
             return File(refusal, url)
         except asyncio.TimeoutError:
@@ -162,7 +162,8 @@ class Reader:
         """Return ``text`` as a URL of an allowed host. Raises ``Refusal``."""
         try:
             url = URL(text)
-            known = {url.host, f"{url.host}:{url.port}"} if url.explicit_port is None else {f"{url.host}:{url.port}"}
+            host = url.host_subcomponent  # as it is in a header: an IPv6 address in brackets
+            known = {host, f"{host}:{url.port}"} if url.explicit_port is None else {f"{host}:{url.port}"}
         except ValueError:
             raise Refusal(422, "UrlError", "The URL is not valid.") from None
         if url.scheme not in ("http", "https") or url.user or not known & set(self._settings.allow_urls):

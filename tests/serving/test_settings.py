@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from fastres.errors import InputError
+from fastres.serving.failures import Refusal
+from fastres.serving.reading import Reader
 from fastres.serving.settings import Settings
 
 
@@ -27,6 +29,8 @@ from fastres.serving.settings import Settings
         ({"decoder": "quick"}, "decoder is 'quick'"),
         ({"api_key": ""}, "api_key is empty"),
         ({"api_key": "a\nb"}, "printable"),
+        ({"api_key": "schlüssel"}, "printable ASCII"),  # clients encode it differently
+        ({"api_key": " key"}, "without spaces"),  # a header's value has none around it
         ({"allow_urls": ("http://example.com",)}, "allow_urls has 'http://example.com'"),
         ({"cors_origins": ("example.com",)}, "cors_origins has 'example.com'"),
     ],
@@ -34,6 +38,23 @@ from fastres.serving.settings import Settings
 def test_wrong_settings_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Settings(**options)
+
+
+def test_urls_of_allowed_hosts_are_known_however_they_are_written() -> None:
+    reader = Reader(Settings(allow_urls=("[::1]", "[::2]:8080", "xn--bcher-kva.example", "a.example:81")), 1)
+    for url in ("http://[::1]/a", "http://[::2]:8080/", "http://bücher.example/", "HTTPS://A.Example:81/"):
+        assert str(reader._checked(url)).startswith("http")
+    for url in (
+        "http://[::1]:8080/",
+        "http://[::2]/",
+        "http://a.example/",
+        "http:///a",
+        "ftp://[::1]/",
+        "http://u@[::1]/",
+    ):
+        with pytest.raises(Refusal) as caught:
+            reader._checked(url)
+        assert caught.value.kind == "UrlError"
 
 
 def test_a_cpu_has_smaller_batches_and_queues_than_a_gpu() -> None:
