@@ -21,7 +21,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from fastres.bench.measure.watching import children, used_mb
 from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.classification import CPU_BATCH, GPU_BATCH, sources
 from fastres.classification.batches import Reading, default_workers
+from fastres.classification.driving import every
 from fastres.classification.listing import write_listing
 from fastres.commands.environment import installed_version
 from fastres.executors.processor import processor
@@ -200,25 +200,15 @@ def compare_speed(runs: Runs, rounds: int) -> dict[str, Any]:
 @contextmanager
 def sampled_memory(samples: list[dict[str, float]]) -> Iterator[None]:
     """Append seconds and MB of this process and its children to ``samples``, from start to end at intervals."""
-    done = threading.Event()
     start = time.perf_counter()
 
     def sample() -> None:
         used = used_mb(os.getpid()), sum(map(used_mb, children(os.getpid())))
         samples.append({"s": round(time.perf_counter() - start, 2), "main_mb": used[0], "workers_mb": used[1]})
 
-    def keep_sampling() -> None:
-        while not done.wait(MEMORY_EVERY_S):
-            sample()
-
     sample()
-    thread = threading.Thread(target=keep_sampling)
-    thread.start()
-    try:
+    with every(MEMORY_EVERY_S, sample):
         yield
-    finally:
-        done.set()
-        thread.join()
     sample()
 
 

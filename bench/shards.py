@@ -27,7 +27,6 @@ import argparse
 import hashlib
 import os
 import random
-import resource
 import shutil
 import statistics
 import sys
@@ -45,7 +44,7 @@ from fastres.arguments import whole_number
 from fastres.bench.classify import Runs, jpeg, photographs, varied
 from fastres.bench.measure import environment
 from fastres.bench.measure.calibration import calibrated
-from fastres.bench.measure.watching import Program, level, on_cores, watch
+from fastres.bench.measure.watching import Program, ended_s, level, on_cores, watch
 from fastres.bench.report.results import check_folder, significant, write_json
 from fastres.classification import CPU_BATCH
 from fastres.classification.batches import Reading
@@ -178,7 +177,7 @@ def timed(kind: str, number: int, tables: Tables, tell: Callable[[int], object])
     if kind != APART:
         sets = [setting.cores] if kind == SHARED else [sets[number % len(sets)]]
     options = ["--processes", str(setting.processes)] if kind == SHARED else []
-    used = -_children_s()
+    used = -ended_s()
     with tempfile.TemporaryDirectory(dir=setting.scratch) as folder, ExitStack() as stack:
         outputs = [Path(folder, f"{index}.parquet") for index in range(len(sets))]
         programs = []
@@ -187,7 +186,7 @@ def timed(kind: str, number: int, tables: Tables, tell: Callable[[int], object])
             stack.callback(programs[-1].close)
         watch(programs, tell)
         reports = [tables.check(*pair) for pair in zip(programs, outputs, strict=True)]
-    used += _children_s()
+    used += ended_s()
     had = sum(program.seconds * len(cores) for program, cores in zip(programs, sets, strict=True))
     steady = [rate for program in programs if (rate := program.bar.steady_rate()) is not None]
     return {
@@ -199,12 +198,6 @@ def timed(kind: str, number: int, tables: Tables, tell: Callable[[int], object])
         "steady_images_per_s": significant(sum(steady)) if len(steady) == len(programs) else None,
         "whole_images_per_s": significant(sum(tables.count / program.seconds for program in programs)),
     }
-
-
-def _children_s() -> float:
-    """Return the time of the processor that ended programs and their processes have used, in seconds."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def efficiency(run: dict[str, Any], one: dict[str, Any], rate: str, processes: int) -> float | None:

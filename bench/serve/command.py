@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -27,6 +26,7 @@ from fastres.bench.measure import environment
 from fastres.bench.measure.calibration import calibrated
 from fastres.bench.measure.watching import Program, watch
 from fastres.bench.report.results import check_folder, significant, write_json, write_whole
+from fastres.classification.driving import every
 from fastres.classification.requests import check_dependencies
 from fastres.commands.environment import installed_version
 from fastres.errors import FastresError, InputError
@@ -164,20 +164,11 @@ def _capacity(full: dict[str, Any]) -> float:
 @contextmanager
 def _clock(what: str, seconds: float) -> Iterator[None]:
     """Show a bar over about ``seconds``."""
-    stop = threading.Event()
-
-    def tick() -> None:
-        with progress_bar(total=round(seconds), desc=what, unit="s", disable=None) as bar:
-            while not stop.wait(1):
-                bar.update(bar.n < bar.total)
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
+    with (
+        progress_bar(total=round(seconds), desc=what, unit="s", disable=None) as bar,
+        every(1.0, lambda: bar.update(bar.n < bar.total)),
+    ):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def medians(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -231,10 +222,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         raise InputError("--seconds, --loads and --rates must be above 0")
     if FASTRES not in options.servers:
         options.servers = [FASTRES, *options.servers]  # the loads are shares of its capacity
-    options.loads, options.rates = (
-        sorted(options.loads),
-        sorted(options.rates),
-    )  # a server may still have work after one
+    options.loads.sort()  # a server may still have work after one
+    options.rates.sort()
     scratch = Path(tempfile.mkdtemp(prefix="fastres-serve-"))
     given = " ".join([program, *arguments])
     weights = options.weights or ("those of the server" if options.url else "random, calibrated")

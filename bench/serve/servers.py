@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fastres.bench.measure.watching import tree, used_mb
+from fastres.bench.measure.watching import ended_s, tree, used_mb
+from fastres.classification.driving import every
 from fastres.errors import ServerError
 
 FASTRES, PLAIN, LITSERVE = NAMES = ("fastres", "plain", "litserve")
@@ -71,32 +70,23 @@ class Running:
         Within the context, this process may start programs, but must wait for their end.
         """
         self.memory_mb = []
-        stop = threading.Event()
-
-        def sample() -> None:
-            while self.process is not None:
-                self.memory_mb.append(round(sum(map(used_mb, tree(self.process))), 1))
-                if stop.wait(_MEMORY_EVERY_S):
-                    return
-
-        thread = threading.Thread(target=sample)
-        thread.start()
+        self._sample()
         began, before = time.perf_counter(), self._others_s()
-        try:
+        with every(_MEMORY_EVERY_S, self._sample):
             yield
-        finally:
-            stop.set()
-            thread.join()
         after, seconds = self._others_s(), time.perf_counter() - began
         known = before is not None and after is not None
         self.others_cores = max(0.0, after - before) / seconds if known else None  # type: ignore[operator]
+
+    def _sample(self) -> None:
+        if self.process is not None:
+            self.memory_mb.append(round(sum(map(used_mb, tree(self.process))), 1))
 
     def _others_s(self) -> float | None:
         """Return the time for which other programs have used the cores, in seconds, from any point in time on."""
         if self.process is None:
             return None
-        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own = time.process_time() + ended.ru_utime + ended.ru_stime
+        own = time.process_time() + ended_s()
         try:
             return busy_s() - own - sum(map(processor_s, tree(self.process)))
         except (OSError, AttributeError):  # not Linux

@@ -343,6 +343,7 @@ def test_what_other_programs_use_is_what_neither_the_server_nor_this_program_doe
             busy.kill()
     assert processor_s(busy.pid) == 0
     monkeypatch.setattr(servers, "busy_s", itertools.count(100, 5).__next__)  # the cores: 5 s
+    monkeypatch.setattr(servers, "tree", lambda process: [process])  # earlier tests may have left processes here
     steps = itertools.count()
     monkeypatch.setattr(servers, "processor_s", lambda process: 2.0 * next(steps))  # the server: 2 s
     running = Running("server", "", os.getpid())
