@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
 import signal
@@ -21,6 +20,10 @@ import pytest
 from PIL import Image
 
 import fastres
+from fastres.bench.measure.watching import tree
+from tests.classification.conftest import encoded
+
+__all__ = ["PATIENCE", "Server", "encoded", "form", "serving"]
 
 for package in ("litserve", "aiohttp", "prometheus_client", "pyarrow", "simplejpeg"):
     pytest.importorskip(package)
@@ -70,14 +73,7 @@ class Server:
 
     def processes(self, pattern: str = "") -> list[int]:
         """Return the processes under the server whose command line has ``pattern``."""
-        found, waiting = [], [self.process.pid]
-        while waiting:
-            parent = waiting.pop()
-            for task in Path(f"/proc/{parent}/task").glob("*/children"):
-                children = [int(number) for number in task.read_text().split()]
-                waiting += children
-                found += children
-        return [pid for pid in found if pattern in _command(pid)]
+        return [pid for pid in tree(self.process.pid)[1:] if pattern in _command(pid)]
 
     def stop(self) -> None:
         """End the server in order, and check that it leaves nothing behind."""
@@ -147,12 +143,6 @@ def model() -> fastres.Model:
 def photo() -> Image.Image:
     """A photograph of 640 × 427, RGB."""
     return Image.fromarray(datasets.load_sample_images().images[0])
-
-
-def encoded(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def form(files: dict[str, bytes]) -> tuple[bytes, str]:

@@ -6,6 +6,8 @@ import http.client
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import PATIENCE, Server, encoded, serving
+from tests.serving.conftest import PATIENCE, Server, encoded, form, serving
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,6 @@ def test_more_than_the_queue_holds_is_refused_with_a_time_and_nothing_is_lost(sm
 
 
 def test_a_form_with_more_images_than_places_is_refused_as_a_whole(small: Server, photo: Image.Image) -> None:
-    from tests.serving.conftest import form
-
     data = encoded(photo)
     for count, status in ((4, 200), (5, 413)):
         body, content_type = form({f"{number}.jpg": data for number in range(count)})
@@ -128,9 +128,6 @@ def test_requests_in_flight_are_answered_before_the_end(number: int, large: byte
 
 
 def test_a_port_that_is_taken_is_named(server: Server) -> None:
-    import subprocess
-    import sys
-
     ended = subprocess.run(
         [sys.executable, "-m", "fastres", "serve", "resnet20_digits", "--port", str(server.port)],
         capture_output=True, text=True, timeout=PATIENCE, check=False,
