@@ -16,9 +16,9 @@ import torch
 
 from fastres.classification.processes import devices
 from fastres.classification.requests import check_dependencies, refuse_options_of_loaded
-from fastres.errors import DtypeError, InputError
+from fastres.errors import DtypeError
 from fastres.images.jpeg import FAST
-from fastres.model.loading import load
+from fastres.model.loading import load, parse_device
 from fastres.model.model import Model
 
 from .settings import Settings
@@ -107,11 +107,9 @@ def _devices(model: Model, device: torch.device | str | None) -> list[str]:
     """Return the device of each model process."""
     if model.dtype == torch.int8 and device is None:
         device = "cpu"
-    found = devices(device, None)
-    kind = torch.device(found[0]).type
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"device is {str(device)!r}; use cpu, cuda or cuda:1")
-    if kind == "cuda":
-        model.to(found[0])  # raises DeviceError if it cannot run there
-        model.to("cpu")
+    found = devices(None if device is None else parse_device(device), None)
+    first = torch.device(found[0])
+    is_missing = first.type == "cuda" and (first.index or 0) >= torch.cuda.device_count()
+    if is_missing or (first.type != "cpu" and model.dtype == torch.int8) or first.type not in ("cpu", "cuda"):
+        model.to(first)  # raises DeviceError
     return found

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastres.errors import InputError
+import fastres
+from fastres.errors import DeviceError, InputError
 from fastres.serving.failures import Refusal
 from fastres.serving.reading import Reader
 from fastres.serving.settings import Settings
@@ -64,3 +65,9 @@ def test_a_cpu_has_smaller_batches_and_queues_than_a_gpu() -> None:
     assert settings.queue_for("cuda:0", 2) == 2 * settings.queue_for("cuda:0", 1)
     assert Settings(max_batch=3).batch_for("cuda:0") == 3
     assert Settings(max_queue=5).queue_for("cpu", 1) == 5
+
+
+@pytest.mark.parametrize(("device", "said"), [("tpu", "'tpu'"), ("mps", "mps|MPS"), ("cuda:99", "CUDA|ordinal")])
+def test_devices_that_are_not_there_are_named(device: str, said: str) -> None:
+    with pytest.raises(DeviceError, match=said):
+        fastres.serve("resnet20_digits", device=device)
