@@ -117,13 +117,13 @@ def embedded(result: Result) -> dict[str, Any]:
 
 def looked(result: Result, labels: Sequence[str], transforms: Any, stride: int) -> dict[str, Any]:
     """Return the best classes of an image with their maps, and where in the image they lie."""
-    maps = result.maps or []
+    maps, decoded = result.computed.extra or [], result.decoded
     predictions = _predictions(result, labels, len(maps))
     return {
         "predictions": [{**found, "map": each} for found, each in zip(predictions, maps, strict=True)],
-        "width": result.width,
-        "height": result.height,
-        "box": list(transforms.crop_box(result.height, result.width)),
+        "width": decoded.width,
+        "height": decoded.height,
+        "box": list(transforms.crop_box(decoded.height, decoded.width)),
         "crop": transforms.crop,
         "stride": stride,
         "milliseconds": _milliseconds(result),
@@ -138,5 +138,4 @@ def _predictions(result: Result, labels: Sequence[str], top_k: int) -> list[dict
 
 
 def _milliseconds(result: Result) -> dict[str, Any]:
-    times = {"decode": result.decode_seconds, "queue": result.waited, "model": result.model_seconds}
-    return {**{name: round(1000 * seconds, 3) for name, seconds in times.items()}, "batch": result.batch}
+    return {**result.milliseconds, "batch": result.computed.batch}

@@ -340,8 +340,7 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def _timing(result: Result) -> str:
-    times = {"decode": result.decode_seconds, "queue": result.waited, "model": result.model_seconds}
-    return ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in times.items())
+    return ", ".join(f"{name};dur={value:.3f}" for name, value in result.milliseconds.items())
 
 
 def _body_description(urls: bool) -> dict[str, Any]:

@@ -82,11 +82,6 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def waiting(self) -> int:
-        """How many images are ready and wait for a model."""
-        return len(self._ready) + len(self._suspects)
-
     async def compute(self, image: Ready) -> Computed:
         """Compute an image in some batch. Raises ``Refusal`` if it makes the model fail.
 

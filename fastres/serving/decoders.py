@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from .arena import Arena
 from .decoding import OK, SLOT, Decoding, run
 from .failures import Refusal, image_kills
-from .messages import Messenger
+from .messages import Messenger, Patience
 
 _AHEAD = 2  # images in a process: the one that it decodes and the next
 _DEATHS = 2  # after as many deaths an image is refused
@@ -149,11 +149,11 @@ class _Process:
     """
 
     def __init__(self, patience: float, ready_or_done: Callable[[_Process], None]) -> None:
-        self._patience, self._ready_or_done = patience, ready_or_done
+        self._ready_or_done = ready_or_done
         self._process: multiprocessing.process.BaseProcess | None = None
         self._messenger = Messenger(self._arrived, self._lost)
         self._is_ready = False
-        self._limit: asyncio.TimerHandle | None = None
+        self._patience = Patience(patience, self._kill)
         self.jobs: deque[_Job] = deque()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -173,28 +173,25 @@ class _Process:
         self.jobs.append(job)
         self._messenger.send(SLOT.pack(job.slot), job.data)
         if len(self.jobs) == 1:
-            self._watch()
+            self._patience.begin()
 
     def end(self) -> None:
         """End the process at once."""
-        if self._limit is not None:
-            self._limit.cancel()
+        self._patience.end()
         self._messenger.close()
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-
-    def _watch(self) -> None:
-        """End the process if it has not replied when its patience is over; called when it begins with an image."""
-        if self._limit is not None:
-            self._limit.cancel()
-        kill = self._process.kill if self._process is not None else self._lost
-        self._limit = asyncio.get_running_loop().call_later(self._patience, kill) if self.jobs else None
 
     def _arrived(self, message: bytes) -> None:
         """Give a reply to its image. The first message only says that the process is ready."""
         job = self.jobs.popleft() if self._is_ready else None
         self._is_ready = True
-        self._watch()
+        self._patience.end()
+        if self.jobs:
+            self._patience.begin()
         self._ready_or_done(self)
         if job is None:
             return

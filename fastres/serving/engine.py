@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .arena import Arena
-from .batching import Batcher, Ready
-from .decoders import Decoders
+from .batching import Batcher, Computed, Ready
+from .decoders import Decoded, Decoders
 from .failures import no_place
 from .metrics import Metrics
 
@@ -22,21 +22,21 @@ _INTERVAL = 1.0  # seconds over which the rate is measured
 
 @dataclass(frozen=True)
 class Result:
-    """The result of an image: ``scores`` float32 ``[classes]``, ``embedding`` float32 ``[features]``; maps if wanted.
+    """The result of an image: ``scores`` float32 ``[classes]``, ``embedding`` float32 ``[features]``.
 
-    ``width`` and ``height`` are those of the upright image. Times are in seconds: ``waited`` for a model, and the model
-    for the whole batch of ``batch`` images.
+    ``computed.extra`` has the maps if they were wanted.
     """
 
     scores: np.ndarray[Any, Any]
     embedding: np.ndarray[Any, Any]
-    maps: list[Any] | None
-    width: int
-    height: int
-    decode_seconds: float
-    waited: float
-    model_seconds: float
-    batch: int
+    decoded: Decoded
+    computed: Computed
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """How long the image was decoded, how long it waited for a model, and how long its batch was computed."""
+        times = {"decode": self.decoded.seconds, "queue": self.computed.waited, "model": self.computed.seconds}
+        return {name: round(1000 * seconds, 3) for name, seconds in times.items()}
 
 
 class Places:
@@ -126,17 +126,7 @@ class Engine:
         self.places.use(slot)
         computed = await self.batcher.compute(Ready(slot, maps, finished))
         self._count()
-        return Result(
-            self.arena.scores(slot).copy(),
-            self.arena.embedding(slot).copy(),
-            computed.extra,
-            decoded.width,
-            decoded.height,
-            decoded.seconds,
-            computed.waited,
-            computed.seconds,
-            computed.batch,
-        )
+        return Result(self.arena.scores(slot).copy(), self.arena.embedding(slot).copy(), decoded, computed)
 
     def _count(self) -> None:
         """Count an answered image, for :meth:`retry_after`."""

@@ -50,6 +50,21 @@ class Messenger(asyncio.Protocol):
             self._transport.abort()
 
 
+class Patience:
+    """Calls ``give_up`` if a process takes longer than ``seconds`` for one thing, between ``begin`` and ``end``."""
+
+    def __init__(self, seconds: float, give_up: Callable[[], None]) -> None:
+        self._seconds, self._give_up = seconds, give_up
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._give_up)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 def receive(connection: socket.socket) -> memoryview | None:
     """Return the next message, or ``None`` if the other end has closed."""
     head = _exactly(connection, _LENGTH.size)

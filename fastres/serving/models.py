@@ -35,14 +35,15 @@ from fastres.executors.quota import suitable_threads
 from fastres.look.cam import class_activation_maps
 from fastres.memory import keep_memory_of_program, settle
 from fastres.model.loading import load
+from fastres.model.model import WARMUP_CALLS
 from fastres.network.plan import LOGITS, POOLED
 
 from .arena import Arena
 from .batching import Ready, batch_sizes, prepared_size
 from .failures import ProcessDiedError
-from .messages import Messenger, receive, send
+from .messages import Messenger, Patience, receive, send
 
-READY, FAILED = WorkerSetupStatus.READY, WorkerSetupStatus.ERROR
+FAILED = WorkerSetupStatus.ERROR
 _PATH = "/internal"  # LitServe names things after it; nothing is served there
 _CHECK = 0.2  # seconds between LitServe's looks at the processes
 # How often a thread of GNU's OpenMP looks for work before it sleeps. The default is long enough to keep a core from the
@@ -80,11 +81,11 @@ class ModelProcess(litserve.LitAPI):
             self._max_batch, crop, crop, 3, dtype=torch.uint8, device="cpu", pin_memory=on_gpu
         )  # fmt: skip
         for size in self._sizes:
-            for _ in range(2):  # on a GPU the first call compiles and the second captures
+            for _ in range(WARMUP_CALLS):
                 x = torch.zeros(size, 3, crop, crop, dtype=torch.uint8, device=device)
                 self._values(x)
         if self._arena.classes:
-            for _ in range(2):
+            for _ in range(WARMUP_CALLS):
                 class_activation_maps(self._model, x[:1])
 
     def predict(self, work: Work, **_: Any) -> tuple[list[Any], float]:
@@ -154,22 +155,15 @@ class _Link:
         self.messenger = Messenger(self._arrived, self._lost)
         self.number: int | None = None  # of the process, which says it first of all
         self.waiting: deque[asyncio.Future[Any]] = deque()
-        self._limit: asyncio.TimerHandle | None = None
+        self._patience = Patience(models.patience, lambda: models.end(self.number))
 
     def send(self, work: Work) -> asyncio.Future[Any]:
         future = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
         self.messenger.send(json.dumps({"slots": work.slots, "maps": work.maps}).encode())
         if len(self.waiting) == 1:
-            self._watch()
+            self._patience.begin()
         return future
-
-    def _watch(self) -> None:
-        """End the process if it has not answered when the patience is over; called when it begins with a batch."""
-        if self._limit is not None:
-            self._limit.cancel()
-        loop, patience = asyncio.get_running_loop(), self._models.patience
-        self._limit = loop.call_later(patience, self._models.end, self.number) if self.waiting else None
 
     def _arrived(self, message: bytes) -> None:
         content = json.loads(message)
@@ -178,7 +172,9 @@ class _Link:
             self._models.add(self)
             return
         future = self.waiting.popleft()
-        self._watch()
+        self._patience.end()
+        if self.waiting:
+            self._patience.begin()
         if not future.done():
             if content is None:
                 future.set_exception(ProcessDiedError("the model failed"))
@@ -186,8 +182,7 @@ class _Link:
                 future.set_result(content)
 
     def _lost(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
+        self._patience.end()
         self._models.remove(self)
         for future in self.waiting:
             if not future.done():
@@ -200,8 +195,8 @@ class Models:
     One that takes longer than ``patience`` seconds for a batch is ended.
     """
 
-    def __init__(self, server: litserve.LitServer, address: str, count: int, patience: float) -> None:
-        self._server, self._address, self.count, self.patience = server, address, count, patience
+    def __init__(self, server: litserve.LitServer, address: str, patience: float) -> None:
+        self._server, self._address, self.patience = server, address, patience
         self._links: list[_Link] = []
         self._arrived = asyncio.Event()
         self._listening: asyncio.AbstractServer | None = None
@@ -273,6 +268,6 @@ def started(process: ModelProcess, devices: Sequence[str], patience: float) -> I
         if is_main:
             signal.signal(signal.SIGINT, usual)
         try:
-            yield Models(running, process.address, len(devices), patience)
+            yield Models(running, process.address, patience)
         finally:
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # its thread complains that the queues end

@@ -94,7 +94,6 @@ def run_server(
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what clients send
     with ExitStack() as stack:
         listening = stack.enter_context(_listening(settings))
-        _allow_connections()
         folder = Path(stack.enter_context(_short_folder()))
         served = described(model, dtype, devices[0])
         path = model.save(folder / "model.safetensors")
@@ -111,7 +110,7 @@ def run_server(
             app=application(service, lambda: _watch(server, service, announced)),
             log_level="error", access_log=False, http=Connection, ws="none", lifespan="on",
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=_DRAIN, server_header=False, date_header=True,
-            limit_concurrency=_connections_allowed(),
+            limit_concurrency=_most_connections(),
         )  # fmt: skip
         server = _Server(config, service)
         server.run(sockets=[listening])
@@ -221,15 +220,12 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def _allow_connections() -> None:
-    """Raise the number of files that this process may open, as far as it may."""
+def _most_connections() -> int:
+    """Let this process open as many files as it may; return how many of them can be connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _DESCRIPTORS
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _connections_allowed() -> int:
-    """Return how many connections there may be, so that other files can still be opened."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else max(soft - _RESERVED, soft // 2)
+    return max(max(soft, wanted) - _RESERVED, max(soft, wanted) // 2)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastres.arguments import whole_number
+from fastres.classification.requests import GPU_BATCH
 from fastres.errors import InputError
 from fastres.images.jpeg import FAST, check_decoder
 
-CPU_BATCH, GPU_BATCH = 8, 128
+CPU_BATCH = 8  # fewer than fastres classify: as fast, and the next batch begins sooner
 QUEUE_BATCHES = 8  # full batches of one model that may wait
 HEADERS = 32 << 10  # bytes of a request's head
 HEADER_SECONDS = 10.0  # to send it
