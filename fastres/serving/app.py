@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,7 @@ from . import answers
 from .decoding import ACCEPTED, FORMATS
 from .engine import Engine, Result
 from .failures import Refusal, internal, not_ready, shutting_down, too_late
-from .metrics import Metrics
+from .metrics import OTHER, Metrics
 from .models import Models
 from .reading import File, Reader
 from .settings import Settings
@@ -264,10 +265,8 @@ class _Guard:
         finally:
             metrics = self._service.metrics
             route = scope.get("route")
-            path = getattr(route, "path", "other")
+            path = getattr(route, "path", OTHER)
             metrics.requests.labels(path, str(status)).inc()
-            if status == _LEFT:
-                metrics.left.inc()
             if scope.get("method") == "POST":
                 metrics.request_seconds.observe(time.monotonic() - began)
 
@@ -310,17 +309,29 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 async def _unless_left(request: Request, answer: Awaitable[Value], left: float, timeout: float) -> Value:
     """Return what ``answer`` returns. Cancel it if the client leaves (``ClientDisconnect``) or it is late (504)."""
-    computing = asyncio.ensure_future(answer)
+    task = asyncio.current_task()
+    assert task is not None
+    reason: Exception | None = None
+    ended = False
+
+    def cancel(why: Exception) -> None:
+        nonlocal reason
+        if reason is None and not ended:
+            reason = why
+            task.cancel()
+
+    late = task.get_loop().call_later(max(left, 0), cancel, too_late(timeout))
     leaving = asyncio.ensure_future(request.receive())
+    leaving.add_done_callback(lambda _: cancel(ClientDisconnect()))
     try:
-        await asyncio.wait({computing, leaving}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
-        if computing.done():
-            return computing.result()
-        if leaving.done():
-            raise ClientDisconnect
-        raise too_late(timeout)
+        return await answer  # in this task: another one would cost two rounds of the event loop
+    except asyncio.CancelledError:
+        if reason is None or (sys.version_info >= (3, 11) and task.uncancel() > 0):
+            raise  # others have cancelled the task
+        raise reason from None
     finally:
-        computing.cancel()
+        ended = True
+        late.cancel()
         leaving.cancel()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -23,10 +24,12 @@ class Connection(HttpToolsProtocol):
     """A connection that is closed if a request's head is too long, comes too slowly, or is no HTTP.
 
     An error never takes the place of the answer to an earlier request: the connection then ends after that answer.
+    ``note`` is called with each refusal, and whether the application knows the request.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, note: Callable[[Refusal, bool], None], **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._note = note
         self._clock: asyncio.TimerHandle | None = None  # runs while a head is awaited, or the rest of a refused body
         self._head = 0  # the bytes of the head so far
         self._no_body = 0  # the bytes since the last ones that belonged to a body: a chunk's size, trailers
@@ -124,6 +127,7 @@ class Connection(HttpToolsProtocol):
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        self._note(refusal, self._in_body)
         earlier: Any = self.cycle
         if self._in_body and self.pipeline:  # the last of those that wait
             self.pipeline.popleft()

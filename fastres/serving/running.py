@@ -42,7 +42,8 @@ from .metrics import Metrics
 from .models import FAILED, ModelProcess, Models, started
 from .settings import Settings
 
-_TICK = 0.2  # seconds between looks at the model processes
+_TICK = 0.2  # seconds between looks at the connections to the processes
+_ASK = 2.0  # seconds between questions to LitServe, once the server is ready; each wakes a further process
 _MOST_IN_REQUEST = 64  # images
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RESERVED = 200  # open files that are not connections
@@ -106,9 +107,10 @@ def run_server(
         models = stack.enter_context(started(process, devices, patience))
         service = _service(served, settings, models, arena, batch, devices)
         announced = partial(announce, _url(listening), served)
+        connection: Any = partial(Connection, note=service.metrics.connection)
         config = uvicorn.Config(
             app=application(service, lambda: _watch(server, service, announced)),
-            log_level="error", access_log=False, http=Connection, ws="none", lifespan="on",
+            log_level="error", access_log=False, http=connection, ws="none", lifespan="on",
             timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=_DRAIN, server_header=False, date_header=True,
             limit_concurrency=_most_connections(),
         )  # fmt: skip
@@ -135,16 +137,18 @@ def _service(
 async def _watch(server: _Server, service: Service, announce: Callable[[], None]) -> None:
     """Keep ``service.ready`` up to date, and end the server if it cannot work."""
     loop = asyncio.get_running_loop()
-    announced = False
+    announced, next_question = False, 0.0
     while True:
-        try:
-            states = await loop.run_in_executor(None, service.models.states)
-        except (OSError, EOFError):
-            service.failure = "The process that LitServe keeps its queues in has died; start the server again"
-            break
-        if FAILED in states and not announced:
-            service.failure = "A model process could not start; the messages above say why"
-            break
+        if not announced or loop.time() >= next_question:
+            next_question = loop.time() + _ASK
+            try:
+                states = await loop.run_in_executor(None, service.models.states)
+            except (OSError, EOFError):
+                service.failure = "The process that LitServe keeps its queues in has died; start the server again"
+                break
+            if FAILED in states and not announced:
+                service.failure = "A model process could not start; the messages above say why"
+                break
         service.ready = service.models.ready and service.engine.decoders.ready
         if service.ready and not announced:
             announced = service.started = True

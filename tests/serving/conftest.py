@@ -59,10 +59,10 @@ class Server:
         return self.ask("POST", path, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def number(self, name: str) -> float:
-        """Return the value of a metric without labels."""
+        """Return the value of a metric; 0 if it has labels that were not used yet."""
         _, text, _ = self.ask("GET", "/metrics")
         lines = [line.split() for line in text.decode().splitlines() if line.startswith(f"{name} ")]
-        return float(lines[0][1])
+        return float(lines[0][1]) if lines or "{" not in name else 0.0
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds."""

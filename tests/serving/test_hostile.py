@@ -289,6 +289,17 @@ def test_what_follows_a_body_changes_no_header_and_is_limited(victim: Server) ->
         assert raw(victim, head("Transfer-Encoding: chunked") + extension)[0] in (431, None)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "status", "kind"),
+    [(head(f"X: {'a' * 40_000}"), 431, "HeaderError"), (b"NO HTTP\r\n\r\n", 400, "HttpError")],
+)
+def test_requests_that_no_path_gets_are_counted(wrong: bytes, status: int, kind: str, victim: Server) -> None:
+    names = f'fastres_requests_total{{path="other",status="{status}"}}', f'fastres_errors_total{{type="{kind}"}}'
+    before = list(map(victim.number, names))
+    assert first_answer(victim, wrong) == (status, kind)
+    assert list(map(victim.number, names)) == [number + 1 for number in before]
+
+
 def test_an_upgrade_does_not_lose_the_body(victim: Server, photo: Image.Image) -> None:
     body, upgrade = encoded(photo), ("Upgrade: h2c", "Connection: Upgrade")
     assert first_answer(victim, head(f"Content-Length: {len(body)}", *upgrade) + body) == (400, "HttpError")
