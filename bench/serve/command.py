@@ -83,7 +83,7 @@ class Bench:
     def measured(self, server: Running, what: str, seconds: float, **given: Any) -> dict[str, Any]:
         """Send a load and return its numbers."""
         before = server.metrics()
-        with server.watched():
+        with server.watched(often=given.get("clients") != 1):
             outcomes, cost = self.send(server, what, seconds, **given)
             time.sleep(0.5)  # the memory after the last answer
         found = figures.summary(outcomes, seconds)
