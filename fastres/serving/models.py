@@ -75,11 +75,10 @@ class ModelProcess(litserve.LitAPI):
         torch.set_num_threads(min(suitable_threads(), torch.get_num_threads()))
         self._model = load(self._path, dtype=self._dtype, device=device, progress=False)
         self._sizes = batch_sizes(self._max_batch)
-        crop, on_gpu = self._arena.crop, self._model.device.type == "cuda"
-        # Page-locked, a GPU copies it several times as fast.
-        self._staging = torch.empty(
-            self._max_batch, crop, crop, 3, dtype=torch.uint8, device="cpu", pin_memory=on_gpu
-        )  # fmt: skip
+        crop = self._arena.crop
+        self._staging = torch.empty(self._max_batch, crop, crop, 3, dtype=torch.uint8, device="cpu")
+        if self._model.device.type == "cuda":
+            self._staging = self._staging.pin_memory()  # page-locked, a GPU copies it several times as fast
         for size in self._sizes:
             for _ in range(WARMUP_CALLS):
                 x = torch.zeros(size, 3, crop, crop, dtype=torch.uint8, device=device)
