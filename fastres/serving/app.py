@@ -218,7 +218,7 @@ def application(service: Service, background: Callable[[], Awaitable[None]]) -> 
             400: "No image, or a form that cannot be read", 401: "No valid key", 408: "The request came too slowly",
             413: "Too many bytes, pixels or images", 415: "Not a format that the server takes",
             422: "An image that cannot be decoded", 429: "The queue is full; see Retry-After",
-            503: "The server starts or shuts down", 504: "No result in time",
+            503: "The server starts, shuts down, or has too many connections", 504: "No result in time",
         }.items()
     }  # fmt: skip
 
