@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         bench = Bench(options, scratch)
         bench.make()
         size = round(statistics.mean(path.stat().st_size for path in bench.photos.iterdir()))
-        every = [bench.at_url()] if options.url else [bench.round(number) for number in range(rounds)]
+        measured = [bench.at_url()] if options.url else [bench.round(number) for number in range(rounds)]
     finally:
         shutil.rmtree(scratch)
     found = {
@@ -241,9 +241,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         "environment": {**facts, **{package: installed_version(package) for package in packages}},
         "settings": {"seconds": options.seconds, "rounds": rounds, "clients": CLIENTS, "photo": list(PHOTO),
                      "photo_bytes": size, "distinct": DISTINCT, "serve": options.serve},
-        **medians(every),
+        **medians(measured),
         "same_best_class": figures.agreement(bench.best, FASTRES),
-        "rounds": every,
+        "rounds": measured,
     }  # fmt: skip
     text = tables.text(found)
     files: list[tuple[str, Callable[[], bytes]]] = [

@@ -78,8 +78,7 @@ class Running:
             yield
         after, seconds = self._others_s(), time.perf_counter() - began
         self._sample()
-        known = before is not None and after is not None
-        self.others_cores = max(0.0, after - before) / seconds if known else None  # type: ignore[operator]
+        self.others_cores = None if before is None or after is None else max(0.0, after - before) / seconds
 
     def _sample(self) -> None:
         if self.process is not None:
