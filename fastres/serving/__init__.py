@@ -109,7 +109,7 @@ def _devices(model: Model, device: torch.device | str | None) -> list[str]:
         device = "cpu"
     found = devices(None if device is None else parse_device(device), None)
     first = torch.device(found[0])
-    is_missing = first.type == "cuda" and (first.index or 0) >= torch.cuda.device_count()
-    if is_missing or (first.type != "cpu" and model.dtype == torch.int8) or first.type not in ("cpu", "cuda"):
+    is_there = first.type == "cuda" and (first.index or 0) < torch.cuda.device_count()
+    if first.type != "cpu" and not (is_there and model.dtype != torch.int8):
         model.to(first)  # raises DeviceError
     return found
