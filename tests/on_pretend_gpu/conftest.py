@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor
 
 from fastres.bench.pretend_gpu.cuda import Pretence, pretend_gpu
 from fastres.executors.gpu import GpuExecutor
+from fastres.kernels import reference
 from fastres.kernels.launch import INTERPRETED
+from fastres.network.plan import LOGITS, POOLED
+from tests.network.reference_plan import run_plan
 
 
 @pytest.fixture
@@ -36,3 +40,25 @@ def averages(monkeypatch: pytest.MonkeyPatch) -> None:
         return [x.float().mean((1, 2, 3))[:, None].expand(-1, 10).clone() for _ in outputs]
 
     monkeypatch.setattr(GpuExecutor, "run", average)
+
+
+@pytest.fixture
+def kernels_by_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run networks too large for the interpreter with the reference functions of their steps."""
+    init = GpuExecutor.__init__
+
+    def keep_plan(self: GpuExecutor, plan: Any) -> None:
+        init(self, plan)
+        scale = [torch.tensor(values, device="cuda").view(1, 3, 1, 1) for values in (plan.stem.mean, plan.stem.std)]
+        self.meaning = plan, *scale  # type: ignore[attr-defined]
+
+    def run(self: GpuExecutor, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
+        plan, mean, std = self.meaning  # type: ignore[attr-defined]
+        x = x if x.is_floating_point() else (x.float() / 255 - mean) / std
+        values = run_plan(plan, x.to(self.dtype))
+        values[POOLED] = reference.average_pool(values[plan.steps[-1].input])
+        found = [values[name] for name in outputs]
+        return [value.permute(0, 3, 1, 2) if value.dim() == 4 else value.clone() for value in found]
+
+    monkeypatch.setattr(GpuExecutor, "__init__", keep_plan)
+    monkeypatch.setattr(GpuExecutor, "run", run)

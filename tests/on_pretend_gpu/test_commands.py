@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,36 +19,10 @@ from fastres.bench import classify as classify_bench
 from fastres.bench.pretend_gpu.cuda import Pretence
 from fastres.commands import cli, demo
 from fastres.errors import DeviceError
-from fastres.executors.gpu import GpuExecutor
-from fastres.kernels import reference
-from fastres.network.plan import LOGITS, POOLED
-from tests.network.reference_plan import run_plan
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("kernels_by_their_meaning")]
 
 CUDA = torch.device("cuda", 0)
-
-
-@pytest.fixture(autouse=True)
-def _kernels_by_their_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run networks too large for the interpreter with the reference functions of their steps."""
-    init = GpuExecutor.__init__
-
-    def keep_plan(self: GpuExecutor, plan: Any) -> None:
-        init(self, plan)
-        scale = [torch.tensor(values, device=CUDA).view(1, 3, 1, 1) for values in (plan.stem.mean, plan.stem.std)]
-        self.meaning = plan, *scale  # type: ignore[attr-defined]
-
-    def run(self: GpuExecutor, x: Tensor, outputs: Sequence[str] = (LOGITS,)) -> list[Tensor]:
-        plan, mean, std = self.meaning  # type: ignore[attr-defined]
-        x = x if x.is_floating_point() else (x.float() / 255 - mean) / std
-        values = run_plan(plan, x.to(self.dtype))
-        values[POOLED] = reference.average_pool(values[plan.steps[-1].input])
-        found = [values[name] for name in outputs]
-        return [value.permute(0, 3, 1, 2) if value.dim() == 4 else value.clone() for value in found]
-
-    monkeypatch.setattr(GpuExecutor, "__init__", keep_plan)
-    monkeypatch.setattr(GpuExecutor, "run", run)
 
 
 @pytest.fixture

@@ -14,13 +14,11 @@ import fastres
 from fastres.bench.pretend_gpu.cuda import Pretence
 from fastres.look.cam import class_activation_maps
 
-from .test_commands import _kernels_by_their_meaning as _kernels_by_their_meaning
-
 pytest.importorskip("litserve")
 from fastres.serving.arena import Arena
 from fastres.serving.models import ModelProcess, Work
 
-pytestmark = pytest.mark.interpreter
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("kernels_by_their_meaning")]
 
 SLOTS, MOST = 24, 20
 
