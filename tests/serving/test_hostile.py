@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from fastres.bench.measure.watching import tree, used_mb
 from tests.serving.conftest import PATIENCE, Server, encoded, form, serving
 
 COUNT = 1200
@@ -285,8 +285,8 @@ def test_what_follows_a_body_changes_no_header_and_is_limited(victim: Server) ->
     for more in (b"a: b\r\n" * 50_000, b"a: " + b"b" * 300_000):
         status, _ = raw(victim, start + more)
         assert status in (431, None)  # none if the client was still sending
-    for extension in (b"3;" + b"x" * 300_000 + b"\r\nabc\r\n0\r\n\r\n",):
-        assert raw(victim, head("Transfer-Encoding: chunked") + extension)[0] in (431, None)
+    extension = b"3;" + b"x" * 300_000 + b"\r\nabc\r\n0\r\n\r\n"
+    assert raw(victim, head("Transfer-Encoding: chunked") + extension)[0] in (431, None)
 
 
 @pytest.mark.parametrize(
@@ -332,9 +332,5 @@ def test_a_path_is_never_completed_with_the_host_that_a_client_names(victim: Ser
 
 
 def memory(server: Server) -> float:
-    """Return the resident memory of the server and its processes in MB; shared memory counts several times."""
-    pages = 0
-    for pid in (server.process.pid, *server.processes()):
-        with suppress(OSError):
-            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    """Return the memory of the server and its processes in 10⁶ bytes."""
+    return sum(map(used_mb, tree(server.process.pid)))
