@@ -99,7 +99,8 @@ def read(part: Part, run: str, read_file: Read) -> pa.Table:
         raise DamagedPartError(part, f"cannot be read: {error.strerror or error}") from error
     if _checksum(run, part.start, part.stop, content) != part.checksum:
         raise DamagedPartError(part, "is damaged, or belongs to another run")
-    return pq.read_table(io.BytesIO(content))
+    # pq.read_table starts threads that are at work after it. If the program then ended, they could abort it.
+    return pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
 
 
 def cover(parts: Iterable[Part], rows: range) -> tuple[list[Slice], list[range]]:

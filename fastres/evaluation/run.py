@@ -111,7 +111,8 @@ def _summarised(
 ) -> tuple[Evaluation, Mapping[int, str]]:
     """Return the result, from the complete table, and thumbnails by row."""
     wanted = [name for name in job.layout.schema.names if name not in settings.columns]
-    summary = Summary(pq.read_table(folder / TABLE, columns=wanted), job.layout)
+    with pq.ParquetFile(folder / TABLE) as table:  # pq.read_table's threads outlive the call; see parts.read
+        summary = Summary(table.read(wanted, use_threads=False), job.layout)
     results = summary.results(_speeds(opened_, readers, job.images, settings.progress))
     results = _with_layers(results, opened_, readers, job.images, settings.progress)
     shown = [mistake.row for result in results for mistake in result.mistakes]

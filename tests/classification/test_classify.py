@@ -217,6 +217,16 @@ class TestOutput:
         assert main([*command, "--resume", "--quiet", "--workers", "0"]) == 0
         assert len(output.read_text().splitlines()) == 24
 
+    def test_parts_are_read_without_threads_that_outlive_the_program(self, folder: Path, tmp_path: Path) -> None:
+        """Those of ``pyarrow.dataset`` aborted one program in fifty that ended soon after."""
+        code = (
+            "import sys, fastres\n"
+            "fastres.classify(*sys.argv[1:], model='resnet20_digits', workers=0, device='cpu', progress=False)\n"
+            "print('pyarrow.dataset' in sys.modules)"
+        )
+        command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out.jsonl")]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
