@@ -18,7 +18,8 @@ from fastres.arguments import whole_number
 from fastres.errors import DeviceError, InputError
 from fastres.images.decoding import load_image
 from fastres.images.transforms import batch_sources, normalised
-from fastres.model.predict import Prediction, top_predictions
+from fastres.model.predict import results_of, top_predictions
+from fastres.model.predictions import Prediction
 from fastres.network.plan import INPUT, LOGITS
 from fastres.text import dtype_name
 
@@ -123,7 +124,7 @@ class Session:
             results = [torch.from_numpy(result).to(x.device) for result in results]
         return dict(zip(self.output_names, results, strict=True))
 
-    def predict(self, images: Any, top_k: int = 5, *, batch_size: int = 32) -> list[list[Prediction]]:
+    def predict(self, images: Any, top_k: int = 5, *, batch_size: int = 32) -> Any:
         """Predict classes as :meth:`fastres.Model.predict` does, with the file's transforms and class names.
 
         Raises ``ImageError`` for anything that is not an image, and ``InputError`` if the file has no ``logits`` or
@@ -135,11 +136,12 @@ class Session:
                 "export the model with logits among its outputs"
             )
         top_k, batch_size = whole_number(top_k, "top_k"), whole_number(batch_size, "batch_size")
-        predictions: list[list[Prediction]] = []
-        for count, x in self._batches(batch_sources(images), batch_size):
+        sources = batch_sources(images)
+        ranked: list[tuple[Prediction, ...]] = []
+        for count, x in self._batches(sources, batch_size):
             logits = torch.as_tensor(self(x)[LOGITS])[:count]
-            predictions += top_predictions(logits, top_k, self.metadata.class_names)
-        return predictions
+            ranked += top_predictions(logits, top_k, self.metadata.class_names)
+        return results_of(images, sources, ranked)
 
     def opened(self, graph: bytes) -> Any:
         """Return ONNX Runtime's session for another graph, opened with the providers and options of this file."""

@@ -113,7 +113,7 @@ def test_the_wheel_works_from_a_clean_environment(built: tuple[Path, Path], tmp_
         f"{IMPORTS}\n"
         "import numpy as np\n"
         "print(fastres.__file__)\n"
-        "print(len(fastres.load('resnet20_digits').predict(np.zeros((8, 8), np.uint8), top_k=3)[0]))\n"
+        "print(len(fastres.load('resnet20_digits').predict(np.zeros((8, 8), np.uint8), top_k=3)))\n"
     )
     path, count = python(code, tmp_path, executable).split()
     assert Path(path).is_relative_to(site)

@@ -78,7 +78,7 @@ PHOTOGRAPH = PIXELS[0].permute(1, 2, 0).numpy()
 
 def outputs(model: fastres.Model) -> list[Tensor]:
     """Return everything that a model computes, for normalised images, raw pixels and one photograph."""
-    predicted = model.predict(PHOTOGRAPH)[0]
+    predicted = model.predict(PHOTOGRAPH)
     prepared = model.transforms(PHOTOGRAPH)
     return [
         model(IMAGES), model(PIXELS), model.embed(IMAGES), *model.features(IMAGES).values(), model(IMAGES[:0]),

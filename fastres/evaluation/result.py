@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastres import markup
 from fastres.text import path_text, text_table
 
 from .agreement import Agreement
@@ -88,7 +89,7 @@ class Unreadable:
     error: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """The result of :func:`fastres.evaluate`.
 
@@ -152,6 +153,13 @@ class Evaluation:
         if self.output is not None:
             lines += ["", f"report: {path_text(self.output / 'report.html')}"]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        place = "" if self.output is None else f", in {path_text(self.output)}"
+        return f"Evaluation({', '.join(each.name for each in self.models)} on {count(self.images, 'image')}{place})"
+
+    def _repr_html_(self) -> str:
+        return markup.table(self._table(), right=range(1, 20), title=self._images_text())
 
     def _images_text(self) -> str:
         text = count(self.images, "image")

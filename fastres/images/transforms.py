@@ -190,8 +190,7 @@ def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSour
     """
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         return list(images)
-    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, np.ndarray, Tensor)
-    if isinstance(images, single) or hasattr(images, "read"):
+    if is_one_image(images):
         return [images]  # type: ignore[list-item]
     if not isinstance(images, (list, tuple, Iterator)):
         raise ImageError(f"Images cannot be a {type(images).__name__}; pass {ACCEPTED}, or a list of these.")
@@ -200,6 +199,14 @@ def batch_sources(images: ImageSource | Iterable[ImageSource]) -> list[ImageSour
         if isinstance(source, (list, tuple)) or (isinstance(source, (np.ndarray, Tensor)) and source.ndim == 4):
             raise ImageError(f"images[{index}] is itself a list or a batch; pass one flat list of single images.")
     return sources
+
+
+def is_one_image(images: object) -> bool:
+    """Return True if ``images`` is one image, not a list, an iterator or a batch of them."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images.ndim != 4
+    single = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image)
+    return isinstance(images, single) or hasattr(images, "read")
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

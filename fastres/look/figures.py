@@ -9,6 +9,7 @@ if they need classes and the model has no classifier.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from torch import Tensor
 from fastres.arguments import whole_number
 from fastres.images.transforms import ImageSource, load_image
 from fastres.model.model import Model
-from fastres.model.predict import Prediction, require_classifier, top_predictions
+from fastres.model.predict import require_classifier, top_predictions
+from fastres.model.predictions import Prediction
 from fastres.text import path_text
 
 from .cam import at_pixels, class_activation_maps
@@ -155,7 +157,7 @@ def _show_photograph(axis: Axes, photograph: Photograph) -> None:
     axis.axis("off")
 
 
-def _draw_scores(axis: Axes, predictions: list[Prediction]) -> None:
+def _draw_scores(axis: Axes, predictions: Sequence[Prediction]) -> None:
     """Draw the probabilities of the classes as bars, one below the other."""
     scores = [prediction.score for prediction in predictions]
     places = range(len(predictions))
@@ -192,7 +194,9 @@ def _draw_features(figure: Figure | SubFigure, model: Model, photograph: Photogr
         _title(axis, f"{name} features", f"{len(chosen)} of {count} channels, {height}×{width}")
 
 
-def _draw_cams(figure: Figure | SubFigure, model: Model, photograph: Photograph, predictions: list[Prediction]) -> None:
+def _draw_cams(
+    figure: Figure | SubFigure, model: Model, photograph: Photograph, predictions: Sequence[Prediction]
+) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 

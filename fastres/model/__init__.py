@@ -5,6 +5,6 @@ This package connects weights, images and executors. It does no computation itse
 
 from .model import Model
 from .parameters import Parameters
-from .predict import Prediction
+from .predictions import Prediction, Predictions
 
-__all__ = ["Model", "Parameters", "Prediction"]
+__all__ = ["Model", "Parameters", "Prediction", "Predictions"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastres import markup
 from fastres.executors import cpu, cpu_int8, direct
 from fastres.network.plan import Plan, Pool, Shape, Step, StepCost, describe
 from fastres.roofline.ceilings import Ceilings, bound_by, stated
@@ -120,6 +121,14 @@ class Explanation:
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
+        return f"{self._title()}\n{text_table(self._table())}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return markup.table(self._table(), title=self._title())
+
+    def _table(self) -> list[tuple[str, ...]]:
         header = ["step", "op", "kernel", "config", "input", "output", "MFLOP", "MB"]
         timed = any(row.microseconds is not None for row in self.rows)
         header += ["bound by", "roofline µs"] if self.ceilings else []
@@ -135,9 +144,7 @@ class Explanation:
             cells += _time_and_share(row) if timed else []
             cells += _dtype_and_scale(row) if eight else []
             table.append((*cells, row.note))
-        return f"{self._title()}\n{text_table(table)}"
-
-    __repr__ = __str__
+        return table
 
     def _title(self) -> str:
         title = f"{self.model}, {self.dtype} on {self.device}" + (f"; {self.manner}" if self.manner else "")

@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -20,10 +20,16 @@ from fastres.weights import saved
 from .explain import Explanation
 from .folded import COMPUTE_DTYPES, Folded, parse_dtype
 from .outputs import returned_values
-from .predict import Prediction, predict, require_classifier
+from .predict import predict, require_classifier
+from .predictions import Predictions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from PIL import Image
+
+    OneImage: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
+    ManyImages: TypeAlias = list[Any] | tuple[Any, ...] | Iterator[Any]
 
 __all__ = ["COMPUTE_DTYPES", "Model", "parse_dtype"]
 
@@ -114,14 +120,26 @@ class Model(Folded):
         """Return the average-pooled features of the last stage, float32 ``[N, C]``: the classifier's input."""
         return self._run(x, (POOLED,))[0].float()
 
+    @overload
     def predict(
-        self, images: Any, top_k: int = 5, *, batch_size: int = 32, progress: bool | None = None
-    ) -> list[list[Prediction]]:
-        """Classify images: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of these.
+        self, images: OneImage, top_k: int = ..., *, batch_size: int = ..., progress: bool | None = ...
+    ) -> Predictions: ...
+    @overload
+    def predict(
+        self, images: ManyImages, top_k: int = ..., *, batch_size: int = ..., progress: bool | None = ...
+    ) -> list[Predictions]: ...
+    @overload
+    def predict(self, images: Any, top_k: int = ..., *, batch_size: int = ..., progress: bool | None = ...) -> Any: ...
+    def predict(self, images: Any, top_k: int = 5, *, batch_size: int = 32, progress: bool | None = None) -> Any:
+        """Classify one image or many: a path, PIL image, array ``[H, W, 3]``, tensor ``[3, H, W]``, or a list of these.
 
-        ``transforms`` resizes, crops and normalises each image. Returns the ``top_k`` classes of each image, the most
-        probable first. On a terminal, a progress bar is shown if there is more than one batch; ``progress`` turns it on
-        or off.
+        ``transforms`` resizes, crops and normalises each image. For one image, returns its :class:`Predictions`: the
+        ``top_k`` classes, the most probable first. For a list, an iterator or a batch (``[N, H, W, 3]`` or
+        ``[N, 3, H, W]``), returns a list of them. On a terminal, a progress bar is shown if there is more than one
+        batch; ``progress`` turns it on or off.
+
+        >>> model.predict("cat.jpg").top1.label
+        >>> [found.top1.label for found in model.predict(["cat.jpg", "dog.jpg"])]
 
         Raises ``ImageError`` for anything that is not an image, ``ClassifierError`` if the model has no classifier, and
         ``InputError`` unless ``top_k`` and ``batch_size`` are whole numbers of at least 1.

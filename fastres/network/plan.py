@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres import markup
 from fastres.errors import InputError
 from fastres.text import text_table
 
@@ -31,6 +32,8 @@ __all__ = [
 INPUT = "input"
 POOLED = "pooled"  # an intermediate result of the head: the average-pooled features, [N, C]
 LOGITS = "logits"
+
+_NUMBERS = (5, 6)  # columns of the table
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,26 @@ class Plan:
         return f"Plan({self.architecture.name}, {len(self.steps)} steps, {self.stem.weight.dtype})"
 
     def __str__(self) -> str:
-        size = max(32 if self.architecture.stem == "cifar" else 224, self.architecture.minimum_size)
+        size = self._usual_size()
         return self.table(height=size, width=size)
 
     def table(self, batch: int = 1, height: int = 224, width: int = 224) -> str:
         """Return the plan as text: one row per step, with shapes (NHWC), FLOPs and bytes for a batch."""
+        return f"{self._title(batch, height, width)}\n{text_table(self._rows(batch, height, width), right=_NUMBERS)}"
+
+    def _repr_html_(self) -> str:
+        size = self._usual_size()
+        return markup.table(self._rows(1, size, size), right=_NUMBERS, title=self._title(1, size, size))
+
+    def _title(self, batch: int, height: int, width: int) -> str:
+        return f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
+
+    def _usual_size(self) -> int:
+        return max(32 if self.architecture.stem == "cifar" else 224, self.architecture.minimum_size)
+
+    def _rows(self, batch: int, height: int, width: int) -> list[tuple[str, ...]]:
         header = ("step", "op", "reads", "output", "attributes", "MFLOP", "MB")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         costs = self.costs(batch, height, width)
         for step, cost in zip(self.steps, costs, strict=True):
             rows.append(
@@ -130,8 +146,7 @@ class Plan:
             )
         flops, moved = sum(cost.flops for cost in costs), sum(cost.bytes for cost in costs)
         rows.append(("total", "", "", "", "", f"{flops / 1e6:,.1f}", f"{moved / 1e6:,.2f}"))
-        title = f"{self.architecture.name}: {len(self.steps)} steps, batch {batch}, {height}×{width}"
-        return f"{title}\n{text_table(rows, right=(5, 6))}"
+        return rows
 
 
 def step_cost(step: Step, shapes: Mapping[str, Shape], dtype: torch.dtype) -> StepCost:

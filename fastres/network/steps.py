@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fastres.text import dtype_name
+
 Shape = tuple[int, ...]
 
 
@@ -16,7 +18,7 @@ def conv_size(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Step:
     """The base class of steps: a name, the values read and written, a weight and a bias.
 
@@ -29,6 +31,11 @@ class Step:
     output: str
     weight: Tensor
     bias: Tensor
+
+    def __repr__(self) -> str:
+        sides = "×".join(map(str, self.weight.shape))
+        weight = f", weight {sides} {dtype_name(self.weight.dtype)}" if self.weight.numel() else ""
+        return f"{type(self).__name__}({self.name}: {describe(self)}; {' + '.join(self.reads)} → {self.output}{weight})"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -67,7 +74,7 @@ class Step:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Stem(Step):
     """Normalisation (for uint8 input), convolution + bias + ReLU and, if ``pool``, a 3×3/2 max-pool.
 
@@ -95,7 +102,7 @@ class Stem(Step):
         return n * p * q * self.weight.numel()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Conv(Step):
     """Convolution + bias, plus ``residual`` unless it is None, then ReLU if ``relu``."""
 
@@ -120,7 +127,7 @@ class Conv(Step):
         return n * p * q * self.weight.numel()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool(Step):
     """A pooling step that halves height and width, rounded up: the 3×3/2 maximum or the 2×2/2 average.
 
@@ -146,7 +153,7 @@ class Pool(Step):
         return 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SqueezeExcite(Step):
     """Squeeze-and-excitation, then ``residual`` and ReLU: ``y = relu(x · s + residual)``, with a gate for each channel,
 
@@ -179,7 +186,7 @@ class SqueezeExcite(Step):
         return shape[0] * (self.weight.numel() + self.expand_weight.numel())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Joined(Step):
     """The ``last`` convolution of a bottleneck block and its neighbours, computed by one kernel.
 
@@ -224,7 +231,7 @@ class Joined(Step):
         return n * p * q * sum(part.weight.numel() for part in self.parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Head(Step):
     """Global average pool, then the linear classifier; ``weight`` is ``[classes, C]``."""
 

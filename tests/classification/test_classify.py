@@ -56,7 +56,7 @@ class TestRows:
                 assert all(value is None for name, value in row.items() if name not in ("path", "error"))
                 assert Path(row["path"]).name in row["error"]
                 continue
-            expected = model.predict(row["path"], top_k=3)[0]
+            expected = model.predict(row["path"], top_k=3)
             assert [row[f"label_{rank}"] for rank in (1, 2, 3)] == [prediction.label for prediction in expected]
             assert [row[f"index_{rank}"] for rank in (1, 2, 3)] == [prediction.index for prediction in expected]
             scores = [row[f"score_{rank}"] for rank in (1, 2, 3)]

@@ -168,7 +168,7 @@ class TestFigures:
             assert tuple(overlay.get_extent()) == (left, right, bottom, top)
             assert axis.get_xlim() == (0, 640)
             assert axis.get_ylim() == (427, 0)
-        predictions = model.predict(flower, top_k=2)[0]
+        predictions = model.predict(flower, top_k=2)
         for axis, prediction in zip(panels, predictions, strict=True):
             assert axis.get_title(loc="left").startswith(prediction.label)
         maps = class_activation_maps(model, model.transforms.pixels(flower)[None], [p.index for p in predictions])

@@ -31,7 +31,7 @@ def test_a_modules_names_and_preprocessing_are_unknown() -> None:
     model = fastres.from_module(small())
     assert model.categories is None
     assert (model.transforms.resize, model.transforms.crop) == (256, 224)
-    assert model.predict(PHOTO, top_k=1)[0][0].label.startswith("class ")
+    assert model.predict(PHOTO, top_k=1).top1.label.startswith("class ")
 
 
 def test_names_and_preprocessing_of_a_module() -> None:
@@ -39,7 +39,7 @@ def test_names_and_preprocessing_of_a_module() -> None:
     for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin.categories == NAMES
         assert twin.transforms == OURS
-        assert twin.predict(PHOTO, top_k=1)[0][0].label in NAMES
+        assert twin.predict(PHOTO, top_k=1).top1.label in NAMES
     normalised = OURS(PHOTO)[None]
     assert torch.allclose(model(OURS.pixels(PHOTO)[None]), model(normalised), atol=1e-4)
 

@@ -29,7 +29,7 @@ def test_kinds_of_images_agree(model: fastres.Model, tmp_path: Path) -> None:
     assert len(together) == len(kinds)
     assert all(len(row) == 3 for row in together)
     for kind, row in zip(kinds, together, strict=True):
-        (alone,) = model.predict(kind, top_k=3)
+        alone = model.predict(kind, top_k=3)
         assert [p.index for p in alone] == [p.index for p in row] == [p.index for p in together[0]]
         assert row[0].score >= row[1].score >= row[2].score > 0
         np.testing.assert_allclose([p.score for p in alone], [p.score for p in row], rtol=1e-4)
@@ -38,7 +38,7 @@ def test_kinds_of_images_agree(model: fastres.Model, tmp_path: Path) -> None:
 def test_is_transforms_then_softmax(model: fastres.Model) -> None:
     image = Image.fromarray(pixels(smooth_images(1, 256, 256))[0].permute(1, 2, 0).numpy())
     scores = model(model.transforms(image)[None]).softmax(1)[0]
-    (row,) = model.predict(image, top_k=1000)
+    row = model.predict(image, top_k=1000)
     assert len(row) == 1000
     assert sum(p.score for p in row) == pytest.approx(1, abs=1e-4)
     for prediction in row[:20]:
@@ -51,7 +51,7 @@ def test_batches_give_what_single_images_give() -> None:
     arrays = [pixels(smooth_images(1, 40, 40, seed=i))[0].permute(1, 2, 0).numpy() for i in range(7)]
     rows = model.predict(arrays, batch_size=3)
     for array, row in zip(arrays, rows, strict=True):
-        (alone,) = model.predict(array)
+        alone = model.predict(array)
         assert [p.label for p in row] == [p.label for p in alone]
 
 

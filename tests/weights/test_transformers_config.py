@@ -197,7 +197,7 @@ def test_a_folders_processor_is_used(small: Logits, photos: list[Image.Image], t
     model = fastres.load(str(folder))
     assert (model.transforms.resize, model.transforms.crop) == (109, 96)
     assert model.transforms.interpolation == "bicubic"
-    (predictions,) = model.predict(np.asarray(photos[0]), top_k=2)
+    predictions = model.predict(np.asarray(photos[0]), top_k=2)
     assert predictions[0].label.startswith("LABEL_")
 
 
