@@ -35,6 +35,9 @@ def from_module(
     weights: Any = None,
     categories: Any = None,
     transforms: Any = None,
+    image_size: int | None = None,
+    mean: Any = None,
+    std: Any = None,
 ) -> Model:
     """Convert a live ResNet from torchvision, timm or transformers, with its weights, number of classes and device.
 
@@ -56,37 +59,39 @@ def from_module(
       ``"IMAGENET1K_V2"``), or torchvision's enum member. Their preprocessing applies, and their class names if the
       number of classes is the same. Their tensors are not used.
     - ``categories`` are the class names, as in :func:`fastres.load`.
-    - ``transforms`` is the preprocessing, as in :func:`fastres.load`.
+    - ``transforms`` is the preprocessing, and ``image_size``, ``mean`` and ``std`` are parts of it, as in
+      :func:`fastres.load`.
 
-    The last two prevail over ``weights`` and over what the module knows.
+    These prevail over ``weights`` and over what the module knows.
 
     Raises ``ArchitectureError``, with the reason, if fastres cannot run the module: another network, another
     ``forward``, hooks, a ``forward`` set on an object, parametrized or quantized layers, branches that depend on the
     values of the image, tensors on several devices or on the meta device, and things that are no live module. Raises
     ``WeightsError`` for weights that are not finite, ``UnknownWeightsError`` if ``weights`` names none of this
-    architecture, ``InputError`` for ``categories`` that are not one name for each class and for ``transforms`` that
+    architecture, ``InputError`` for ``categories`` that are not one name for each class and for preprocessing that
     fastres cannot do, and ``DtypeError``.
 
     >>> theirs = torchvision.models.resnet50(weights="IMAGENET1K_V2")
     >>> model = fastres.from_module(theirs, weights="IMAGENET1K_V2")
     """
     module = unwrapped(module)
+    change = presets.Change.of(transforms, image_size, mean, std)
     if isinstance(module, Model):
-        return _described(module, *_description(module.architecture, weights, categories, transforms))
+        return _described(module, change, *_description(module.architecture, weights, categories))
     with undisturbed():
         check_layers(module)
         arch, labels = read(module)
         name = f"{type(module).__module__}.{type(module).__qualname__}"
         state = {key: value.detach().clone() for key, value in module.state_dict().items()}
         floats = {k: v.float() if v.is_floating_point() else v for k, v in to_torchvision(state, arch).items()}
-        names, preprocessing = _description(arch, weights, categories, transforms)
+        names, preprocessing = _description(arch, weights, categories)
         config = getattr(module, "pretrained_cfg", None)
         if preprocessing is None and isinstance(config, dict):
             preprocessing = timm_config.transforms(config, name)
         model = Model(
             floats,
             arch,
-            transforms=preprocessing or default_transforms(arch),
+            transforms=change(preprocessing or default_transforms(arch)),
             categories=labels if names is None else names,
             dtype=_dtype(module, dtype),
             weights=f"from {name}",
@@ -95,28 +100,27 @@ def from_module(
     return model
 
 
-def _description(
-    arch: Architecture, weights: Any, categories: Any, transforms: Any
-) -> tuple[tuple[str, ...] | None, Transforms | None]:
-    """Return the class names and the preprocessing that were given, each ``None`` if it was not."""
+def _description(arch: Architecture, weights: Any, categories: Any) -> tuple[tuple[str, ...] | None, Transforms | None]:
+    """Return the class names that were given, and the preprocessing of ``weights``; each ``None`` if it was not."""
     names, preprocessing = None, None
     if weights is not None:
         entry = _entry(arch.name, weights)
         names, preprocessing = entry_categories(entry, arch.num_classes), entry_transforms(entry)
     if categories is not None:
         names = parse_names(categories, arch.num_classes)
-    if transforms is not None:
-        preprocessing = presets.parse(transforms)
     return names, preprocessing
 
 
-def _described(model: Model, names: tuple[str, ...] | None, preprocessing: Transforms | None) -> Model:
+def _described(
+    model: Model, change: presets.Change, names: tuple[str, ...] | None, preprocessing: Transforms | None
+) -> Model:
     """Return ``model``, or a copy with other class names and preprocessing if they were given."""
-    if names is None and preprocessing is None:
+    transforms = change(preprocessing or model.transforms)
+    if names is None and transforms == model.transforms:
         return model
     twin = copy.deepcopy(model)
     twin.categories = twin.categories if names is None else names
-    twin.transforms = preprocessing or twin.transforms
+    twin.transforms = transforms
     return twin
 
 

@@ -41,6 +41,9 @@ def load(
     progress: bool = True,
     categories: Any = None,
     transforms: Any = None,
+    image_size: int | None = None,
+    mean: Any = None,
+    std: Any = None,
 ) -> Model:
     """Load a model by name, from a file that ``model.save`` wrote, or from a folder that transformers or timm saved.
 
@@ -58,20 +61,23 @@ def load(
 
     ``categories`` are the class names, for weights that do not bring theirs: a list, or a file with one name a line or
     in JSON (:func:`fastres.images.categories.parse`). ``transforms`` is the preprocessing of :meth:`Model.predict`: a
-    :class:`fastres.Transforms`, or the ``transforms()`` of torchvision's weights. Both replace those of the weights.
+    :class:`fastres.Transforms`, the ``transforms()`` of torchvision's weights, or a ``Compose`` that does the same, as
+    timm's do. Both replace those of the weights. ``image_size`` (the side of the crop, in pixels), ``mean`` and ``std``
+    (three numbers each, for pixels scaled to 0..1) change only these parts of the preprocessing. The shorter side is
+    then resized in proportion to the crop.
 
     Raises ``UnknownModelError``, ``WeightsError`` and its subclasses, ``ArchitectureError`` for another library's
     network that fastres does not run, ``InputError`` for ``categories`` that are not one name for each class and for
-    ``transforms`` that fastres cannot do, ``DtypeError`` and ``DeviceError``.
+    preprocessing that fastres cannot do, ``DtypeError`` and ``DeviceError``.
 
     >>> model = fastres.load("resnet50").cuda()
-    >>> model.predict("cat.jpg")[0][0].label
+    >>> model.predict("cat.jpg").top1.label
     """
+    change = presets.Change.of(transforms, image_size, mean, std)
     file = _own_file(name, weights)
     if file is not None:
-        return _load_file(file, name, num_classes, dtype, device, categories, transforms)
+        return _load_file(file, name, num_classes, dtype, device, categories, change)
     parse_dtype(dtype)
-    preprocessing = None if transforms is None else presets.parse(transforms)
     saved = None if name in ARCHITECTURES else find_saved(name)
     if saved is None:
         arch = get_architecture(path_text(name) if isinstance(name, PathLike) else name)
@@ -81,7 +87,7 @@ def load(
     model = Model(
         loaded.state,
         loaded.arch,
-        transforms=preprocessing or _transforms(loaded),
+        transforms=change(_transforms(loaded)),
         categories=_categories(loaded) if categories is None else parse_names(categories, loaded.arch.num_classes),
         dtype=dtype,
         weights=loaded.source,
@@ -113,7 +119,7 @@ def _load_file(
     dtype: torch.dtype | str,
     device: torch.device | str | int | None,
     categories: Any,
-    transforms: Any,
+    change: presets.Change,
 ) -> Model:
     """Load the file at ``path``, which ``model.save`` wrote; ``name`` is the path, or the name of its network."""
     file = read(path)
@@ -123,8 +129,13 @@ def _load_file(
     if file.record is None:
         loaded = load_state(file.arch, file.tensors, num_classes=num_classes)
         names = names if loaded.arch == file.arch else None
-        given = presets.parse(transforms) if transforms is not None else file.transforms
-        kinds: dict[str, Any] = {"transforms": given, "categories": names, "dtype": dtype, "weights": path_text(path)}
+        preprocessing = change(file.transforms)
+        kinds: dict[str, Any] = {
+            "transforms": preprocessing,
+            "categories": names,
+            "dtype": dtype,
+            "weights": path_text(path),
+        }
         model = Model(loaded.state, loaded.arch, **kinds)
     else:
         if num_classes not in (None, file.arch.num_classes):
@@ -139,8 +150,7 @@ def _load_file(
             )
         kinds = {"transforms": file.transforms, "categories": names, "record": file.record}
         model = QuantizedModel(file.tensors, file.arch, weights=path_text(path), **kinds)
-        if transforms is not None:
-            model.transforms = transforms
+        model.transforms = change(file.transforms)
     return model if device is None else model.to(parse_device(device))
 
 

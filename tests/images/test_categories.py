@@ -120,11 +120,14 @@ def test_presets_with_other_numbers() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (ImageClassification(crop_size=[224, 200]), r"has crop_size=\[\[224, 200\]\]"),
-        (ImageClassification(crop_size=224, resize_size=[256, 300]), r"has resize_size=\[\[256, 300\]\]"),
-        (ImageClassification(crop_size=224, interpolation=InterpolationMode.NEAREST), "interpolates by 'nearest'"),
+        (ImageClassification(crop_size=[224, 200]), r"have crop_size=\[\[224, 200\]\]"),
+        (ImageClassification(crop_size=224, resize_size=[256, 300]), r"have resize_size=\[\[256, 300\]\]"),
+        (ImageClassification(crop_size=224, interpolation=InterpolationMode.NEAREST), "interpolate by 'nearest'"),
         (ImageClassification(crop_size=224, antialias=False), "without antialiasing"),
-        (torchvision.transforms.Compose([]), r"transforms is a Compose; give a fastres\.Transforms, or the transforms"),
+        (
+            torchvision.transforms.Compose([]),
+            "they are a Compose of nothing. Give a fastres.Transforms, the transforms",
+        ),
         (functools.partial(print), "transforms is a partial"),
         ("imagenet", "transforms is a str"),
     ],
