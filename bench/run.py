@@ -36,6 +36,7 @@ from fastres.network.plan import check_image_size
 from fastres.program import run_program
 from fastres.terminal import json_text, progress_bar, wrote
 from fastres.text import dtype_name, path_text
+from fastres.wording import Wording
 
 RANDOM = "random"
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -195,7 +196,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
     Return 0 on success, 1 if fastres has wrong logits, fails or was never timed, and 2 if the benchmark cannot run.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    given = _parser(program).parse_args(arguments)
+    parser = _parser(program)
+    given = parser.parse_args(arguments)
     try:
         draws = given.out is not None and not given.only_data
         needed = {"rich": not given.json, "matplotlib": draws, "jinja2": draws}
@@ -237,7 +239,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         if given.out is not None:
             print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {path_text(given.out)}", file=sys.stderr)
     except FastresError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {Wording(parser._option_string_actions)(str(error))}", file=sys.stderr)
         return 2
     return results.exit_code(found.rows)
 

@@ -18,16 +18,18 @@ from .interruption import start_program
 from .version import __version__
 
 if TYPE_CHECKING:
+    from . import look as look
+    from . import ray as ray
     from .calibration import quantize
     from .classification import classify, join_shards, plan_shards
     from .evaluation import evaluate
     from .images.transforms import Transforms
     from .memory import keep_memory
-    from .model import Model, Prediction
+    from .model import Model, Prediction, Predictions
     from .model.backbone import Backbone
     from .model.conversion import from_module
     from .model.loading import load
-    from .network.architectures import list_models
+    from .network.catalogue import list_models
     from .serving import serve
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "FastresError",
     "Model",
     "Prediction",
+    "Predictions",
     "Transforms",
     "__version__",
     "classify",
@@ -49,28 +52,30 @@ __all__ = [
     "serve",
 ]
 
-# The modules that the names above are in. Folders are names as well: fastres.images works after ``import fastres``.
+# The modules that the names above are in. Folders are names as well: fastres.look works after ``import fastres``.
 _MODULES = {
     "Backbone": "model.backbone",
     "Model": "model",
     "Prediction": "model",
+    "Predictions": "model",
     "Transforms": "images.transforms",
     "classify": "classification",
     "evaluate": "evaluation",
     "from_module": "model.conversion",
     "join_shards": "classification",
     "keep_memory": "memory",
-    "list_models": "network.architectures",
+    "list_models": "network.catalogue",
     "load": "model.loading",
     "plan_shards": "classification",
     "quantize": "calibration",
     "serve": "serving",
 }
 _FOLDERS = frozenset(
-    "calibration classification evaluation executors folding images model network quantisation ray roofline serving "  # noqa: SIM905
-    "weights".split()
+    "bench calibration classification evaluation executors export folding images kernels look model network "  # noqa: SIM905
+    "quantisation ray roofline serving storage weights".split()
 )
-_FILES = frozenset("arguments files forks memory terminal text".split())  # noqa: SIM905
+_PUBLIC_FOLDERS = ("bench", "export", "look", "ray")
+_FILES = frozenset("arguments errors files forks memory terminal text".split())  # noqa: SIM905
 
 if not TYPE_CHECKING:  # type checkers see the imports above, and report names that do not exist
 
@@ -85,7 +90,7 @@ if not TYPE_CHECKING:  # type checkers see the imports above, and report names t
         return value
 
     def __dir__():
-        return sorted({*globals(), *_MODULES, *_FOLDERS, *_FILES})
+        return sorted({*__all__, *_PUBLIC_FOLDERS})
 
 
 serve_former_names()

@@ -15,8 +15,15 @@ from .terminal import OutputStreamError, files_written, program_streams, say
 BROKEN_PIPE = 128 + 13  # what shells report for a process that SIGPIPE ended
 
 
-def run_program(main: Callable[[], int | None], name: str, *, owner: bool = True, starting: bool = False) -> int:
-    """Call ``main`` and return the exit status. ``name`` comes before messages.
+def run_program(
+    main: Callable[[], int | None],
+    name: str,
+    *,
+    owner: bool = True,
+    starting: bool = False,
+    wording: Callable[[str], str] = str,
+) -> int:
+    """Call ``main`` and return the exit status. ``name`` comes before messages, which ``wording`` may change.
 
     A ``FastresError`` is printed on standard error, and the status is 2. So it is if standard output does not take all
     of the text. If its reader has ended, as ``head`` does, the status is 141 and nothing is said. An interruption is
@@ -30,7 +37,7 @@ def run_program(main: Callable[[], int | None], name: str, *, owner: bool = True
         keep_memory_of_program()
     with interruption.orderly(name, starting) if owner else contextlib.nullcontext(lambda status: None) as end:
         try:
-            status = _run(main, name, owner)
+            status = _run(main, name, owner, wording)
         except KeyboardInterrupt as error:
             status = _interrupted(name, error)
         end(_number(status))
@@ -45,11 +52,11 @@ def _number(status: int | SystemExit) -> int:
     return code if isinstance(code, int) else int(code is not None)
 
 
-def _run(main: Callable[[], int | None], name: str, owner: bool) -> int | SystemExit:
-    with program_streams(owner) as results, _short_warnings(name):
+def _run(main: Callable[[], int | None], name: str, owner: bool, wording: Callable[[str], str]) -> int | SystemExit:
+    with program_streams(owner) as results, _short_warnings(name, wording):
         status: int | SystemExit = 0
         try:
-            status = _status(main, name)
+            status = _status(main, name, wording)
             results.check()
         except OutputStreamError as error:
             if not error.broken_pipe:
@@ -59,20 +66,20 @@ def _run(main: Callable[[], int | None], name: str, owner: bool) -> int | System
         return status
 
 
-def _status(main: Callable[[], int | None], name: str) -> int | SystemExit:
+def _status(main: Callable[[], int | None], name: str, wording: Callable[[str], str]) -> int | SystemExit:
     try:
         return int(main() or 0)
     except SystemExit as end:  # of argparse
         return end
     except FastresError as error:
-        say(f"{name}: {error}")
+        say(f"{name}: {wording(str(error))}")
         return 2
     except KeyboardInterrupt as error:
         return _interrupted(name, error)
 
 
 @contextlib.contextmanager
-def _short_warnings(name: str) -> Iterator[None]:
+def _short_warnings(name: str, wording: Callable[[str], str]) -> Iterator[None]:
     """Within the context, print fastres's warnings as messages, without a place in the code."""
     usual = warnings.formatwarning
     package = os.path.join(os.path.dirname(__file__), "")
@@ -81,7 +88,7 @@ def _short_warnings(name: str) -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if category.__module__.startswith("fastres.") or filename.startswith(package):
-            return f"{name}: warning: {message}\n"
+            return f"{name}: warning: {wording(str(message))}\n"
         return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = short

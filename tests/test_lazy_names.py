@@ -35,12 +35,14 @@ def test_every_name_works_after_import_fastres_alone() -> None:
         "import fastres\n"
         "print(fastres.model.Model is fastres.Model, fastres.images.transforms.Transforms is fastres.Transforms)\n"
         "print(callable(fastres.classify), fastres.classification.classify is fastres.classify)\n"
+        "print(fastres.look.cam_figure, fastres.export.runtime.Session)\n"
         "print(fastres.weights.entries, fastres.network.architectures, fastres.executors.cpu)"
     )
     assert printed(code)[:4] == ["True"] * 4
     for name in fastres.__all__:
         assert getattr(fastres, name)
         assert name in dir(fastres)
+    assert set(dir(fastres)) == {*fastres.__all__, "bench", "export", "look", "ray"}
     for name in (*fastres._FOLDERS, *fastres._FILES):
         assert getattr(fastres, name).__name__ == f"fastres.{name}"
 

@@ -38,9 +38,9 @@ MAY_IMPORT = {
     "calibration",
     "look": "leaves images model",
     "serving": "leaves network executors images model classification look",
-    "commands": "leaves kernels.inspection network folding executors images weights model classification ray "
+    "commands": "leaves kernels.inspection network executors images weights model classification ray "
     "calibration evaluation look serving",
-    "top": "leaves network images model classification calibration evaluation serving commands",
+    "top": "leaves network images model classification ray calibration evaluation look serving commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
     "bench.pretend_gpu": "leaves kernels.routing",

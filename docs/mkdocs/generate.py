@@ -1,4 +1,7 @@
-"""Write the generated parts of the pages: ``python docs/mkdocs/generate.py``. A test checks that they are current."""
+"""Write the generated parts of the pages, and the facts of ``fastres list``: ``python docs/mkdocs/generate.py``.
+
+A test checks that they are current.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import cards
 import drawings
+import models_data
 import quantisation
 import results
 
@@ -36,6 +40,7 @@ def generated() -> dict[Path, str]:
         files[DOCS / page] = text
     for name, draw in drawings.DRAWINGS.items():
         files[DOCS / "images" / name] = draw()
+    files[DOCS.parent / "fastres" / "data" / "models.json"] = models_data.text()
     return files
 
 

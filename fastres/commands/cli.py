@@ -1,5 +1,5 @@
 """The ``fastres`` command: ``list``, ``predict``, ``classify``, ``serve``, ``evaluate``, ``quantize``, ``inspect``,
-``export``, ``look``, ``bench``, ``env``, ``demo``.
+``export``, ``look``, ``bench``, ``env``, ``demo``, ``completion``.
 
 Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
 For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
@@ -11,22 +11,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from fastres import interruption
+from fastres.errors import UnknownModelError
 from fastres.program import run_program
 from fastres.terminal import CLOSED, OutputStreamError, is_usable, json_text
 from fastres.version import __version__
+from fastres.wording import Wording
+
+from . import completion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. Without ``arguments``, run that of this process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    wording = Wording()
 
     def run() -> int | None:
-        command = _command(given)
+        command = _command(given, wording)
         if arguments is None and "torch" in sys.modules:
             from fastres.executors.quota import limit_threads
 
@@ -34,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interruption.started()
         return command()
 
-    return run_program(run, "fastres", owner=arguments is None, starting=True)
+    return run_program(run, "fastres", owner=arguments is None, starting=True, wording=wording)
 
 
-def _command(arguments: list[str]) -> Callable[[], int | None]:
-    """Parse the arguments, import what the command needs, and return the command."""
+def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]:
+    """Parse the arguments, import what the command needs, and return the command. ``wording`` gets its options."""
     if arguments[:2] == ["bench", "serve"]:  # has its own parser
         from fastres.bench.serve.command import main as bench_serve
 
@@ -48,7 +53,10 @@ def _command(arguments: list[str]) -> Callable[[], int | None]:
 
         return lambda: bench(arguments[1:], "fastres bench")
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
+        completion.complete(parser)
     options, left = parser.parse_known_args(arguments)
+    wording.options = vars(options)["options_of_command"]
     if len(left) == 1 and not left[0].startswith("-") and getattr(options, "path", "") is None:
         options.path = left.pop()  # argparse gives up an optional path that comes after other options
     if left:
@@ -69,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="list the models, their sizes and published weights")
+    command.add_argument("patterns", nargs="*", metavar="PATTERN", help="only these, such as 'resnet5*' (default: all)")
+    command.add_argument("--pretrained", action="store_true", help="only models with published weights")
     _json_option(command)
-    command.set_defaults(run=_list, prints=True, needs=["fastres.folding.build", "fastres.weights.published"])
+    command.set_defaults(run=_list, prints=True)
 
     from . import predict
 
@@ -133,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--quick", action="store_true", help="time with fewer repetitions")
     command.set_defaults(run=_demo, needs=["fastres.commands.demo", "sklearn.datasets", "matplotlib.figure"])
+
+    command = commands.add_parser("completion", help="print the code with which a shell completes fastres commands")
+    completion.add_arguments(command)
+    command.set_defaults(run=completion.run, prints=True)
+    for command in commands.choices.values():
+        command.set_defaults(options_of_command=tuple(command._option_string_actions))
     return parser
 
 
@@ -140,45 +156,23 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _list(options: argparse.Namespace) -> None:
-    import torch
-
-    from fastres.folding.build import outline
-    from fastres.network.architectures import ARCHITECTURES, state_dict_shapes
+def _list(options: argparse.Namespace) -> int:
+    from fastres.network.catalogue import matching
     from fastres.text import text_table
-    from fastres.weights.published import entries
 
-    models = []
-    for name, arch in ARCHITECTURES.items():
-        size = 32 if arch.stem == "cifar" else 224
-        parameters = sum(
-            torch.Size(shape).numel() for key, shape in state_dict_shapes(arch).items() if "running" not in key
-        )
-        gflop = sum(cost.flops for cost in outline(arch, torch.float32).costs(1, size, size)) / 1e9
-        weights = {
-            entry.name: {"acc1": entry.acc1, "default": entry.default, "megabytes": entry.file_mb}
-            for entry in entries(name).values()
-        }
-        models.append(
-            {"model": name, "parameters": parameters, "gflop": round(gflop, 3), "image_size": size, "weights": weights}
-        )
+    models = matching(options.patterns or "*", pretrained=options.pretrained)
     if options.json:
-        return print(json_text(models))
-    rows = [("model", "parameters", "GFLOP", "image", "weights (top-1 accuracy, %)")]
+        print(json_text(models))
+        return 0
+    if not models:
+        raise UnknownModelError(f"No model matches {' '.join(options.patterns)}. 'fastres list' lists all.")
+    rows = [("model", "params", "GFLOP", "image", "weights, top-1 accuracy in %")]
     for model in models:
-        found: Any = model["weights"]
-        known = ", ".join(f"{entry} ({facts['acc1']:.2f})" for entry, facts in found.items())
-        rows.append(
-            (
-                str(model["model"]),
-                f"{model['parameters'] / 1e6:.2f} M",  # type: ignore[operator]
-                f"{model['gflop']:.2f}",
-                str(model["image_size"]),
-                known or "none published; use weights=None, a path or a state dict",
-            )
-        )
+        known = ", ".join(f"{name} {facts['acc1']:.1f}" for name, facts in model["weights"].items())
+        size = (f"{model['parameters'] / 1e6:.1f}M", f"{model['gflop']:.2f}", str(model["image_size"]))
+        rows.append((model["model"], *size, known or "your own"))
     print(text_table(rows, right=(1, 2, 3)))
-    return None
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

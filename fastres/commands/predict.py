@@ -1,12 +1,13 @@
-"""``fastres predict``: classify images, folders of images and standard input, and print the classes of each image."""
+"""``fastres predict``: classify images, folders, URLs and standard input, and print the classes of each image."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import glob
 import io
 import itertools
-import math
 import os
 import re
 import sys
@@ -19,13 +20,16 @@ from fastres.errors import ImageError, SourceError
 from fastres.terminal import is_terminal, json_text, progress_bar, say
 from fastres.text import path_text
 
+from .urls import fetched, is_url
+
 if TYPE_CHECKING:
-    from fastres.model.predict import Prediction
+    from fastres.model.predictions import Predictions
 
 EXAMPLES = """examples:
   fastres predict cat.jpg dog.jpg
-  fastres predict photos/ --json
-  curl https://example.com/cat.jpg | fastres predict -
+  fastres predict photos/ 'more/**/*.png' --csv > classes.csv
+  fastres predict https://example.com/cat.jpg --allow-urls
+  fastres predict - < cat.jpg
 """
 STANDARD_INPUT = "-"
 LARGEST_INPUT = 1 << 30  # bytes of an image that standard input may hold
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="image files, folders, globs, or - for standard input")
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders, globs, URLs, or - for standard input")
     add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
@@ -44,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=32, metavar="N", help="images per batch (default: %(default)s)")
     add("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     add("--dtype", default="auto", help="float32, bfloat16, float16 (default: %(default)s)")
-    add("--json", action="store_true", help="print JSON")
+    add("--allow-urls", action="store_true", help="download the images whose URLs are given (http, https)")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--json", action="store_true", help="print JSON: a list with an object for each image")
+    formats.add_argument("--csv", action="store_true", help="print CSV: a row for each image")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -61,44 +68,85 @@ def run(options: argparse.Namespace) -> int:
         whole_number(value, name)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load(options.model, options.weights, dtype=options.dtype, device=device, categories=options.categories)
-    show = _show_json if options.json else _show
-    failed = count = 0
-    print("[" if options.json else "", end="")
+    show: Text | Json | Csv
+    show = Json() if options.json else Csv(min(options.top_k, model.num_classes)) if options.csv else Text()
+    failed = 0
     hidden = not is_terminal(sys.stderr) or is_terminal(sys.stdout)
+    show.begin()
     with progress_bar(desc="predict", unit="image", delay=1.0, disable=hidden) as bar:
-        for name, found in predict_each(model, images(options.images), options.top_k, options.batch_size):
+        given = images(options.images, options.allow_urls)
+        for name, found in predict_each(model, given, options.top_k, options.batch_size):
             if isinstance(found, ImageError):
                 failed += 1
                 bar.clear()
                 say(f"fastres: {found}")
-            show(name, found, first=not count)
-            count += 1
+            show.image(name, found)
             bar.update()
-    print("\n]\n" if options.json else "", end="")
+    show.end()
     return 1 if failed else 0
 
 
-def _show(name: str, found: list[Prediction] | ImageError, first: bool) -> None:
-    if not isinstance(found, ImageError):
-        lines = [f"  {prediction.score:7.2%}  {prediction.label}" for prediction in found]
-        print("\n".join([name, *lines]), flush=True)
+class Text:
+    """Print a line for each class. An image that cannot be read has its line on standard error alone."""
+
+    def begin(self) -> None:
+        """Print nothing."""
+
+    def image(self, name: str, found: Predictions | ImageError) -> None:
+        if not isinstance(found, ImageError):
+            lines = [f"  {prediction.score:7.2%}  {prediction.label}" for prediction in found]
+            print("\n".join([name, *lines]), flush=True)
+
+    def end(self) -> None:
+        """Print nothing."""
 
 
-def _show_json(name: str, found: list[Prediction] | ImageError, first: bool) -> None:
-    row: dict[str, Any] = {"image": name, "predictions": []}
-    if isinstance(found, ImageError):
-        row["error"] = str(found)
-    else:
-        row["predictions"] = [
-            {"label": p.label, "index": p.index, "score": p.score if math.isfinite(p.score) else None} for p in found
-        ]
-    print("\n" if first else ",\n", textwrap.indent(json_text(row), "  "), sep="", end="", flush=True)
+class Json:
+    """Print a JSON list, an object for each image as soon as it is known."""
+
+    def __init__(self) -> None:
+        self._separator = "\n"
+
+    def begin(self) -> None:
+        print("[", end="")
+
+    def image(self, name: str, found: Predictions | ImageError) -> None:
+        row = {"image": name, "predictions": []}
+        row |= {"error": str(found)} if isinstance(found, ImageError) else {**found.to_dict(), "image": name}
+        print(self._separator, textwrap.indent(json_text(row), "  "), sep="", end="", flush=True)
+        self._separator = ",\n"
+
+    def end(self) -> None:
+        print("\n]")
 
 
-def images(given: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each image with its path, its file, or the ``ImageError`` that says why there is none.
+class Csv:
+    """Print a row for each image, with the columns of ``fastres classify``."""
 
-    ``given`` are files, folders, globs and ``"-"``. They are listed as ``fastres classify`` lists them.
+    def __init__(self, top_k: int) -> None:
+        self._columns = [f"{field}_{rank}" for rank in range(1, top_k + 1) for field in ("label", "index", "score")]
+        self._writer = csv.writer(sys.stdout, lineterminator="\n")
+
+    def begin(self) -> None:
+        self._writer.writerow(["image", "error", *self._columns])
+
+    def image(self, name: str, found: Predictions | ImageError) -> None:
+        if isinstance(found, ImageError):
+            self._writer.writerow([name, str(found), *("" for _ in self._columns)])
+        else:
+            values = (value for p in found for value in (p.label, p.index, p.score))
+            self._writer.writerow([name, "", *values])
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """Print nothing."""
+
+
+def images(given: Iterable[str], allow_urls: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each image with its path, its file, a function that returns its file, or an ``ImageError``.
+
+    ``given`` are files, folders, globs, URLs and ``"-"``. They are listed as ``fastres classify`` lists them. URLs are
+    downloaded if ``allow_urls``.
     """
     read = False
     for name in given:
@@ -106,13 +154,7 @@ def images(given: Iterable[str]) -> Iterator[tuple[str, Any]]:
             yield name, ImageError("- was given twice; standard input holds one image") if read else _standard_input()
             read = True
         elif re.match(r"[a-z][a-z0-9+.-]+:/", name, re.IGNORECASE) and not os.path.lexists(name):
-            yield (
-                path_text(name),
-                ImageError(
-                    f"{name!r} is a URL. fastres does not download images; download it and pipe it in: "
-                    "curl URL | fastres predict -"
-                ),
-            )
+            yield path_text(name), functools.partial(_from_url, name, allow_urls)
         elif os.path.isdir(name) or (glob.has_magic(name) and not os.path.lexists(name)):
             try:
                 yield from _listed(name)
@@ -120,6 +162,20 @@ def images(given: Iterable[str]) -> Iterator[tuple[str, Any]]:
                 yield path_text(name), ImageError(str(error))
         else:
             yield path_text(name), name
+
+
+def _from_url(url: str, allowed: bool) -> io.BytesIO | ImageError:
+    if not is_url(url):
+        return ImageError(
+            f"{url!r} is not a URL that predict downloads; give http:// or https://, or run 'fastres classify', which "
+            "reads s3:// and gs://"
+        )
+    if not allowed:
+        return ImageError(f"{url!r} is a URL; add --allow-urls to download it")
+    try:
+        return fetched(url)
+    except ImageError as error:
+        return error
 
 
 def _standard_input() -> Any:

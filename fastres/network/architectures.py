@@ -285,11 +285,6 @@ _ROWS = (
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
 
 
-def list_models() -> list[str]:
-    """Return the names that :func:`fastres.load` accepts."""
-    return list(ARCHITECTURES)
-
-
 def get_architecture(name: str) -> Architecture:
     """Return the architecture called ``name``. Raise ``UnknownModelError``, with similar names, if there is none."""
     if not isinstance(name, str):

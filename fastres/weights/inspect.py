@@ -123,6 +123,11 @@ def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
             refusal = error
     else:
         path = usable_path(name)
+        if str(name) in ARCHITECTURES and not path.exists():
+            raise WeightsError(
+                f"{name} is a model's name, and there is no such file. Pass the path of a checkpoint; 'fastres list' "
+                "describes the models"
+            )
         if path.exists() and is_saved(path):
             return _own(path)
     checkpoint = open_checkpoint(path)

@@ -22,10 +22,27 @@ from fastres.terminal import warn
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:2] == ["model", "parameters"]
+    assert lines[0].split()[:2] == ["model", "params"]
     (row,) = (line for line in lines if line.startswith("resnet50 "))
-    assert "25.56 M" in row
-    assert "IMAGENET1K_V2 (80.86)" in row
+    assert "25.6M" in row
+    assert "IMAGENET1K_V2 80.9" in row
+    assert max(map(len, lines)) <= 80
+
+
+def test_list_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "resnet5*", "wide*", "--pretrained"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert names == ["resnet50", "wide_resnet50_2", "wide_resnet101_2"]
+    assert main(["list", "vgg*"]) == 2
+    assert "No model matches vgg*. 'fastres list' lists all." in capsys.readouterr().err
+
+
+def test_the_commands_that_show_facts_do_not_import_torch() -> None:
+    for arguments in (["--version"], ["--help"], ["list"], ["list", "--json"], ["predict", "--help"]):
+        code = f"from fastres.commands.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\nimport sys\n"
+        code += "assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 
 import fastres
 from fastres.commands.cli import main
+from fastres.commands.predict import Text
 from fastres.images.transforms import Transforms
 
 DIGITS = ["--model", "resnet20_digits", "--top-k", "1"]
@@ -67,7 +69,7 @@ def test_one_bad_image_among_others(folder: Path, capsys: pytest.CaptureFixture[
     ]  # fmt: skip
     errors = {row["image"]: row["error"] for row in rows if "error" in row}
     words = {
-        given[0]: "is a URL. fastres does not download images",
+        given[0]: "is a URL; add --allow-urls to download it",
         "photos/aa.jpg": "is not an image",
         "none.jpg": "does not exist",
         "pipe.png": "is a named pipe",
@@ -84,6 +86,28 @@ def test_one_bad_image_among_others(folder: Path, capsys: pytest.CaptureFixture[
     assert shown.err == said
 
 
+def test_csv_has_a_row_for_each_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "photos" / 'a "quoted", name.png').write_bytes(b"")
+    two = ["photos", "--model", "resnet20_digits", "--top-k", "2"]
+    assert main(["predict", *two, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert main(["predict", *two, "--csv"]) == 1
+    header, *lines = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["image", "error", "label_1", "index_1", "score_1", "label_2", "index_2", "score_2"]
+    assert [line[0] for line in lines] == [row["image"] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        flat = [str(p[key]) for p in row["predictions"] for key in ("label", "index", "score")]
+        assert line[1:] == [row.get("error", ""), *(flat or [""] * 6)]
+    with pytest.raises(SystemExit):
+        main(["predict", "photos", *DIGITS, "--csv", "--json"])
+
+
+def test_csv_of_more_classes_than_there_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "photos/a.png", *DIGITS, "--top-k", "50", "--csv"]) == 0
+    header, line = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert len(header) == len(line) == 2 + 3 * 10
+
+
 def test_nothing_but_bad_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "empty").mkdir()
     status, rows, said = predicted(["none.jpg", "empty"], capsys)
@@ -98,18 +122,18 @@ def test_each_image_is_read_once_and_few_at_a_time(
 ) -> None:
     read: list[str] = []
     ahead: list[int] = []
-    usual, shown = Transforms.pixels, fastres.commands.predict._show  # type: ignore[attr-defined]
+    usual, shown = Transforms.pixels, Text.image
 
     def pixels(self: Transforms, image: Any) -> Any:
         read.append(image)
         return usual(self, image)
 
-    def show(name: str, *rest: Any, **options: Any) -> None:
+    def show(self: Text, name: str, found: Any) -> None:
         ahead.append(len(read) - len(ahead))
-        shown(name, *rest, **options)
+        shown(self, name, found)
 
     monkeypatch.setattr(Transforms, "pixels", pixels)
-    monkeypatch.setattr(fastres.commands.predict, "_show", show)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Text, "image", show)
     (folder / "photos" / "bad.png").write_bytes(b"")
     assert main(["predict", "photos", "photos/b.png", *DIGITS, "--batch-size", "2"]) == 1
     assert len(read) == 6

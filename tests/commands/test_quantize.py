@@ -43,7 +43,7 @@ def test_the_report_and_the_file(images: Path, tmp_path: Path, capsys: pytest.Ca
     assert "accuracy on these images: 100.00% in float32" in printed
     model = fastres.load(output)
     assert model.record["kept"] == ["stem"]  # type: ignore[attr-defined]
-    assert model.predict(images / "3" / "3.png")[0][0].label == "3"
+    assert model.predict(images / "3" / "3.png").top1.label == "3"
 
 
 def test_json_is_the_record(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_json_is_the_record(images: Path, tmp_path: Path, capsys: pytest.Capture
         ("old.safetensors", [], "exists; use --overwrite"),
         ("labels.safetensors", ["--labels", "{folder}/labels.safetensors", "--overwrite"], "is the input"),
         ("a.safetensors", ["--labels", "{folder}/labels.safetensors"], "There is 1 label for|'x' (labels|'x' ('"),
-        ("a.safetensors", ["--labels-from-folders", "--labels-order", "x"], "labels_order is 'x'; give 'auto'"),
+        ("a.safetensors", ["--labels-from-folders", "--labels-order", "x"], "--labels-order is 'x'; give 'auto'"),
         ("a.safetensors", ["--samples", "3"], "samples is 3"),
         ("a.safetensors", ["--keep", "layer9"], "keep names 'layer9'"),
         ("a.safetensors", ["--largest-error", "1e-9"], "largest_error is 0.0%"),

@@ -15,7 +15,6 @@ from fastres.network.architectures import (
     block_specs,
     conv_specs,
     get_architecture,
-    list_models,
     state_dict_shapes,
 )
 
@@ -80,11 +79,6 @@ def test_plain_networks_have_no_shortcut() -> None:
 def test_option_a_pads_where_shapes_change() -> None:
     padded = [block.name for block in block_specs(get_architecture("resnet56")) if block.pad]
     assert padded == ["layer2.0", "layer3.0"]
-
-
-def test_list_models() -> None:
-    assert set(TORCHVISION) < set(list_models())
-    assert "resnet20_digits" in list_models()
 
 
 @pytest.mark.parametrize(

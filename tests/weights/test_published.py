@@ -13,7 +13,8 @@ import torchvision
 
 import fastres
 from fastres.errors import CorruptCheckpointError, UnknownModelError, UnknownWeightsError, WeightsError
-from fastres.network.architectures import get_architecture, list_models
+from fastres.network.architectures import get_architecture
+from fastres.network.catalogue import list_models
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.weights import published
 from fastres.weights.published import entries, get_entry
