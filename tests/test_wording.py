@@ -13,8 +13,6 @@ from fastres.wording import Wording
 
 # What a shell has no use for: calls, arguments of calls, objects in memory.
 OF_PYTHON = re.compile(r"(fastres|model)\.\w+\(|\b[a-z_]+=(?!['\d])|state dict|\b(None|True|False)\b|enum member")
-    r"fastres\.\w+\(|model\.\w+\(|\b[a-z_]+=(?!['\d])|state dict|\bNone\b|enum member|\bTrue\b|\bFalse\b"
-)
 
 
 @pytest.mark.parametrize(
