@@ -30,6 +30,7 @@ from fastres.bench.report import results
 from fastres.bench.report.results import UNSUPPORTED, LayerRow, Results, Row
 from fastres.errors import DeviceError, FastresError, MissingDependencyError
 from fastres.executors.quota import limit_threads
+from fastres.extras import install
 from fastres.model.model import parse_dtype
 from fastres.network.architectures import get_architecture
 from fastres.network.plan import check_image_size
@@ -205,7 +206,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m bench
         if missing:
             raise MissingDependencyError(
                 f"The benchmark needs packages that are not installed: {' and '.join(missing)}. "
-                "Install them with pip install 'fastres[bench]'"
+                f"Install them with {install('bench')}"
             )
         from .report import show
 

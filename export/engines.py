@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastres.executors.processor import has_bf16
+from fastres.extras import install
 from fastres.model.model import Model
 from fastres.text import dtype_name
 
@@ -43,7 +44,7 @@ def onnxruntime_absent(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.int8 and device.type != "cpu":
         return "files in 8 bit are compared only on the CPU"
     if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed: pip install 'fastres[onnx]'"
+        return f"onnxruntime is not installed: {install('onnx')}"
     import onnxruntime
 
     if device.type == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -130,7 +131,7 @@ def _export_absent(dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float16, torch.int8):
         return f"ONNX files are exported in float32, float16 and int8, not in {dtype_name(dtype)}"
     if importlib.util.find_spec("onnx") is None:
-        return "onnx is not installed: pip install 'fastres[onnx]'"
+        return f"onnx is not installed: {install('onnx')}"
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastres.errors import CalibrationError as CalibrationError
 from fastres.errors import FastresError, MissingDependencyError
+from fastres.extras import install
 
 
 class ExportError(FastresError):
@@ -20,4 +21,4 @@ class VerificationError(ExportError):
 
 def missing(package: str, extra: str = "onnx") -> MissingDependencyError:
     """Return the error for a ``package`` that is not installed; ``extra`` is the fastres extra that contains it."""
-    return MissingDependencyError(f"{package} is needed here but is not installed: pip install 'fastres[{extra}]'")
+    return MissingDependencyError(f"{package} is needed here but is not installed: {install(extra)}")

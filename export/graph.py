@@ -11,14 +11,11 @@ the outputs computed from them are cast to float32, as the model returns them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fastres.errors import InputError, near_matches
-from fastres.images.transforms import Transforms
-from fastres.network.plan import INPUT, LOGITS, POOLED, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
+from fastres.network.plan import INPUT, LOGITS, Conv, Head, Plan, Pool, SqueezeExcite, Stem, Step
 from fastres.text import dtype_name
 from fastres.version import __version__
 
@@ -26,61 +23,12 @@ from .builder import ELEMENT_TYPES, Dimension, GraphBuilder
 from .errors import missing
 from .metadata import EMBEDDING, SOFTMAX, TOP_K, TOP_K_INDICES, TOP_K_SCORES
 from .preprocessing import add_preprocessing
+from .signature import Signature, plan_value
 
 try:
     import onnx
 except ImportError as error:
     raise missing("onnx") from error
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The inputs and outputs of a graph.
-
-    ``image_size`` (height, width) and ``batch`` are ``None`` if they are symbolic. With ``preprocessing``, the input is
-    uint8 ``[batch, height, width, 3]`` of any height and width. Without it, the input is normalised images
-    ``[batch, 3, height, width]`` in ``dtype``. ``outputs`` are ``"logits"``, ``"embedding"``, ``"softmax"``,
-    ``"top_k"`` (two outputs: scores and indices) and the plan's features.
-    """
-
-    opset: int
-    dtype: torch.dtype
-    image_size: tuple[int, int] | None
-    batch: int | None
-    outputs: tuple[str, ...]
-    top_k: int
-    preprocessing: Transforms | None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the graph's outputs, in order; ``"top_k"`` stands for two of them."""
-        return tuple(
-            name
-            for output in self.outputs
-            for name in ((TOP_K_SCORES, TOP_K_INDICES) if output == TOP_K else (output,))
-        )
-
-
-def plan_value(plan: Plan, output: str) -> str:
-    """Return the name of the plan's value from which ``output`` is computed."""
-    if output in (LOGITS, SOFTMAX, TOP_K, TOP_K_SCORES, TOP_K_INDICES):
-        return LOGITS
-    return POOLED if output == EMBEDDING else plan.features[output]
-
-
-def check_outputs(outputs: tuple[str, ...], plan: Plan) -> None:
-    """Raise ``InputError`` if an output is unknown or given twice, or if none is given."""
-    classes = (LOGITS, SOFTMAX, TOP_K) if plan.architecture.num_classes else ()
-    known = (*classes, EMBEDDING, *plan.features)
-    accepted = f"{plan.architecture.name} has {', '.join(known)}"
-    if not outputs:
-        raise InputError(f"No outputs were given; {accepted}")
-    for output in outputs:
-        if output not in known:
-            hint = near_matches(str(output), known)
-            raise InputError(f"There is no output called {output!r}.{hint} {accepted}")
-    if len(set(outputs)) < len(outputs):
-        raise InputError(f"Some outputs are given twice: {', '.join(outputs)}; give each once")
 
 
 def build_model(plan: Plan, signature: Signature, metadata: Mapping[str, str], writer: type[Writer]) -> onnx.ModelProto:

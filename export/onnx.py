@@ -14,26 +14,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastres.arguments import image_sides, whole_number
-from fastres.errors import DtypeError, InputError
-from fastres.executors.int8_steps import limited
-from fastres.model.conversion import from_module
-from fastres.model.loading import load
+from fastres.errors import InputError
 from fastres.model.model import Model
-from fastres.model.quantized import QuantizedModel
-from fastres.network.plan import LOGITS, Plan, check_image_size
-from fastres.network.quantisation import WEIGHT_LIMIT
+from fastres.network.plan import LOGITS, Plan
 from fastres.quantisation.rounding import dequantised
 from fastres.terminal import progress_bar
 from fastres.text import dtype_name, path_text
-from fastres.weights.hashing import state_sha256
 
 from . import quantised_verification, verification
 from .errors import ExportError, missing
 from .files import checked_target, replacing
-from .graph import Signature, Writer, build_model, check_outputs
-from .metadata import Inspection, Metadata, describe_quantisation, describe_weights, inspect
+from .graph import Writer, build_model
+from .metadata import Inspection, Metadata, inspect
 from .quantised_graph import QuantisedWriter
+from .signature import DEFAULT_OPSET, DYNAMIC, Signature, check_outputs, describe, fold, load_model, make_signature
 from .timing import Timing, time_files
 from .verification import Check
 
@@ -44,11 +38,8 @@ except ImportError as error:
 
 __all__ = ["Check", "ExportReport", "Inspection", "Metadata", "export", "inspect"]
 
-DEFAULT_OPSET = 18
 # Opset 13 turned the axes of ReduceSum into an input and gave quantisation an axis. Older opsets need other graphs.
 OLDEST_OPSET = 13
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True)
@@ -148,101 +139,6 @@ def export(
     return ExportReport(target, size, opset, metadata.dtype, shape, signature.names, checks, times)
 
 
-def load_model(model: str | Model | nn.Module, weights: Any = "DEFAULT", progress: bool = True) -> Model:
-    """Return ``model`` as a fastres model. Raise ``InputError`` if ``weights`` are given for one that has its own."""
-    if isinstance(model, str):
-        return load(model, weights, progress=progress)
-    if not (isinstance(weights, str) and weights == "DEFAULT"):
-        raise InputError(
-            f"weights were given for a {type(model).__name__}, which has its own; leave them out, or pass the "
-            "model's name"
-        )
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is of type {type(model).__name__}; give it by name or as a module")
-    return from_module(model)
-
-
-def fold(model: Model, dtype: torch.dtype, weight_limit: int | None = None) -> Plan:
-    """Return the model's plan in ``dtype``, on the CPU; a quantised model's is in 8 bit, with limited weights.
-
-    Raises ``ExportError`` if a folded weight is not finite, ``DtypeError`` for a quantised model in another dtype than
-    float32, and ``InputError`` for a limit that is impossible, or given for another model.
-    """
-    if isinstance(model, QuantizedModel):
-        if dtype != torch.float32:
-            raise DtypeError(
-                f"dtype is {dtype_name(dtype)}, but the model is in 8 bit: its files take float32 and compute in 8 "
-                "bit; leave dtype out, or export the float model"
-            )
-        limit = WEIGHT_LIMIT if weight_limit is None else whole_number(weight_limit, "weight_limit")
-        if limit > WEIGHT_LIMIT:
-            raise InputError(f"weight_limit is {limit}; give at most {WEIGHT_LIMIT}, the largest int8")
-        return limited(model.plan, limit)
-    if weight_limit is not None:
-        raise InputError("weight_limit is for models in 8 bit, but this model is in float; leave it out")
-    plan = model.plan_in(dtype, "cpu")
-    for step in plan:
-        if not all(w.isfinite().all() and b.to(dtype).isfinite().all() for w, b in step.parameters):
-            name = dtype_name(dtype)
-            raise ExportError(
-                f"{step.name} has weights that are not finite numbers in {name} once batch norm is folded in. "
-                f"{'Export float32' if dtype == torch.float16 else 'Check the checkpoint'}"
-            )
-    return plan
-
-
-def make_signature(
-    model: Model,
-    opset: int,
-    dtype: str | torch.dtype,
-    image_size: int | Sequence[int] | str | None,
-    batch: int | str,
-    preprocessing: bool,
-    outputs: Sequence[str],
-    top_k: int,
-) -> Signature:
-    """Check the arguments of :func:`export` and return them as a signature."""
-    crop = model.transforms.crop
-    size = parse_image_size(crop if image_size is None else image_size)
-    if preprocessing:
-        if size not in (None, (crop, crop)):
-            raise InputError(
-                f"image_size is {image_size}, but preprocessing takes pictures of any size and crops them to "
-                f"{crop}×{crop}, as the weights were trained; leave image_size out"
-            )
-        size = (crop, crop)
-    if size is not None:
-        check_image_size(model.architecture, *size)
-    fixed = None
-    if not (isinstance(batch, str) and batch == DYNAMIC):
-        try:
-            fixed = whole_number(batch, "batch")
-        except InputError as error:
-            raise InputError(f"batch is {batch!r}; give 'dynamic' or a whole number of at least 1") from error
-    top_k = whole_number(top_k, "top_k")
-    names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
-    transforms = model.transforms if preprocessing else None
-    return Signature(opset, parse_dtype(dtype), size, fixed, names, top_k, transforms)
-
-
-def parse_image_size(size: int | Sequence[int] | str) -> tuple[int, int] | None:
-    """Return (height, width), or ``None`` for ``"dynamic"``. Raise ``InputError`` for anything else."""
-    if isinstance(size, str) and size == DYNAMIC:
-        return None
-    try:
-        return image_sides(size)
-    except InputError as error:
-        raise InputError(f"image_size is {size!r}; give a number of pixels, (height, width) or 'dynamic'") from error
-
-
-def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the torch dtype. Raise ``DtypeError`` if it is neither float32 nor float16."""
-    known = DTYPES.get(dtype_name(dtype))
-    if known is None:
-        raise DtypeError(f"dtype is {dtype}, but exports are in {' or '.join(DTYPES)}; pass one of these")
-    return known
-
-
 def check_opset(opset: int) -> None:
     """Raise ``InputError`` for an opset that fastres cannot write or that onnx does not know."""
     newest = onnx.defs.onnx_opset_version()
@@ -259,24 +155,6 @@ def check_runtime() -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise missing("onnxruntime") from error
-
-
-def describe(model: Model, signature: Signature, plan: Plan) -> Metadata:
-    """Return the metadata of the file to write; ``plan`` is the one in the file."""
-    weights, sha256 = describe_weights(model)
-    return Metadata(
-        model=model.architecture.name,
-        weights=weights,
-        weights_sha256=sha256,
-        state_sha256=state_sha256(model.state_dict()),
-        class_names=model.categories,
-        transforms=model.transforms,
-        preprocessing=signature.preprocessing is not None,
-        outputs=signature.names,
-        opset=signature.opset,
-        dtype=dtype_name(signature.dtype) if plan.quantisation is None else "int8",
-        quantisation=describe_quantisation(plan, model.record if isinstance(model, QuantizedModel) else {}),
-    )
 
 
 def write(plan: Plan, signature: Signature, metadata: Metadata, path: Path) -> tuple[int | str, ...]:

@@ -23,8 +23,7 @@ from fastres.text import path_text
 
 from .errors import VerificationError
 from .files import checked_target, replacing
-from .graph import Signature, check_outputs
-from .onnx import DEFAULT_OPSET, DYNAMIC, describe, fold, load_model, make_signature
+from .signature import DEFAULT_OPSET, DYNAMIC, Signature, check_outputs, describe, fold, load_model, make_signature
 from .verification import TOLERANCE, Check, cases, relative_error, widened
 
 

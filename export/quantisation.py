@@ -15,7 +15,8 @@ from fastres.model.model import Model
 from fastres.model.quantized import QuantizedModel
 
 from .files import checked_target
-from .onnx import DEFAULT_OPSET, ExportReport, check_opset, check_runtime, export, load_model
+from .onnx import ExportReport, check_opset, check_runtime, export
+from .signature import DEFAULT_OPSET, load_model
 
 # An export fails below this share of images with the same best class.
 LEAST_AGREEMENT = 0.95

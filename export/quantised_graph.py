@@ -27,8 +27,9 @@ from fastres.network.quantisation import Quantisation, Scale
 from fastres.quantisation.branches import branch_name, branch_of
 
 from .builder import GraphBuilder
-from .graph import Signature, Writer
+from .graph import Writer
 from .preprocessing import add_pixels
+from .signature import Signature
 
 PIXELS = "pixels"  # the padded input of a stem in 8 bit
 # The largest bias in units of the sums of products, which have 32 bits and are less than 2³⁰ themselves.

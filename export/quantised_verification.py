@@ -32,8 +32,9 @@ from fastres.quantisation.branches import branch_of, residual_convolutions
 
 from . import verification
 from .errors import VerificationError, missing
-from .graph import SOFTMAX, TOP_K_INDICES, TOP_K_SCORES, Signature, plan_value
+from .metadata import SOFTMAX, TOP_K_INDICES, TOP_K_SCORES
 from .quantised_graph import PIXELS, levels_name
+from .signature import Signature, plan_value
 from .verification import Check
 
 try:

@@ -20,9 +20,9 @@ from fastres.text import path_text
 
 from .errors import ExportFileError
 from .files import checked_folder, replacing_folder
-from .graph import SOFTMAX
-from .metadata import Inspection, Value
-from .onnx import DYNAMIC, ExportReport, check_opset, check_runtime, export, inspect, load_model
+from .metadata import SOFTMAX, Inspection, Value
+from .onnx import ExportReport, check_opset, check_runtime, export, inspect
+from .signature import DYNAMIC, load_model
 
 DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
 # The time that a request waits for others to join its batch, much less than the time of a batch.

@@ -21,7 +21,8 @@ from fastres.images.transforms import Transforms
 from fastres.network.plan import INPUT, LOGITS, Plan
 
 from .errors import VerificationError, missing
-from .graph import SOFTMAX, TOP_K_INDICES, TOP_K_SCORES, Signature, plan_value
+from .metadata import SOFTMAX, TOP_K_INDICES, TOP_K_SCORES
+from .signature import Signature, plan_value
 
 BATCHES = (1, 2, 5)
 # Largest accepted relative L2 error of an output. Measured with ONNX Runtime 1.32 on noise images, twelve calibrated

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastres.errors import MissingDependencyError
+from fastres.extras import install
 
 CLASSES = tuple(str(digit) for digit in range(10))
 SIZE = 32
@@ -34,7 +35,7 @@ def load_scans() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         from sklearn import datasets
     except ImportError as error:
         raise MissingDependencyError(
-            "The handwritten digits come with scikit-learn, which is not installed: pip install 'fastres[demo]'"
+            f"The handwritten digits come with scikit-learn, which is not installed: {install('demo')}"
         ) from error
     bunch = datasets.load_digits()
     scans = np.rint(bunch.images * (255 / GREY_LEVELS)).astype(np.uint8)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastres.errors import MissingDependencyError
+from fastres.extras import install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,9 +63,7 @@ def drawing() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependencyError(
-            "Figures need matplotlib, which is not installed: pip install 'fastres[bench]'"
-        ) from error
+        raise MissingDependencyError(f"Figures need matplotlib, which is not installed: {install('bench')}") from error
     with matplotlib.rc_context(_STYLE):
         yield
 

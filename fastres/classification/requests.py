@@ -12,6 +12,7 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.errors import InputError, MissingDependencyError
+from fastres.extras import install
 from fastres.images.jpeg import FAST, check_decoder
 from fastres.model.loading import load
 from fastres.model.model import Model
@@ -138,5 +139,5 @@ def check_dependencies(what: str, packages: Sequence[str], extra: str = "classif
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise MissingDependencyError(
-            f"{what} needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[{extra}]'"
+            f"{what} needs packages that are not installed ({' and '.join(missing)}): {install(extra)}"
         )

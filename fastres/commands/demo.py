@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fastres.errors import FastresError, MissingDependencyError
+from fastres.extras import install
 from fastres.look.pictures import checked_picture, save_picture
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
@@ -134,7 +135,7 @@ def _check_dependencies() -> None:
     missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingDependencyError(
-            f"The demo needs packages that are not installed ({' and '.join(missing)}): pip install 'fastres[demo]'"
+            f"The demo needs packages that are not installed ({' and '.join(missing)}): {install('demo')}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastres.errors import FastresError, MissingDependencyError
+from fastres.extras import install
 from fastres.files import refuse_unwritable, written_whole
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ KINDS = (".png", ".jpg", ".pdf", ".svg")
 def require_matplotlib() -> None:
     """Raise ``MissingDependencyError`` if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingDependencyError("Figures need matplotlib, which is not installed: pip install 'fastres[look]'")
+        raise MissingDependencyError(f"Figures need matplotlib, which is not installed: {install('look')}")
 
 
 def checked_picture(path: str | os.PathLike[str], example: str = "picture.png") -> Path:

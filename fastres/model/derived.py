@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fastres.errors import ArchitectureError, DeviceError, GradientError
+from fastres.errors import ArchitectureError, DeviceError, GradientError, MissingDependencyError
 from fastres.executors import cpu, cpu_int8
+from fastres.extras import install
 from fastres.forks import Guard
 from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, Plan
@@ -42,10 +44,18 @@ class Derived:
 
 
 def check_device(device: torch.device) -> None:
-    """Raise ``DeviceError`` if fastres has no executor for this type of device."""
+    """Raise ``DeviceError`` if fastres has no executor for this type of device.
+
+    Raise ``MissingDependencyError`` if its kernels cannot be compiled.
+    """
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(
             f"The device is {str(device)!r}, but fastres runs only on 'cpu' and 'cuda' devices; use one of these"
+        )
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise MissingDependencyError(
+            "Kernels for a GPU need Triton, which is not installed. CUDA builds of torch bring it; otherwise: "
+            f"{install('triton')}"
         )
 
 

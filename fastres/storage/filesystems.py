@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from fastres.errors import InputError, MissingDependencyError, StorageError, near_matches
+from fastres.extras import install
 
 from .failures import TRIES
 from .urls import GS, S3, protocol_of, redacted, url_text
@@ -69,7 +70,7 @@ def _class(protocol: str, url: str) -> Any:
         return get_filesystem_class(protocol)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
-        advice = f"pip install 'fastres[{extra}]'" if extra else str(error)
+        advice = install(extra) if extra else str(error)
         raise MissingDependencyError(f"{url_text(url)!r} needs a package that is not installed: {advice}") from error
     except ValueError as error:
         raise InputError(

@@ -15,6 +15,7 @@ import torch
 
 from fastres.bench import run
 from fastres.bench.report import results
+from fastres.extras import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +121,7 @@ def test_missing_packages_are_named_before_any_work(
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == module else find(name))
     monkeypatch.setattr(run, "run", lambda *_: pytest.fail("it worked before it looked for the package"))
     assert run.main(arguments) == 2
-    assert f"not installed: {module}. Install them with pip install 'fastres[bench]'" in capsys.readouterr().err
+    assert f"not installed: {module}. Install them with {install('bench')}" in capsys.readouterr().err
 
 
 def test_batches_are_whole_numbers_from_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import ray
 
 import fastres
 from fastres.errors import ClassifierError, DeviceError, FastresError, InputError, RayError
+from fastres.extras import install
 from fastres.ray import Classifier
 
 from .conftest import BATCH, classify
@@ -215,7 +216,7 @@ def test_ray_is_imported_by_none_and_needed_by_fastres_ray() -> None:
 
     assert printed("import sys, fastres; fastres.load; print('ray' in sys.modules)") == "False\n"
     assert printed("import sys, fastres; fastres.ray.Classifier; print('ray' in sys.modules)") == "False\n"
-    assert "(ray): pip install 'fastres[ray]'" in printed(MISSING)
+    assert f"(ray): {install('ray')}" in printed(MISSING)
 
 
 def test_a_missing_token_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fastres.bench.serve import command, figures, generator, servers, tables
 from fastres.bench.serve.generator import _KEEP_S, BROKEN, TIMED_OUT, UNREADABLE, Job, Outcome, poisson, run
 from fastres.bench.serve.servers import Running, busy_s, processor_s
 from fastres.errors import FastresError, ServerError
+from fastres.extras import install
 
 Answer = Callable[[Any], Awaitable[Any]]
 
@@ -286,7 +287,7 @@ sys.exit(main(["bench", "serve", "--out", {str(tmp_path)!r}]))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert f"not installed ({absent}): pip install 'fastres[{extra}]'" in ended.stderr
+    assert f"not installed ({absent}): {install(extra)}" in ended.stderr
 
 
 def test_a_server_at_a_url_needs_its_key_also_for_the_metrics(

@@ -18,6 +18,7 @@ from fastres.bench.study import degradation, report, shattering, shortcuts, vani
 from fastres.bench.study.__main__ import STUDIES, main
 from fastres.bench.study.common import Settings, number, power
 from fastres.errors import FastresError, MissingDependencyError
+from fastres.extras import install
 
 ROOT = Path(__file__).parents[3]
 COMMITTED = ROOT / "bench" / "results" / "studies"
@@ -152,7 +153,7 @@ def test_missing_matplotlib_is_named_before_anything_is_measured(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert main(["all", "--out", str(tmp_path)]) == 2
-    assert "pip install 'fastres[bench]'" in capsys.readouterr().err
+    assert install("bench") in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(MissingDependencyError), report.drawing():
         pass
