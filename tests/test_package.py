@@ -25,7 +25,7 @@ DATA = (
     "fastres/data/resnet20_digits.json",
     "fastres/bench/report/report.html.jinja",
     "fastres/evaluation/report.html.jinja",
-    "fastres/evaluation/report.css.jinja",
+    "fastres/pages/style.css.jinja",
     "fastres/evaluation/report_model.html.jinja",
     "fastres/evaluation/report_macros.html.jinja",
 )

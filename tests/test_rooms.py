@@ -28,14 +28,15 @@ MAY_IMPORT = {
     "executors": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding roofline onednn",
     "quantisation": "leaves network folding executors",
     "images": "leaves network",
+    "pages": "",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves storage network executors images weights model",
     "ray": "leaves storage executors images model classification",
     "labels": "leaves storage images classification",
     "calibration": "leaves storage images network executors quantisation weights model classification labels",
-    "evaluation": "leaves storage images network folding executors quantisation weights model classification labels "
-    "calibration",
+    "evaluation": "leaves storage images pages network folding executors quantisation weights model classification "
+    "labels calibration",
     "look": "leaves images model",
     "serving": "leaves network executors images model classification look",
     "commands": "leaves kernels.inspection network folding executors images weights model classification ray "
