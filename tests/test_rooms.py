@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves storage network executors images weights model",
+    "classification.browsing": "leaves storage executors images pages classification",
     "ray": "leaves storage executors images model classification",
     "labels": "leaves storage images classification",
     "calibration": "leaves storage images network executors quantisation weights model classification labels",
@@ -39,8 +40,8 @@ MAY_IMPORT = {
     "labels calibration",
     "look": "leaves images model",
     "serving": "leaves network executors images model classification look",
-    "commands": "leaves kernels.inspection network folding executors images weights model classification ray "
-    "calibration evaluation look serving",
+    "commands": "leaves kernels.inspection network folding executors images weights model classification "
+    "classification.browsing ray calibration evaluation look serving",
     "top": "leaves network images model classification calibration evaluation serving commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
@@ -75,6 +76,7 @@ MAY_IMPORT = {
 
 # Rooms that import upwards only when they run, and the rooms that they then import.
 COMMANDS = {
+    "classification": ("classification.browsing",),
     "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "bench.serve", "export"),
     "evaluation": ("export",),
     "kernels.inspection": ("executors", "folding", "network"),

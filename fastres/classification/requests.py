@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .job import ClassifyJob
 
 CPU_BATCH, GPU_BATCH = 16, 128
+HTML_PICTURES = 300  # thumbnails in a page of results, at most
 _MACHINE = ("workers", "device", "batch_size")  # arguments that depend on the machine
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -87,11 +88,16 @@ class Request:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _MACHINE}
         values["source"] = self.source_texts
         if isinstance(self.model, Model):
-            values["model"] = f"{self.model.architecture.name} ({self.model.weights})"
+            values["model"] = f"{self.model_name} ({self.model.weights})"
         values["columns"] = list(self.columns)
         return {
             name: each if isinstance(each, (list, int)) or each is None else str(each) for name, each in values.items()
         }
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, or the architecture of a loaded one."""
+        return self.model.architecture.name if isinstance(self.model, Model) else self.model
 
     @property
     def input_files(self) -> list[str]:
