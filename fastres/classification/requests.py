@@ -63,7 +63,8 @@ class Request:
         }
         check_decoder(self.decoder)
         refuse_options_of_loaded(self.model, self.weights, self.dtype, self.device, self.categories)
-        check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if self.decoder == FAST else [])])
+        check_dependencies("classify", ["pyarrow"])
+        check_decoder_package(self.decoder)
         from .batches import checked_workers
 
         checked_workers(workers)
@@ -136,6 +137,15 @@ def refuse_options_of_loaded(model: Any, weights: Any, dtype: Any, device: Any, 
         raise InputError(
             "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
             "or pass a model's name"
+        )
+
+
+def check_decoder_package(decoder: str, extra: str = "classify") -> None:
+    """Raise ``MissingDependencyError`` if the package that ``decoder`` needs is not installed; ``extra`` has it."""
+    if decoder == FAST and importlib.util.find_spec("simplejpeg") is None:
+        raise MissingDependencyError(
+            f"decoder='fast' needs simplejpeg, which is not installed: pip install 'fastres[{extra}]'. Or use "
+            "decoder='exact' (--decoder exact), which needs only Pillow; it takes longer, and scores differ slightly"
         )
 
 
