@@ -26,6 +26,9 @@ DATA = (
     "fastres/bench/report/report.html.jinja",
     "fastres/evaluation/report.html.jinja",
     "fastres/pages/style.css.jinja",
+    "fastres/classification/browsing/browse.html.jinja",
+    "fastres/classification/browsing/browse.css.jinja",
+    "fastres/classification/browsing/browse.js.jinja",
     "fastres/evaluation/report_model.html.jinja",
     "fastres/evaluation/report_macros.html.jinja",
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from fastres.arguments import whole_number
 from fastres.classification.report import Report
 from fastres.classification.requests import HTML_PICTURES, Request, check_dependencies
-from fastres.errors import ImageError, InputError, OutputError
+from fastres.errors import FastresError, ImageError, InputError, OutputError
 from fastres.files import refuse_inputs, refuse_unwritable, written_whole
 from fastres.pages.words import count, significant
 from fastres.storage.urls import is_url
@@ -70,7 +71,7 @@ def browse(
     read, ``OutputError`` if the page exists (unless ``overwrite``) or cannot be written, and
     ``MissingDependencyError``.
 
-    >>> fastres.classification.browse("photos.parquet", "photos.html", pictures=1000)
+    >>> browse("photos.parquet", "photos.html", pictures=1000)
     """
     check_dependencies("browse", ["pyarrow"])
     name = os.fspath(table)
@@ -113,31 +114,45 @@ def _written(
     name: str, html: Path, pictures: int, image_column: str | None, progress: bool, known: Mapping[str, Any]
 ) -> Browser:
     """Write the page. ``known`` is what the caller knows of the run, for tables without a record."""
+    from fastres.classification.remote import shown
+
     from .choosing import choose
     from .page import page, read_rows
     from .rereading import thumbnails
     from .table import ResultTable
 
-    table = ResultTable(name)
-    chosen = choose(table, pictures, progress)
-    rows = dict(read_rows(table, sorted({*chosen.pictures, *chosen.error_rows})))
-    facts = {**known, **table.facts}
-    column = image_column or facts.get("image_column")
-    wanted = {row: rows[row].identity for row in chosen.pictures}
-    found = thumbnails(table.kind, wanted, column if isinstance(column, str) else None, progress)
-    command = f"fastres classify --browse {shlex.quote(table.name)} --html {shlex.quote(path_text(html))}"
-    more = f"{command} --html-pictures {10 * pictures} --overwrite"
-    text = page(table.name, _facts(table.name, facts), chosen, rows, found, more)
-    try:
+    command = f"fastres classify --browse {shlex.quote(shown(name))} --html {shlex.quote(path_text(html))}"
+    with _table_stays(command):
+        table = ResultTable(name)
+        chosen = choose(table, pictures, progress)
+        rows = dict(read_rows(table, sorted({*chosen.pictures, *chosen.error_rows})))
+        facts = {**known, **table.facts}
+        column = image_column or facts.get("image_column")
+        wanted = {row: rows[row].identity for row in chosen.pictures}
+        found = thumbnails(table.kind, wanted, column if isinstance(column, str) else None, progress)
+        more = f"{command} --html-pictures {10 * pictures} --overwrite"
+        text = page(table.name, _facts(table.name, facts), chosen, rows, found, more)
         with written_whole(html) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{str(html)!r} cannot be written: {error.strerror}. The table is complete; fix the cause, then run: "
-            f"{command} --overwrite"
-        ) from error
     unread = sum(isinstance(picture, ImageError) for picture in found.values())
     return Browser(html, chosen.images, chosen.errors, len(found), unread)
+
+
+@contextmanager
+def _table_stays(command: str) -> Iterator[None]:
+    """If the block cannot write the page or is interrupted, say which ``command`` makes it."""
+    try:
+        yield
+    except FastresError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"The page cannot be written: {error.strerror or error}. The table is complete; fix the cause, then run: "
+            f"{command} --overwrite"
+        ) from error
+    except KeyboardInterrupt as error:
+        error.args = (f"interrupted: the page is not written, but the table is complete; run: {command}",)
+        raise
 
 
 def _facts(name: str, facts: Mapping[str, Any]) -> list[tuple[str, str]]:

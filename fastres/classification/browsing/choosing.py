@@ -64,9 +64,7 @@ def choose(table: ResultTable, pictures: int, progress: bool) -> Chosen:
     most, least, doubtful = _Smallest(each), _Smallest(2 * each), _Smallest(pictures // DOUBTFUL)
     start = errors = 0
     error_rows: list[int] = []
-    with progress_bar(
-        total=table.rows, desc="Reading the table", unit="row", delay=1.0, disable=not progress, unit_scale=True
-    ) as bar:
+    with progress_bar(total=table.rows, desc="Reading the table", unit="row", delay=1.0, disable=not progress) as bar:
         for batch in table.batches(_COLUMNS):
             failed = start + _where(batch["error"].is_valid())
             errors += len(failed)

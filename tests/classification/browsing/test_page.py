@@ -317,3 +317,18 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
         classify(folder, tmp_path / "t.parquet", model, html=tmp_path / "t.html", html_pictures=0)
     assert not (tmp_path / "t.parquet").exists()
     assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_the_table_stays_if_the_page_fails(
+    folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    for raised in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        kind = KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else OutputError
+        with pytest.raises(kind, match=r"table is complete.* fastres classify --browse .*t\.parquet"):
+            classify(folder, tmp_path / "t.parquet", model, html=tmp_path / "t.html", overwrite=True)
+        assert pq.read_table(tmp_path / "t.parquet").num_rows == 24
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "t.parquet"]
