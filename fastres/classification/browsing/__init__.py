@@ -29,7 +29,7 @@ SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
-class Browser:
+class PageReport:
     """A page that was written to ``html``.
 
     The table has ``rows``, and ``errors`` of them have an error. The page shows ``pictures`` images. ``unread`` of them
@@ -56,7 +56,7 @@ def browse(
     image_column: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
-) -> Browser:
+) -> PageReport:
     """Write a page to look through ``table``, which ``fastres.classify`` has written: Parquet, CSV or JSON Lines.
 
     The page is one file without links to others. It shows at most ``pictures`` images: of each class the most and the
@@ -102,7 +102,7 @@ def check_page(html: str | os.PathLike[str], files: Iterable[str], overwrite: bo
     return page
 
 
-def browse_report(report: Report, html: Path, pictures: int, request: Request, progress: bool) -> Browser:
+def browse_report(report: Report, html: Path, pictures: int, request: Request, progress: bool) -> PageReport:
     """Write the page of the table that ``report`` is about, after a run of ``request``; see :func:`browse`."""
     known: dict[str, Any] = {"model": request.model_name}
     if report.resumed < report.rows:
@@ -112,7 +112,7 @@ def browse_report(report: Report, html: Path, pictures: int, request: Request, p
 
 def _written(
     name: str, html: Path, pictures: int, image_column: str | None, progress: bool, known: Mapping[str, Any]
-) -> Browser:
+) -> PageReport:
     """Write the page. ``known`` is what the caller knows of the run, for tables without a record."""
     from fastres.classification.remote import shown
 
@@ -135,7 +135,7 @@ def _written(
         with written_whole(html) as temporary:
             temporary.write_text(text, encoding="utf-8")
     unread = sum(isinstance(picture, ImageError) for picture in found.values())
-    return Browser(html, chosen.images, chosen.errors, len(found), unread)
+    return PageReport(html, chosen.images, chosen.errors, len(found), unread)
 
 
 @contextmanager
