@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 _ESCAPE = re.compile(r"\\x[89a-f][0-9a-f]")
+_ESCAPED = re.compile(rb"\\(?:\\|x([89a-f][0-9a-f]))")
 
 
 def dtype_name(dtype: object) -> str:
@@ -32,6 +33,13 @@ def path_text(path: str | bytes | os.PathLike[str]) -> str:
     except UnicodeDecodeError:
         return data.replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
     return text.replace("\\", r"\\") if _ESCAPE.search(text) else text
+
+
+def path_of_text(text: str) -> str:
+    """Return the name of a file that :func:`path_text` has written as ``text``."""
+    if not _ESCAPE.search(text):
+        return text
+    return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex((found[1] or b"5c").decode()), text.encode()))
 
 
 def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -25,7 +25,10 @@ DATA = (
     "fastres/data/resnet20_digits.json",
     "fastres/bench/report/report.html.jinja",
     "fastres/evaluation/report.html.jinja",
-    "fastres/evaluation/report.css.jinja",
+    "fastres/pages/style.css.jinja",
+    "fastres/classification/browsing/browse.html.jinja",
+    "fastres/classification/browsing/browse.css.jinja",
+    "fastres/classification/browsing/browse.js.jinja",
     "fastres/evaluation/report_model.html.jinja",
     "fastres/evaluation/report_macros.html.jinja",
 )

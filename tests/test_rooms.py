@@ -28,18 +28,20 @@ MAY_IMPORT = {
     "executors": "leaves kernels.launch kernels.routing kernels kernels.inspection network folding roofline onednn",
     "quantisation": "leaves network folding executors",
     "images": "leaves network",
+    "pages": "",
     "weights": "leaves network images",
     "model": "leaves kernels.launch kernels.routing network folding roofline executors quantisation images weights",
     "classification": "leaves storage network executors images weights model",
+    "classification.browsing": "leaves storage executors images pages classification",
     "ray": "leaves storage executors images model classification",
     "labels": "leaves storage images classification",
     "calibration": "leaves storage images network executors quantisation weights model classification labels",
-    "evaluation": "leaves storage images network folding executors quantisation weights model classification labels "
-    "calibration",
+    "evaluation": "leaves storage images pages network folding executors quantisation weights model classification "
+    "labels calibration",
     "look": "leaves images model",
     "serving": "leaves network executors images model classification look",
-    "commands": "leaves kernels.inspection network executors images weights model classification ray "
-    "calibration evaluation look serving",
+    "commands": "leaves kernels.inspection network executors images weights model classification "
+    "classification.browsing ray calibration evaluation look serving",
     "top": "leaves network images model classification ray calibration evaluation look serving commands",
     "export": "leaves kernels network executors quantisation images weights model calibration",
     "bench.report": "leaves",
@@ -74,6 +76,7 @@ MAY_IMPORT = {
 
 # Rooms that import upwards only when they run, and the rooms that they then import.
 COMMANDS = {
+    "classification": ("classification.browsing",),
     "commands": ("bench.digits", "bench.engines", "bench.measure", "bench.run", "bench.serve", "export"),
     "evaluation": ("export",),
     "kernels.inspection": ("executors", "folding", "network"),

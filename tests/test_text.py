@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastres.text import path_text
+from fastres.text import path_of_text, path_text
 
 NAMES = st.lists(
     st.sampled_from([b"\\", b"\\\\", b"x", b"e9", b"\xe9", b"\\xe9", b"/", "é".encode(), b"\xc3", b".jpg"]), max_size=8
@@ -36,3 +36,4 @@ def test_text(name: bytes, text: str) -> None:
 def test_two_names_are_never_written_alike(one: bytes, other: bytes) -> None:
     assert (path_text(one) == path_text(other)) == (one == other)
     path_text(one).encode()
+    assert os.fsencode(path_of_text(path_text(one))) == one

@@ -10,7 +10,8 @@ into rows. ``work`` keeps finished rows until the run is complete: ``parts`` are
 A run of several processes has no lock but a meeting place, the work folder (``places``, ``store_place``, ``outputs``),
 and a manifest (``manifests``) that they agree on. Each is a ``shared`` run and computes ``shards`` of it. ``joining``
 writes the output. ``driving`` gives out the shards: to ``processes`` of this machine, or to the actors of
-``fastres.ray``. ``planning`` is the dry run. ``requests`` has the arguments, which all of them need.
+``fastres.ray``. ``planning`` is the dry run. ``requests`` has the arguments, which all of them need. ``browsing`` makes
+a page of a complete table.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +33,22 @@ from fastres.storage.urls import is_url
 from fastres.terminal import is_terminal
 
 from .report import Report
-from .requests import CPU_BATCH, GPU_BATCH, Request, Sources, check_dependencies
+from .requests import CPU_BATCH, GPU_BATCH, HTML_PICTURES, Request, Sources, check_dependencies
 from .shards import Shard
 
 if TYPE_CHECKING:
     from .planning import Plan
 
-__all__ = ["CPU_BATCH", "GPU_BATCH", "Report", "check_dependencies", "classify", "join_shards", "plan_shards"]
+__all__ = [
+    "CPU_BATCH",
+    "GPU_BATCH",
+    "HTML_PICTURES",
+    "Report",
+    "check_dependencies",
+    "classify",
+    "join_shards",
+    "plan_shards",
+]
 
 
 def classify(
@@ -60,6 +71,8 @@ def classify(
     overwrite: bool = False,
     shard: str | tuple[int, int] | None = None,
     processes: int | None = None,
+    html: str | os.PathLike[str] | None = None,
+    html_pictures: int = HTML_PICTURES,
     progress: bool | None = None,
 ) -> Report:
     """Classify every image of ``source`` and write a table with one row per image, in a fixed order.
@@ -92,6 +105,10 @@ def classify(
     on all machines that see ``source`` and ``output`` under the same names. :func:`fastres.join_shards` then writes the
     table. It is the same, byte for byte, as that of one process. A shard continues where an earlier run of it ended.
 
+    ``html`` is the path of a page to look through the results, which is written when the table is complete: one file
+    with at most ``html_pictures`` thumbnails. See :func:`fastres.classification.browsing.browse`, which makes the page
+    of a table that exists. A shard has no table, so it cannot have a page.
+
     Raises ``SourceError``, ``OutputError``, ``ResumeError``, ``WorkerError``, ``InputError``, ``ClassifierError``,
     ``MissingDependencyError``, ``ShardError``, and the errors of ``fastres.load``.
 
@@ -114,31 +131,56 @@ def classify(
         image_column=image_column,
         columns=columns,
     )
+    if processes is not None:
+        processes = whole_number(processes, "processes")
+    if shard is not None:
+        if html is not None:
+            raise InputError(
+                "html was given with a shard, which has no table; write the page when the shards are joined"
+            )
+        if processes is not None:
+            raise InputError("shard and processes were both given; start a process for each shard instead")
+        return _shard(request, output, Shard.of(shard), overwrite, progress)
+    if html is None:
+        return _whole(request, output, processes, resume, overwrite, progress)
+    from .browsing import browse_report, check_page
+
+    if not request.top_k:
+        raise InputError("html was given with top_k=0, but the page shows classes; give a top_k of at least 1")
+    page = check_page(html, [os.fspath(output), *request.sources, *request.input_files], overwrite, html_pictures)
+    report = _whole(request, output, processes, resume, overwrite, progress)
+    browse_report(report, page, html_pictures, request, progress)
+    return replace(report, html=page)
+
+
+def _whole(
+    request: Request,
+    output: str | os.PathLike[str],
+    processes: int | None,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> Report:
+    """Write the table of all images, in this process or in several."""
+    from .processes import devices
     from .run import run
     from .sources import find
     from .work import check_output, work_folder
 
-    if processes is not None:
-        processes = whole_number(processes, "processes")
-    if shard is not None:
-        if processes is not None:
-            raise InputError("shard and processes were both given; start a process for each shard instead")
-        return _shard(request, output, Shard.of(shard), overwrite, progress)
-    from .processes import devices
-
-    places = [] if isinstance(model, Model) and processes in (None, 1) else devices(request.device, processes)
+    is_loaded = isinstance(request.model, Model)
+    places = [] if is_loaded and processes in (None, 1) else devices(request.device, processes)
     if len(places) > 1 or is_url(output):
         return _driven(request, output, places, resume, overwrite, progress)
     output = Path(output)
     check_output(output, resume, overwrite)
-    found = find(source)
+    found = find(request.source)
     for place in (output, work_folder(output)):
         refuse_inputs(place, [*found.paths, *request.input_files])
     return run(
         request.job(request.opened_model()),
         found,
         output,
-        image_column=image_column,
+        image_column=request.image_column,
         columns=tuple(request.columns),
         resume=resume,
         overwrite=overwrite,

@@ -18,7 +18,7 @@ class Report:
     sample. ``seconds`` is the time of this run. ``output`` is a path, or a URL.
 
     The report of a shard counts its own rows. ``shard`` is ``"3/16"``, and ``missing`` is how many rows of the whole
-    run nobody had finished at its end.
+    run nobody had finished at its end. ``html`` is the path of the page, if one was written.
     """
 
     output: Path | str
@@ -30,6 +30,7 @@ class Report:
     skipped: int = 0
     shard: str | None = None
     missing: int = 0
+    html: Path | None = None
 
     @property
     def images_per_s(self) -> float:
@@ -45,6 +46,8 @@ class Report:
         skipped = f", {self.skipped:,} images skipped (hidden, or not first in their sample)" if self.skipped else ""
         counts = f"{self.rows:,} rows{earlier}{again}, {self.errors:,} with errors{skipped} ({rate})"
         text = f"{path_text(self.output)}: {counts}"
+        if self.html is not None:
+            text += f"; the page is {path_text(self.html)}"
         if self.shard is None:
             return text
         if self.missing:

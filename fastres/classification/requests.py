@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .job import ClassifyJob
 
 CPU_BATCH, GPU_BATCH = 16, 128
+HTML_PICTURES = 300  # thumbnails in a page of results, at most
 _MACHINE = ("workers", "device", "batch_size")  # arguments that depend on the machine
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -63,7 +64,8 @@ class Request:
         }
         check_decoder(self.decoder)
         refuse_options_of_loaded(self.model, self.weights, self.dtype, self.device, self.categories)
-        check_dependencies("classify", ["pyarrow", *(["simplejpeg"] if self.decoder == FAST else [])])
+        check_dependencies("classify", ["pyarrow"])
+        check_decoder_package(self.decoder)
         from .batches import checked_workers
 
         checked_workers(workers)
@@ -88,11 +90,16 @@ class Request:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _MACHINE}
         values["source"] = self.source_texts
         if isinstance(self.model, Model):
-            values["model"] = f"{self.model.architecture.name} ({self.model.weights})"
+            values["model"] = f"{self.model_name} ({self.model.weights})"
         values["columns"] = list(self.columns)
         return {
             name: each if isinstance(each, (list, int)) or each is None else str(each) for name, each in values.items()
         }
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model, or the architecture of a loaded one."""
+        return self.model.architecture.name if isinstance(self.model, Model) else self.model
 
     @property
     def input_files(self) -> list[str]:
@@ -131,6 +138,15 @@ def refuse_options_of_loaded(model: Any, weights: Any, dtype: Any, device: Any, 
         raise InputError(
             "weights, dtype, device or categories were given with a loaded model, which has its own; leave them out, "
             "or pass a model's name"
+        )
+
+
+def check_decoder_package(decoder: str, extra: str = "classify") -> None:
+    """Raise ``MissingDependencyError`` if the package that ``decoder`` needs is not installed; ``extra`` has it."""
+    if decoder == FAST and importlib.util.find_spec("simplejpeg") is None:
+        raise MissingDependencyError(
+            f"decoder='fast' needs simplejpeg, which is not installed: pip install 'fastres[{extra}]'. Or use "
+            "decoder='exact' (--decoder exact), which needs only Pillow; it takes longer, and scores differ slightly"
         )
 
 

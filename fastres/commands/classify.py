@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastres.arguments import CATEGORIES_HELP
@@ -20,6 +22,8 @@ EXAMPLES = """examples:
   fastres classify 'photos/**/*.jpg' -o photos.csv --top-k 1
   fastres classify shards/*.tar -o features.parquet --embed
   fastres classify images.parquet -o classes.jsonl --columns id
+  fastres classify photos/ -o photos.parquet --html photos.html
+  fastres classify --browse photos.parquet                     (the page of a table that exists)
   fastres classify photos/ -o photos.parquet --resume
   fastres classify photos/ -o photos.parquet --shard 3/16      (on any machine, in any order)
   fastres classify --join photos.parquet                       (when all shards are finished)
@@ -55,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-gpus", type=float, metavar="N", help="Ray: GPUs of each actor (default: 1 if the cluster has GPUs)")
     add("--shard", metavar="I/N", help="compute only the rows of shard I of N; see --join")
     add("--join", metavar="OUTPUT", help="write the output whose shards are computed; needs no SOURCE")
+    add("--html", metavar="PAGE", help="also write a page with thumbnails, to look through the results")
+    add("--html-pictures", type=int, metavar="N", help="thumbnails in the page, at most (default: 300)")
+    add("--browse", metavar="TABLE", help="write the page of a table that exists; needs no SOURCE")
     add("--dry-run", action="store_true", help="write nothing; show images, shards and an estimate of the time")
     add("--resume", action="store_true", help="continue an interrupted run, if there is one")
     add("--overwrite", action="store_true", help="replace an existing output; discard an interrupted run")
@@ -68,13 +75,20 @@ def run(options: argparse.Namespace) -> int:
     from fastres.classification.shards import Shard
 
     error = options.parser.error
+    if options.browse is not None:
+        return _browse(options)
+    if options.html_pictures is not None and options.html is None:
+        error("--html-pictures works only with --html or --browse")
     if options.join is not None:
-        if others := _given(options, "join", "overwrite", "quiet", "json"):
+        if others := _given(options, "join", "overwrite", "quiet", "json", "html", "html_pictures", "image_column"):
             error(f"--join takes the output alone, because the shards have the settings; leave out {', '.join(others)}")
-        return _show(join_shards(options.join, overwrite=options.overwrite, progress=not options.quiet), options)
+        join = partial(join_shards, options.join, overwrite=options.overwrite, progress=not options.quiet)
+        return _show(_with_page(join, options.join, options), options)
     required = {"SOURCE": options.source, "-o/--output": options.output}
     if missing := [name for name, value in required.items() if not value]:
         error(f"the following arguments are required: {', '.join(missing)}")
+    if options.html is not None and not options.top_k:
+        error("--html shows classes, but --top-k is 0")
     given = {
         "model": options.model,
         "weights": options.weights,
@@ -98,10 +112,13 @@ def run(options: argparse.Namespace) -> int:
         from fastres.ray import classify as classify_on_ray
 
         cluster |= {"address": options.ray or None, "resume": options.resume}
-        return _show(classify_on_ray(options.source, options.output, **given, **cluster), options)
+        on_ray = partial(classify_on_ray, options.source, options.output, **given, **cluster)
+        return _show(_with_page(on_ray, options.output, options), options)
     if chosen := [name for name, value in cluster.items() if value is not None]:
         error(f"--{chosen[0].replace('_', '-')} works only with --ray")
     if options.dry_run:
+        if options.html:
+            error("--dry-run writes nothing; leave out --html")
         if options.processes:
             error("--dry-run measures one process; leave out --processes (--shard 1/N shows the shares of N machines)")
         shards = Shard.of(options.shard).count if options.shard else 1
@@ -109,10 +126,49 @@ def run(options: argparse.Namespace) -> int:
         data = {**asdict(plan), "output": path_text(plan.output)}
         print(json_text(data, indent=None) if options.json else plan)
         return 0
-    report = classify(
-        options.source, options.output, resume=options.resume, shard=options.shard, processes=options.processes, **given
+    page = {"html": options.html, "html_pictures": _pictures(options)}
+    run_ = {"resume": options.resume, "shard": options.shard, "processes": options.processes}
+    return _show(classify(options.source, options.output, **run_, **page, **given), options)
+
+
+def _pictures(options: argparse.Namespace) -> int:
+    from fastres.classification import HTML_PICTURES
+
+    return HTML_PICTURES if options.html_pictures is None else options.html_pictures
+
+
+def _browse(options: argparse.Namespace) -> int:
+    """Write the page of a table that exists."""
+    from fastres.classification.browsing import browse
+
+    accepted = ("browse", "html", "html_pictures", "image_column", "overwrite", "quiet", "json")
+    if others := _given(options, *accepted):
+        options.parser.error(f"--browse classifies nothing; leave out {', '.join(others)}")
+    made = browse(
+        options.browse,
+        options.html,
+        pictures=_pictures(options),
+        image_column=options.image_column,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
     )
-    return _show(report, options)
+    wrote(made.html)
+    print(json_text({**asdict(made), "html": path_text(made.html)}, indent=None) if options.json else made)
+    return 0
+
+
+def _with_page(make: Callable[[], Report], table: str, options: argparse.Namespace) -> Report:
+    """Return the report of ``make``, which writes ``table``. Then write the page, if one is wanted."""
+    if options.html is None:
+        return make()
+    from fastres.classification.browsing import browse, check_page
+
+    pictures = _pictures(options)
+    page = check_page(options.html, [table, *options.source], options.overwrite, pictures)
+    report = make()
+    progress = not options.quiet
+    browse(table, page, pictures=pictures, image_column=options.image_column, overwrite=True, progress=progress)
+    return replace(report, html=page)
 
 
 def _given(options: argparse.Namespace, *accepted: str) -> list[str]:
@@ -128,7 +184,9 @@ def _given(options: argparse.Namespace, *accepted: str) -> list[str]:
 
 def _show(report: Report, options: argparse.Namespace) -> int:
     if report.shard is None:
-        wrote(report.output)
+        wrote(report.output, *([report.html] if report.html else []))
     data = {**asdict(report), "output": path_text(report.output)}
+    if report.html is not None:
+        data["html"] = path_text(report.html)
     print(json_text(data, indent=None) if options.json else report)
     return 0

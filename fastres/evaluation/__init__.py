@@ -21,6 +21,7 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.classification import check_dependencies
+from fastres.classification.requests import check_decoder_package
 from fastres.errors import InputError
 from fastres.files import refuse_inputs
 from fastres.images.categories import placeholders
@@ -94,7 +95,7 @@ def evaluate(
 
     >>> fastres.evaluate("photos/", ["resnet18", "resnet50"], "evaluation")["resnet50 float32"].accuracy.top1
     """
-    from fastres.images.jpeg import FAST, check_decoder
+    from fastres.images.jpeg import check_decoder
 
     check_decoder(decoder)
     batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
@@ -103,7 +104,8 @@ def evaluate(
         raise InputError("labels is None and so is against, so there is nothing to measure; give one of them")
     if isinstance(labels, str) and labels == AUTO and against is not None and label_column is None:
         labels = None
-    check_dependencies("evaluate", ["pyarrow", *(["simplejpeg"] if decoder == FAST else [])])
+    check_dependencies("evaluate", ["pyarrow"])
+    check_decoder_package(decoder)
     from fastres.classification.batches import checked_workers
     from fastres.classification.sources import find
     from fastres.labels.finding import FOLDERS, find_labels

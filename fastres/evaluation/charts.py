@@ -1,4 +1,4 @@
-"""The charts of the report as inline SVG. Their style classes are in ``report.css.jinja``."""
+"""The charts of the report as inline SVG. Their style classes are in ``style.css.jinja``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from .words import count, error, finite, percent, shortened, significant
+from fastres.pages.words import count, error, finite, percent, shortened, significant
 
 # Bars of the calibration curve that stand for fewer images than this are pale.
 FEW = 10

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .words import ClassNames, between, count, digits_for, finite, listed, percent, points, shortened, significant
+from fastres.pages.words import (
+    ClassNames,
+    between,
+    count,
+    digits_for,
+    finite,
+    listed,
+    percent,
+    points,
+    shortened,
+    significant,
+)
 
 # Classes with fewer images than this say nothing about a wrong order of the classes.
 _FEW = 3

@@ -5,18 +5,15 @@ The templates ``*.jinja`` hold the text. The values are those of the run's docum
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import charts, report_tables
-from .findings import accurate, doubts, mean_score, timed, verdict, warnings
-from .words import (
+from fastres.pages.templates import rendered
+from fastres.pages.words import (
     ClassNames,
     between,
-    count,
     digits_for,
     error,
     finite,
@@ -25,9 +22,10 @@ from .words import (
     significant,
 )
 
+from . import charts, report_tables
+from .findings import accurate, doubts, mean_score, timed, verdict, warnings
+
 TEMPLATE = "report.html.jinja"
-# What HTML does not allow, or no encoding can write: control characters, halves of surrogate pairs, noncharacters.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def render(document: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
@@ -35,20 +33,10 @@ def render(document: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
 
     ``pictures`` are thumbnails as data URIs, by the row of the image. A row without a picture has a blank one.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(
-        percent=percent, significant=significant, error=error, short=shortened, digits=digits_for, count=count
-    )
     names = ClassNames(document.get("class_names") or ())
-    text = environment.get_template(TEMPLATE).render(
+    return rendered(
+        Path(__file__).parent,
+        TEMPLATE,
         document=document,
         title=_title(document),
         verdict=verdict(document),
@@ -64,7 +52,6 @@ def render(document: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
         between=between,
         pictures=pictures,
     )
-    return _NOT_TEXT.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +13,10 @@ from PIL import Image
 from fastres.classification.sources import Images
 from fastres.errors import ImageError
 from fastres.images.decoding import load_image
+from fastres.pages.pictures import data_uri
 from fastres.terminal import progress_bar
 
 THREADS = 4
-THUMBNAIL = 160  # pixels of the longer side
-QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -69,16 +66,3 @@ def thumbnails(images: Images, rows: Iterable[int], progress: bool) -> dict[int,
         if not isinstance(picture, str):
             found[row] = data_uri(Image.fromarray(picture))
     return found
-
-
-def data_uri(picture: Image.Image) -> str:
-    """Return a small copy of ``picture`` as a data URI. Tiny pictures are enlarged by whole pixels, not smoothed."""
-    longer = max(picture.size)
-    scale = THUMBNAIL / longer
-    if scale > 1:
-        picture = picture.resize([max(1, side * int(scale)) for side in picture.size], Image.Resampling.NEAREST)
-    else:
-        picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .words import ABSENT, digits_for, error, finite, percent, significant
+from fastres.pages.words import ABSENT, digits_for, error, finite, percent, significant
 
 # A confusion matrix with more classes than this is a list of the most frequent confusions.
 MOST_CELLS = 40

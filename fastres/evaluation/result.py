@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fastres import markup
+from fastres.pages.words import ClassNames, between, count
 from fastres.text import path_text, text_table
 
 from .agreement import Agreement
 from .findings import doubts
 from .metrics import Accuracy, Paired
 from .speed import Speed
-from .words import ClassNames, between, count
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from fastres.files import written_whole
 from fastres.folding.build import outline
 from fastres.labels.finding import ImageLabels
 from fastres.network.architectures import get_architecture
+from fastres.pages.words import listed
 from fastres.terminal import is_terminal, progress_bar
 from fastres.text import path_text
 from fastres.version import __version__
@@ -39,7 +40,6 @@ from .place import DOCUMENT, REPORT, TABLE, complete_table, created, remove_earl
 from .result import Evaluation, LabelFacts, ModelResult
 from .speed import Speed
 from .summary import Summary
-from .words import listed
 
 
 @dataclass(frozen=True)

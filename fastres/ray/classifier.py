@@ -17,7 +17,7 @@ from fastres.classification import CPU_BATCH, GPU_BATCH
 from fastres.classification.batches import decode_into
 from fastres.classification.job import classified, layout_of
 from fastres.classification.parcels import Batch, black
-from fastres.classification.requests import check_dependencies, refuse_options_of_loaded
+from fastres.classification.requests import check_decoder_package, refuse_options_of_loaded
 from fastres.errors import ImageError, InputError
 from fastres.images.jpeg import FAST, check_decoder, decoder
 from fastres.model.loading import load
@@ -72,8 +72,7 @@ class Classifier:
         batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
         threads = None if threads is None else whole_number(threads, "threads")
         check_decoder(decoder)
-        if decoder == FAST:
-            check_dependencies("decoder='fast'", ["simplejpeg"], "ray")
+        check_decoder_package(decoder, "ray")
         refuse_options_of_loaded(model, weights, dtype, device, categories)
         share = assigned()
         if not isinstance(model, Model):

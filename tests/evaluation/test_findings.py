@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastres.evaluation.findings import doubts, mean_score, verdict, warnings
-from fastres.evaluation.words import ClassNames
+from fastres.pages.words import ClassNames
 from tests.evaluation import documents
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastres.evaluation.html_report import render
-from fastres.evaluation.words import percent
+from fastres.pages.words import percent
 from tests import html_page
 from tests.evaluation import documents
 

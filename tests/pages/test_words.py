@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fastres.evaluation import words
+from fastres.pages import words
 
 
 @pytest.mark.parametrize(
