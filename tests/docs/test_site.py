@@ -131,6 +131,15 @@ def test_every_picture_is_described_and_leads_to_its_file(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_search_needs_no_server(site: Path) -> None:
+    """The index is a script, and the page loads the project's own stand-in for a Worker before the theme's scripts."""
+    assert (site / "search" / "search_index.js").read_text(encoding="utf-8").startswith("var __index = {")
+    scripts = [load for load in read(site / "index.html").loads if load.endswith(".js")]
+    assert scripts[0] == "mkdocs/iframe-worker.js"
+    assert len(scripts) > 1
+
+
+@pytest.mark.slow
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
     for path in site.rglob("*.html"):
         assert not [target for target in read(path).loads if urlsplit(target).netloc], path.name
