@@ -59,7 +59,7 @@ lint: $(READY)
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
-	@echo "Open build/site/index.html (for search, start a server: python3 -m http.server -d build/site)"
+	@echo "Open build/site/index.html"
 
 gpu: $(READY)
 	$(PYTHON) -m bench.gpu $(VISIT) $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT))

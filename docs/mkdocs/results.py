@@ -13,7 +13,11 @@ from fastres.bench.report.words import device_name, milliseconds, todays_command
 DOCS = Path(__file__).parents[1]
 FOLDER = DOCS.parent / "bench" / "results"
 MANY = 4  # batches
-CHARTS = ("throughput.png", "throughput_by_batch.png", "layers.png")
+CHARTS = {
+    "throughput.png": "Images per second of every engine, as bars",
+    "throughput_by_batch.png": "Images per second and share of the roofline over the batch, a line for every engine",
+    "layers.png": "Time of each step beside its roofline",
+}
 FILES = (results.JSON_NAME, results.CSV_NAME, results.REPORT_NAME)
 
 
@@ -46,9 +50,9 @@ def _section(run: results.Results, folder: Path, named: bool) -> str:
     for (model, size, dtype), batches in standing.groups(run.rows):
         lines += [f"### {model}, {dtype}, {size}×{size}", "", *_table(batches), ""]
     link = Path(os.path.relpath(folder, DOCS)).as_posix()
-    for name in CHARTS:
+    for name, shown in CHARTS.items():
         if (folder / name).exists():
-            lines += [f"![{name.removesuffix('.png').replace('_', ' ')}]({link}/{name})", ""]
+            lines += [f"![{device_name(facts)}{networks}. {shown}]({link}/{name})", ""]
     data = [f"[{name}]({link}/{name})" for name in FILES if (folder / name).exists()]
     return "\n".join([*lines, f"Data: {', '.join(data)}.", ""])
 
