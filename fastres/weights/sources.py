@@ -75,18 +75,19 @@ class Source:
             )
 
 
-def find_source(arch: Architecture, weights: Any) -> Source:
+def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Source:
     """Return the source that ``weights`` means for ``arch``; see :func:`fastres.weights.load_state`.
 
-    Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name or object, ``WeightsError``
-    for a path that the system does not accept, ``StateDictMismatchError`` if a folder holds another network, and the
-    errors of :func:`~fastres.weights.folders.read_saved`.
+    Reads configurations, but no tensors. The weights of a hub id are downloaded; ``progress`` shows a bar. Raises
+    ``UnknownWeightsError`` for an unknown name or object, ``WeightsError`` for a path that the system does not accept,
+    ``StateDictMismatchError`` if a folder holds another network, and the errors of
+    :func:`~fastres.weights.folders.read_saved`.
     """
     weights = _plain(weights)
     saved = find_saved(weights)
     if saved is not None:
         _check_same(arch, saved.arch, saved.source, saved.source)
-        return Source(saved.source, path=saved.weights, saved=saved)
+        return Source(saved.source, path=saved.weights_file(progress), saved=saved)
     entry = published_entry(arch.name, weights)
     if entry is not None:
         return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
@@ -115,7 +116,8 @@ def usable_path(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` as a path, with ``~`` expanded; raises ``WeightsError`` if the system does not accept it."""
     if "://" in str(name):
         raise WeightsError(
-            f"{name} is a URL. fastres downloads only published weights; download the file, and pass its path."
+            f"{name} is a URL. fastres downloads only published weights and hub ids; download the file, and pass its "
+            "path."
         )
     try:
         path = Path(name).expanduser()
