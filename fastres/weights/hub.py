@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,10 @@ from fastres.version import __version__
 from .checkpoints import is_checkpoint_name
 from .hub_failures import Failure, endpoint_text, explained, is_missing_file, offline
 
-_HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_HUB_ID = re.compile(
+    r"(?:hf[-_]hub:|https://huggingface\.co/)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII
+)
+_OF_FILES = (".onnx", ".pt2", ".pkl", ".h5", ".json", ".jpg", ".jpeg", ".png")  # no model's name ends like that
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAIN = "main"
 _BARS = ("huggingface_hub.http_get", "huggingface_hub.xet_get")  # huggingface_hub's names of its progress bars
@@ -50,7 +53,9 @@ class HubId:
     def parse(cls, text: str) -> HubId | None:
         """Return the hub id that ``text`` has the form of, such as ``"timm/resnet50.a1_in1k@main"``, or ``None``."""
         match = _HUB_ID.fullmatch(text)
-        if match is None or is_checkpoint_name(match["id"]) or ".." in (match["revision"] or "").split("/"):
+        if match is None or is_checkpoint_name(match["id"]) or match["id"].lower().endswith(_OF_FILES):
+            return None
+        if ".." in (match["revision"] or ""):  # git does not allow it, and it could lead out of the cache
             return None
         return cls(text, match["id"], match["revision"])
 
@@ -113,6 +118,15 @@ class Snapshot:
                 self._answers = True if missing else explained(error, self.repository, self.commit)
         if self._answers is not True:
             raise UnreachableError(self._answers.text(what))
+
+
+def cached_files(name: HubId, files: Iterable[str]) -> list[Path]:
+    """Return those of the ``files`` of a hub id that are in the cache; none without huggingface_hub."""
+    try:
+        found = [_cached(name.repository, file, name.revision or _MAIN)[1] for file in files]
+    except (ImportError, ValueError):  # ValueError: a name that the hub does not allow
+        return []
+    return [path for path in found if path is not None]
 
 
 def find_snapshot(name: HubId, config: str) -> Snapshot:

@@ -16,6 +16,8 @@ _OF_THE_DISK = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EFBIG", "EIO", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
 }
+# Classes of requests, urllib3, http.client and httpx for an answer that breaks off.
+_CUT = {"ChunkedEncodingError", "ProtocolError", "RemoteProtocolError", "IncompleteRead", "ReadError"}
 _TOKEN = "set HF_TOKEN to a token of an account that may read it, or run hf auth login"
 
 
@@ -63,10 +65,9 @@ def explained(error: Exception, repository: str, revision: str) -> Failure:
 
     error = _innermost(error)
     page, status = f"{endpoint_text()}/{repository}", _status(error)
-    disk = next((each for each in _chain(error) if getattr(each, "errno", None) in _OF_THE_DISK), None)
-    if disk is not None:
+    if getattr(error, "errno", None) in _OF_THE_DISK:  # itself: the network's errors are of classes of the libraries
         return Failure(
-            f"{constants.HF_HUB_CACHE} cannot be written ({_described(disk)})",
+            f"{constants.HF_HUB_CACHE} cannot be written ({_described(error)})",
             "Free space there, make it writable, or set HF_HOME to another folder",
         )
     if isinstance(error, GatedRepoError):
@@ -121,10 +122,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _described(error: BaseException) -> str:
-    """Describe an exception in a few words: by the system's reason, or by the first line of its own message."""
+    """Describe an exception in a few words: by the system's reason, its class, or the first line of its message."""
     chain = list(_chain(error))
+    classes = {type(each).__name__ for each in chain}
     reason = next((text for each in chain if isinstance(text := getattr(each, "strerror", None), str)), None)
-    if reason is None and any("Timeout" in type(each).__name__ for each in chain):
+    if reason is None and any("Timeout" in name for name in classes):
         return "there was no answer in time"
+    if reason is None and classes & _CUT:
+        return "the connection was cut"
     own = str(error).strip().partition("\n")[0] or type(error).__name__
     return reason or f"{own:.200}".rstrip(".")

@@ -25,6 +25,7 @@ from . import published
 from .checkpoints import SUFFIXES, is_path_like, open_checkpoint, warn_misnamed
 from .download import cache_folder, file_sha256
 from .folders import CONFIG, WEIGHTS, SavedModel, architecture_beside, find_saved
+from .hub import HubId, cached_files
 from .published import DEFAULT, WeightsEntry
 from .timm_config import refuse_anti_aliasing
 
@@ -97,8 +98,8 @@ def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Sour
 def input_files(*inputs: object) -> list[Path]:
     """Return the existing files that loading a model may read, so that no output replaces them.
 
-    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and the downloaded
-    weights of a named model, are among them.
+    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and what was downloaded
+    of a named model or a hub id, are among them.
     """
     found: list[Path] = []
     for given in inputs:
@@ -109,6 +110,8 @@ def input_files(*inputs: object) -> list[Path]:
         if isinstance(given, str):
             cached = (cache_folder() / entry.file for entry in published.entries_of(given))
             found += [path for path in cached if os.path.exists(path)]
+            hub_id = HubId.parse(given)
+            found += [] if hub_id is None else cached_files(hub_id, (CONFIG, *WEIGHTS))
     return found
 
 

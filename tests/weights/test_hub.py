@@ -24,6 +24,7 @@ from fastres.errors import (
 from fastres.export.metadata import describe_weights
 from fastres.weights.folders import names_a_folder
 from fastres.weights.inspect import inspect
+from fastres.weights.sources import input_files
 
 from .hub_server import ID, PROCESSOR, Files, HubServer, commit_of, complete
 from .other_libraries import Logits, check_logits
@@ -91,6 +92,9 @@ class TestDownload:
         commit = hub.repositories[ID].commit({**files, "README.md": b"other"}, revision)
         assert fastres.load(f"hf-hub:{ID}@{revision}").weights == f"{ID}@{commit}"
 
+    def test_an_address_that_was_copied_from_the_browser(self, hub: HubServer) -> None:
+        assert fastres.load(f"https://huggingface.co/{ID}").weights == f"{ID}@{commit_of(hub)}"
+
     def test_weights_of_a_named_model(self, hub: HubServer, small: Logits) -> None:
         with pytest.raises(StateDictMismatchError, match=rf"{ID}@\w+ holds resnet-bottleneck-1-2-1 .* not resnet18"):
             fastres.load("resnet18", weights=ID)
@@ -139,6 +143,13 @@ class TestDownload:
         with pytest.raises(WeightsError, match=message):
             fastres.load(ID)
 
+    def test_downloaded_files_are_not_written_over(self, hub: HubServer, tmp_path: Path) -> None:
+        assert input_files(ID) == []
+        fastres.load(ID)
+        snapshot = tmp_path / "cache" / "models--someone--small-resnet" / "snapshots" / commit_of(hub)
+        assert input_files(ID) == [snapshot / "config.json", snapshot / "model.safetensors"]
+        assert input_files("a/b..c") == []
+
     def test_inspect(self, hub: HubServer) -> None:
         report = inspect(ID)
         assert report.runs
@@ -165,7 +176,14 @@ class TestNames:
         monkeypatch.chdir(folder.parent)
         with pytest.raises(WeightsError, match=r"There is no file checkpoints/best\.pth"):
             fastres.load("resnet18", weights="checkpoints/best.pth")
-        for name in ("a/b/c", "resnet51", "models/best.pth", f"{ID}@../../../etc"):
+        for name in (
+            "a/b/c",
+            "resnet51",
+            "models/best.pth",
+            "images/cat.JPG",
+            "models/resnet.onnx",
+            f"{ID}@../../../etc",
+        ):
             assert not names_a_folder(name)
         with pytest.raises(UnknownModelError):
             fastres.load("models/deep/resnet")

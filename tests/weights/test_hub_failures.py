@@ -149,15 +149,16 @@ class TestFailures:
         check_logits(small, fastres.load(ID), sizes=((64, 64),))
         assert [method for method, path in hub.requests if "/cdn/" in path] == ["GET", "GET"]
 
-    @pytest.mark.parametrize("fault", ["cuts", "size"])
+    @pytest.mark.parametrize(
+        ("fault", "reason"),
+        [("cuts", "the connection was cut"), ("size", "Consistency check failed: file should")],
+    )
     def test_a_download_that_stays_incomplete_is_not_kept(
-        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
     ) -> None:
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
         setattr(hub, fault, 1000)
-        with pytest.raises(
-            DownloadError, match=rf"model\.safetensors of {ID}@\w+ .* cannot be downloaded from"
-        ) as raised:
+        with pytest.raises(DownloadError, match=rf"{WEIGHTS} .* from http://127[^ ]+: {reason}") as raised:
             fastres.load(ID)
         assert "\n" not in str(raised.value)
         assert complete(tmp_path / "cache") == {"config.json", "preprocessor_config.json"}
@@ -186,6 +187,11 @@ class TestFailures:
 
         monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
         with pytest.raises(DownloadError, match=r"cannot be written \(No space left on device\)\. Free space"):
+            fastres.load(ID)
+
+    def test_a_server_without_tls(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        use(hub.url.replace("http:", "https:"), monkeypatch)
+        with pytest.raises(DownloadError, match=r"from https://127[^ ]+: \[SSL.* Check the network"):
             fastres.load(ID)
 
     def test_a_password_in_the_address_is_not_shown(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
