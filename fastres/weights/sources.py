@@ -98,8 +98,8 @@ def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Sour
 def input_files(*inputs: object) -> list[Path]:
     """Return the existing files that loading a model may read, so that no output replaces them.
 
-    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and what was downloaded
-    of a named model or a hub id, are among them.
+    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and what was
+    downloaded of a named model or a hub id, are among them.
     """
     found: list[Path] = []
     for given in inputs:
