@@ -15,6 +15,9 @@ import torch
 _CACHE = f"torchinductor-{getpass.getuser()}-{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), _CACHE))
 
+# huggingface_hub reads this when it is imported. Without it, a name with a slash would be looked up on the real hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.runtime import interpreter
 

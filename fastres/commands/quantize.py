@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a name from 'fastres list', a saved folder or a cached hub id")
+    add("model", metavar="MODEL", help="a name from 'fastres list', a saved folder or a hub id")
     add("images", nargs="+", metavar="IMAGES", help="folder, glob, tar files (WebDataset) or Parquet files")
     add("-o", "--output", required=True, type=Path, help="file to write: .safetensors")
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")

@@ -48,13 +48,16 @@ def load(
     """Load a model by name, from a file that ``model.save`` wrote, or from a folder that transformers or timm saved.
 
     ``name`` is one of :func:`fastres.list_models`, or such a file (``"model.safetensors"``, which brings everything),
-    or a folder with ``config.json`` and ``model.safetensors``, or a hub
-    id that is in Hugging Face's local cache (``"microsoft/resnet-50"``, ``"timm/resnet50.a1_in1k"``). A folder also
-    provides the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
+    or a folder with ``config.json`` and ``model.safetensors``, or a hub id (``"microsoft/resnet-50"``,
+    ``"timm/resnet50.a1_in1k"``, or with a branch, tag or commit: ``"timm/resnet50.a1_in1k@main"``). Folders and hub ids
+    also provide the architecture, the class names and the preprocessing. ``weights`` is ``"DEFAULT"``, an entry of the
     model's published weights (``"IMAGENET1K_V1"``), a torchvision enum member, a path (``.pth``, ``.pt``,
     ``.safetensors``), a folder or hub id, a state dict, or ``None`` for random weights, initialised as in torchvision.
 
-    Published weights are downloaded once into torch's hub cache and checked against their sha256 at every load.
+    Published weights are downloaded once into torch's hub cache and checked against their sha256 at every load. The
+    files of a hub id are downloaded by huggingface_hub into its own cache, and ``model.weights`` names their commit.
+    ``progress`` shows a bar on stderr during a download.
+
     If ``num_classes`` differs from the weights' number of classes, the classifier is random and a warning says so. With
     ``num_classes=0`` there is no classifier, and ``model(x)`` returns the same as :meth:`Model.embed`. ``dtype="auto"``
     computes in float16 on CUDA and float32 on the CPU.

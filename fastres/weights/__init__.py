@@ -6,12 +6,14 @@ networks.
 
 from .checkpoints import MisnamedFileWarning
 from .fitting import FreshHeadWarning
+from .hub import CachedRevisionWarning
 from .published import BUNDLED_MODEL, DEFAULT, WeightsEntry, entries, get_entry
 from .state import LoadedWeights, load_state
 
 __all__ = [
     "BUNDLED_MODEL",
     "DEFAULT",
+    "CachedRevisionWarning",
     "FreshHeadWarning",
     "LoadedWeights",
     "MisnamedFileWarning",

@@ -1,48 +1,91 @@
-"""Read folders that transformers or timm saved, and hub ids in Hugging Face's local cache.
+"""Read what transformers or timm saved: folders, and models on Hugging Face's hub (:mod:`fastres.weights.hub`).
 
-A folder holds ``config.json``, which describes the network, and ``model.safetensors`` (or ``pytorch_model.bin``).
-Nothing is downloaded. A hub id is looked up in ``huggingface_hub``'s cache; if it is not there, the error says how to
-download it.
+Both hold ``config.json``, which describes the network, and ``model.safetensors`` (or ``pytorch_model.bin``). The
+weights of a hub id are downloaded only when the configuration is one of a network that fastres runs.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from fastres.errors import CorruptCheckpointError, DownloadError, MissingDependencyError, WeightsError
+from fastres.errors import CorruptCheckpointError, WeightsError
 from fastres.files import read_regular
 from fastres.images.transforms import Transforms
 from fastres.network.architectures import Architecture
+from fastres.terminal import warn
 
 from . import timm_config, transformers_config
-from .checkpoints import is_checkpoint_name
+from .hub import CachedRevisionWarning, HubId, UnreachableError, find_snapshot
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 _DEEPEST = 50  # levels of a configuration
-_HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+
+
+class Files(Protocol):
+    """The files of a saved model, in a folder or on the hub."""
+
+    @property
+    def source(self) -> str:
+        """The name that loads the model again."""
+        ...
+
+    def file(self, name: str, progress: bool = False) -> Path | None:
+        """Return the path of the file ``name``, which may have to be downloaded, or ``None`` if there is none."""
+        ...
+
+    def described(self) -> str:
+        """Return where the files are, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files in the folder at ``path``."""
+
+    source: str
+    path: Path
+
+    def file(self, name: str, progress: bool = False) -> Path | None:
+        path = self.path / name
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:  # reading it will give the reason
+            return path
+        return path
+
+    def described(self) -> str:
+        found = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
+        return f"{self.path}, which has {found or 'no files'}"
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """The configuration of a saved folder.
+    """The configuration of a saved folder or of a model on the hub.
 
-    ``arch`` has the head's number of classes. ``transforms`` is ``None`` if the folder has no preprocessing, and
-    ``categories`` is ``None`` if it has no class names.
+    ``source`` names it; a hub id has the hash of the commit. ``arch`` has the head's number of classes. ``transforms``
+    is ``None`` if there is no preprocessing, and ``categories`` is ``None`` if there are no class names.
     """
 
-    source: str
-    folder: Path
-    weights: Path
+    files: Files
     library: Literal["transformers", "timm"]
     arch: Architecture
     transforms: Transforms | None
     categories: tuple[str, ...] | None
+
+    @property
+    def source(self) -> str:
+        return self.files.source
+
+    def weights_file(self, progress: bool = True) -> Path:
+        """Return the file with the weights; that of a hub id may be downloaded. See :func:`weights_file`."""
+        return weights_file(self.files, progress)
 
 
 def names_a_folder(name: object) -> bool:
@@ -51,7 +94,7 @@ def names_a_folder(name: object) -> bool:
         return False
     try:
         path = Path(os.fsdecode(name)).expanduser()
-        return path.is_dir() or (isinstance(name, str) and not path.exists() and _hub_id(name) is not None)
+        return path.is_dir() or (isinstance(name, str) and not path.exists() and HubId.parse(name) is not None)
     except (OSError, RuntimeError, ValueError, TypeError):  # a name that the system does not accept
         return False
 
@@ -67,23 +110,44 @@ def find_saved(weights: object) -> SavedModel | None:
 
 
 def read_saved(name: str | os.PathLike[str]) -> SavedModel:
-    """Read the configuration of the folder or cached hub id called ``name``; the weights are not read.
+    """Read the configuration of the folder or hub id called ``name``; the weights are neither read nor downloaded.
 
-    Raises ``DownloadError`` for a hub id that is not in the cache, ``MissingDependencyError`` without huggingface_hub,
-    ``WeightsError`` if a file is missing, ``CorruptCheckpointError`` if ``config.json`` is not a JSON object,
-    ``ConfigError`` if it is contradictory, and ``ArchitectureError`` for a network that fastres does not run.
+    Raises the errors of :func:`find_files`, ``WeightsError`` without ``config.json``, ``CorruptCheckpointError`` if it
+    is not a JSON object, ``ConfigError`` if it is contradictory, and ``ArchitectureError`` for a network that fastres
+    does not run.
     """
-    folder = find_folder(name)
-    source = str(name)
-    config = read_json(folder / CONFIG, source)
-    weights = weights_file(folder, source)
+    return parse_saved(find_files(name))
+
+
+def parse_saved(files: Files) -> SavedModel:
+    """Read the configuration among ``files``; raises the errors of :func:`read_saved`."""
+    source = files.source
+    path = files.file(CONFIG)
+    if path is None:
+        raise WeightsError(
+            f"{source} has no {CONFIG} ({files.described()}). A folder that transformers or timm saved has {CONFIG} "
+            f"and {WEIGHTS[0]}. To load a checkpoint file, pass its own path as weights=."
+        )
+    config = read_json(path, source)
     if timm_config.is_timm(config):
-        arch, transforms, categories = timm_config.parse(config, source)
-        return SavedModel(source, folder, weights, "timm", arch, transforms, categories)
+        return SavedModel(files, "timm", *timm_config.parse(config, source))
     arch, labels = transformers_config.parse(config, source)
-    processor = folder / transformers_config.PROCESSOR
-    found = transformers_config.transforms(read_json(processor, source), source) if processor.exists() else None
-    return SavedModel(source, folder, weights, "transformers", arch, found, labels)
+    processor = _processor(files)
+    found = None if processor is None else transformers_config.transforms(read_json(processor, source), source)
+    return SavedModel(files, "transformers", arch, found, labels)
+
+
+def _processor(files: Files) -> Path | None:
+    """Return the file with transformers' preprocessing. Warns if it is unknown whether there is one."""
+    try:
+        return files.file(transformers_config.PROCESSOR)
+    except UnreachableError as error:
+        warn(
+            f"If the model has its own preprocessing, it is not used, but ImageNet's usual one. {error}",
+            CachedRevisionWarning,
+            stacklevel=6,  # the caller of fastres.load
+        )
+        return None
 
 
 def architecture_beside(weights: Path) -> Architecture | None:
@@ -105,11 +169,6 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
     """Return the JSON object in the file at ``path``, which belongs to ``source``."""
     try:
         value = json.loads(read_regular(path).decode("utf-8-sig"), object_pairs_hook=_unique)
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{source} has no {path.name} ({path.parent}). A folder that transformers or timm saved has {CONFIG} and "
-            f"{WEIGHTS[0]}. To load a checkpoint file, pass its own path as weights=."
-        ) from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     except (ValueError, RecursionError) as error:
@@ -146,60 +205,48 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def find_folder(name: str | os.PathLike[str]) -> Path:
-    """Return the folder ``name``, or the cached snapshot of the hub id; raises the errors of :func:`read_saved`."""
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else _cached_folder(str(name))
+def find_files(name: str | os.PathLike[str]) -> Files:
+    """Return the files of the folder ``name``, or those of the hub id; see :func:`fastres.weights.hub.find_snapshot`.
 
-
-def weights_file(folder: Path, source: str) -> Path:
-    """Return the weights file of a saved folder; raises ``WeightsError`` if there is none or if it is split."""
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-        if (folder / f"{name}.index.json").is_file():
-            raise WeightsError(
-                f"{source} has its weights in several files ({name}.index.json). Save them again as one file: "
-                "model.save_pretrained(folder, max_shard_size='10GB')."
-            )
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
-    raise WeightsError(
-        f"{source} has no weights: {folder} must hold {' or '.join(WEIGHTS)}, but it has {found or 'no files'}. "
-        "Save the model there again, or pass another folder."
-    )
-
-
-def _hub_id(name: str) -> re.Match[str] | None:
-    match = _HUB_ID.fullmatch(name)
-    return None if match is None or is_checkpoint_name(match["id"]) else match
-
-
-def _cached_folder(name: str) -> Path:
-    """Return the snapshot folder of a hub id in Hugging Face's local cache."""
-    match = _hub_id(name)
-    if match is None:
+    Raises ``WeightsError`` for a name that is neither, and the errors of that function.
+    """
+    folder, text = Path(name).expanduser(), str(name)
+    if folder.is_dir():
+        return Folder(text, folder)
+    hub_id = HubId.parse(text)
+    if hub_id is None:
         raise WeightsError(
-            f"There is no folder {name}. Pass the path of a folder that transformers or timm saved, or a hub id such "
+            f"There is no folder {text}. Pass the path of a folder that transformers or timm saved, or a hub id such "
             "as 'microsoft/resnet-50'."
         )
-    try:
-        from huggingface_hub import constants, try_to_load_from_cache
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"There is no folder {name}. If it is a hub id, install huggingface_hub: pip install 'fastres[huggingface]'"
-        ) from error
-    try:
-        found = try_to_load_from_cache(match["id"], CONFIG, revision=match["revision"])
-    except ValueError as error:  # the hub's own rules for names
-        raise WeightsError(
-            f"There is no folder {name}, and it is not a valid hub id. Pass the path of a folder that transformers or "
-            "timm saved, or a hub id such as 'microsoft/resnet-50'."
-        ) from error
-    if not isinstance(found, str):
-        at = f" at revision {match['revision']!r}" if match["revision"] else ""
-        raise DownloadError(
-            f"There is no folder {name}, and the hub id {match['id']!r}{at} is not in the local cache "
-            f"{constants.HF_HUB_CACHE}. fastres does not download from the hub; download it first with "
-            f"hf download {match['id']} or huggingface_hub.snapshot_download({match['id']!r})."
-        )
-    return Path(found).parent
+    return find_snapshot(hub_id, CONFIG)
+
+
+def weights_file(files: Files, progress: bool = True) -> Path:
+    """Return the file with the weights; ``progress`` shows a bar if it is downloaded.
+
+    Raises ``WeightsError`` if there is none or if it is split, and ``DownloadError``.
+    """
+    unknown: list[UnreachableError] = []
+
+    def found(name: str, progress: bool = False) -> Path | None:
+        try:
+            return files.file(name, progress)
+        except UnreachableError as error:  # the next one may be in the cache
+            unknown.append(error)
+            return None
+
+    for name in WEIGHTS:
+        if (path := found(name, progress)) is not None:
+            return path
+        if found(f"{name}.index.json") is not None:
+            raise WeightsError(
+                f"{files.source} has its weights in several files ({name}.index.json). Save them again as one file: "
+                "model.save_pretrained(folder, max_shard_size='10GB')."
+            )
+    if unknown:
+        raise unknown[0]
+    raise WeightsError(
+        f"{files.source} has no weights: there must be {' or '.join(WEIGHTS)} in {files.described()}. Save the model "
+        "there again, or pass another folder or hub id."
+    )

@@ -21,7 +21,7 @@ from fastres.text import dtype_name, path_text
 from .checkpoints import is_path_like, open_checkpoint
 from .download import file_sha256
 from .fitting import describe_misfits, known_fits
-from .folders import SavedModel, find_folder, names_a_folder, read_saved, weights_file
+from .folders import Folder, SavedModel, find_files, names_a_folder, parse_saved, weights_file
 from .layouts import LAYOUTS, recognise
 from .saved import is_saved, read
 from .sources import find_source, usable_path
@@ -108,19 +108,23 @@ def _described(transforms: Transforms) -> str:
 
 
 def inspect(name: str | os.PathLike[str]) -> CheckpointReport:
-    """Describe the checkpoint ``name``: a file, a folder that transformers or timm saved, or a cached hub id.
+    """Describe the checkpoint ``name``: a file, a folder that transformers or timm saved, or a hub id.
 
     No code from the checkpoint is run. Raises ``WeightsError`` or a subclass if the checkpoint cannot be read or holds
-    no state dict.
+    no state dict. The weights of a hub id are downloaded only if fastres runs the network of its configuration;
+    otherwise the error of :func:`~fastres.weights.folders.read_saved` is raised.
     """
     saved: SavedModel | None = None
     refusal: FastresError | None = None
     if names_a_folder(name):
-        path = weights_file(find_folder(name), str(name))
+        files = find_files(name)
         try:
-            saved = read_saved(name)
+            saved = parse_saved(files)
         except (ArchitectureError, ConfigError) as error:  # the tensors can still be described
+            if not isinstance(files, Folder):  # they would be downloaded for nothing
+                raise
             refusal = error
+        path = weights_file(files)
     else:
         path = usable_path(name)
         if str(name) in ARCHITECTURES and not path.exists():
@@ -189,7 +193,7 @@ def _own(path: Path) -> CheckpointReport:
 
 def _load_line(name: str, models: tuple[str, ...], classes: int | None, saved: SavedModel | None) -> str:
     if saved is not None:
-        return f"fastres.load({name!r})"
+        return f"fastres.load({saved.source!r})"
     path = name if is_path_like(name) else os.path.join(".", name)
     return f"fastres.load({models[0]!r}, {path!r}{', num_classes=0' if classes is None else ''})"
 

@@ -25,6 +25,7 @@ from . import published
 from .checkpoints import SUFFIXES, is_path_like, open_checkpoint, warn_misnamed
 from .download import cache_folder, file_sha256
 from .folders import CONFIG, WEIGHTS, SavedModel, architecture_beside, find_saved
+from .hub import HubId, cached_files
 from .published import DEFAULT, WeightsEntry
 from .timm_config import refuse_anti_aliasing
 
@@ -75,18 +76,19 @@ class Source:
             )
 
 
-def find_source(arch: Architecture, weights: Any) -> Source:
+def find_source(arch: Architecture, weights: Any, progress: bool = True) -> Source:
     """Return the source that ``weights`` means for ``arch``; see :func:`fastres.weights.load_state`.
 
-    Reads configurations, but no tensors. Raises ``UnknownWeightsError`` for an unknown name or object, ``WeightsError``
-    for a path that the system does not accept, ``StateDictMismatchError`` if a folder holds another network, and the
-    errors of :func:`~fastres.weights.folders.read_saved`.
+    Reads configurations, but no tensors. The weights of a hub id are downloaded; ``progress`` shows a bar. Raises
+    ``UnknownWeightsError`` for an unknown name or object, ``WeightsError`` for a path that the system does not accept,
+    ``StateDictMismatchError`` if a folder holds another network, and the errors of
+    :func:`~fastres.weights.folders.read_saved`.
     """
     weights = _plain(weights)
     saved = find_saved(weights)
     if saved is not None:
         _check_same(arch, saved.arch, saved.source, saved.source)
-        return Source(saved.source, path=saved.weights, saved=saved)
+        return Source(saved.source, path=saved.weights_file(progress), saved=saved)
     entry = published_entry(arch.name, weights)
     if entry is not None:
         return Source(f"{entry.model} {entry.name} ({entry.file})", entry=entry)
@@ -96,8 +98,8 @@ def find_source(arch: Architecture, weights: Any) -> Source:
 def input_files(*inputs: object) -> list[Path]:
     """Return the existing files that loading a model may read, so that no output replaces them.
 
-    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and the downloaded
-    weights of a named model, are among them.
+    ``inputs`` are a model, its weights and class names, in any form. The files of a saved folder, and what was
+    downloaded of a named model or a hub id, are among them.
     """
     found: list[Path] = []
     for given in inputs:
@@ -108,6 +110,8 @@ def input_files(*inputs: object) -> list[Path]:
         if isinstance(given, str):
             cached = (cache_folder() / entry.file for entry in published.entries_of(given))
             found += [path for path in cached if os.path.exists(path)]
+            hub_id = HubId.parse(given)
+            found += [] if hub_id is None else cached_files(hub_id, (CONFIG, *WEIGHTS))
     return found
 
 
@@ -115,7 +119,8 @@ def usable_path(name: str | os.PathLike[str]) -> Path:
     """Return ``name`` as a path, with ``~`` expanded; raises ``WeightsError`` if the system does not accept it."""
     if "://" in str(name):
         raise WeightsError(
-            f"{name} is a URL. fastres downloads only published weights; download the file, and pass its path."
+            f"{name} is a URL. fastres downloads only published weights and hub ids; download the file, and pass its "
+            "path."
         )
     try:
         path = Path(name).expanduser()

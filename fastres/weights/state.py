@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +47,7 @@ def load_state(
     - ``"DEFAULT"``, an entry's name (also as ``"ResNet50_Weights.IMAGENET1K_V1"``), or a torchvision enum member;
     - the path of a ``.pth``, ``.pt`` or ``.safetensors`` file; under the name of a published file of this model it must
       be that file, and is treated as its entry;
-    - a folder that transformers or timm saved, or its hub id if it is cached (:mod:`fastres.weights.folders`);
+    - a folder that transformers or timm saved, or a hub id (:mod:`fastres.weights.hub`);
     - a state dict, possibly wrapped and with prefixes (:mod:`fastres.weights.wrapping`);
     - ``None`` for random weights, initialised as in torchvision.
 
@@ -62,7 +63,7 @@ def load_state(
     if weights is None:
         arch = arch if num_classes is None else arch.with_classes(num_classes)
         return LoadedWeights(random_state(arch), arch, None, "random initialisation", False)
-    source = find_source(arch, weights)
+    source = find_source(arch, weights, progress)
     content, shared = source.read(progress)
     return fit_source(source, arch, unwrap_traced(content), num_classes, copy=shared)
 
@@ -74,17 +75,17 @@ def fit_source(
     text = source.text if unwrapped.part is None else f"{source.text}, its part {unwrapped.part!r}"
     state = to_torchvision(unwrapped.state, arch)
     fitted = fit_state(state, arch, num_classes, text, copy)
-    if source.saved is not None:
-        _check_classes(source.saved, arch, state)
+    if source.saved is not None and source.path is not None:
+        _check_classes(source.saved, source.path, arch, state)
     return LoadedWeights(fitted.state, fitted.arch, source.entry, text, fitted.missing_head, source.saved)
 
 
-def _check_classes(saved: SavedModel, arch: Architecture, state: dict[str, Tensor]) -> None:
+def _check_classes(saved: SavedModel, path: Path, arch: Architecture, state: dict[str, Tensor]) -> None:
     """Raise ``ConfigError`` if a folder's configuration and its classifier differ in the number of classes."""
     held = state["fc.weight"].shape[0] if "fc.weight" in state else saved.arch.num_classes
     if held != saved.arch.num_classes:
         raise ConfigError(
             f"{saved.source} contradicts itself: {CONFIG} has {saved.arch.num_classes} classes, but the classifier in "
-            f"{saved.weights.name} has {held}. Correct {CONFIG}, or load only the weights: "
-            f"fastres.load({arch.name!r}, weights={str(saved.weights)!r})."
+            f"{path.name} has {held}. Correct {CONFIG}, or load only the weights: "
+            f"fastres.load({arch.name!r}, weights={str(path)!r})."
         )

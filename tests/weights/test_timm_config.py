@@ -18,6 +18,7 @@ from fastres.images import categories
 from fastres.network.architectures import ARCHITECTURES, conv_specs, get_architecture, state_dict_shapes
 from fastres.weights import timm_config
 
+from .hub_server import HubServer, Repository
 from .other_libraries import calibrated_live, check_logits
 
 timm = pytest.importorskip("timm")
@@ -86,6 +87,17 @@ def test_a_folder_as_weights(resnet18: nn.Module, tmp_path: Path) -> None:
     with pytest.warns(fastres.weights.FreshHeadWarning):
         assert fastres.load(str(folder), num_classes=3).categories is None
     assert fastres.load(str(folder), weights=None).num_classes == 7
+
+
+def test_a_hub_id(resnet18: nn.Module, hub: HubServer, tmp_path: Path) -> None:
+    folder = saved(resnet18, tmp_path / "saved")
+    hub.repositories["timm/resnet18.mine_in1k"] = repository = Repository()
+    commit = repository.commit({path.name: path.read_bytes() for path in folder.iterdir()})
+    model = fastres.load("timm/resnet18.mine_in1k")
+    assert model.weights == f"timm/resnet18.mine_in1k@{commit}"
+    assert hub.files == ["config.json", "model.safetensors"]
+    check_logits(resnet18, model, sizes=((64, 64),))
+    check_logits(resnet18, fastres.load("resnet18", f"timm/resnet18.mine_in1k@{commit}"), sizes=((64, 64),))
 
 
 def test_a_folder_without_a_classifier(resnet18: nn.Module, tmp_path: Path) -> None:
@@ -217,7 +229,7 @@ def test_damaged_folders_are_named(resnet18: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpointError, match="not a complete safetensors file"):
         fastres.load(str(folder))
     weights.rename(folder / "model-00001-of-00002.safetensors")
-    with pytest.raises(WeightsError, match=r"model\.safetensors or pytorch_model\.bin, but it has config\.json"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors or pytorch_model\.bin in .*, which has config\.json"):
         fastres.load(str(folder))
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(WeightsError, match="in several files"):

@@ -1,10 +1,8 @@
-"""transformers' checkpoints, in folders and in the hub's cache, compared with its own models and processors."""
+"""transformers' checkpoints in folders, compared with its own models and processors."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,16 @@ import fastres
 from fastres.errors import (
     ArchitectureError,
     ConfigError,
-    DownloadError,
-    MissingDependencyError,
     StateDictMismatchError,
-    WeightsError,
 )
 from fastres.network.architectures import get_architecture, state_dict_shapes
 from fastres.weights import transformers_config
 from fastres.weights.layouts import to_torchvision
 
-from .other_libraries import Logits, calibrated_live, check_logits
+from .other_libraries import SMALL, Logits, check_logits, live_transformers
 
 transformers = pytest.importorskip("transformers")
-hub = pytest.importorskip("huggingface_hub")
 
-SMALL: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [32, 64, 96], "depths": [1, 2, 1], "num_labels": 5}
 # The contents of the published files of microsoft/resnet-50.
 PROCESSOR = {
     "crop_pct": 0.875,
@@ -46,23 +39,12 @@ PROCESSOR = {
 }
 
 
-def live(**config: Any) -> Logits:
-    torch.manual_seed(0)
-    module = transformers.ResNetForImageClassification(transformers.ResNetConfig(**config))
-    return calibrated_live(Logits(module))  # type: ignore[return-value]
-
-
 def saved(module: Logits, folder: Path, **changes: Any) -> Path:
     """``module`` as transformers saves it, with ``changes`` to its ``config.json``."""
     module.module.save_pretrained(folder)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def small() -> Logits:
-    return live(**SMALL)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +60,7 @@ def small() -> Logits:
     ids=["small", "stride in 1×1", "stride in first stage", "basic", "basic, stride in first stage", "resnet-18"],
 )
 def test_logits_of_saved_folders(config: dict[str, Any], tmp_path: Path) -> None:
-    module = live(**config)
+    module = live_transformers(**config)
     model = fastres.load(str(saved(module, tmp_path)))
     check_logits(module, model)
     assert model.num_classes == config.get("num_labels", 2)
@@ -148,7 +130,7 @@ def test_live_modules_that_compute_something_else_are_refused(small: Logits) -> 
         fastres.from_module(small.module.resnet)  # type: ignore[union-attr]
     with pytest.raises(ArchitectureError, match="activation 'gelu'"):
         fastres.from_module(transformers.ResNetForImageClassification(transformers.ResNetConfig(hidden_act="gelu")))
-    other = live(**SMALL).module
+    other = live_transformers(**SMALL).module
     next(layer for layer in other.modules() if isinstance(layer, torch.nn.BatchNorm2d)).eps = 1e-3
     with pytest.raises(ArchitectureError, match="eps 1e-05"):
         fastres.from_module(other)  # type: ignore[arg-type]
@@ -263,52 +245,3 @@ def test_configurations_that_do_not_fit_are_named(
 ) -> None:
     with pytest.raises(error, match=message):
         fastres.load(str(saved(small, tmp_path, **changes)))
-
-
-class TestHub:
-    @pytest.fixture
-    def cache(self, small: Logits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A cache laid out as huggingface_hub does, with one model of one revision."""
-        repository = tmp_path / "hub" / "models--someone--small-resnet"
-        saved(small, repository / "snapshots" / "abc123")
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("abc123")
-        monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        return repository
-
-    @pytest.mark.usefixtures("cache")
-    @pytest.mark.parametrize(
-        "name", ["someone/small-resnet", "hf-hub:someone/small-resnet", "someone/small-resnet@abc123"]
-    )
-    def test_cached_ids_are_loaded(self, small: Logits, name: str) -> None:
-        check_logits(small, fastres.load(name), sizes=((64, 64),))
-
-    @pytest.mark.usefixtures("cache")
-    @pytest.mark.parametrize("name", ["someone/other-resnet", "someone/small-resnet@def456"])
-    def test_what_is_not_cached_is_named_with_advice(self, name: str) -> None:
-        with pytest.raises(DownloadError, match=r"not in the local cache .*hub.*hf download someone/"):
-            fastres.load(name)
-        with pytest.raises(DownloadError, match="not in the local cache"):
-            fastres.load("resnet18", weights=name)
-
-    @pytest.mark.parametrize("name", ["./resnet50", "saved/-resnet", "saved/a..b"])
-    def test_a_folder_that_is_not_there_and_no_hub_id(self, name: str) -> None:
-        with pytest.raises(WeightsError, match=r"There is no folder .*not a valid hub id"):
-            fastres.load(name)
-
-    def test_a_snapshot_without_its_weights_is_named(self, cache: Path) -> None:
-        (cache / "snapshots" / "abc123" / "model.safetensors").unlink()
-        with pytest.raises(WeightsError, match=r"someone/small-resnet has no weights: .* must hold"):
-            fastres.load("someone/small-resnet")
-
-    def test_without_the_library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(MissingDependencyError, match=r"pip install 'fastres\[huggingface\]'"):
-            fastres.load("someone/small-resnet")
-
-    def test_paths_stay_paths(self, small: Logits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(WeightsError, match=r"There is no file checkpoints/best\.pth"):
-            fastres.load("resnet18", weights="checkpoints/best.pth")
-        shutil.copytree(saved(small, tmp_path / "saved"), tmp_path / "models" / "small")
-        assert fastres.load("models/small").num_classes == 5
