@@ -49,8 +49,9 @@ def test_after_an_installation(facts: str | None, expected: str, tmp_path: Path)
         (info / "direct_url.json").write_text(facts.replace("FOLDER", str(tmp_path)))
     package = site / "fastres"
     package.mkdir()
-    for name in ("extras.py", "__init__.py"):
-        (package / name).write_text((ROOT / "fastres" / "extras.py").read_text() if name == "extras.py" else "")
+    (package / "__init__.py").touch()
+    for name in ("extras.py", "errors.py"):
+        (package / name).write_text((ROOT / "fastres" / name).read_text())
     code = "from fastres.extras import install; print(install('look'))"
     variables = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

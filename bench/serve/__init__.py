@@ -4,3 +4,7 @@
 ``litserve`` are written as their users write them; ``figures`` turns what happened into numbers, ``tables`` into text
 and a drawing, ``command`` is the command line. What a server is made of belongs in ``fastres/serving``.
 """
+
+from fastres.extras import check_dependencies
+
+check_dependencies("bench serve", ["pyarrow", "aiohttp"], "serve,bench")

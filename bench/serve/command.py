@@ -27,9 +27,9 @@ from fastres.bench.measure.calibration import calibrated
 from fastres.bench.measure.watching import Program, watch
 from fastres.bench.report.results import check_folder, significant, write_json, write_whole
 from fastres.classification.driving import every
-from fastres.classification.requests import check_dependencies
 from fastres.commands.environment import installed_version
 from fastres.errors import FastresError, InputError
+from fastres.extras import check_dependencies
 from fastres.network.architectures import get_architecture
 from fastres.terminal import progress_bar, wrote
 
@@ -264,7 +264,7 @@ def _check_packages(options: argparse.Namespace) -> None:
     """Raise ``MissingDependencyError`` if a package is not installed."""
     servers = () if options.url else ("litserve", "prometheus_client")
     check_dependencies("bench serve", ["aiohttp", *servers, "matplotlib"], "serve,bench")
-    check_dependencies("bench serve", ["sklearn", "skimage"], "test")  # have the photographs
+    check_dependencies("bench serve", ["sklearn", "skimage"], "demo")  # have the photographs
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

@@ -27,13 +27,14 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.errors import InputError, OutputError
+from fastres.extras import check_dependencies
 from fastres.files import refuse_inputs
 from fastres.model.model import Model
 from fastres.storage.urls import is_url
 from fastres.terminal import is_terminal
 
 from .report import Report
-from .requests import CPU_BATCH, GPU_BATCH, HTML_PICTURES, Request, Sources, check_dependencies
+from .requests import CPU_BATCH, GPU_BATCH, HTML_PICTURES, Request, Sources
 from .shards import Shard
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 
 from fastres.arguments import whole_number
 from fastres.errors import InputError, MissingDependencyError
-from fastres.extras import install
+from fastres.extras import check_dependencies, install
 from fastres.images.jpeg import FAST, check_decoder
 from fastres.model.loading import load
 from fastres.model.model import Model
@@ -64,7 +64,8 @@ class Request:
         }
         check_decoder(self.decoder)
         refuse_options_of_loaded(self.model, self.weights, self.dtype, self.device, self.categories)
-        check_dependencies("classify", ["pyarrow"])
+        hint = "Or let 'fastres predict IMAGES --csv' write CSV, which needs neither" if self.suffix == ".csv" else ""
+        check_dependencies("classify", ["pyarrow"], hint=hint)
         check_decoder_package(self.decoder)
         from .batches import checked_workers
 
@@ -145,15 +146,6 @@ def check_decoder_package(decoder: str, extra: str = "classify") -> None:
     """Raise ``MissingDependencyError`` if the package that ``decoder`` needs is not installed; ``extra`` has it."""
     if decoder == FAST and importlib.util.find_spec("simplejpeg") is None:
         raise MissingDependencyError(
-            f"decoder='fast' needs simplejpeg, which is not installed: pip install 'fastres[{extra}]'. Or use "
+            f"decoder='fast' needs simplejpeg, which is not installed: {install(extra)}. Or use "
             "decoder='exact' (--decoder exact), which needs only Pillow; it takes longer, and scores differ slightly"
-        )
-
-
-def check_dependencies(what: str, packages: Sequence[str], extra: str = "classify") -> None:
-    """Raise ``MissingDependencyError`` if one of ``packages`` is not installed; ``what`` needs them from ``extra``."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"{what} needs packages that are not installed ({' and '.join(missing)}): {install(extra)}"
         )

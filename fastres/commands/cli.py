@@ -63,6 +63,8 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if options.prints and not is_usable(sys.stdout):
         raise OutputStreamError(CLOSED)  # before the work, because nothing would come of it
+    if options.first:
+        print(options.first, flush=True)
     for module in options.needs:
         with contextlib.suppress(ImportError):  # the command says which package is missing
             importlib.import_module(module)
@@ -73,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastres", description="ResNet inference as fast as the hardware allows.")
     parser.add_argument("--version", action="version", version=f"fastres {__version__}")
     # ``prints``: the result is the text. ``needs``: modules to import before the work, which signals can interrupt.
-    parser.set_defaults(prints=False, needs=())
+    # ``first``: what to print before that, because importing torch takes seconds.
+    parser.set_defaults(prints=False, needs=(), first="")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser("list", help="list the models, their sizes and published weights")
@@ -113,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=quantize.run, needs=["fastres.calibration", "fastres.classification.batches"])
 
     command = commands.add_parser("inspect", help="describe a checkpoint, and say whether fastres can run it")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a cached hub id")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, a saved folder or a hub id")
     _json_option(command)
     command.set_defaults(run=_inspect, prints=True, needs=["fastres.weights.inspect"])
 
@@ -142,7 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         "--out", default="fastres_demo.png", metavar="FILE", help="the picture to write (default: %(default)s)"
     )
     command.add_argument("--quick", action="store_true", help="time with fewer repetitions")
-    command.set_defaults(run=_demo, needs=["fastres.commands.demo", "sklearn.datasets", "matplotlib.figure"])
+    first = f"fastres {__version__}: reads handwritten digits, then compares ResNet-50's speed with PyTorch's\n"
+    command.set_defaults(
+        run=_demo, first=first, needs=["fastres.commands.demo", "sklearn.datasets", "matplotlib.figure"]
+    )
 
     command = commands.add_parser("completion", help="print the code with which a shell completes fastres commands")
     completion.add_arguments(command)

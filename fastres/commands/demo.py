@@ -7,7 +7,6 @@ random weights.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import statistics
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.errors import FastresError, MissingDependencyError
-from fastres.extras import install
+from fastres.errors import FastresError
+from fastres.extras import check_dependencies
 from fastres.look.pictures import checked_picture, save_picture
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
@@ -30,7 +29,6 @@ from fastres.model.model import Model
 from fastres.network.architectures import get_architecture
 from fastres.terminal import progress_bar, wrote
 from fastres.text import dtype_name, path_text
-from fastres.version import __version__
 
 Engine = Callable[[Tensor], Tensor]
 
@@ -100,11 +98,11 @@ def run(output: Path | None = None, quick: bool = False) -> DemoReport:
     matplotlib, and ``FastresError`` if the picture cannot be written or the logits differ from eager PyTorch's.
     """
     picture = checked_picture(PICTURE if output is None else output, PICTURE)
-    _check_dependencies()
+    check_dependencies("The demo", ["sklearn", "matplotlib"], "demo")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load(NAME).to(device)
     dtype = dtype_name(model.dtype)
-    print(f"fastres {__version__} on {describe_device(device)}, {dtype}\n")
+    print(f"On {describe_device(device)}, in {dtype}.\n", flush=True)
 
     reading, error = read_digits(model)
     wrong = tuple((str(reading.digits[index]), str(reading.read[index])) for index in reading.wrong)
@@ -128,15 +126,6 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"the CPU ({threads} thread{'s' if threads != 1 else ''})"
-
-
-def _check_dependencies() -> None:
-    modules = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-    missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"The demo needs packages that are not installed ({' and '.join(missing)}): {install('demo')}"
-        )
 
 
 def _record() -> dict[str, Any]:

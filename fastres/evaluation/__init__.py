@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from fastres.arguments import whole_number
-from fastres.classification import check_dependencies
 from fastres.classification.requests import check_decoder_package
 from fastres.errors import InputError
+from fastres.extras import check_dependencies
 from fastres.files import refuse_inputs
 from fastres.images.categories import placeholders
 from fastres.terminal import is_terminal

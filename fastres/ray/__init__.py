@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastres.classification import check_dependencies
+from fastres.extras import check_dependencies
 
 check_dependencies("fastres.ray", ["ray", "pyarrow"], "ray")
 

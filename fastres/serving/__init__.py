@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from fastres.classification.processes import devices
-from fastres.classification.requests import check_dependencies, refuse_options_of_loaded
+from fastres.classification.requests import refuse_options_of_loaded
 from fastres.errors import DtypeError
+from fastres.extras import check_dependencies
 from fastres.images.jpeg import FAST
 from fastres.model.loading import load, parse_device
 from fastres.model.model import Model
@@ -25,7 +25,7 @@ from .settings import Settings
 
 __all__ = ["Settings", "serve"]
 
-_PACKAGES = ("litserve", "aiohttp", "prometheus_client", "python_multipart", "simplejpeg")
+_PACKAGES = ("pyarrow", "litserve", "aiohttp", "prometheus_client", "python_multipart", "simplejpeg")
 
 
 def serve(
@@ -105,6 +105,8 @@ def _loaded(
 
 def _devices(model: Model, device: torch.device | str | None) -> list[str]:
     """Return the device of each model process."""
+    from fastres.classification.processes import devices
+
     if model.dtype == torch.int8 and device is None:
         device = "cpu"
     found = devices(None if device is None else parse_device(device), None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastres.errors import DownloadError, MissingDependencyError, WeightsError
+from fastres.extras import install
 from fastres.terminal import is_terminal, warn
 from fastres.version import __version__
 
@@ -139,8 +140,7 @@ def find_snapshot(name: HubId, config: str) -> Snapshot:
         from huggingface_hub import constants
     except ImportError as error:
         raise MissingDependencyError(
-            f"There is no folder {name.given}. If it is a hub id, install huggingface_hub: "
-            "pip install 'fastres[huggingface]'"
+            f"There is no folder {name.given}. If it is a hub id, install huggingface_hub: {install('huggingface')}"
         ) from error
     revision = name.revision or _MAIN
     try:

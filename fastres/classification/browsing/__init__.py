@@ -17,8 +17,9 @@ from typing import Any
 
 from fastres.arguments import whole_number
 from fastres.classification.report import Report
-from fastres.classification.requests import HTML_PICTURES, Request, check_dependencies
+from fastres.classification.requests import HTML_PICTURES, Request
 from fastres.errors import FastresError, ImageError, InputError, OutputError
+from fastres.extras import check_dependencies
 from fastres.files import refuse_inputs, refuse_unwritable, written_whole
 from fastres.pages.words import count, significant
 from fastres.storage.urls import is_url
