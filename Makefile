@@ -3,6 +3,7 @@
 # make test-smaller   run the CPU's numerics again, as on a processor with AVX2 only, if this one has AVX-512
 # make lint   run ruff and mypy
 # make docs   build the documentation site into build/site
+# make release   build the files of a release (REPOSITORY=https://…), and check them
 # make gpu    test and measure on this machine's GPU: VISIT=first, tune, peers, suites or all. PYTHON=python3 uses that
 #             interpreter, without a network
 # make gpu-home   put the results of a visit (ARCHIVE=out/gpu/gpu.tgz) into the repository
@@ -36,7 +37,7 @@ NUMERICS := $(addprefix tests/,executors/test_cpu.py executors/test_cpu_int8.py 
 	weights/test_transformers_config.py export classification/test_classify.py \
 	bench/measure/test_checking.py bench/engines)
 
-.PHONY: demo test test-smaller lint docs gpu gpu-home clean installed
+.PHONY: demo test test-smaller lint docs release gpu gpu-home clean installed
 
 demo: $(READY)
 	$(PYTHON) -m fastres demo
@@ -60,6 +61,9 @@ lint: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict -f docs/mkdocs/mkdocs.yml
 	@echo "Open build/site/index.html"
+
+release: $(READY)
+	$(PYTHON) docs/mkdocs/release.py "$(REPOSITORY)" dist
 
 gpu: $(READY)
 	$(PYTHON) -m bench.gpu $(VISIT) $(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT))

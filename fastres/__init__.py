@@ -1,4 +1,4 @@
-"""Run ResNets as fast as the hardware allows. Inference only.
+"""Run torchvision's ResNets fast, on a CPU or a GPU. Inference only.
 
 >>> import fastres
 >>> model = fastres.load("resnet50")

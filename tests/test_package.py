@@ -83,13 +83,14 @@ def test_the_wheel_holds_every_module_and_its_data(built: tuple[Path, Path]) -> 
 def test_the_source_distribution_holds_the_whole_repository(built: tuple[Path, Path], checkout: Path) -> None:
     with tarfile.open(built[0]) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    folders = ("fastres", *PACKAGES, "tests", "docs", ".ci")
+    folders = ("fastres", *PACKAGES, "tests", "docs", ".ci", ".github")
     there = {path.relative_to(checkout) for folder in folders for path in (checkout / folder).rglob("*")}
     there = {path.as_posix() for path in there if (checkout / path).is_file()}
     there |= {
         "Makefile",
         "README.md",
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "LICENSE",
         "constraints.txt",

@@ -26,6 +26,8 @@ COLOURS = {  # on light and on dark pages
     "green": ("#c8e6c9", "#1f5a2c"),
     "orange": ("#ffe0b2", "#74481a"),
     "purple": ("#e1bee7", "#5b2a73"),
+    "own": ("#f57c00", "#ffa726"),
+    "other": ("#90a4ae", "#607d8b"),
 }
 PARTS = ("blue", "green", "orange", "purple")
 

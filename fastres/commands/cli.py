@@ -1,5 +1,5 @@
 """The ``fastres`` command: ``list``, ``predict``, ``classify``, ``serve``, ``evaluate``, ``quantize``, ``inspect``,
-``export``, ``look``, ``bench``, ``env``, ``demo``, ``completion``.
+``export``, ``look``, ``bench``, ``env``, ``demo``, ``photographs``, ``completion``.
 
 Each command imports what it needs when it runs. Commands print plain text; ``--json`` prints one JSON document instead.
 For an error that fastres raises, the command prints the message on standard error and returns exit status 2.
@@ -72,7 +72,7 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastres", description="ResNet inference as fast as the hardware allows.")
+    parser = argparse.ArgumentParser(prog="fastres", description="Run ResNets fast, on a CPU or a GPU.")
     parser.add_argument("--version", action="version", version=f"fastres {__version__}")
     # ``prints``: the result is the text. ``needs``: modules to import before the work, which signals can interrupt.
     # ``first``: what to print before that, because importing torch takes seconds.
@@ -149,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(
         run=_demo, first=first, needs=["fastres.commands.demo", "sklearn.datasets", "matplotlib.figure"]
     )
+
+    from . import photographs
+
+    command = commands.add_parser("photographs", help="write eight photographs to try fastres on")
+    photographs.add_arguments(command)
+    command.set_defaults(run=photographs.run, needs=["skimage.data", "sklearn.datasets", "matplotlib.cbook"])
 
     command = commands.add_parser("completion", help="print the code with which a shell completes fastres commands")
     completion.add_arguments(command)

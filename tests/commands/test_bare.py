@@ -45,6 +45,7 @@ NEED = {
     "export resnet20_digits a.onnx": "onnx is needed here but is not installed",
     "bench": "not installed: rich",
     "bench serve": "bench serve needs packages that are not installed (pyarrow and aiohttp)",
+    "photographs": "photographs needs packages that are not installed (scikit-image and scikit-learn and matplotlib)",
     "demo": "The demo needs packages that are not installed (scikit-learn and matplotlib)",
     "predict a.png --model some/repository": "install huggingface_hub: pip install",
 }
