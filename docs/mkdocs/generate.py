@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cards
 import drawings
+import migrate
 import models_data
 import quantisation
 import results
@@ -31,6 +32,7 @@ def generated() -> dict[Path, str]:
         "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
         "quantize.md": {"measured": quantisation.measured(), "speed": quantisation.speed()},
         "results.md": {"results": results.measured()},
+        **{f"migrate/{page}": {"speed": migrate.speed(engine)} for page, engine in migrate.ENGINES.items()},
     }
     files = {}
     for page, contents in sections.items():

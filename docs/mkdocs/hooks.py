@@ -51,11 +51,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files of the repository into links within the site."""
     inside_docs = page.file.src_uri not in PAGES.values() or page.file.src_uri == "index.md"
-    folder = "docs" if inside_docs else ""
+    own = posixpath.dirname(page.file.src_uri)
+    folder = posixpath.join("docs", own) if inside_docs else ""
 
     def within_site(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match["target"]))
-        return PAGES.get(target, target.removeprefix("docs/")) + (match["anchor"] or "")
+        of_site = PAGES.get(target, target.removeprefix("docs/"))
+        return posixpath.relpath(of_site, own or ".") + (match["anchor"] or "")
 
     return _LINK.sub(within_site, markdown)
 

@@ -3,7 +3,8 @@
 Python blocks share one namespace. A ``bash`` block is one script that stops at the first error. ``console`` and
 ``pycon`` blocks show the output below each command, and the command must print exactly that (``...`` matches any text).
 Each block is printed when it runs. The run ends at the first block that fails. A page that starts a server writes
-``--port 8000`` and ``127.0.0.1:8000``; the variable FASTRES_PAGE_PORT has the port that is used in its place.
+``--port 8000`` and ``127.0.0.1:8000``; the variable FASTRES_PAGE_PORT has the port that is used in its place. Last, the
+code in the tables of equivalents runs (``equivalents.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ROOT = str(Path(__file__).parents[2])
 sys.path.insert(0, ROOT)
 
 from tests.docs.blocks import CONSOLE, PYTHON, SESSION, SHELL, Block, blocks, page_name  # noqa: E402
+from tests.docs.equivalents import equivalents, run  # noqa: E402
 
 sys.path.remove(ROOT)  # import the fastres of the environment
 
@@ -109,6 +111,9 @@ def run_page(page: Path) -> None:
             print(run_shell(block.code), flush=True)
         elif block.language == CONSOLE:
             run_console(block)
+    for row in equivalents(page):
+        print(f"--- {page_name(page)}:{row.line} {row.purpose}", flush=True)
+        run(row, names, page_name(page))
 
 
 def main() -> int:

@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from fastres.bench.engines.compilers import torch_compile_absent
 
 from .blocks import CONSOLE, PAGES, PYTHON, REASONS, ROOT, RUN, SESSION, SHELL, SHOWN, blocks, page_name
 from .run_page import PORT_VARIABLE, BlockFailure, console_commands, free_port
@@ -42,6 +45,7 @@ NOT_RUN = {
     ("docs/index.md", "installs packages"): 2,
     ("docs/index.md", "runs until it is stopped"): 1,
     ("docs/index.md", "needs a GPU"): 1,
+    ("docs/migrate/from-torchvision.md", "needs a network"): 1,
     ("docs/scaling.md", "needs Kubernetes"): 1,
     ("docs/scaling.md", "needs Slurm"): 2,  # test_scaling.py runs them
     ("docs/scaling.md", "needs a GPU"): 1,
@@ -107,6 +111,10 @@ def run(page: Path, folder: Path, surroundings: dict[str, str]) -> subprocess.Co
 def test_page(page: Path, surroundings: dict[str, str], tmp_path: Path) -> None:
     if shutil.which("curl") is None and any("curl " in block.code for block in blocks(page) if block.runs):
         pytest.skip("the page needs curl")
+    if "compiled = torch.compile(net)\n" in page.read_text(encoding="utf-8"):
+        absent = torch_compile_absent(torch.device("cpu"), torch.float32)
+        if absent is not None:
+            pytest.skip(absent)
     done = run(page, tmp_path, surroundings)
     assert done.returncode == 0, done.stdout
     shutil.rmtree(tmp_path)  # exported networks are large

@@ -19,7 +19,7 @@ from .blocks import ROOT
 pytest.importorskip("mkdocstrings")
 
 CONFIG = ROOT / "docs" / "mkdocs" / "mkdocs.yml"
-PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+PAGES = sorted(path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 
 class Reader(HTMLParser):
