@@ -1,4 +1,7 @@
-"""Draw the picture of the front page from the results: the time of one image and of the first answer, per engine."""
+"""Draw the picture of the front page from the results: the time of one image and of the first answer, per engine.
+
+:func:`table` is the README's table of the same results.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from typing import Any
 
 from drawings import MARGIN, Drawing
 
-RESULTS = Path(__file__).parents[2] / "bench" / "results" / "cpu-intel-xeon-2-threads" / "cold" / "results.json"
+NAME = "front.svg"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "cpu-intel-xeon-2-threads" / "cold" / "results.json"
 ENGINES = {
     "eager": "eager PyTorch",
     "compile": "torch.compile",
@@ -33,11 +38,19 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f} ms"
 
 
-def measured(dtype: str) -> dict[str, dict[str, Any]]:
-    """Return the rows of the engines that ran in ``dtype``, in the order of the picture."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    found = {row["engine"]: row for row in rows if (row["dtype"], row["batch"], row["status"]) == (dtype, BATCH, "ok")}
-    return {engine: found[engine] for engine in ENGINES if engine in found}
+def document() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+def measured(dtype: str, batch: int = BATCH) -> dict[str, dict[str, Any]]:
+    """Return the rows of the engines that ran in ``dtype``, in the order of the picture.
+
+    Eager PyTorch has no 8 bit: its row there is in float32, and left out.
+    """
+    rows = document()["rows"]
+    found = {row["engine"]: row for row in rows if (row["dtype"], row["batch"], row["status"]) == (dtype, batch, "ok")}
+    return {engine: found[engine] for engine in ENGINES if engine in found and (engine, dtype) != ("eager", "int8")}
 
 
 def front() -> str:
@@ -70,6 +83,11 @@ def _bar(drawing: Drawing, x: int, y: int, value: float, values: Sequence[float]
     drawing.text(x + length + 5, y + 15, words, bold=value == min(values))
 
 
+def _full(engine: str) -> str:
+    """Return the name of an engine where no other stands before it."""
+    return ENGINES[engine].replace("… ", "torch.compile with ")
+
+
 def description() -> str:
     """Return the picture in words, for those who do not see it."""
     parts = []
@@ -78,8 +96,47 @@ def description() -> str:
         parts.append(
             f"{dtype}: "
             + ", ".join(
-                f"{ENGINES[name]} {milliseconds(row['p50_ms'])} and {seconds(row['first_call_s'])}"
+                f"{_full(name)} {milliseconds(row['p50_ms'])} and {seconds(row['first_call_s'])}"
                 for name, row in rows.items()
             )
         )
     return f"ResNet-50 on a CPU, milliseconds for one image and seconds to the first answer. {'; '.join(parts)}"
+
+
+def section(pictures: str, root: str) -> str:
+    """Return the picture and its source in Markdown, for a page from which ``pictures`` and ``root`` are reached."""
+    facts = document()["environment"]
+    link = f"{root}{RESULTS.relative_to(ROOT).as_posix()}"
+    caption = (
+        f"Two threads of an Intel Xeon with AMX, {facts['date'][:10]}, torch {facts['torch'].partition('+')[0]}: medians "
+        "of one interleaved run, and first answers with empty caches and everything that comes before them"
+    )
+    return f"![{description()}]({pictures}images/{NAME})\n\n{caption}: [results.json]({link}).\n"
+
+
+def table() -> str:
+    """Return the README's table: the time of a batch in each dtype, and of the first answer. The fastest is bold."""
+    points = [(dtype, batch) for dtype in (*DTYPES, "int8") for batch in (1, 8)]
+    columns = [measured(*point) for point in points]
+    kinds = {"int8": "8 bit"}
+    names = [f"{kinds.get(dtype, dtype)}, batch 1" if batch == 1 else f"batch {batch}" for dtype, batch in points]
+    lines = [f"| | {' | '.join(names)} | first answer |", "|---|" + "---|" * (len(points) + 1)]
+    first = {engine: row["first_call_s"] for engine, row in columns[0].items()}
+    for engine, words in ENGINES.items():
+        cells = [_cell(column, engine) for column in columns]
+        label = f"**{words}**" if engine == "fastres" else _full(engine)
+        end = _bold(seconds(first[engine]), first[engine] == min(first.values()))
+        lines.append(f"| {label} | {' | '.join(cells)} | {end} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(rows: dict[str, dict[str, Any]], engine: str) -> str:
+    if engine not in rows:
+        return ""
+    value = rows[engine]["p50_ms"]
+    words = milliseconds(value) if value < 100 else f"{value:.0f} ms"
+    return _bold(words, value == min(row["p50_ms"] for row in rows.values()))
+
+
+def _bold(words: str, bold: bool) -> str:
+    return f"**{words}**" if bold else words

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cards
 import drawings
+import front
 import migrate
 import models_data
 import quantisation
@@ -29,6 +30,8 @@ def with_section(text: str, name: str, content: str) -> str:
 def generated() -> dict[Path, str]:
     """Return the path and the content of every generated file."""
     sections = {
+        "../README.md": {"front": front.section("docs/", ""), "table": front.table()},
+        "index.md": {"front": front.section("", "../")},
         "models.md": {"cards": cards.cards(), "without weights": cards.without_weights()},
         "quantize.md": {"measured": quantisation.measured(), "speed": quantisation.speed()},
         "results.md": {"results": results.measured()},
@@ -36,11 +39,12 @@ def generated() -> dict[Path, str]:
     }
     files = {}
     for page, contents in sections.items():
-        text = (DOCS / page).read_text(encoding="utf-8")
+        path = (DOCS / page).resolve()
+        text = path.read_text(encoding="utf-8")
         for name, content in contents.items():
             text = with_section(text, name, content)
-        files[DOCS / page] = text
-    for name, draw in drawings.DRAWINGS.items():
+        files[path] = text
+    for name, draw in {**drawings.DRAWINGS, front.NAME: front.front}.items():
         files[DOCS / "images" / name] = draw()
     files[DOCS.parent / "fastres" / "data" / "models.json"] = models_data.text()
     return files

@@ -65,7 +65,9 @@ def _verdict(runs: Iterable[results.Results], engine: str) -> list[str]:
 
 def _machine(run: results.Results) -> str:
     facts = run.environment
-    return str(facts["gpu"] or f"{facts['cpu']}, {facts['threads']} threads")
+    cold = ", empty caches" if facts.get("first_call", "").startswith("empty") else ""
+    device = facts["gpu"] or f"{facts['cpu']}, {facts['threads']} threads"
+    return f"{device}{cold}"
 
 
 def _origin(run: results.Results) -> str:

@@ -50,7 +50,9 @@ def main(repository: str, out: Path) -> None:
     """Build the source distribution and the wheel in ``out``, and check them."""
     parts = urllib.parse.urlsplit(repository)
     if parts.scheme != "https" or not parts.netloc or not parts.path.strip("/"):
-        sys.exit(f"REPOSITORY is {repository!r}; give the address of the repository, such as https://host/owner/fastres")
+        sys.exit(
+            f"REPOSITORY is {repository!r}; give the address of the repository, such as https://host/owner/fastres"
+        )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "fastres"
         subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)

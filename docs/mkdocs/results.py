@@ -33,7 +33,8 @@ def measured() -> str:
 def _section(run: results.Results, folder: Path, named: bool) -> str:
     """Return the section of a run; its heading is ``named`` after the networks if the device has several runs."""
     facts = run.environment
-    networks = f": {', '.join(dict.fromkeys(row.model for row in run.rows))}" if named else ""
+    cold = ", with empty caches" if facts.get("first_call", "").startswith("empty") else ""
+    networks = f": {', '.join(dict.fromkeys(row.model for row in run.rows))}{cold}" if named else ""
     command = todays_command(facts.get("command", "python -m bench.run"))
     headline, lost = standing.verdict(run.rows)
     lines = [

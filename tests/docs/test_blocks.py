@@ -1,7 +1,7 @@
 """Run every code block of the README and the pages as written.
 
-The blocks of a page run from top to bottom in an empty folder, so that a reader can start at any page. Published weights
-are replaced by random ones from a local server.
+The blocks of a page run from top to bottom in an empty folder, so that a reader can start at any page. Published
+weights are replaced by random ones from a local server.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def test_every_page_has_a_description_of_its_own_and_the_version(site: Path) -> 
     descriptions = {read(page).description for page in pages}
     assert len(descriptions) == len(pages)
     assert min(map(len, descriptions)) > 15
-    assert 'fastres.load("resnet50").cuda() is a drop-in' in " ".join(read(site / "index.html").description.split())
+    assert 'it is a drop-in as well: fastres.load("resnet50").cuda()' in " ".join(
+        read(site / "index.html").description.split()
+    )
     for page in pages:
         assert f"fastres {__version__}\n" in page.read_text(encoding="utf-8"), page.name
 
