@@ -107,9 +107,10 @@ def section(pictures: str, root: str) -> str:
     """Return the picture and its source in Markdown, for a page from which ``pictures`` and ``root`` are reached."""
     facts = document()["environment"]
     link = f"{root}{RESULTS.relative_to(ROOT).as_posix()}"
+    versions = f"{facts['date'][:10]}, torch {facts['torch'].partition('+')[0]}"
     caption = (
-        f"Two threads of an Intel Xeon with AMX, {facts['date'][:10]}, torch {facts['torch'].partition('+')[0]}: medians "
-        "of one interleaved run, and first answers with empty caches and everything that comes before them"
+        f"Two threads of an Intel Xeon with AMX, {versions}: medians of one interleaved run, and first answers with empty "
+        "caches and everything that comes before them"
     )
     return f"![{description()}]({pictures}images/{NAME})\n\n{caption}: [results.json]({link}).\n"
 
