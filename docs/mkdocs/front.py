@@ -109,8 +109,8 @@ def section(pictures: str, root: str) -> str:
     link = f"{root}{RESULTS.relative_to(ROOT).as_posix()}"
     versions = f"{facts['date'][:10]}, torch {facts['torch'].partition('+')[0]}"
     caption = (
-        f"Two threads of an Intel Xeon with AMX, {versions}: medians of one interleaved run, and first answers with empty "
-        "caches and everything that comes before them"
+        f"Two threads of an Intel Xeon with AMX, {versions}: medians of one interleaved run, and first answers with "
+        "empty caches and everything that comes before them"
     )
     return f"![{description()}]({pictures}images/{NAME})\n\n{caption}: [results.json]({link}).\n"
 
