@@ -102,9 +102,10 @@ class Metadata:
         strings = {**OLDER, **strings}
         absent = [key for key in KEYS if key not in strings]
         if absent:
+            lacks = "any of its metadata" if len(absent) == len(KEYS) else ", ".join(absent)
             raise ExportFileError(
-                f"{source} was not written by fastres export: its metadata lacks {', '.join(absent)}. "
-                "Export the model again"
+                f"{source} was not written by fastres export: it lacks {lacks}. Export the model again, or open files "
+                "of other programs with onnxruntime.InferenceSession"
             )
         try:
             values = {key: strings[key] for key in ("model", "weights", "weights_sha256", "state_sha256", "dtype")}

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from fastres.errors import ImageError, InputError
 from .transforms import INTERPOLATIONS, Transforms
 
 ACCEPTED = (
-    "a fastres.Transforms, the transforms of torchvision's classification weights (weights.transforms()), or a Compose "
-    "of Resize, CenterCrop, ToTensor and Normalize, as timm.data.create_transform makes them"
+    "a fastres.Transforms, the transforms of torchvision's classification weights (weights.transforms()), a Compose of "
+    "Resize, CenterCrop, ToTensor and Normalize, as timm.data.create_transform makes them, or an image processor of "
+    "transformers"
 )
 # The steps of a Compose that turn pixels into numbers from 0 to 1: torchvision's, those of its v2, and timm's.
 _TO_TENSOR = ("ToTensor", "MaybeToTensor", "PILToTensor", "MaybePILToTensor", "ToImage", "ConvertImageDtype", "ToDtype")
@@ -35,6 +37,8 @@ def parse(value: Any) -> Transforms:
         return value
     if isinstance(value, functools.partial) and getattr(value.func, "__name__", "") == "ImageClassification":
         value = value()  # weights.transforms without the parentheses
+    if isinstance(getattr(value, "url", None), str) and hasattr(value, "transforms"):
+        value = value.transforms()  # the weights themselves
     if type(value).__name__ == "ImageClassification":
         sizes = (_side(value.resize_size, "resize_size", 1), _side(value.crop_size, "crop_size", 2))
         return _transforms(*sizes, value, value)
@@ -96,16 +100,25 @@ def _triple(value: Any, name: str) -> tuple[float, ...]:
 def _composed(steps: list[Any]) -> Transforms:
     """Return the transforms that do what the steps of a ``Compose`` do, one after the other."""
     names = [type(step).__name__ for step in steps]
-    middle = names[2:-1]
-    expected = names[:2] == ["Resize", "CenterCrop"] and names[-1:] == ["Normalize"] and bool(middle)
-    if not expected or not set(middle) <= set(_TO_TENSOR):
-        raise _unsupported(f"are a Compose of {', '.join(names) or 'nothing'}")
-    resize, crop, *between, normalise = steps
-    if any(getattr(step, "scale", True) is False for step in between):
+    if names[:1] in (["ToImage"], ["PILToTensor"], ["ToTensor"]):
+        raise _unsupported(f"begin with {names[0]} and resize tensors, but fastres resizes files with Pillow")
+    resize, steps = (steps[0], steps[1:]) if names[:1] == ["Resize"] else (None, steps)
+    if resize is not None:
+        _side(resize.size, "Resize", 1)
+        if getattr(resize, "max_size", None) is not None:
+            raise _unsupported(f"limit the longer side (max_size={resize.max_size}), but fastres does not")
+    crop, steps = (steps[0], steps[1:]) if names[1:2] == ["CenterCrop"] else (None, steps)
+    normalise, steps = (steps[-1], steps[:-1]) if names[-1:] == ["Normalize"] else (None, steps)
+    kinds = [type(step).__name__ for step in steps]
+    if resize is None or crop is None or not kinds or not set(kinds) <= set(_TO_TENSOR):
+        raise _unsupported(
+            f"are a Compose of {', '.join(names) or 'nothing'}, but fastres does Resize, CenterCrop, ToTensor and "
+            "Normalize"
+        )
+    if any(getattr(step, "scale", True) is False for step in steps):
         raise _unsupported("keep pixels in 0..255 (scale=False), but fastres scales them to 0..1")
-    if getattr(resize, "max_size", None) is not None:
-        raise _unsupported(f"limit the longer side (max_size={resize.max_size}), but fastres does not")
-    return _transforms(_side(resize.size, "size", 1), _side(crop.size, "size", 2), resize, normalise)
+    colours = normalise or SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
+    return _transforms(_side(resize.size, "Resize", 1), _side(crop.size, "CenterCrop", 2), resize, colours)
 
 
 def _transforms(resize: int, crop: int, resizing: Any, normalising: Any) -> Transforms:
@@ -126,6 +139,11 @@ def _side(size: Any, name: str, longest: int) -> int:
     while isinstance(sides, (list, tuple)) and len(sides) == 1:
         sides = sides[0]
     sides = list(sides) if isinstance(sides, (list, tuple)) else [sides]
+    if len(sides) > longest and len(set(sides)) == 1:
+        raise _unsupported(
+            f"squeeze images to a square ({name} {size!r}), but fastres keeps their proportions and crops the square, "
+            f"as Resize({sides[0]}) and CenterCrop({sides[0]}) do"
+        )
     if len(sides) > longest or len(set(sides)) != 1:
         raise _unsupported(f"have {name}={size!r}, but fastres resizes the shorter side and crops a square")
     return int(sides[0])

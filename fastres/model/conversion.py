@@ -20,6 +20,7 @@ from fastres.weights import timm_config
 from fastres.weights.layouts import to_torchvision
 from fastres.weights.published import WeightsEntry
 from fastres.weights.sources import published_entry
+from fastres.weights.transformers_config import of_processor
 
 from .agreement import check, reference_copy, undisturbed
 from .loading import default_transforms, entry_categories, entry_transforms
@@ -75,7 +76,7 @@ def from_module(
     >>> model = fastres.from_module(theirs, weights="IMAGENET1K_V2")
     """
     module = unwrapped(module)
-    change = presets.Change.of(transforms, image_size, mean, std)
+    change = presets.Change.of(of_processor(transforms), image_size, mean, std)
     if isinstance(module, Model):
         return _described(module, change, *_description(module.architecture, weights, categories))
     with undisturbed():

@@ -17,6 +17,7 @@ from fastres.images.transforms import Transforms, normalised
 from fastres.network.architectures import Architecture
 from fastres.network.plan import LOGITS, POOLED, Plan, Shape
 from fastres.text import dtype_name
+from fastres.weights.transformers_config import of_processor
 
 from . import compiled, plain
 from .changes import Changes
@@ -253,7 +254,8 @@ class Folded(nn.Module):
         if mode:
             raise GradientError(
                 "fastres is for inference: batch norm is folded away and no gradients are computed. Train the "
-                "torchvision model, then fastres.from_module(model) or fastres.load(name, weights=state_dict)"
+                "torchvision model, then fastres.from_module(model) or fastres.load(name, weights=state_dict). For "
+                "feature maps, call model.features(x, layers) instead of a feature extractor"
             )
         return super().train(False)
 
@@ -271,7 +273,7 @@ class Folded(nn.Module):
                 "Change the torchvision model and use fastres.from_module"
             )
         elif name == "transforms":
-            self._set(transforms=presets.parse(value))
+            self._set(transforms=presets.parse(of_processor(value)))
             self._changes.note()
         elif name == "categories":
             self._set(categories=None if value is None else parse_names(value, self.num_classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from os import PathLike
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.errors import DeviceError, DtypeError, InputError, StateDictMismatchError, WeightsError
+from fastres.errors import (
+    ArchitectureError,
+    DeviceError,
+    DtypeError,
+    InputError,
+    StateDictMismatchError,
+    UnknownModelError,
+    WeightsError,
+)
 from fastres.images import presets
 from fastres.images.categories import load as load_names
 from fastres.images.categories import parse as parse_names
@@ -20,9 +29,11 @@ from fastres.network.architectures import ARCHITECTURES, Architecture, get_archi
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.text import dtype_name, path_text
 from fastres.weights.folders import SavedModel, find_saved
+from fastres.weights.inspect import inspect
 from fastres.weights.published import DEFAULT, WeightsEntry
 from fastres.weights.saved import is_saved, read
 from fastres.weights.state import LoadedWeights, load_state
+from fastres.weights.transformers_config import of_processor
 
 from .model import Model, parse_dtype
 from .quantized import QuantizedModel
@@ -64,10 +75,10 @@ def load(
 
     ``categories`` are the class names, for weights that do not bring theirs: a list, or a file with one name a line or
     in JSON (:func:`fastres.images.categories.parse`). ``transforms`` is the preprocessing of :meth:`Model.predict`: a
-    :class:`fastres.Transforms`, the ``transforms()`` of torchvision's weights, or a ``Compose`` that does the same, as
-    timm's do. Both replace those of the weights. ``image_size`` (the side of the crop, in pixels), ``mean`` and ``std``
-    (three numbers each, for pixels scaled to 0..1) change only these parts of the preprocessing. The shorter side is
-    then resized in proportion to the crop.
+    :class:`fastres.Transforms`, the ``transforms()`` of torchvision's weights, a ``Compose`` that does the same, as
+    timm's do, or an image processor of transformers. Both replace those of the weights. ``image_size`` (the side of the
+    crop, in pixels), ``mean`` and ``std`` (three numbers each, for pixels scaled to 0..1) change only these parts. The
+    shorter side is then resized in proportion to the crop.
 
     Raises ``UnknownModelError``, ``WeightsError`` and its subclasses, ``ArchitectureError`` for another library's
     network that fastres does not run, ``InputError`` for ``categories`` that are not one name for each class and for
@@ -76,13 +87,14 @@ def load(
     >>> model = fastres.load("resnet50").cuda()
     >>> model.predict("cat.jpg").top1.label
     """
-    change = presets.Change.of(transforms, image_size, mean, std)
+    change = presets.Change.of(of_processor(transforms), image_size, mean, std)
     file = _own_file(name, weights)
     if file is not None:
         return _load_file(file, name, num_classes, dtype, device, categories, change)
     parse_dtype(dtype)
     saved = None if name in ARCHITECTURES else find_saved(name)
     if saved is None:
+        _refuse_checkpoint(name)
         arch = get_architecture(path_text(name) if isinstance(name, PathLike) else name)
     else:
         arch, weights = _saved(saved, weights)
@@ -113,6 +125,26 @@ def _own_file(name: object, weights: object) -> Path | None:
                         )
                     return path
     return None
+
+
+def _refuse_checkpoint(name: object) -> None:
+    """Raise ``UnknownModelError``, with the call that loads it, if ``name`` is the path of a checkpoint file."""
+    if not isinstance(name, (str, PathLike)) or name in ARCHITECTURES or not os.path.isfile(name):
+        return
+    path = path_text(name)
+    if path.endswith(".onnx"):
+        raise UnknownModelError(
+            f"{path} is an ONNX file, and fastres loads checkpoints. fastres.export.runtime.Session opens what fastres "
+            "export wrote"
+        )
+    models: tuple[str, ...] = ()
+    with suppress(WeightsError, ArchitectureError):
+        models = inspect(path).models
+    what = f"fits {' and '.join(models)}" if models else "does not name its network"
+    raise UnknownModelError(
+        f"{path} is a checkpoint file, which {what}. Give the model's name and the file: "
+        f"fastres.load({models[0] if models else 'resnet50'!r}, weights={path!r})"
+    )
 
 
 def _load_file(

@@ -36,6 +36,20 @@ __all__ = ["COMPUTE_DTYPES", "Model", "parse_dtype"]
 WARMUP_CALLS = 2  # on a GPU the first call compiles and the second captures
 
 
+# What other libraries call it, and what a Model has in its place.
+_ELSEWHERE = {
+    "forward_features": 'model.features(x)["layer4"] is the last feature map',
+    "forward_intermediates": "model.features(x, layers) gives the feature maps",
+    "forward_head": "model.embed(x) gives the pooled features, and model(x) the logits",
+    "reset_classifier": "load the model again, with num_classes=N, or 0 for pooled features",
+    "get_classifier": "model.classifier has its weight and bias",
+    "num_features": "model.architecture.features is the number of pooled features",
+    "default_cfg": "model.transforms has the preprocessing, and model.categories the class names",
+    "pretrained_cfg": "model.transforms has the preprocessing, and model.categories the class names",
+    "config": "model.architecture describes the network, and model.categories has the class names",
+}
+
+
 class Model(Folded):
     """A ResNet for inference. Create it with ``fastres.load`` or ``fastres.from_module``.
 
@@ -59,6 +73,15 @@ class Model(Folded):
 
     def __repr__(self) -> str:
         return f"fastres.Model({self.extra_repr()})"
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if name not in _ELSEWHERE:
+                raise
+            message = f"A fastres.Model has no {name!r}; {_ELSEWHERE[name]}"
+            raise AttributeError(message, name=name, obj=self) from error
 
     @property
     def classifier(self) -> tuple[Tensor, Tensor]:

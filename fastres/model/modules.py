@@ -71,6 +71,9 @@ def _check_kind(module: Any) -> None:
         raise _wrong_kind(article(module), f"{_ORIGINAL} fastres.load(name, weights=program.state_dict)")
     if isinstance(module, torch.jit.ScriptModule):
         raise _wrong_kind("a TorchScript module", f"{_ORIGINAL} fastres.load(name, weights=module.state_dict())")
+    if isinstance(getattr(module, "model", None), nn.Module):
+        processor = ", transforms=pipe.image_processor" if getattr(module, "image_processor", None) is not None else ""
+        raise _wrong_kind(article(module), f"pass the module in it: fastres.from_module(pipe.model{processor})")
     if not isinstance(module, nn.Module):
         raise _wrong_kind("None" if module is None else article(module), "pass a module, an nn.Module")
     if any("fsdp" in kind.__module__ for kind in type(module).__mro__):

@@ -297,5 +297,8 @@ def get_architecture(name: str) -> Architecture:
         if "/" in name or name.endswith(_FILES):
             there = os.path.exists(name)
             file = ", and this is no file that model.save wrote" if there else ", and there is no such file"
+        plain = name.partition(".")[0]
+        if plain in ARCHITECTURES and not file:
+            hint = f" Did you mean timm's weights? Their hub id is 'timm/{name}'."
         raise UnknownModelError(f"No model is called {name!r}{file}.{hint} fastres.list_models() lists all.")
     return ARCHITECTURES[name]

@@ -104,6 +104,18 @@ def _labels(config: Mapping[str, Any], source: str) -> tuple[str, ...]:
     return tuple(str(table[str(index)]) for index in range(len(table)))
 
 
+def of_processor(value: Any) -> Any:
+    """Return the transforms of an image processor of transformers; any other ``value`` as it is.
+
+    Raises ``ConfigError`` if fastres's transforms cannot do the same.
+    """
+    described = getattr(value, "to_dict", None)
+    if not callable(described) or not hasattr(value, "image_mean"):
+        return value
+    config = {key: list(given) if isinstance(given, tuple) else given for key, given in described().items()}
+    return transforms(config, f"The {type(value).__name__}")
+
+
 def transforms(config: Mapping[str, Any], source: str) -> Transforms:
     """Return the transforms that a ``preprocessor_config.json`` describes.
 

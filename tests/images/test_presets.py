@@ -10,10 +10,12 @@ import timm.data
 import torch
 import torchvision.transforms as v1
 from PIL import Image
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
+from transformers import ConvNextImageProcessor
 
 import fastres
-from fastres.errors import InputError
+from fastres.errors import ConfigError, InputError
 from fastres.images import presets
 from fastres.images.transforms import Transforms
 
@@ -47,7 +49,12 @@ def test_a_compose_is_translated(theirs: Any, rounding: float) -> None:
     [
         (composed(v1.ToTensor(), v1.ColorJitter()), "they are a Compose of Resize, CenterCrop, ToTensor, ColorJitter"),
         (v1.Compose([v1.Resize(64), v1.ToTensor(), v1.Normalize(MEAN, STD)]), "they are a Compose of Resize, ToTensor"),
-        (composed(v1.ToTensor(), resize=(64, 80)), r"have size=\(64, 80\), but fastres resizes the shorter side"),
+        (composed(v1.ToTensor(), resize=(64, 80)), r"have Resize=\(64, 80\), but fastres resizes the shorter side"),
+        (
+            v1.Compose([v1.Resize((64, 64)), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
+            r"squeeze images to a square \(Resize \(64, 64\)\).* as Resize\(64\) and CenterCrop\(64\) do",
+        ),
+        (v2.Compose([v2.ToImage(), v2.Resize(64), v2.CenterCrop(48)]), "begin with ToImage and resize tensors"),
         (composed(v2.ToDtype(torch.float32)), r"keep pixels in 0\.\.255"),
         (
             v1.Compose([v1.Resize(64, max_size=90), v1.CenterCrop(48), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
@@ -60,6 +67,23 @@ def test_a_compose_is_translated(theirs: Any, rounding: float) -> None:
 def test_what_fastres_does_otherwise_is_refused(theirs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         presets.parse(theirs)
+
+
+def test_a_compose_without_normalize_and_torchvisions_weights() -> None:
+    theirs = v1.Compose([v1.Resize(64), v1.CenterCrop(48), v1.ToTensor()])
+    assert torch.equal(presets.parse(theirs)(PHOTO), theirs(PHOTO))
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    assert presets.parse(weights) == presets.parse(weights.transforms) == Transforms(232, 224)
+
+
+def test_an_image_processor_of_transformers() -> None:
+    processor = ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875, image_mean=MEAN, image_std=STD)
+    model = fastres.load("resnet20", None, transforms=processor)
+    assert model.transforms == Transforms(256, 224, MEAN, STD, "bicubic", "down")
+    model.transforms = ConvNextImageProcessor(size={"shortest_edge": 192}, crop_pct=1.0)
+    assert model.transforms.crop == 192
+    with pytest.raises(ConfigError, match="The ConvNextImageProcessor"):
+        fastres.load("resnet20", None, transforms=ConvNextImageProcessor(size={"shortest_edge": 384}))
 
 
 def test_parts_of_the_preprocessing() -> None:
