@@ -12,6 +12,7 @@ import codecs
 import contextlib
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ class OutputStreamError(Exception):
         self.broken_pipe = broken_pipe
 
 
+_USUAL_WIDTH = 120
 CLOSED = "standard output is closed, so the result cannot be shown; redirect it to a file or a pipe"
 
 
@@ -52,6 +54,11 @@ def is_terminal(stream: Any) -> bool:
         return is_usable(stream) and bool(stream.isatty())
     except (AttributeError, ValueError, OSError):
         return False
+
+
+def terminal_width() -> int:
+    """Return how many characters fit into a line of the terminal, or a usual number if there is none."""
+    return shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
 
 
 class _Stream:

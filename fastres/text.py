@@ -42,14 +42,25 @@ def path_of_text(text: str) -> str:
     return os.fsdecode(_ESCAPED.sub(lambda found: bytes.fromhex((found[1] or b"5c").decode()), text.encode()))
 
 
-def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Format rows of cells as aligned columns, two spaces apart; ``right`` has the indices of right-aligned columns."""
+def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = (), width: int | None = None) -> str:
+    """Format rows of cells as aligned columns, two spaces apart; ``right`` has the indices of right-aligned columns.
+
+    A table that is wider than ``width`` characters is written as several, one below the other. Each begins with the
+    first column.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    parts = [[0]]
+    for column in range(1, len(widths)):
+        taken = sum(widths[other] + 2 for other in parts[-1])
+        if width is not None and taken + widths[column] > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(column)
+    return "\n\n".join(_lines(rows, widths, right, columns) for columns in parts)
+
+
+def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], right: Collection[int], columns: Sequence[int]) -> str:
     lines = []
     for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [(row[column].rjust if column in right else row[column].ljust)(widths[column]) for column in columns]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -37,3 +37,12 @@ def test_two_names_are_never_written_alike(one: bytes, other: bytes) -> None:
     assert (path_text(one) == path_text(other)) == (one == other)
     path_text(one).encode()
     assert os.fsencode(path_of_text(path_text(one))) == one
+
+
+def test_a_table_that_is_too_wide_becomes_several() -> None:
+    rows = [("name", "one", "two", "three"), ("a", "1", "22", "333"), ("bb", "4", "5", "6")]
+    assert text_table(rows, right=(1, 2, 3)) == text_table(rows, right=(1, 2, 3), width=22)
+    narrow = text_table(rows, right=(1, 2, 3), width=14)
+    assert narrow == "name  one  two\na       1   22\nbb      4    5\n\nname  three\na       333\nbb        6"
+    assert max(map(len, narrow.splitlines())) <= 14
+    assert len(text_table(rows, width=1).split("\n\n")) == 3  # a column is never cut

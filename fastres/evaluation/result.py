@@ -10,6 +10,7 @@ from typing import Any
 
 from fastres import markup
 from fastres.pages.words import ClassNames, between, count
+from fastres.terminal import terminal_width
 from fastres.text import path_text, text_table
 
 from .agreement import Agreement
@@ -142,7 +143,10 @@ class Evaluation:
             lines.append(self.labels.text)
             if self.labels.missing:
                 lines.append(_missing_text(self.labels.missing, self.class_names, bool(self.unreadable)))
-        lines += ["", text_table(self._table(), right=range(1, 20))]
+        lines += [
+            "",
+            text_table(self._table(), right=range(1, 20), width=terminal_width()),
+        ]
         lines += [f"left out: {name}: {reason}" for name, reason in self.left_out]
         lines += [
             f"no answer: {each.name} gives NaN for {count(each.accuracy.unanswered, 'image')}, which count as wrong"
