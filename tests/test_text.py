@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastres.text import path_of_text, path_text
+from fastres.text import path_of_text, path_text, text_table
 
 NAMES = st.lists(
     st.sampled_from([b"\\", b"\\\\", b"x", b"e9", b"\xe9", b"\\xe9", b"/", "é".encode(), b"\xc3", b".jpg"]), max_size=8

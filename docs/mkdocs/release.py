@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,7 +60,6 @@ def main(repository: str, out: Path) -> None:
         subprocess.run([sys.executable, "-m", "build", "--outdir", out, copy], check=True)
     files = sorted(out.glob(f"fastres-{VERSION}*"))
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], check=True)
-    shutil.copy(ROOT / "CITATION.cff", out)
 
 
 if __name__ == "__main__":

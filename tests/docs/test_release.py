@@ -8,7 +8,6 @@ import sys
 from types import ModuleType
 
 import pytest
-import tomllib
 
 from fastres.version import __version__
 
@@ -39,6 +38,7 @@ def test_the_long_description_has_absolute_links(release: ModuleType) -> None:
 
 
 def test_the_metadata_has_the_addresses_of_the_project(release: ModuleType) -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads(release.with_addresses((ROOT / "pyproject.toml").read_text(encoding="utf-8"), PLACE))
     assert project["project"]["urls"]["Source"] == PLACE
     assert project["project"]["scripts"]
