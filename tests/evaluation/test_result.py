@@ -21,7 +21,8 @@ def copied(few: Path, folder: Path, digits: str, each: int = 4) -> Path:
     return folder
 
 
-def test_one_image(few: Path, tmp_path: Path) -> None:
+def test_one_image(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     """The interval is not symmetric."""
     lines = str(evaluate(copied(few, tmp_path / "one", "4", 1))).splitlines()
     assert lines[0] == "1 image"
