@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import fastres
@@ -22,8 +23,8 @@ def copied(few: Path, folder: Path, digits: str, each: int = 4) -> Path:
 
 
 def test_one_image(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     """The interval is not symmetric."""
+    monkeypatch.setenv("COLUMNS", "200")
     lines = str(evaluate(copied(few, tmp_path / "one", "4", 1))).splitlines()
     assert lines[0] == "1 image"
     assert lines[2] == "9 of 10 classes have no images: 0, 1, 2, 3, 5 and 4 others"
