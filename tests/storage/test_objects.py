@@ -220,7 +220,7 @@ def test_the_endpoint_of_fsspec(bucket: str, s3_server: str) -> None:
 def test_protocols_and_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown protocol 's4'. Did you mean 's3'"):
         objects.info("s4://bucket/a")
-    for protocol, advice in (("s3", r"pip install 'fastres\[s3\]'"), ("gs", r"pip install 'fastres\[gcs\]'")):
+    for protocol, advice in (("s3", r"pip install .*\[s3\]'"), ("gs", r"pip install .*\[gcs\]'")):
         with monkeypatch.context() as changes:
             changes.setattr("fsspec.get_filesystem_class", lambda name: (_ for _ in ()).throw(ImportError("none")))
             with pytest.raises(MissingDependencyError, match=advice):

@@ -108,7 +108,7 @@ def test_validation_digits_come_from_the_training_part(digits: tuple[Tensor, Ten
 
 def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingDependencyError, match=r"scikit-learn.*pip install 'fastres\[demo\]'"):
+    with pytest.raises(MissingDependencyError, match=r"scikit-learn.*pip install .*\[demo\]'"):
         load_digits()
 
 
