@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastres import interruption
-from fastres.errors import UnknownModelError
+from fastres.errors import UnknownModelError, near_matches
 from fastres.program import run_program
 from fastres.terminal import CLOSED, OutputStreamError, is_usable, json_text
 from fastres.version import __version__
@@ -55,6 +55,10 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks for completions
         completion.complete(parser)
+    if not arguments:
+        parser.print_help()
+        return lambda: 0
+    _refuse_unknown_command(parser, arguments[0])
     options, left = parser.parse_known_args(arguments)
     wording.options = vars(options)["options_of_command"]
     if len(left) == 1 and not left[0].startswith("-") and getattr(options, "path", "") is None:
@@ -69,6 +73,13 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
         with contextlib.suppress(ImportError):  # the command says which package is missing
             importlib.import_module(module)
     return lambda: options.run(options)
+
+
+def _refuse_unknown_command(parser: argparse.ArgumentParser, given: str) -> None:
+    """End the program, with similar names, if ``given`` is no command."""
+    known = next(iter(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)))
+    if not given.startswith("-") and given not in known:
+        parser.error(f"there is no command {given!r}.{near_matches(given, known)} 'fastres --help' lists all")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,6 +29,18 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_without_a_command_and_with_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "classify images" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["clasify", "photos"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "there is no command 'clasify'. Did you mean 'classify'" in said
+    with pytest.raises(SystemExit):
+        main(["--version"])
+
+
 def test_list_some(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "resnet5*", "wide*", "--pretrained"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]]
