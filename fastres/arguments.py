@@ -8,7 +8,8 @@ from typing import Any
 
 from .errors import InputError
 
-# The help of --categories, which several commands have.
+# The help of --model and --categories, which several commands have.
+MODEL_HELP = "a name from 'fastres list', a saved model or folder, or a hub id (default: %(default)s)"
 CATEGORIES_HELP = "file with the class names, one a line or in JSON (default: those of the weights)"
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fastres.arguments import CATEGORIES_HELP
+from fastres.arguments import CATEGORIES_HELP, MODEL_HELP
 from fastres.terminal import json_text, wrote
 from fastres.text import path_text
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, glob, tar files (WebDataset) or Parquet files; paths or URLs",
     )
     add("-o", "--output", help="file or URL to write: .parquet, .csv or .jsonl")
-    add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
+    add("--model", default="resnet50", help=MODEL_HELP)
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")

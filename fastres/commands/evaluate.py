@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", nargs="+", metavar="SOURCE", help="folder with a folder per class, glob, tar or Parquet files")
     add("-o", "--output", metavar="DIR", help="folder for report.html, evaluation.json and images.parquet")
     add("--model", nargs="+", default=["resnet50"], metavar="MODEL",
-        help="names from 'fastres list', saved files, exported files (default: resnet50)")  # fmt: skip
+        help="names from 'fastres list', saved files, hub ids, exported files (default: resnet50)")  # fmt: skip
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--dtype", nargs="+", default=["auto"], help="float32, bfloat16, float16, int8 (default: the model's own)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastres.arguments import CATEGORIES_HELP, whole_number
+from fastres.arguments import CATEGORIES_HELP, MODEL_HELP, whole_number
 from fastres.errors import ImageError
 from fastres.files import refuse_inputs
 from fastres.terminal import progress_bar, wrote
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fastres look`` to ``parser``."""
     add = parser.add_argument
     add("image", type=Path, metavar="IMAGE", help="an image file")
-    add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
+    add("--model", default="resnet50", help=MODEL_HELP)
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("-o", "--out", type=Path, default=Path("look.png"), help="PNG, JPEG, PDF or SVG file (default: %(default)s)")

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastres.arguments import CATEGORIES_HELP, whole_number
+from fastres.arguments import CATEGORIES_HELP, MODEL_HELP, whole_number
 from fastres.errors import ImageError, SourceError
 from fastres.terminal import is_terminal, json_text, progress_bar, say
 from fastres.text import path_text
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="image files, folders, globs, URLs, or - for standard input")
-    add("--model", default="resnet50", help="a name from 'fastres list' (default: %(default)s)")
+    add("--model", default="resnet50", help=MODEL_HELP)
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--top-k", type=int, default=5, metavar="K", help="classes per image (default: %(default)s)")

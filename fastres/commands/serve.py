@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from fastres.arguments import CATEGORIES_HELP
+from fastres.arguments import CATEGORIES_HELP, MODEL_HELP
 from fastres.terminal import say
 
 KEY_VARIABLE = "FASTRES_API_KEY"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("model", nargs="?", default="resnet50", metavar="MODEL", help="a name from 'fastres list', or a saved model")
+    add("model", nargs="?", default="resnet50", metavar="MODEL", help=MODEL_HELP)
     add("--weights", default="DEFAULT", help="an entry such as IMAGENET1K_V1, or the path of a checkpoint")
     add("--categories", metavar="FILE", help=CATEGORIES_HELP)
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 for all (default: %(default)s)")
