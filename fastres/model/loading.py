@@ -28,6 +28,7 @@ from fastres.images.transforms import Transforms
 from fastres.network.architectures import ARCHITECTURES, Architecture, get_architecture
 from fastres.network.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from fastres.text import dtype_name, path_text
+from fastres.weights.checkpoints import is_checkpoint_name
 from fastres.weights.folders import SavedModel, find_saved
 from fastres.weights.inspect import inspect
 from fastres.weights.published import DEFAULT, WeightsEntry
@@ -138,8 +139,11 @@ def _refuse_checkpoint(name: object) -> None:
             "export wrote"
         )
     models: tuple[str, ...] = ()
-    with suppress(WeightsError, ArchitectureError):
-        models = inspect(path).models
+    try:
+        models = inspect(name).models
+    except (WeightsError, ArchitectureError):
+        if not is_checkpoint_name(path):
+            return
     what = f"fits {' and '.join(models)}" if models else "does not name its network"
     raise UnknownModelError(
         f"{path} is a checkpoint file, which {what}. Give the model's name and the file: "
