@@ -39,7 +39,7 @@ NOT_RUN = {
     ("docs/checkpoints.md", "needs a network"): 1,
     ("docs/classify.md", "needs a network"): 1,
     ("docs/deployment.md", "installs packages"): 1,
-    ("docs/index.md", "installs packages"): 2,
+    ("docs/index.md", "installs packages"): 1,
     ("docs/index.md", "runs until it is stopped"): 1,
     ("docs/index.md", "needs a GPU"): 1,
     ("docs/migrate/from-torchvision.md", "needs a network"): 1,
