@@ -19,7 +19,7 @@ from tests.serving.conftest import Server, encoded, form, serving
 
 
 def predictions(model: fastres.Model, image: Any, top_k: int = 5) -> list[dict[str, Any]]:
-    (found,) = model.predict(image, top_k)
+    found = model.predict(image, top_k)
     return [{"label": each.label, "index": each.index, "score": pytest.approx(each.score, abs=1e-5)} for each in found]
 
 
