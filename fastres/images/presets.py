@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastres.arguments import image_sides
 from fastres.errors import ImageError, InputError
@@ -115,10 +116,18 @@ def _composed(steps: list[Any]) -> Transforms:
             f"are a Compose of {', '.join(names) or 'nothing'}, but fastres does Resize, CenterCrop, ToTensor and "
             "Normalize"
         )
-    if any(getattr(step, "scale", True) is False for step in steps):
-        raise _unsupported("keep pixels in 0..255 (scale=False), but fastres scales them to 0..1")
+    if not any(_scales(step) for step in steps):
+        raise _unsupported(f"keep pixels in 0..255 ({', '.join(kinds)}), but fastres scales them to float32 in 0..1")
     colours = normalise or SimpleNamespace(mean=(0, 0, 0), std=(1, 1, 1))
     return _transforms(_side(resize.size, "Resize", 1), _side(crop.size, "CenterCrop", 2), resize, colours)
+
+
+def _scales(step: Any) -> bool:
+    """Return True if a step that makes a tensor turns pixels of 0..255 into float32 in 0..1."""
+    if type(step).__name__ in ("ToTensor", "MaybeToTensor"):
+        return True
+    scales = type(step).__name__ == "ConvertImageDtype" or bool(getattr(step, "scale", False))
+    return scales and getattr(step, "dtype", None) is torch.float32
 
 
 def _transforms(resize: int, crop: int, resizing: Any, normalising: Any) -> Transforms:

@@ -55,7 +55,10 @@ def test_a_compose_is_translated(theirs: Any, rounding: float) -> None:
             r"squeeze images to a square \(Resize \(64, 64\)\).* as Resize\(64\) and CenterCrop\(64\) do",
         ),
         (v2.Compose([v2.ToImage(), v2.Resize(64), v2.CenterCrop(48)]), "begin with ToImage and resize tensors"),
-        (composed(v2.ToDtype(torch.float32)), r"keep pixels in 0\.\.255"),
+        (composed(v2.ToDtype(torch.float32)), r"keep pixels in 0\.\.255 \(ToDtype\)"),
+        (composed(v1.PILToTensor(), v1.ConvertImageDtype(torch.float16)), r"scales them to float32"),
+        (v1.Compose([v1.Resize(64), v1.CenterCrop(48), v1.PILToTensor()]), r"keep pixels in 0\.\.255 \(PILToTensor\)"),
+        (timm.data.create_transform(48, use_prefetcher=True), r"keep pixels in 0\.\.255 \(MaybePILToTensor\)"),
         (
             v1.Compose([v1.Resize(64, max_size=90), v1.CenterCrop(48), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
             "limit the longer side",
