@@ -112,7 +112,7 @@ def _read_source(
     several = len(names) > 1 and not any(map(_is_container, names))
     found = Found(FILES, tuple(map(Part, names)), names) if several else find(names)
     with tempfile.TemporaryDirectory(prefix="fastres-") as scratch:
-        listing = Path(scratch) / "listing.arrow"
+        listing = Path(scratch) / "listing.jsonl"
         create_listing(listing, found.entries(), found.kind, progress=False)
         images = opened(found, listing, None, ())
         count = len(images)

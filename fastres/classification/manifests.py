@@ -52,7 +52,7 @@ class Manifest:
     @property
     def listing(self) -> str:
         """The name of the file with the list of images."""
-        return f"listing-{self.fingerprint}.arrow"
+        return f"listing-{self.fingerprint}.jsonl"
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _refuse_other_files(images: Images, gaps: list[range]) -> None:
     if not isinstance(images, FileImages):
         return  # a missing or another tar or Parquet file is an error by itself
     probes = [rows[index * len(rows) // _PROBES] for rows in gaps[:_PROBES] for index in range(_PROBES)]
-    entries = [images.listing.rows(row, row + 1).to_pylist()[0] for row in sorted(set(probes))]
+    entries = [images.listing.rows(row, row + 1)[0] for row in sorted(set(probes))]
     local = [entry for entry in entries if entry["error"] is None and not is_url(os.fsdecode(entry["path"]))]
     found = [path_or_error(entry) for entry in local]
     if len(local) < _PROBES or not all(isinstance(each, ImageError) for each in found):

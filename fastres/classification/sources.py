@@ -266,7 +266,7 @@ class FileImages:
         return len(self.listing)
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        entries = self.listing.rows(start, stop).to_pylist()
+        entries = self.listing.rows(start, stop)
         names = pa.array([shown(entry["path"]) for entry in entries], pa.string())
         return pa.RecordBatch.from_arrays([names], schema=self.identity), file_contents(entries, path_or_error)
 

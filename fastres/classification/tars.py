@@ -205,7 +205,7 @@ class TarImages:
         return len(self.listing)
 
     def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        entries = self.listing.rows(start, stop).to_pylist()
+        entries = self.listing.rows(start, stop)
         paths = pa.array([shown(entry["path"]) for entry in entries], pa.string())
         keys = pa.array([entry["key"] for entry in entries], pa.string())
         members = chain.from_iterable(

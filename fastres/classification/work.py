@@ -1,6 +1,6 @@
 """The rows of a run that are finished, in the work folder beside the output, so that a run can be resumed.
 
-``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.arrow``
+``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.jsonl``
 (the list) and parts. Every file is written under a temporary name and renamed when it is complete.
 """
 
@@ -109,14 +109,14 @@ class Work:
             f"{str(self.folder)!r} cannot be resumed (use --overwrite to start over, or another output to keep it): "
             f"its run with fastres {before['fastres']}"
         )
+        if before["fastres"] != __version__:
+            raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
         if before["settings"] != self._manifest["settings"]:
             raise ResumeError(
                 f"{kept} had different settings: {changes(before['settings'], self._manifest['settings'])}"
             )
         if before["fingerprint"] != self._manifest["fingerprint"]:
             raise ResumeError(f"{kept} had different images: {difference(self.listing, self.new_listing)}")
-        if before["fastres"] != __version__:
-            raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
         return before
 
     def _warn(self, kept: parts.Kept, described: bool) -> None:

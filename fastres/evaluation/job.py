@@ -161,7 +161,7 @@ class EvaluateJob:
         listing = getattr(images, "listing", None)
         if not isinstance(listing, Listing):  # the list of Parquet files is in memory
             return images
-        copy = Path(shutil.copyfile(listing.path, self._scratch / "listing.arrow"))
+        copy = Path(shutil.copyfile(listing.path, self._scratch / "listing.jsonl"))
         return replace(images, listing=Listing(copy))  # type: ignore[type-var]
 
     def _settings(self, names: tuple[str, ...]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ def listed_and_skipped(
     source: Any, work: Path, image_column: str | None = None, columns: tuple[str, ...] = ()
 ) -> tuple[sources.Images, Counter[str]]:
     found = sources.find(source)
-    write_list(found.entries(), found.kind, work / "listing.arrow")
-    images = sources.opened(found, work / "listing.arrow", image_column, columns)
+    write_list(found.entries(), found.kind, work / "listing.jsonl")
+    images = sources.opened(found, work / "listing.jsonl", image_column, columns)
     return pickle.loads(pickle.dumps(images)), found.skipped
 
 

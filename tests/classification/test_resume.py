@@ -135,7 +135,7 @@ class TestManifest:
         assert len(part_files(interrupted)) == 3
 
     def test_damaged_list_of_images(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
-        (kept(interrupted) / "listing.arrow").write_bytes(b"damaged")
+        (kept(interrupted) / "listing.jsonl").write_bytes(b"damaged")
         (folder / "zz.jpg").write_bytes(b"")
         with pytest.raises(ResumeError, match="had different images"):
             classify(folder, interrupted, model, resume=True)
