@@ -33,6 +33,7 @@ from fastres.model.model import Model
 from fastres.storage.urls import is_url
 from fastres.terminal import is_terminal
 
+from .formats import PARQUET
 from .report import Report
 from .requests import CPU_BATCH, GPU_BATCH, HTML_PICTURES, Request, Sources
 from .shards import Shard
@@ -260,7 +261,8 @@ def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, prog
     >>> fastres.classify("photos", "photos.parquet", shard="2/2")
     >>> fastres.join_shards("photos.parquet")
     """
-    check_dependencies("join_shards", ["pyarrow"])
+    if _suffix(output) == PARQUET:
+        check_dependencies("Parquet output", ["pyarrow"])
     from .joining import join
     from .outputs import place_of
 

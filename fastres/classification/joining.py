@@ -12,7 +12,7 @@ from fastres.errors import OutputError, ResumeError, ResumeWarning
 from fastres.terminal import progress_bar, warn
 
 from . import parts
-from .formats import open_writer
+from .formats import PARQUET, open_writer
 from .manifests import Manifest
 from .places import Place
 from .report import Report
@@ -36,12 +36,22 @@ def join(place: Place, *, progress: bool) -> Report:
             f"{place.folder!r} has no run in shards to join; begin one with: fastres classify SOURCE -o "
             f"{place.output} --shard 1/4"
         )
+    _refuse_earlier_form(place, manifest)
     try:
         with unless_finished(place, manifest.run), place.opened():
             document = _joined(place, manifest, progress)
     except RunFinishedError as done:  # another process has joined them in the meantime
         document = done.manifest
     return report_of(place, document, time.monotonic() - began)
+
+
+def _refuse_earlier_form(place: Place, manifest: Manifest) -> None:
+    """Raise ``ResumeError`` if the parts of a CSV or JSON Lines file are Parquet files, as they once were."""
+    if place.suffix != PARQUET and manifest.schema is not None:
+        raise ResumeError(
+            f"{place.folder!r} has rows of fastres {manifest.fastres} in an earlier form; join them with that version, "
+            "or delete the folder to start over"
+        )
 
 
 def _joined(place: Place, manifest: Manifest, progress: bool) -> dict[str, Any]:
@@ -94,15 +104,15 @@ def _write(target: _Measured, place: Place, manifest: Manifest, slices: list[par
     """Write the rows; return how many have an error."""
     errors = 0
     with (
-        open_writer(target, place.suffix, manifest.arrow_schema, manifest.metadata) as writer,  # type: ignore[arg-type]
+        open_writer(target, place.suffix, manifest.written, manifest.metadata) as writer,  # type: ignore[arg-type]
         progress_bar(
             total=manifest.images, desc="Writing the table", unit="row", delay=1.0, disable=not progress
         ) as bar,
     ):
-        for table in parts.merged(slices, manifest.run, place.read):
-            writer.write_table(table)
-            errors += len(table) - table["error"].null_count
-            bar.update(table.num_rows)
+        for rows in parts.merged(slices, manifest.run, place.read):
+            writer.write_table(rows)
+            errors += len(parts.failed(rows))
+            bar.update(rows.num_rows)
     return errors
 
 

@@ -7,9 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
-
-import pyarrow as pa
 
 from fastres.errors import OutputError, ResumeError
 from fastres.version import __version__
@@ -25,7 +24,8 @@ class Manifest:
 
     ``settings`` determine the rows, as JSON values. ``fingerprint`` is the sha256 of the list of ``images`` images,
     made at the time ``listed`` (UTC). ``shards`` is how many shards the first process reckoned with, 0 if it cut them
-    itself. ``schema`` is the Arrow schema of the output. ``arguments`` are those of the command.
+    itself. ``schema`` is the Arrow schema of a Parquet output, ``None`` for CSV and JSON Lines. ``arguments`` are those
+    of the command.
     """
 
     fastres: str
@@ -40,7 +40,7 @@ class Manifest:
     skipped: int
     listed: str
     shards: int
-    schema: str
+    schema: str | None
     arguments: Mapping[str, Any]
 
     @property
@@ -61,8 +61,16 @@ class Manifest:
         return {"version": self.fastres, **self.settings, **facts}
 
     @property
-    def arrow_schema(self) -> pa.Schema:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+    def written(self) -> Any:
+        """The columns of the output, as :func:`fastres.classification.formats.open_writer` wants them."""
+        if self.schema is None:
+            return self.settings["columns"]
+        import pyarrow as pa
+
+        try:
+            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+        except pa.ArrowException as error:
+            raise ValueError(f"its schema is damaged: {error}") from error
 
     def content(self) -> bytes:
         """Return the manifest as JSON."""
@@ -83,15 +91,17 @@ class Manifest:
             given = {name: document[name] for name in cls.__dataclass_fields__}
             given |= {name: tuple(given[name]) for name in ("source", "columns")}
             manifest = cls(**given)
-            _ = manifest.run, manifest.arrow_schema
-        except (KeyError, TypeError, ValueError, pa.ArrowException):
+            _ = manifest.run
+            if manifest.schema is None or find_spec("pyarrow") is not None:
+                _ = manifest.written
+        except (KeyError, TypeError, ValueError):
             return None
         return manifest
 
 
-def encoded_schema(schema: pa.Schema) -> str:
-    """Return ``schema`` as text for a manifest."""
-    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+def encoded_schema(columns: Any) -> str | None:
+    """Return the Arrow schema of a Parquet output as text for a manifest, or ``None`` for the names of columns."""
+    return None if isinstance(columns, list) else base64.b64encode(columns.serialize().to_pybytes()).decode()
 
 
 def refuse_changes(manifest: Manifest, now: Mapping[str, Any], folder: str) -> None:

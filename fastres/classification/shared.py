@@ -229,7 +229,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
     with place.new_listing() as path:
         fingerprint = create_listing(path, found.entries(), found.kind, progress)
         images = opened(found, path, request.image_column, request.columns)
-        schema, settings = job.begin(images)
+        written, settings = job.begin(images)
         new = Manifest(
             fastres=__version__,
             settings=settings,
@@ -243,7 +243,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
             skipped=sum(found.skipped.values()),
             listed=datetime.now(timezone.utc).isoformat(" ", "seconds"),
             shards=shards,
-            schema=encoded_schema(schema),
+            schema=encoded_schema(written),
             arguments=request.arguments,
         )
         before = Manifest.of(place.manifest(), place.folder)
