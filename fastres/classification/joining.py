@@ -12,8 +12,8 @@ from fastres.errors import OutputError, ResumeError, ResumeWarning
 from fastres.terminal import progress_bar, warn
 
 from . import parts
-from .formats import PARQUET, open_writer
-from .manifests import Manifest
+from .formats import open_writer
+from .manifests import Manifest, refuse_earlier_form
 from .places import Place
 from .report import Report
 from .shards import described, numbers_of
@@ -36,22 +36,13 @@ def join(place: Place, *, progress: bool) -> Report:
             f"{place.folder!r} has no run in shards to join; begin one with: fastres classify SOURCE -o "
             f"{place.output} --shard 1/4"
         )
-    _refuse_earlier_form(place, manifest)
+    refuse_earlier_form(manifest, place.suffix, place.folder)
     try:
         with unless_finished(place, manifest.run), place.opened():
             document = _joined(place, manifest, progress)
     except RunFinishedError as done:  # another process has joined them in the meantime
         document = done.manifest
     return report_of(place, document, time.monotonic() - began)
-
-
-def _refuse_earlier_form(place: Place, manifest: Manifest) -> None:
-    """Raise ``ResumeError`` if the parts of a CSV or JSON Lines file are Parquet files, as they once were."""
-    if place.suffix != PARQUET and manifest.schema is not None:
-        raise ResumeError(
-            f"{place.folder!r} has rows of fastres {manifest.fastres} in an earlier form; join them with that version, "
-            "or delete the folder to start over"
-        )
 
 
 def _joined(place: Place, manifest: Manifest, progress: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from fastres.errors import OutputError, ResumeError
 from fastres.version import __version__
 
+from .formats import PARQUET
 from .work import changes
 
 _SHARED = "shards"  # marks the manifest of a run in shards; those of one process do not have it
@@ -102,6 +103,15 @@ class Manifest:
 def encoded_schema(columns: Any) -> str | None:
     """Return the Arrow schema of a Parquet output as text for a manifest, or ``None`` for the names of columns."""
     return None if isinstance(columns, list) else base64.b64encode(columns.serialize().to_pybytes()).decode()
+
+
+def refuse_earlier_form(manifest: Manifest, suffix: str, folder: str) -> None:
+    """Raise ``ResumeError`` if the rows of a CSV or JSON Lines file are kept in Parquet files, as they once were."""
+    if suffix != PARQUET and manifest.schema is not None:
+        raise ResumeError(
+            f"{folder!r} has rows of fastres {manifest.fastres} in an earlier form; join them with that version, or "
+            "delete the folder to start over"
+        )
 
 
 def refuse_changes(manifest: Manifest, now: Mapping[str, Any], folder: str) -> None:

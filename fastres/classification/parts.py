@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from fastres.errors import ResumeError, StorageError
@@ -177,16 +178,20 @@ def check(parts: Iterable[Part], rows: range, count: int, run: str, read_file: R
     return Kept(slices, missing, bad, count)
 
 
-def merged(slices: Sequence[Slice], run: str, read_file: Read) -> Iterator[Rows]:
+def merged(slices: Iterable[Slice], run: str, read_file: Read) -> Iterator[Rows]:
     """Yield the rows of ``slices`` in order. Arrow's come as tables of ``ROW_GROUP`` rows; the last may be smaller."""
     rows = (
         read(each.part, run, read_file).slice(each.start - each.part.start, each.stop - each.start) for each in slices
     )
-    if not slices or slices[0].part.name.endswith(_LINES):
-        return rows
+    first = next(rows, None)
+    if first is None:
+        return
+    if isinstance(first, Lines):
+        yield from chain([first], rows)
+        return
     from . import arrow_parts
 
-    return arrow_parts.regrouped(rows, ROW_GROUP)
+    yield from arrow_parts.regrouped(chain([first], rows), ROW_GROUP)
 
 
 class PartWriter:

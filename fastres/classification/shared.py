@@ -26,7 +26,7 @@ from . import parts
 from .folder import MANIFEST
 from .job import ClassifyJob
 from .listing import create_listing, difference
-from .manifests import Manifest, encoded_schema, refuse_changes
+from .manifests import Manifest, encoded_schema, refuse_changes, refuse_earlier_form
 from .places import Place
 from .report import Report
 from .requests import Request
@@ -195,6 +195,8 @@ def open_run(
         manifest = Manifest.of(place.manifest(), place.folder)
         if expected is not None and (manifest is None or manifest.run != expected):
             raise _not_there(place, expected)
+        if manifest is not None:
+            refuse_earlier_form(manifest, place.suffix, place.folder)
         if manifest is None and not place.replaces:
             refuse_finished(request, place)  # again, because the output may have been completed in between
         if manifest is None or list_again:

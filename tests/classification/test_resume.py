@@ -140,6 +140,17 @@ class TestManifest:
         with pytest.raises(ResumeError, match="had different images"):
             classify(folder, interrupted, model, resume=True)
 
+    def test_a_list_of_an_earlier_version(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
+        """It had another name and, for the same images, another checksum."""
+        place = kept(interrupted)
+        (place / "listing.jsonl").rename(place / "listing.arrow")
+        manifest = json.loads((place / "manifest.json").read_text())
+        (place / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 64}))
+        with pytest.raises(ResumeError, match=r"--overwrite to start over.*had different images"):
+            classify(folder, interrupted, model, resume=True)
+        classify(folder, interrupted, model, overwrite=True)
+        assert not place.exists()
+
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_list_of_images_that_becomes_a_pipe(
         self, folder: Path, model: fastres.Model, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
