@@ -77,7 +77,8 @@ def quantize(
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``
-    for sources of images, ``WorkerError``, and the errors of :func:`fastres.load`.
+    for sources of images, ``MissingDependencyError`` for Parquet files without pyarrow, ``WorkerError``, and the errors
+    of :func:`fastres.load`.
 
     >>> fastres.quantize("resnet50", "photos/").save("resnet50.int8.safetensors")
     """
