@@ -130,9 +130,9 @@ class Runs:
     def __init__(self, folder: Path, scratch: Path, model: fastres.Model, reading: Reading) -> None:
         self.folder, self.scratch, self.model, self.reading = folder, scratch, model, reading
         found = sources.find(folder)
-        with (scratch / "listing.arrow").open("wb+") as file:
+        with (scratch / "listing.jsonl").open("wb+") as file:
             write_listing(found.entries(), found.kind, file, progress=False)
-        self.images = sources.opened(found, scratch / "listing.arrow", None, ())
+        self.images = sources.opened(found, scratch / "listing.jsonl", None, ())
         crop = reading.transforms.crop
         pixels = torch.randint(0, 256, (reading.batch_size, crop, crop, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         self.pixels = pixels.to(model.device)

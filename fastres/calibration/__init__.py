@@ -16,7 +16,6 @@ from torch import nn
 from fastres.arguments import whole_number
 from fastres.errors import CalibrationWarning, InputError
 from fastres.executors import int8_steps
-from fastres.extras import check_dependencies
 from fastres.model.conversion import from_module
 from fastres.model.loading import load
 from fastres.model.model import Model
@@ -78,12 +77,12 @@ def quantize(
 
     Raises ``CalibrationError`` if there are fewer than 8 usable images, if these all have one colour or are the same,
     if the network gives NaN, or if ``largest_error`` cannot be reached; ``InputError`` for arguments, ``SourceError``
-    for sources of images, ``WorkerError``, and the errors of :func:`fastres.load`.
+    for sources of images, ``MissingDependencyError`` for Parquet files without pyarrow, ``WorkerError``, and the errors
+    of :func:`fastres.load`.
 
     >>> fastres.quantize("resnet50", "photos/").save("resnet50.int8.safetensors")
     """
     check_method(method)
-    check_dependencies("quantize", ["pyarrow"])
     most = whole_number(samples, "samples", LEAST)
     limit = int8_steps.weight_limit() if weight_limit is None else whole_number(weight_limit, "weight_limit")
     if limit > WEIGHT_LIMIT:

@@ -112,7 +112,7 @@ def _read_source(
     several = len(names) > 1 and not any(map(_is_container, names))
     found = Found(FILES, tuple(map(Part, names)), names) if several else find(names)
     with tempfile.TemporaryDirectory(prefix="fastres-") as scratch:
-        listing = Path(scratch) / "listing.arrow"
+        listing = Path(scratch) / "listing.jsonl"
         create_listing(listing, found.entries(), found.kind, progress=False)
         images = opened(found, listing, None, ())
         count = len(images)
@@ -126,9 +126,9 @@ def _read_source(
         reading = Reading(BATCH, count if workers is not None else min(count, MOST_WORKERS), transforms, EXACT)
         with closing(reading.batches(images, ranges, torch.device("cpu"))) as batches:
             for batch in batches:
-                columns = batch.identity.to_pylist()
-                for offset, (columns_of_image, error) in enumerate(zip(columns, batch.errors, strict=True)):
-                    name = "/".join(str(value) for value in columns_of_image.values())
+                identities = zip(*batch.identity.values(), strict=True)
+                for offset, (identity, error) in enumerate(zip(identities, batch.errors, strict=True)):
+                    name = "/".join(map(str, identity))
                     label = None if labels is None else labels.of(name, batch.start + offset)
                     if error is None and labels is not None and label is None:
                         sampler.skip(name, f"{name}: its label is in a damaged part of the file")
@@ -136,7 +136,7 @@ def _read_source(
                         sampler.add(batch.pixels[offset], label)
                     else:
                         sampler.skip(name, f"{name}: {error}" if name not in error else error)
-                bar.update(len(columns))
+                bar.update(len(batch.errors))
 
 
 def _spread(count: int) -> list[range]:

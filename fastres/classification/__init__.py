@@ -2,10 +2,14 @@
 
 ``sources`` finds the images: in folders and globs (``walking``, ``globs``), in tars (``archives``, ``tars``) and in
 Parquet files (``parquet``, ``parquet_rows``, ``contents``); ``remote`` has what differs in object stores. ``listing``
-stores their list. ``batches`` forms batches in worker processes, which ``parcels`` carries to the main one. ``run``
-does a job for all of them, and ``job`` is the one of ``classify``: it runs the model, and ``tables`` turns the results
-into rows. ``work`` keeps finished rows until the run is complete: ``parts`` are their files, ``folder`` is the place.
-``formats`` writes the output. The decoders are in ``fastres.images``.
+stores their list, and ``columns`` says what identifies a row. ``batches`` forms batches in worker processes, which
+``parcels`` carries to the main one. ``run`` does a job for all of them, and ``job`` is the one of ``classify``: it runs
+the model. ``tables`` has the columns of the output. Rows are ``lines`` of CSV and JSON Lines, or ``arrow_rows`` for
+Parquet. ``work`` keeps finished rows until the run is complete: ``parts`` are their files (``arrow_parts`` those of
+Parquet), ``folder`` is the place. ``formats`` writes the output. The decoders are in ``fastres.images``.
+
+pyarrow is imported only by the modules of Parquet files: ``arrow_rows``, ``arrow_parts``, ``parquet``,
+``parquet_rows``, ``contents``, and ``copied``, which turns their columns into text.
 
 A run of several processes has no lock but a meeting place, the work folder (``places``, ``store_place``, ``outputs``),
 and a manifest (``manifests``) that they agree on. Each is a ``shared`` run and computes ``shards`` of it. ``joining``
@@ -33,6 +37,7 @@ from fastres.model.model import Model
 from fastres.storage.urls import is_url
 from fastres.terminal import is_terminal
 
+from .formats import PARQUET
 from .report import Report
 from .requests import CPU_BATCH, GPU_BATCH, HTML_PICTURES, Request, Sources
 from .shards import Shard
@@ -260,7 +265,8 @@ def join_shards(output: str | os.PathLike[str], *, overwrite: bool = False, prog
     >>> fastres.classify("photos", "photos.parquet", shard="2/2")
     >>> fastres.join_shards("photos.parquet")
     """
-    check_dependencies("join_shards", ["pyarrow"])
+    if _suffix(output) == PARQUET:
+        check_dependencies("Parquet output", ["pyarrow"])
     from .joining import join
     from .outputs import place_of
 

@@ -15,7 +15,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -26,6 +25,7 @@ from fastres.images.jpeg import Decoder, decoder
 from fastres.images.transforms import Transforms
 from fastres.memory import keep_little
 
+from .columns import Columns
 from .parcels import Batch, Parcel, black, can_share
 from .sources import Images
 
@@ -69,7 +69,7 @@ class _Batches(Dataset[Any]):
         except FastresError as error:  # the main process raises it; the DataLoader would add its traceback to it
             return error
 
-    def _fill(self, start: int, stop: int, pixels: Tensor) -> tuple[pa.RecordBatch, tuple[str | None, ...]]:
+    def _fill(self, start: int, stop: int, pixels: Tensor) -> tuple[Columns, tuple[str | None, ...]]:
         """Decode images ``start`` to ``stop`` into ``pixels``; return their identity and errors."""
         decode = decoder(self.decoder)
         identity, sources = self.images.read(start, stop)

@@ -25,13 +25,14 @@ from fastres.terminal import warn
 
 from .parts import is_part
 
-LOCK, MANIFEST, LISTING, NEW_LISTING = "lock", "manifest.json", "listing.arrow", "listing.new.arrow"
+LOCK, MANIFEST, LISTING, NEW_LISTING = "lock", "manifest.json", "listing.jsonl", "listing.new.jsonl"
 OUTPUT = "output"  # the joined parts, before they get the output's name
 SIDECAR = ".manifest.json"  # added to the output's name: what the output of a run in shards is, written last
 TEMPORARY = ".tmp"  # ends the name of a file that is not complete
-_OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT)
+_EARLIER = ("listing.arrow", "listing.new.arrow")  # lists of earlier versions
+_OWN = (LOCK, MANIFEST, LISTING, NEW_LISTING, OUTPUT, *_EARLIER)
 # The list of images of a run in shards has its sha256 in its name.
-_SHARED_LISTING = re.compile(r"listing-[0-9a-f]{64}\.arrow")
+_SHARED_LISTING = re.compile(r"listing-[0-9a-f]{64}\.(jsonl|arrow)")
 _UNIQUE = re.compile(r"\.[0-9a-f]{12}$")  # in the names of temporary files that several processes may write at once
 
 _PAUSES = (0.05, 0.2)  # seconds before a lock that another process has is tried again

@@ -8,9 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
 import torch
-from torch import Tensor
 
 from fastres.images.categories import placeholders
 from fastres.images.transforms import Transforms
@@ -19,10 +17,13 @@ from fastres.network.plan import LOGITS, POOLED
 from fastres.text import dtype_name, path_text
 
 from .batches import Reading
+from .columns import Kinds
+from .formats import PARQUET
+from .lines import lines_of
 from .parcels import Batch, padded
 from .run import Rows
 from .sources import Images
-from .tables import Layout
+from .tables import Layout, Results
 
 
 class ClassifyJob:
@@ -47,17 +48,31 @@ class ClassifyJob:
         """Processes that decode images."""
         return self._reading.workers
 
-    def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
+    def begin(self, images: Images) -> tuple[Any, dict[str, Any]]:
         self._layout = layout_of(self._model, images.identity, self._top_k, self._embed)
         self._layout.check(self._suffix)
-        return self._layout.schema, self._settings()
+        return self._columns(), self._settings()
+
+    def _columns(self) -> Any:
+        if self._suffix != PARQUET:
+            return self._layout.names
+        from .arrow_rows import schema_of
+
+        return schema_of(self._layout)
 
     def pieces(self, images: Images, ranges: Sequence[range]) -> Generator[Batch, None, None]:
         return self._reading.batches(images, ranges, self._model.device)
 
     def rows(self, piece: Batch) -> Rows:
-        rows = classified(self._model, piece, self._reading.batch_size, self._layout)
+        rows = self._formed(classified(self._model, piece, self._reading.batch_size, self._layout))
         return Rows(piece.start, rows, sum(error is not None for error in piece.errors))
+
+    def _formed(self, results: Results) -> Any:
+        if self._suffix != PARQUET:
+            return lines_of(self._layout, results, self._suffix)
+        from .arrow_rows import rows_of
+
+        return rows_of(self._layout, results)
 
     def _settings(self) -> dict[str, Any]:
         model, layout = self._model, self._layout
@@ -70,36 +85,27 @@ class ClassifyJob:
             "class_names_sha256": sha256(json.dumps(_labels(model)).encode()) if layout.top_k else None,
             "decoder": self._reading.decoder,
             "image_column": self._image_column,
-            "columns": layout.schema.names,
+            "columns": layout.names,
         }
 
 
-def layout_of(model: Model, identity: pa.Schema, top_k: int, embed: bool) -> Layout:
+def layout_of(model: Model, identity: Kinds, top_k: int, embed: bool) -> Layout:
     """Return the columns for the ``top_k`` best classes of ``model``, and its embedding if ``embed``."""
     features = model.architecture.features if embed else 0
     return Layout(identity, min(top_k, model.num_classes), _labels(model), features)
 
 
-def classified(model: Model, batch: Batch, batch_size: int, layout: Layout) -> pa.RecordBatch:
-    """Return the rows of ``batch``, whose pixels are on the model's device; a GPU gets ``batch_size`` images."""
-    indices, scores, embedding = _outputs(model, batch, batch_size, layout)
-    return layout.rows(batch.identity, batch.errors, indices, scores, embedding)
-
-
-def _outputs(model: Model, batch: Batch, batch_size: int, layout: Layout) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return indices and scores ``[N, top_k]``, highest score first, and the embedding ``[N, C]`` or ``None``.
-
-    All are on the CPU.
-    """
+def classified(model: Model, batch: Batch, batch_size: int, layout: Layout) -> Results:
+    """Return what the rows of ``batch`` say; its pixels are on the model's device. A GPU gets ``batch_size`` images."""
     count, pixels = len(batch.errors), batch.pixels
     if pixels.is_cuda:
         pixels = padded(pixels, batch_size)
     wanted = ({"logits": LOGITS} if layout.top_k else {}) | ({"embedding": POOLED} if layout.embedding else {})
     values = model.values(pixels, wanted)
     logits = values["logits"][:count] if layout.top_k else torch.empty(count, 0, dtype=torch.float32, device="cpu")
-    scores, indices = logits.softmax(1).topk(layout.top_k, dim=1)
+    scores, indices = logits.softmax(1).topk(layout.top_k, dim=1)  # highest score first
     embedding = values["embedding"][:count].flatten(1).float().cpu() if layout.embedding else None
-    return indices.cpu(), scores.cpu(), embedding
+    return Results(batch.identity, batch.errors, indices.cpu(), scores.cpu(), embedding)
 
 
 def transforms_setting(transforms: Transforms) -> dict[str, Any]:

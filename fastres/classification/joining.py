@@ -13,7 +13,7 @@ from fastres.terminal import progress_bar, warn
 
 from . import parts
 from .formats import open_writer
-from .manifests import Manifest
+from .manifests import Manifest, refuse_earlier_form
 from .places import Place
 from .report import Report
 from .shards import described, numbers_of
@@ -36,6 +36,7 @@ def join(place: Place, *, progress: bool) -> Report:
             f"{place.folder!r} has no run in shards to join; begin one with: fastres classify SOURCE -o "
             f"{place.output} --shard 1/4"
         )
+    refuse_earlier_form(manifest, place.suffix, place.folder)
     try:
         with unless_finished(place, manifest.run), place.opened():
             document = _joined(place, manifest, progress)
@@ -94,15 +95,15 @@ def _write(target: _Measured, place: Place, manifest: Manifest, slices: list[par
     """Write the rows; return how many have an error."""
     errors = 0
     with (
-        open_writer(target, place.suffix, manifest.arrow_schema, manifest.metadata) as writer,  # type: ignore[arg-type]
+        open_writer(target, place.suffix, manifest.written, manifest.metadata) as writer,  # type: ignore[arg-type]
         progress_bar(
             total=manifest.images, desc="Writing the table", unit="row", delay=1.0, disable=not progress
         ) as bar,
     ):
-        for table in parts.merged(slices, manifest.run, place.read):
-            writer.write_table(table)
-            errors += len(table) - table["error"].null_count
-            bar.update(table.num_rows)
+        for rows in parts.merged(slices, manifest.run, place.read):
+            writer.write_table(rows)
+            errors += len(parts.failed(rows))
+            bar.update(rows.num_rows)
     return errors
 
 

@@ -7,13 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
-
-import pyarrow as pa
 
 from fastres.errors import OutputError, ResumeError
 from fastres.version import __version__
 
+from .formats import PARQUET
 from .work import changes
 
 _SHARED = "shards"  # marks the manifest of a run in shards; those of one process do not have it
@@ -25,7 +25,8 @@ class Manifest:
 
     ``settings`` determine the rows, as JSON values. ``fingerprint`` is the sha256 of the list of ``images`` images,
     made at the time ``listed`` (UTC). ``shards`` is how many shards the first process reckoned with, 0 if it cut them
-    itself. ``schema`` is the Arrow schema of the output. ``arguments`` are those of the command.
+    itself. ``schema`` is the Arrow schema of a Parquet output, ``None`` for CSV and JSON Lines. ``arguments`` are those
+    of the command.
     """
 
     fastres: str
@@ -40,7 +41,7 @@ class Manifest:
     skipped: int
     listed: str
     shards: int
-    schema: str
+    schema: str | None
     arguments: Mapping[str, Any]
 
     @property
@@ -52,7 +53,7 @@ class Manifest:
     @property
     def listing(self) -> str:
         """The name of the file with the list of images."""
-        return f"listing-{self.fingerprint}.arrow"
+        return f"listing-{self.fingerprint}.jsonl"
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -61,8 +62,16 @@ class Manifest:
         return {"version": self.fastres, **self.settings, **facts}
 
     @property
-    def arrow_schema(self) -> pa.Schema:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+    def written(self) -> Any:
+        """The columns of the output, as :func:`fastres.classification.formats.open_writer` wants them."""
+        if self.schema is None:
+            return self.settings["columns"]
+        import pyarrow as pa
+
+        try:
+            return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+        except pa.ArrowException as error:
+            raise ValueError(f"its schema is damaged: {error}") from error
 
     def content(self) -> bytes:
         """Return the manifest as JSON."""
@@ -83,15 +92,26 @@ class Manifest:
             given = {name: document[name] for name in cls.__dataclass_fields__}
             given |= {name: tuple(given[name]) for name in ("source", "columns")}
             manifest = cls(**given)
-            _ = manifest.run, manifest.arrow_schema
-        except (KeyError, TypeError, ValueError, pa.ArrowException):
+            _ = manifest.run
+            if manifest.schema is None or find_spec("pyarrow") is not None:
+                _ = manifest.written
+        except (KeyError, TypeError, ValueError):
             return None
         return manifest
 
 
-def encoded_schema(schema: pa.Schema) -> str:
-    """Return ``schema`` as text for a manifest."""
-    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+def encoded_schema(columns: Any) -> str | None:
+    """Return the Arrow schema of a Parquet output as text for a manifest, or ``None`` for the names of columns."""
+    return None if isinstance(columns, list) else base64.b64encode(columns.serialize().to_pybytes()).decode()
+
+
+def refuse_earlier_form(manifest: Manifest, suffix: str, folder: str) -> None:
+    """Raise ``ResumeError`` if the rows of a CSV or JSON Lines file are kept in Parquet files, as they once were."""
+    if suffix != PARQUET and manifest.schema is not None:
+        raise ResumeError(
+            f"{folder!r} has rows of fastres {manifest.fastres} in an earlier form; join them with that version, or "
+            "delete the folder to start over"
+        )
 
 
 def refuse_changes(manifest: Manifest, now: Mapping[str, Any], folder: str) -> None:

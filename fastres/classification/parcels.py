@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .columns import Columns
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Batch:
     """
 
     start: int
-    identity: pa.RecordBatch
+    identity: Columns
     pixels: Tensor
     errors: tuple[str | None, ...]
 
@@ -55,7 +56,7 @@ class Parcel:
     """
 
     def __init__(
-        self, start: int, count: int, crop: int, fill: Callable[[Tensor], tuple[pa.RecordBatch, tuple[str | None, ...]]]
+        self, start: int, count: int, crop: int, fill: Callable[[Tensor], tuple[Columns, tuple[str | None, ...]]]
     ) -> None:
         self._shape = count, crop, crop, 3
         self._descriptor = os.memfd_create("fastres", os.MFD_CLOEXEC)
@@ -80,9 +81,7 @@ def _mapped(descriptor: int, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8).view(shape).permute(0, 3, 1, 2)
 
 
-def _opened(
-    start: int, identity: pa.RecordBatch, errors: tuple[str | None, ...], shape: tuple[int, ...], sent: Any
-) -> Batch:
+def _opened(start: int, identity: Columns, errors: tuple[str | None, ...], shape: tuple[int, ...], sent: Any) -> Batch:
     descriptor = sent.detach()
     try:
         return Batch(start, identity, _mapped(descriptor, shape), errors)

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from fastres.errors import ImageError, SourceError, near_matches
 
+from .arrow_rows import identity_schema
+from .columns import Columns, Kinds
 from .contents import contents, holds_images
 from .listing import Entry, Listing
 from .parquet_rows import Cursor, OpenParquet
@@ -76,8 +78,8 @@ class ParquetImages:
         return cls(entries, stops, image, pa.schema([_nullable(field) for field in wanted[1:]]))
 
     @property
-    def identity(self) -> pa.Schema:
-        return pa.schema([("path", pa.string()), ("row", pa.int64()), *self.columns])
+    def identity(self) -> Kinds:
+        return ("path", str), ("row", int), *((field.name, field) for field in self.columns)
 
     def __len__(self) -> int:
         return self.stops[-1] if self.stops else 0
@@ -95,7 +97,7 @@ class ParquetImages:
         columns = list(dict.fromkeys([self.image_column, *self.columns.names]))
         return self._cursors.setdefault(os.getpid(), Cursor(columns))
 
-    def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
+    def read(self, start: int, stop: int) -> tuple[Columns, Iterator[str | bytes | ImageError]]:
         parts: list[pa.Table] = []
         images: list[pa.Array | list[ImageError]] = []
         while start < stop:
@@ -114,7 +116,9 @@ class ParquetImages:
                 parts.append(self._identified(entry, row, size, carried))
                 row = None if row is None else row + size
             start += count
-        identity = pa.concat_tables(parts).combine_chunks().to_batches()[0]
+        joined = pa.concat_tables(parts).combine_chunks().to_batches()[0]
+        copied = {name: joined.column(name) for name in self.columns.names}
+        identity: Columns = {name: joined.column(name).to_pylist() for name in ("path", "row")} | copied
         return identity, chain.from_iterable(part if isinstance(part, list) else contents(part) for part in images)
 
     def _parts(self, entry: Entry, start: int, count: int) -> Iterator[pa.RecordBatch | tuple[int, str]]:
@@ -133,7 +137,10 @@ class ParquetImages:
             array if array.type == field.type else array.cast(field.type)
             for array, field in zip(carried, self.columns, strict=True)
         ]
-        return pa.table([pa.array([shown(entry["path"])] * size, pa.string()), numbers, *cast], schema=self.identity)
+        return pa.table(
+            [pa.array([shown(entry["path"])] * size, pa.string()), numbers, *cast],
+            schema=identity_schema(self.identity),
+        )
 
 
 def _text(file: OpenParquet) -> str:

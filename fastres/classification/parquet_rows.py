@@ -15,9 +15,10 @@ from fastres.files import other_kind
 from fastres.storage.objects import ObjectFile
 from fastres.storage.urls import is_url
 
-from .listing import DAMAGE
 from .remote import object_facts, open_object, shown
 
+# What a damaged file makes Arrow raise. ArrowException covers most, but its bindings let others through.
+DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError, TypeError, IndexError, OverflowError)
 BUFFER, REMOTE_BUFFER = 1 << 20, 1 << 22  # bytes read at once from each column of a file, of an object
 
 

@@ -1,8 +1,9 @@
 """Parts: files of finished rows in the work folder.
 
-``rows-1f0c9a77d24be860-000000000000-000000000512.parquet`` holds rows 0 to 512. The first number is a checksum of the
-run (its settings and images), of the two row numbers and of the file's content. A run takes over only parts whose
-checksums match, so that a damaged file or one of another run cannot become part of its output.
+``rows-1f0c9a77d24be860-000000000000-000000000512.json`` holds rows 0 to 512 of a CSV or JSON Lines file, as finished
+lines; a part of a Parquet output is a Parquet file. The first number is a checksum of the run (its settings and images),
+of the two row numbers and of the file's content. A run takes over only parts whose checksums match, so that a damaged
+file or one of another run cannot become part of its output.
 
 The parts of one process follow one another. Those of several processes may overlap, if a process has died and another
 has done its work again. :func:`cover` takes each row from one of them.
@@ -11,25 +12,27 @@ has done its work again. :func:`cover` takes each row from one of them.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from itertools import chain
+from typing import Any
 
 from fastres.errors import ResumeError, StorageError
 from fastres.terminal import progress_bar
 
-from .formats import COMPRESSION
+from . import lines
+from .lines import Lines
 
 ROW_GROUP = 4096  # rows in a row group of the output, so that it does not depend on the parts
-# A part is closed when it has this many rows or is this old. This limits the memory used and the rows lost to a kill.
-PART_ROWS, PART_SECONDS = 4096, 15.0
-_NAME = re.compile(r"rows-([0-9a-f]{16})-(\d{12})-(\d{12})\.parquet")
+# A part is closed when it has this many rows or bytes or is this old. This limits the memory used and the rows lost to
+# a kill.
+PART_ROWS, PART_BYTES, PART_SECONDS = 4096, 1 << 26, 15.0
+_LINES, _ARROW = ".json", ".parquet"
+_NAME = re.compile(r"rows-([0-9a-f]{16})-(\d{12})-(\d{12})\.(?:json|parquet)")
 
+Rows = Any  # Lines, or Arrow's rows: a RecordBatch when they are written, a Table when they are read
 Read = Callable[[str], bytes]  # returns the content of a file in the work folder; raises OSError
 
 
@@ -67,12 +70,16 @@ def named_parts(names: Iterable[str]) -> list[Part]:
     return sorted(Part(int(match[2]), int(match[3]), name, match[1]) for match, name in found if match)
 
 
-def packed(batches: Sequence[pa.RecordBatch], run: str, start: int) -> tuple[str, bytes]:
+def packed(batches: Sequence[Rows], run: str, start: int) -> tuple[str, bytes]:
     """Return name and content of the part with ``batches``, the rows from ``start`` on, of the run ``run``."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_batches(batches), buffer, compression=COMPRESSION)
-    content, stop = buffer.getvalue(), start + sum(batch.num_rows for batch in batches)
-    return f"rows-{_checksum(run, start, stop, content)}-{start:012}-{stop:012}.parquet", content
+    if isinstance(batches[0], Lines):
+        content, suffix = lines.packed(batches), _LINES
+    else:
+        from . import arrow_parts
+
+        content, suffix = arrow_parts.packed(batches), _ARROW
+    stop = start + sum(batch.num_rows for batch in batches)
+    return f"rows-{_checksum(run, start, stop, content)}-{start:012}-{stop:012}{suffix}", content
 
 
 def _checksum(run: str, start: int, stop: int, content: bytes) -> str:
@@ -89,7 +96,7 @@ class DamagedPartError(ResumeError):
         self.part = part
 
 
-def read(part: Part, run: str, read_file: Read) -> pa.Table:
+def read(part: Part, run: str, read_file: Read) -> Rows:
     """Return the rows of a part of the run ``run``. Raises ``DamagedPartError`` if the checksum does not match."""
     try:
         content = read_file(part.name)
@@ -99,8 +106,20 @@ def read(part: Part, run: str, read_file: Read) -> pa.Table:
         raise DamagedPartError(part, f"cannot be read: {error.strerror or error}") from error
     if _checksum(run, part.start, part.stop, content) != part.checksum:
         raise DamagedPartError(part, "is damaged, or belongs to another run")
-    # pq.read_table starts threads that are at work after it. If the program then ended, they could abort it.
-    return pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+    if part.name.endswith(_LINES):
+        return lines.unpacked(content)
+    from . import arrow_parts
+
+    return arrow_parts.unpacked(content)
+
+
+def failed(rows: Rows) -> list[int]:
+    """Return the places of those of ``rows``, which :func:`read` has returned, that have an error."""
+    if isinstance(rows, Lines):
+        return rows.failed
+    from . import arrow_parts
+
+    return arrow_parts.failed(rows)
 
 
 def cover(parts: Iterable[Part], rows: range) -> tuple[list[Slice], list[range]]:
@@ -147,34 +166,32 @@ def check(parts: Iterable[Part], rows: range, count: int, run: str, read_file: R
         try:
             if part.stop > count:
                 raise DamagedPartError(part, "has more rows than the run")
-            column = read(part, run, read_file)["error"]
+            found = failed(read(part, run, read_file))
         except DamagedPartError:
             bad.append(part)
             continue
         good.append(part)
-        if column.null_count < len(column):
-            errors[part] = [part.start + row for row, error in enumerate(column.to_pylist()) if error is not None]
+        if found:
+            errors[part] = [part.start + place for place in found]
     slices, missing = cover(good, rows)
-    failed = sum(each.start <= row < each.stop for each in slices for row in errors.get(each.part, ()))
-    return Kept(slices, missing, bad, failed)
+    count = sum(each.start <= row < each.stop for each in slices for row in errors.get(each.part, ()))
+    return Kept(slices, missing, bad, count)
 
 
-def merged(slices: Iterable[Slice], run: str, read_file: Read) -> Iterator[pa.Table]:
-    """Yield the rows of ``slices`` as tables of ``ROW_GROUP`` rows; the last may be smaller.
+def merged(slices: Iterable[Slice], run: str, read_file: Read) -> Iterator[Rows]:
+    """Yield the rows of ``slices`` in order. Arrow's come as tables of ``ROW_GROUP`` rows; the last may be smaller."""
+    rows = (
+        read(each.part, run, read_file).slice(each.start - each.part.start, each.stop - each.start) for each in slices
+    )
+    first = next(rows, None)
+    if first is None:
+        return
+    if isinstance(first, Lines):
+        yield from chain([first], rows)
+        return
+    from . import arrow_parts
 
-    Each column is in one piece: where pieces end shows in the bytes of a Parquet file.
-    """
-    waiting: list[pa.Table] = []
-    for each in slices:
-        table = read(each.part, run, read_file)
-        waiting.append(table.slice(each.start - each.part.start, each.stop - each.start))
-        if sum(table.num_rows for table in waiting) >= ROW_GROUP:
-            joined = pa.concat_tables(waiting)
-            whole = joined.num_rows - joined.num_rows % ROW_GROUP
-            yield from (joined.slice(start, ROW_GROUP).combine_chunks() for start in range(0, whole, ROW_GROUP))
-            waiting = [joined.slice(whole)]
-    if rest := sum(table.num_rows for table in waiting):
-        yield pa.concat_tables(waiting).slice(0, rest).combine_chunks()
+    yield from arrow_parts.regrouped(chain([first], rows), ROW_GROUP)
 
 
 class PartWriter:
@@ -185,17 +202,21 @@ class PartWriter:
         self._run, self._write = run, write
         # The rows that wait for the next part, and the number of the first. They change together: an interrupt can
         # come at any time.
-        self._waiting: tuple[int, list[pa.RecordBatch]] = 0, []
+        self._waiting: tuple[int, list[Rows]] = 0, []
         self._since = time.monotonic()
 
-    def add(self, start: int, rows: pa.RecordBatch) -> None:
+    def add(self, start: int, rows: Rows) -> None:
         """Add rows from number ``start`` on. Write a part if enough rows are waiting, or for long enough."""
         if start != self._stop():
             self.flush()
             self._waiting = start, []
         self._waiting[1].append(rows)
-        if self._stop() - self._waiting[0] >= PART_ROWS or time.monotonic() - self._since >= PART_SECONDS:
+        is_old = time.monotonic() - self._since >= PART_SECONDS
+        if is_old or self._stop() - self._waiting[0] >= PART_ROWS or self._size() >= PART_BYTES:
             self.flush()
+
+    def _size(self) -> int:
+        return sum(batch.nbytes for batch in self._waiting[1])
 
     def _stop(self) -> int:
         start, batches = self._waiting

@@ -133,7 +133,7 @@ def _listed(
     found = find(request.source)
     place.refuse_inputs([*found.locations, *request.input_files])
     with tempfile.TemporaryDirectory(prefix="fastres-") as folder:
-        path = Path(folder, "listing.arrow")
+        path = Path(folder, "listing.jsonl")
         create_listing(path, found.entries(), found.kind, progress)
         images = opened(found, path, request.image_column, request.columns)
         yield found, images, sum(found.skipped.values())

@@ -21,6 +21,8 @@ from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 from fastres.weights.sources import input_files
 
+from .formats import CSV, JSON_LINES, PARQUET
+
 if TYPE_CHECKING:
     from .job import ClassifyJob
 
@@ -64,8 +66,8 @@ class Request:
         }
         check_decoder(self.decoder)
         refuse_options_of_loaded(self.model, self.weights, self.dtype, self.device, self.categories)
-        hint = "Or let 'fastres predict IMAGES --csv' write CSV, which needs neither" if self.suffix == ".csv" else ""
-        check_dependencies("classify", ["pyarrow"], hint=hint)
+        if self.suffix == PARQUET:
+            check_dependencies("Parquet output", ["pyarrow"], hint=f"Or write {CSV} or {JSON_LINES}, without it")
         check_decoder_package(self.decoder)
         from .batches import checked_workers
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import pyarrow as pa
-
 from fastres.errors import OutputError, WorkerError
 from fastres.terminal import is_terminal, progress_bar
 from fastres.text import path_text
 from fastres.version import __version__
 
+from . import parts
 from .batches import worker_died
 from .listing import write_listing
 from .report import Report
@@ -31,8 +30,9 @@ class Job(Protocol[Piece]):
 
     verb: str  # for the progress bar
 
-    def begin(self, images: Images) -> tuple[pa.Schema, dict[str, Any]]:
-        """Return the columns of the output, and the settings that determine its rows, as JSON values.
+    def begin(self, images: Images) -> tuple[Any, dict[str, Any]]:
+        """Return the columns of the output, as ``formats.open_writer`` wants them, and the settings that determine its
+        rows, as JSON values.
 
         Called once, before any row is computed. May raise the errors of arguments that do not fit ``images``.
         """
@@ -49,7 +49,7 @@ class Rows:
     """The rows from number ``start`` on; ``errors`` of them have an error."""
 
     start: int
-    rows: pa.RecordBatch
+    rows: parts.Rows
     errors: int
 
 
@@ -75,7 +75,7 @@ def run(
         with work.writing(work.new_listing) as file:
             fingerprint = write_listing(found.entries(), found.kind, file, progress)
         images = opened(found, work.new_listing, image_column, columns)
-        schema, settings = job.begin(images)
+        written, settings = job.begin(images)
         count = len(images)
         errors = work.begin(settings, fingerprint, count, progress)
         resumed, recomputed = work.done, work.recomputed
@@ -90,7 +90,7 @@ def run(
             with rows_bar(job.verb, count, work.done, errors, progress) as tell:
                 errors += compute(job, images, work, count, tell)
             with _kept_on_failure(work, count):
-                work.finish(schema, metadata, errors, progress)
+                work.finish(written, metadata, errors, progress)
     seconds, skipped = time.monotonic() - began, sum(found.skipped.values())
     return Report(output, count, errors, resumed, seconds, recomputed, skipped)
 
@@ -110,7 +110,7 @@ class Rowkeeper(Protocol):
     @property
     def advice(self) -> str: ...
 
-    def add(self, start: int, rows: pa.RecordBatch) -> None: ...
+    def add(self, start: int, rows: parts.Rows) -> None: ...
 
     def flush(self) -> None: ...
 

@@ -26,7 +26,7 @@ from . import parts
 from .folder import MANIFEST
 from .job import ClassifyJob
 from .listing import create_listing, difference
-from .manifests import Manifest, encoded_schema, refuse_changes
+from .manifests import Manifest, encoded_schema, refuse_changes, refuse_earlier_form
 from .places import Place
 from .report import Report
 from .requests import Request
@@ -111,7 +111,7 @@ def _refuse_other_files(images: Images, gaps: list[range]) -> None:
     if not isinstance(images, FileImages):
         return  # a missing or another tar or Parquet file is an error by itself
     probes = [rows[index * len(rows) // _PROBES] for rows in gaps[:_PROBES] for index in range(_PROBES)]
-    entries = [images.listing.rows(row, row + 1).to_pylist()[0] for row in sorted(set(probes))]
+    entries = [images.listing.rows(row, row + 1)[0] for row in sorted(set(probes))]
     local = [entry for entry in entries if entry["error"] is None and not is_url(os.fsdecode(entry["path"]))]
     found = [path_or_error(entry) for entry in local]
     if len(local) < _PROBES or not all(isinstance(each, ImageError) for each in found):
@@ -195,6 +195,8 @@ def open_run(
         manifest = Manifest.of(place.manifest(), place.folder)
         if expected is not None and (manifest is None or manifest.run != expected):
             raise _not_there(place, expected)
+        if manifest is not None:
+            refuse_earlier_form(manifest, place.suffix, place.folder)
         if manifest is None and not place.replaces:
             refuse_finished(request, place)  # again, because the output may have been completed in between
         if manifest is None or list_again:
@@ -229,7 +231,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
     with place.new_listing() as path:
         fingerprint = create_listing(path, found.entries(), found.kind, progress)
         images = opened(found, path, request.image_column, request.columns)
-        schema, settings = job.begin(images)
+        written, settings = job.begin(images)
         new = Manifest(
             fastres=__version__,
             settings=settings,
@@ -243,7 +245,7 @@ def _begin(request: Request, job: ClassifyJob, place: Place, shards: int, compar
             skipped=sum(found.skipped.values()),
             listed=datetime.now(timezone.utc).isoformat(" ", "seconds"),
             shards=shards,
-            schema=encoded_schema(schema),
+            schema=encoded_schema(written),
             arguments=request.arguments,
         )
         before = Manifest.of(place.manifest(), place.folder)

@@ -8,19 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
-
-import pyarrow as pa
+from typing import ClassVar, NamedTuple, Protocol
 
 from fastres.errors import ImageError, SourceError
+from fastres.extras import check_dependencies
 from fastres.files import other_kind
 from fastres.storage.objects import Object
 from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 
+from .columns import Columns, Kinds
 from .globs import Glob
 from .listing import FILES, HIDDEN, PARQUET, TAR, Entry, Listing
-from .parquet import ParquetImages, parquet_entries
 from .remote import (
     ObjectWalk,
     expand,
@@ -41,12 +40,12 @@ class Images(Protocol):
     """A numbered sequence of images; it can be pickled, and is cheap to send to a worker process."""
 
     @property
-    def identity(self) -> pa.Schema:
+    def identity(self) -> Kinds:
         """The columns that identify the image of a row."""
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
+    def read(self, start: int, stop: int) -> tuple[Columns, Iterator[str | bytes | ImageError]]:
         """Return the identity of images ``start`` to ``stop``, and each image as a path, bytes or an error.
 
         Raises ``SourceError`` if a tar or Parquet file has changed since it was listed, and ``OutputError`` if the list
@@ -113,6 +112,8 @@ class Found:
         if self.kind == TAR:
             yield from tar_entries(part.path, self.skipped)
         elif self.kind == PARQUET:
+            from .parquet import parquet_entries
+
             yield from parquet_entries(part.path)
         elif part.found is not None:
             yield object_entry(part.found)
@@ -130,7 +131,8 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> F
 
     Each can be a path, or the URL of an object or folder in a store, as text.
 
-    Raises ``SourceError`` if a source is missing, a glob matches nothing, or the kinds differ.
+    Raises ``SourceError`` if a source is missing, a glob matches nothing, or the kinds differ, and
+    ``MissingDependencyError`` for Parquet files without pyarrow.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) or not isinstance(source, Iterable) else list(source)
     names = tuple(os.fspath(name) if isinstance(name, (str, os.PathLike)) else name for name in given)
@@ -145,7 +147,10 @@ def find(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> F
     if len(kinds) > 1:
         examples = ", ".join(f"{shown(path)!r} ({kind})" for kind, path in kinds.items())
         raise SourceError(f"The sources are of different kinds: {examples}; classify each kind in a separate run")
-    return Found(next(iter(kinds), FILES), tuple(parts), tuple(map(_as_text, names)), hidden)
+    kind = next(iter(kinds), FILES)
+    if kind == PARQUET:
+        check_dependencies("Reading Parquet files", ["pyarrow"])
+    return Found(kind, tuple(parts), tuple(map(_as_text, names)), hidden)
 
 
 def _as_text(name: str) -> str:
@@ -231,6 +236,8 @@ def opened(found: Found, listing: Path, image_column: str | None, columns: Seque
         )
     images: Images
     if found.kind == PARQUET:
+        from .parquet import ParquetImages
+
         images = ParquetImages.of(Listing(listing), image_column, tuple(columns))
     else:
         images = FileImages(Listing(listing)) if found.kind == FILES else TarImages(Listing(listing))
@@ -260,15 +267,14 @@ class FileImages:
     """Image files in a list."""
 
     listing: Listing
-    identity = pa.schema([("path", pa.string())])
+    identity: ClassVar[Kinds] = (("path", str),)
 
     def __len__(self) -> int:
         return len(self.listing)
 
-    def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        entries = self.listing.rows(start, stop).to_pylist()
-        names = pa.array([shown(entry["path"]) for entry in entries], pa.string())
-        return pa.RecordBatch.from_arrays([names], schema=self.identity), file_contents(entries, path_or_error)
+    def read(self, start: int, stop: int) -> tuple[Columns, Iterator[str | bytes | ImageError]]:
+        entries = self.listing.rows(start, stop)
+        return {"path": [shown(entry["path"]) for entry in entries]}, file_contents(entries, path_or_error)
 
 
 def path_or_error(entry: Entry) -> str | ImageError:

@@ -106,7 +106,7 @@ class StorePlace(Place):
     @contextmanager
     def new_listing(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="fastres-") as folder:
-            yield Path(folder, "listing.arrow")
+            yield Path(folder, "listing.jsonl")
 
     def publish(self, path: Path, name: str) -> None:
         with path.open("rb") as file, objects.open_output(joined(self._folder, name)) as target:

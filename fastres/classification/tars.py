@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import BinaryIO, NamedTuple
-
-import pyarrow as pa
+from typing import BinaryIO, ClassVar, NamedTuple
 
 from fastres.errors import ImageError, SourceError, StorageError
 from fastres.files import open_regular
@@ -22,6 +20,7 @@ from fastres.storage.urls import is_url, url_text
 from fastres.text import path_text
 
 from .archives import Archive, Damage, Member
+from .columns import Columns, Kinds
 from .listing import FURTHER, HIDDEN, Entry, Listing
 from .remote import is_remote, object_facts, opened_object, requested, shown
 from .walking import has_image_suffix
@@ -199,19 +198,18 @@ class TarImages:
     """Image files in uncompressed tar files; ``listing`` has their offsets."""
 
     listing: Listing
-    identity = pa.schema([("path", pa.string()), ("key", pa.string())])
+    identity: ClassVar[Kinds] = (("path", str), ("key", str))
 
     def __len__(self) -> int:
         return len(self.listing)
 
-    def read(self, start: int, stop: int) -> tuple[pa.RecordBatch, Iterator[str | bytes | ImageError]]:
-        entries = self.listing.rows(start, stop).to_pylist()
-        paths = pa.array([shown(entry["path"]) for entry in entries], pa.string())
-        keys = pa.array([entry["key"] for entry in entries], pa.string())
+    def read(self, start: int, stop: int) -> tuple[Columns, Iterator[str | bytes | ImageError]]:
+        entries = self.listing.rows(start, stop)
+        identity = {"path": [shown(entry["path"]) for entry in entries], "key": [entry["key"] for entry in entries]}
         members = chain.from_iterable(
             (_members_of_object if remote else _members)(list(group)) for remote, group in groupby(entries, is_remote)
         )
-        return pa.RecordBatch.from_arrays([paths, keys], schema=self.identity), members
+        return identity, members
 
 
 def _members(entries: list[Entry]) -> Iterator[bytes | ImageError]:

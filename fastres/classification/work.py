@@ -1,6 +1,6 @@
 """The rows of a run that are finished, in the work folder beside the output, so that a run can be resumed.
 
-``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.arrow``
+``out.parquet.partial/`` holds ``manifest.json`` (settings, and the sha256 of the list of images), ``listing.jsonl``
 (the list) and parts. Every file is written under a temporary name and renamed when it is complete.
 """
 
@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import pyarrow as pa
 
 from fastres.errors import OutputError, ResumeError, ResumeWarning
 from fastres.files import other_kind, read_regular
@@ -109,14 +107,14 @@ class Work:
             f"{str(self.folder)!r} cannot be resumed (use --overwrite to start over, or another output to keep it): "
             f"its run with fastres {before['fastres']}"
         )
+        if before["fastres"] != __version__:
+            raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
         if before["settings"] != self._manifest["settings"]:
             raise ResumeError(
                 f"{kept} had different settings: {changes(before['settings'], self._manifest['settings'])}"
             )
         if before["fingerprint"] != self._manifest["fingerprint"]:
             raise ResumeError(f"{kept} had different images: {difference(self.listing, self.new_listing)}")
-        if before["fastres"] != __version__:
-            raise ResumeError(f"{kept} may compute other values than {__version__}, which is installed now")
         return before
 
     def _warn(self, kept: parts.Kept, described: bool) -> None:
@@ -142,7 +140,7 @@ class Work:
 
     # -- rows ------------------------------------------------------------------------------------------------
 
-    def add(self, start: int, rows: pa.RecordBatch) -> None:
+    def add(self, start: int, rows: parts.Rows) -> None:
         """Add rows from number ``start`` on. Write a part if enough rows are waiting, or for long enough."""
         assert self._writer is not None
         self._writer.add(start, rows)
@@ -162,13 +160,13 @@ class Work:
     def _read(self, name: str) -> bytes:
         return read_regular(self.folder / name)
 
-    def finish(self, schema: pa.Schema, metadata: dict[str, Any], errors: int, progress: bool) -> None:
+    def finish(self, columns: Any, metadata: dict[str, Any], errors: int, progress: bool) -> None:
         """Join the parts into the output and delete the work folder. Raises ``OutputError`` if that fails."""
         self.flush()
         temporary = self.folder / OUTPUT
         try:
             with self.writing(temporary) as file, open_writer(
-                file, self.output.suffix.lower(), schema, metadata
+                file, self.output.suffix.lower(), columns, metadata
             ) as writer:  # fmt: skip
                 self._join(writer, progress)
             # If the process is killed before the folder is gone, this tells the resumed run that the output is its own.
@@ -197,9 +195,9 @@ class Work:
         with progress_bar(
             total=self._count, desc="Writing the table", unit="row", delay=1.0, disable=not progress
         ) as bar:
-            for table in parts.merged(found, self._run, self._read):
-                writer.write_table(table)
-                bar.update(table.num_rows)
+            for rows in parts.merged(found, self._run, self._read):
+                writer.write_table(rows)
+                bar.update(rows.num_rows)
 
     @contextmanager
     def writing(self, target: Path) -> Iterator[BinaryIO]:

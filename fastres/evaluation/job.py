@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fastres.classification.arrow_rows import identity_rows, identity_schema
 from fastres.classification.batches import Reading
+from fastres.classification.columns import Columns
 from fastres.classification.job import sha256, transforms_setting
 from fastres.classification.listing import Listing
 from fastres.classification.parcels import Batch
@@ -56,7 +58,7 @@ class Part:
         return next(iter(self.batches.values())).start
 
     @property
-    def identity(self) -> pa.RecordBatch:
+    def identity(self) -> Columns:
         return next(iter(self.batches.values())).identity
 
     @property
@@ -151,7 +153,7 @@ class EvaluateJob:
         self.images, self.labels = self._kept(images), self._find_labels(images)
         names = self._class_names(self.labels)
         self.layout = Layout(
-            images.identity, self._readers.candidates, names, self.labels is not None, self._references
+            identity_schema(images.identity), self._readers.candidates, names, self.labels is not None, self._references
         )
         self.layout.check()
         return self.layout.schema, self._settings(names)
@@ -161,7 +163,7 @@ class EvaluateJob:
         listing = getattr(images, "listing", None)
         if not isinstance(listing, Listing):  # the list of Parquet files is in memory
             return images
-        copy = Path(shutil.copyfile(listing.path, self._scratch / "listing.arrow"))
+        copy = Path(shutil.copyfile(listing.path, self._scratch / "listing.jsonl"))
         return replace(images, listing=Listing(copy))  # type: ignore[type-var]
 
     def _settings(self, names: tuple[str, ...]) -> dict[str, Any]:
@@ -186,5 +188,6 @@ class EvaluateJob:
         answers: list[Answers] = [each.run(piece.pixels(each)) for each in self._readers.candidates]
         stop = piece.start + len(errors)
         labels = np.full(len(errors), -1) if self.labels is None else self.labels.indices[piece.start : stop]
-        rows = self.layout.rows(piece.identity, errors, labels, answers)
+        identity = identity_rows(piece.identity, self.layout.identity)
+        rows = self.layout.rows(identity, errors, labels, answers)
         return Rows(piece.start, rows, sum(error is not None for error in errors))

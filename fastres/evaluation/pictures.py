@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
+from fastres.classification.columns import Columns
 from fastres.classification.sources import Images
 from fastres.errors import ImageError
 from fastres.images.decoding import load_image
@@ -24,7 +24,7 @@ class Pictures:
     """The images from ``start`` on as uint8 arrays ``[H, W, 3]``. One with an error is a black pixel."""
 
     start: int
-    identity: pa.RecordBatch
+    identity: Columns
     pixels: list[np.ndarray]
     errors: tuple[str | None, ...]
 

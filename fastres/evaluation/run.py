@@ -174,7 +174,7 @@ def _finished(job: EvaluateJob, found: Found, table: Path, scratch: Path, settin
     """
     if not settings.resume or settings.overwrite or not table.exists() or work_folder(table).exists():
         return None
-    listing = scratch / "finished.arrow"
+    listing = scratch / "finished.jsonl"
     fingerprint = create_listing(listing, found.entries(), found.kind, settings.progress)
     images = opened(found, listing, settings.image_column, settings.columns)
     _, now = job.begin(images)

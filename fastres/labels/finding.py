@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from fastres.classification.listing import FILES, PARQUET, TAR
-from fastres.classification.parquet import ParquetImages
 from fastres.classification.remote import shown
 from fastres.classification.sources import FileImages, Found, Images
 from fastres.classification.tars import TarImages
@@ -28,7 +27,6 @@ from .collected import NONE, Collected
 from .files import FOLDERS, LabelFile, read_labels
 from .folders import ClassFolders
 from .named import Entries
-from .parquet import LabelColumn
 from .tars import EXTENSION, tar_labels, tar_names
 
 ACCEPTED = (
@@ -151,6 +149,10 @@ class _Finder:
         return self._result(collected, matched, "folders", matched.text)
 
     def _of_columns(self) -> ImageLabels:
+        from fastres.classification.parquet import ParquetImages
+
+        from .parquet import LabelColumn
+
         assert isinstance(self.images, ParquetImages)
         column = LabelColumn(self.images, self.column)
         collected, damaged = column.labels()

@@ -10,7 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from fastres.classification.formats import is_text, value_type
+from fastres.classification.copied import is_text, value_type
 from fastres.classification.parquet import ParquetImages
 from fastres.classification.parquet_rows import Cursor, OpenParquet
 from fastres.classification.remote import shown

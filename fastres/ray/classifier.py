@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastres.arguments import whole_number
 from fastres.classification import CPU_BATCH, GPU_BATCH
+from fastres.classification.arrow_rows import rows_of, schema_of
 from fastres.classification.batches import decode_into
 from fastres.classification.job import classified, layout_of
 from fastres.classification.parcels import Batch, black
@@ -26,8 +27,6 @@ from fastres.model.predict import require_classifier
 
 from .batches import column_names, find_image_column, images, with_columns
 from .share import assigned, suitable_device, use_threads
-
-_NO_IDENTITY = pa.RecordBatch.from_arrays([], schema=pa.schema([]))
 
 
 class Classifier:
@@ -81,7 +80,7 @@ class Classifier:
         if top_k:
             require_classifier(model, "classify")
         self._model, self._decoder = model, decoder
-        self._layout = layout_of(model, _NO_IDENTITY.schema, top_k, embed)
+        self._layout = layout_of(model, (), top_k, embed)
         self._layout.check(".parquet")
         self._image_column, self._drop_images = image_column, drop_images
         self._batch_size = batch_size or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH)
@@ -103,7 +102,7 @@ class Classifier:
         Raises ``InputError`` if ``batch`` has another format, no column of images, or a column with one of these names.
         """
         names = column_names(batch)
-        twins = [name for name in self._layout.schema.names if name in names]
+        twins = [name for name in self._layout.names if name in names]
         if twins:
             raise InputError(
                 f"The batch already has columns that the classifier adds ({', '.join(twins)}); rename or drop them "
@@ -112,7 +111,7 @@ class Classifier:
         if self._image_column is None:
             self._image_column = find_image_column(batch)
         found = images(batch, self._image_column)
-        added = pa.Table.from_batches(self._rows(found), self._layout.schema)
+        added = pa.Table.from_batches(self._rows(found), schema_of(self._layout))
         return with_columns(batch, added, self._image_column if self._drop_images else None)
 
     def _rows(self, found: Sequence[bytes | ImageError]) -> list[pa.RecordBatch]:
@@ -127,8 +126,9 @@ class Classifier:
             if following is not None:
                 waiting.append(self._decoding(following))
             self._largest = max(self._largest, len(errors))
-            piece = Batch(0, _NO_IDENTITY, pixels.to(self._model.device), errors)
-            rows.append(classified(self._model, piece, self._largest, self._layout))
+            piece = Batch(0, {}, pixels.to(self._model.device), errors)
+            results = classified(self._model, piece, self._largest, self._layout)
+            rows.append(rows_of(self._layout, results))
         return rows
 
     def _decoding(self, piece: Sequence[bytes | ImageError]) -> tuple[Tensor, list[Future[str | None]]]:

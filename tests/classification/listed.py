@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.classification import sources
+from fastres.classification.columns import Columns
 from fastres.classification.listing import Entry, write_listing
 from fastres.errors import ImageError
 
@@ -24,8 +25,8 @@ def listed_and_skipped(
     source: Any, work: Path, image_column: str | None = None, columns: tuple[str, ...] = ()
 ) -> tuple[sources.Images, Counter[str]]:
     found = sources.find(source)
-    write_list(found.entries(), found.kind, work / "listing.arrow")
-    images = sources.opened(found, work / "listing.arrow", image_column, columns)
+    write_list(found.entries(), found.kind, work / "listing.jsonl")
+    images = sources.opened(found, work / "listing.jsonl", image_column, columns)
     return pickle.loads(pickle.dumps(images)), found.skipped
 
 
@@ -39,8 +40,18 @@ def rows(images: sources.Images, size: int = 0) -> list[Row]:
     found: list[Row] = []
     for start in range(0, len(images), size or len(images)):
         identity, contents = images.read(start, min(start + (size or len(images)), len(images)))
-        found += zip(identity.to_pylist(), contents, strict=True)
+        found += zip(rows_of(identity), contents, strict=True)
     return found
+
+
+def rows_of(columns: Columns) -> list[dict[str, Any]]:
+    values = (list(map(python_value, each)) for each in columns.values())
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def python_value(value: Any) -> Any:
+    """Return a value of a list, or of an Arrow array."""
+    return value.as_py() if hasattr(value, "as_py") else value
 
 
 def errors(found: list[Row]) -> list[str]:
@@ -49,4 +60,4 @@ def errors(found: list[Row]) -> list[str]:
 
 def names(images: sources.Images) -> list[str]:
     identity, _ = images.read(0, len(images))
-    return [Path(path).name for path in identity["path"].to_pylist()]
+    return [Path(path).name for path in identity["path"]]

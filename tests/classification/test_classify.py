@@ -150,14 +150,14 @@ class TestOutput:
     def test_two_runs(self, folder: Path, model: fastres.Model, tmp_path: Path, monkeypatch: Any) -> None:
         """A second run on the same output is refused, in this process and in another one. The first run continues."""
         output, ready, go_on = tmp_path / "out.parquet", threading.Event(), threading.Event()
-        original = job._outputs
+        original = job.classified
 
         def outputs(*given: Any) -> Any:
             ready.set()
             assert go_on.wait(60)
             return original(*given)
 
-        monkeypatch.setattr(job, "_outputs", outputs)
+        monkeypatch.setattr(job, "classified", outputs)
         first = threading.Thread(target=classify, args=(folder, output, model))
         first.start()
         assert ready.wait(60)
@@ -202,20 +202,23 @@ class TestOutput:
         assert (report.rows, report.errors, report.resumed) == (24, 3, kept)
 
     def test_file_size_limit(self, folder: Path, tmp_path: Path) -> None:
-        """The operating system refuses to write more while pyarrow is writing."""
-        output = tmp_path / "out.jsonl"
-        command = ["classify", str(folder), "-o", str(output), "--model", "resnet20_digits", "--top-k", "0", "--embed"]
+        """The operating system refuses to write more while pyarrow writes the output, longer than its part."""
+        output = tmp_path / "out.parquet"
+        options = ["--model", "resnet20_digits", "--top-k", "0", "--embed", "--workers", "0", "--device", "cpu"]
+        assert main(["classify", str(folder), "-o", str(tmp_path / "whole.parquet"), *options, "--quiet"]) == 0
+        whole = (tmp_path / "whole.parquet").read_bytes()
+        command = ["classify", str(folder), "-o", str(output), *options]
         process = subprocess.run(
-            [sys.executable, "-m", "fastres", *command, "--workers", "0", "--device", "cpu"],
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
+            [sys.executable, "-m", "fastres", *command],
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) - 300,) * 2),
             capture_output=True,
             text=True,
         )
         assert process.returncode == 2
         assert "File too large. 24 rows are kept" in process.stderr
         assert not output.exists()
-        assert main([*command, "--resume", "--quiet", "--workers", "0"]) == 0
-        assert len(output.read_text().splitlines()) == 24
+        assert main([*command, "--resume", "--quiet"]) == 0
+        assert output.read_bytes() == whole
 
     def test_parts_are_read_without_threads_that_outlive_the_program(self, folder: Path, tmp_path: Path) -> None:
         """Those of ``pyarrow.dataset`` aborted one program in fifty that ended soon after."""

@@ -36,7 +36,7 @@ class TestFolders:
 
     def test_parts(self, folder: Path, tmp_path: Path) -> None:
         identity, contents = listed(folder, tmp_path).read(5, 7)
-        assert identity["path"].to_pylist() == list(contents) == [str(folder / name) for name in ("f.jpg", "g.jpg")]
+        assert identity["path"] == list(contents) == [str(folder / name) for name in ("f.jpg", "g.jpg")]
 
     def test_odd_names(self, digits: list[Image.Image], tmp_path: Path) -> None:
         place = tmp_path / "odd [names]"
@@ -256,12 +256,12 @@ class TestLists:
         long = Listing(tmp_path / "x")
         assert len(long) == 95
         for start, stop in ((0, 95), (9, 11), (10, 20), (94, 95), (0, 1), (35, 62)):
-            assert long.rows(start, stop)["size"].to_pylist() == list(range(start, stop))
+            assert [entry["size"] for entry in long.rows(start, stop)] == list(range(start, stop))
         assert [entry["size"] for entry in long.entries()] == list(range(95))
 
     def test_damage_is_named(self, folder: Path, tmp_path: Path) -> None:
-        listed(folder, tmp_path)
-        path = tmp_path / "listing.arrow"
+        sound = rows(listed(folder, tmp_path))
+        path = tmp_path / "listing.jsonl"
         whole = path.read_bytes()
         chance = random.Random(0)
         for _ in range(200):
@@ -269,9 +269,8 @@ class TestLists:
             content[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
             path.write_bytes(content if chance.random() < 0.8 else whole[: chance.randrange(len(whole))])
             images = sources.FileImages(Listing(path))
-            with suppress(OutputError):
-                for row, _ in rows(images):
-                    row["path"].encode()
+            with suppress(OutputError):  # only the case of a digit of a checksum may differ
+                assert list(map(str, rows(images))) == list(map(str, sound))
         images = sources.FileImages(Listing(path))
         path.unlink()
         with pytest.raises(OutputError, match="cannot be read"):

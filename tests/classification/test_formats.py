@@ -12,8 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fastres.classification.formats import CSV, FORMATS, JSON_LINES, PARQUET, check_format, open_writer
+from fastres.classification.copied import check_format
+from fastres.classification.formats import CSV, FORMATS, JSON_LINES, PARQUET
 from fastres.errors import InputError
+from tests.classification.tables import write_pieces
 
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\x61", b"ok"]).buffers())
 NESTED = pa.struct([("a", pa.list_(pa.binary())), ("t", pa.timestamp("ns"))])
@@ -67,9 +69,7 @@ COLUMNS: dict[str, tuple[pa.Array, list[Any], list[str] | None]] = {
 
 def written(table: pa.Table, suffix: str) -> bytes:
     file = io.BytesIO()
-    with open_writer(file, suffix, table.schema, {}) as writer:
-        writer.write_table(table.slice(0, 1))
-        writer.write_table(table.slice(1))
+    write_pieces(file, suffix, [table.slice(0, 1), table.slice(1)])
     return file.getvalue()
 
 

@@ -27,7 +27,7 @@ from .conftest import classify, encoded, failed
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, batch: int = 3) -> None:
     """Raise ``error`` instead of returning the results of a batch."""
-    original, calls = job._outputs, []
+    original, calls = job.classified, []
 
     def outputs(*given: Any) -> Any:
         calls.append(given)
@@ -35,7 +35,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, error: BaseException, batch: int 
             raise error
         return original(*given)
 
-    monkeypatch.setattr(job, "_outputs", outputs)
+    monkeypatch.setattr(job, "classified", outputs)
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ def test_control_c(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     script = (
         "import os, signal, sys, fastres.classification.job as job, fastres.commands.cli as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's parent may ignore SIGINT
-        "original, calls = job._outputs, []\n"
+        "original, calls = job.classified, []\n"
         "def outputs(*given):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.killpg(0, signal.SIGINT)\n"  # the whole group, as a terminal does
         "    return original(*given)\n"
-        "job._outputs = outputs\n"
+        "job.classified = outputs\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     output = tmp_path / "out.csv"

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -221,7 +220,7 @@ def test_in_a_daemonic_process(folder: Path, tmp_path: Path) -> None:
 
 def test_an_error_about_the_run_is_not_blamed_on_the_workers(model: fastres.Model) -> None:
     class Images:
-        identity = pa.schema([("path", pa.string())])
+        identity = (("path", str),)
 
         def __len__(self) -> int:
             return 5

@@ -135,10 +135,21 @@ class TestManifest:
         assert len(part_files(interrupted)) == 3
 
     def test_damaged_list_of_images(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
-        (kept(interrupted) / "listing.arrow").write_bytes(b"damaged")
+        (kept(interrupted) / "listing.jsonl").write_bytes(b"damaged")
         (folder / "zz.jpg").write_bytes(b"")
         with pytest.raises(ResumeError, match="had different images"):
             classify(folder, interrupted, model, resume=True)
+
+    def test_a_list_of_an_earlier_version(self, interrupted: Path, folder: Path, model: fastres.Model) -> None:
+        """It had another name and, for the same images, another checksum."""
+        place = kept(interrupted)
+        (place / "listing.jsonl").rename(place / "listing.arrow")
+        manifest = json.loads((place / "manifest.json").read_text())
+        (place / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 64}))
+        with pytest.raises(ResumeError, match=r"--overwrite to start over.*had different images"):
+            classify(folder, interrupted, model, resume=True)
+        classify(folder, interrupted, model, overwrite=True)
+        assert not place.exists()
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_list_of_images_that_becomes_a_pipe(

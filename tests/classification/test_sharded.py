@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import shutil
@@ -9,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -367,3 +369,19 @@ def test_options_that_do_not_go_together(
         main(["classify", *arguments])
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_an_earlier_version(folder: Path, model: fastres.Model, tmp_path: Path) -> None:
+    """It kept the rows of CSV and JSON Lines in Parquet files, and the Arrow schema in the manifest."""
+    output = tmp_path / "out.csv"
+    classify(folder, output, model, shard="1/2")
+    path = work_folder(output) / "manifest.json"
+    schema = base64.b64encode(pa.schema([("path", pa.string())]).serialize().to_pybytes()).decode()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": schema}))
+    for call in (
+        lambda: fastres.join_shards(output, progress=False),
+        lambda: classify(folder, output, model, shard="2/2"),
+    ):
+        with pytest.raises(ResumeError, match=r"in an earlier form; join them with that version, or delete the folder"):
+            call()
+    assert not output.exists()

@@ -17,9 +17,9 @@ ANIMALS = ("cat", "dog", "owl")
 
 def opened(source: Any, work: Path, image_column: str | None = None) -> tuple[sources.Found, sources.Images]:
     found = sources.find(source)
-    with (work / "listing.arrow").open("wb+") as file:
+    with (work / "listing.jsonl").open("wb+") as file:
         write_listing(found.entries(), found.kind, file, progress=False)
-    return found, sources.opened(found, work / "listing.arrow", image_column, ())
+    return found, sources.opened(found, work / "listing.jsonl", image_column, ())
 
 
 def labels(source: Any, given: Any, work: Path, classes: int | Sequence[str] = 3, **options: Any) -> ImageLabels:

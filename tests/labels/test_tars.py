@@ -134,7 +134,7 @@ class TestDamage:
                 _, images = opened(path, tmp_path)
             except SourceError:  # nothing is left
                 continue
-            keys = images.read(0, len(images))[0]["key"].to_pylist()
+            keys = images.read(0, len(images))[0]["key"]
             found = labels(path, given, tmp_path)
             for key, index in zip(keys, found.indices.tolist(), strict=True):
                 assert index == (-1 if key is None else given[key])

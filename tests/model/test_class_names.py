@@ -156,7 +156,7 @@ def test_an_interrupted_table_needs_the_same_names(
 
     photo, names = digits
     Image.fromarray(PHOTO).save(tmp_path / "second.png")
-    table, done = tmp_path / "table.jsonl", running._outputs
+    table, done = tmp_path / "table.jsonl", running.classified
 
     def interrupted(model: fastres.Model, batch: running.Batch, *rest: object) -> object:
         if batch.start:
@@ -164,7 +164,7 @@ def test_an_interrupted_table_needs_the_same_names(
         return done(model, batch, *rest)  # type: ignore[arg-type]
 
     options = {"decoder": "exact", "workers": 0, "model": "resnet20_digits", "batch_size": 1, "progress": False}
-    monkeypatch.setattr(running, "_outputs", interrupted)
+    monkeypatch.setattr(running, "classified", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fastres.classify([photo, photo.with_name("second.png")], table, categories=names, **options)  # type: ignore
     monkeypatch.undo()

@@ -74,7 +74,6 @@ def browse(
 
     >>> browse("photos.parquet", "photos.html", pictures=1000)
     """
-    check_dependencies("browse", ["pyarrow"])
     name = os.fspath(table)
     if html is None:
         if is_url(name):
@@ -89,8 +88,10 @@ def check_page(html: str | os.PathLike[str], files: Iterable[str], overwrite: bo
     """Return the path of a page that is to be written. Call this before the work that it shows.
 
     Raises ``OutputError`` if it cannot be written, if it is or holds one of the ``files``, or exists (unless
-    ``overwrite``), and ``InputError`` if it is a URL, has another suffix, or the number of ``pictures`` is invalid.
+    ``overwrite``), ``InputError`` if it is a URL, has another suffix, or the number of ``pictures`` is invalid, and
+    ``MissingDependencyError`` without pyarrow.
     """
+    check_dependencies("A page of results", ["pyarrow"])
     whole_number(pictures, "pictures")
     name = os.fspath(html)
     if is_url(name) or os.path.splitext(name)[1].lower() not in SUFFIXES:

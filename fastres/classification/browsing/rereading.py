@@ -118,7 +118,7 @@ def _read(
 
 
 def _opened(kind: str, entries: Iterable[Entry], folder: Path, image_column: str | None = None) -> Images:
-    path = folder / "listing.arrow"
+    path = folder / "listing.jsonl"
     create_listing(path, entries, kind, False)
     return opened(Found(kind, (), ()), path, image_column, ())
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from fastres.classification.formats import CSV, FORMATS, PARQUET
-from fastres.classification.listing import DAMAGE, FILES, TAR
+from fastres.classification.listing import FILES, TAR
 from fastres.classification.listing import PARQUET as PARQUET_ROWS
-from fastres.classification.parquet_rows import OpenParquet
+from fastres.classification.parquet_rows import DAMAGE, OpenParquet
 from fastres.classification.remote import open_object, shown
 from fastres.errors import InputError, SourceError
 from fastres.files import open_regular

@@ -10,16 +10,17 @@ import pytest
 import fastres
 from fastres.classification.browsing import table
 from fastres.classification.browsing.table import TYPES, ResultTable
-from fastres.classification.formats import FORMATS, open_writer
+from fastres.classification.formats import FORMATS
 from fastres.errors import InputError, SourceError
 from tests.classification.conftest import classify
+from tests.classification.tables import write_pieces
 
 ODD = ["a,b.jpg", 'with "quotes"', "new\nline", "café", "", "x" * 10_000, "a\\b", "\u2028", "'"]
 
 
 def written(path: Path, content: pa.Table) -> ResultTable:
-    with path.open("wb") as file, open_writer(file, path.suffix, content.schema, {"model": "m"}) as writer:
-        writer.write_table(content)
+    with path.open("wb") as file:
+        write_pieces(file, path.suffix, [content])
     return ResultTable(str(path))
 
 

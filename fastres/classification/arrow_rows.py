@@ -1,0 +1,57 @@
+"""Rows as Arrow holds them, for Parquet files and for Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from .columns import Columns, Kinds
+from .tables import Layout, Results
+
+_TYPES = {str: pa.string(), int: pa.int64()}
+
+
+def identity_schema(kinds: Kinds) -> pa.Schema:
+    """Return the Arrow schema of the columns that identify an image."""
+    return pa.schema([pa.field(name, _TYPES[kind]) if isinstance(kind, type) else kind for name, kind in kinds])
+
+
+def identity_rows(columns: Columns, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the values of the columns of ``schema``, which :func:`identity_schema` has made."""
+    arrays = [_array(columns[field.name], field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Sequence[object] | pa.Array, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+
+
+def schema_of(layout: Layout) -> pa.Schema:
+    """Return the Arrow schema of the rows of ``layout``."""
+    fields = [*identity_schema(layout.identity), pa.field("error", pa.string())]
+    for rank in range(1, layout.top_k + 1):
+        fields += [
+            pa.field(f"label_{rank}", pa.string()),
+            pa.field(f"index_{rank}", pa.int32()),
+            pa.field(f"score_{rank}", pa.float32()),
+        ]
+    if layout.embedding:
+        fields.append(pa.field("embedding", pa.list_(pa.float32(), layout.embedding)))
+    return pa.schema(fields)
+
+
+def rows_of(layout: Layout, results: Results) -> pa.RecordBatch:
+    """Return the rows of N images. If an image has an error, all its columns except identity and error are null."""
+    failed = np.array([error is not None for error in results.errors])
+    identity = identity_rows(results.identity, identity_schema(layout.identity))
+    arrays = [*identity.columns, pa.array(results.errors, pa.string())]
+    labels = pa.array(layout.categories, pa.string())
+    for rank in range(layout.top_k):
+        index = pa.array(results.indices[:, rank].numpy().astype(np.int32), mask=failed)
+        arrays += [labels.take(index), index, pa.array(results.scores[:, rank].numpy(), mask=failed)]
+    if results.embedding is not None:
+        values = pa.array(results.embedding.contiguous().numpy().reshape(-1))
+        arrays.append(pa.FixedSizeListArray.from_arrays(values, layout.embedding, mask=pa.array(failed)))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema_of(layout))
