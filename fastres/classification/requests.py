@@ -149,5 +149,5 @@ def check_decoder_package(decoder: str, extra: str = "classify") -> None:
     if decoder == FAST and importlib.util.find_spec("simplejpeg") is None:
         raise MissingDependencyError(
             f"decoder='fast' needs simplejpeg, which is not installed: {install(extra)}. Or use "
-            "decoder='exact' (--decoder exact), which needs only Pillow; it takes longer, and scores differ slightly"
+            "decoder='exact', which needs only Pillow; it takes longer, and scores differ slightly"
         )
