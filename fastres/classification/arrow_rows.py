@@ -28,30 +28,35 @@ def _array(values: Sequence[object] | pa.Array, kind: pa.DataType) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
-def schema_of(layout: Layout) -> pa.Schema:
-    """Return the Arrow schema of the rows of ``layout``."""
-    fields = [*identity_schema(layout.identity), pa.field("error", pa.string())]
-    for rank in range(1, layout.top_k + 1):
-        fields += [
-            pa.field(f"label_{rank}", pa.string()),
-            pa.field(f"index_{rank}", pa.int32()),
-            pa.field(f"score_{rank}", pa.float32()),
-        ]
-    if layout.embedding:
-        fields.append(pa.field("embedding", pa.list_(pa.float32(), layout.embedding)))
-    return pa.schema(fields)
+class ArrowRows:
+    """Makes the rows of ``layout``; ``schema`` is theirs."""
 
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self._identity = layout, identity_schema(layout.identity)
+        self._labels = pa.array(layout.categories, pa.string())
+        self.schema = pa.schema(self._fields())
 
-def rows_of(layout: Layout, results: Results) -> pa.RecordBatch:
-    """Return the rows of N images. If an image has an error, all its columns except identity and error are null."""
-    failed = np.array([error is not None for error in results.errors])
-    identity = identity_rows(results.identity, identity_schema(layout.identity))
-    arrays = [*identity.columns, pa.array(results.errors, pa.string())]
-    labels = pa.array(layout.categories, pa.string())
-    for rank in range(layout.top_k):
-        index = pa.array(results.indices[:, rank].numpy().astype(np.int32), mask=failed)
-        arrays += [labels.take(index), index, pa.array(results.scores[:, rank].numpy(), mask=failed)]
-    if results.embedding is not None:
-        values = pa.array(results.embedding.contiguous().numpy().reshape(-1))
-        arrays.append(pa.FixedSizeListArray.from_arrays(values, layout.embedding, mask=pa.array(failed)))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema_of(layout))
+    def _fields(self) -> list[pa.Field]:
+        fields = [*self._identity, pa.field("error", pa.string())]
+        for rank in range(1, self._layout.top_k + 1):
+            fields += [
+                pa.field(f"label_{rank}", pa.string()),
+                pa.field(f"index_{rank}", pa.int32()),
+                pa.field(f"score_{rank}", pa.float32()),
+            ]
+        if self._layout.embedding:
+            fields.append(pa.field("embedding", pa.list_(pa.float32(), self._layout.embedding)))
+        return fields
+
+    def of(self, results: Results) -> pa.RecordBatch:
+        """Return the rows of N images. If an image has an error, all columns but its identity and error are null."""
+        failed = np.array([error is not None for error in results.errors])
+        arrays = [*identity_rows(results.identity, self._identity).columns, pa.array(results.errors, pa.string())]
+        for rank in range(self._layout.top_k):
+            index = pa.array(results.indices[:, rank].numpy().astype(np.int32), mask=failed)
+            arrays += [self._labels.take(index), index, pa.array(results.scores[:, rank].numpy(), mask=failed)]
+        if results.embedding is not None:
+            values = pa.array(results.embedding.contiguous().numpy().reshape(-1))
+            embedding = pa.FixedSizeListArray.from_arrays(values, self._layout.embedding, mask=pa.array(failed))
+            arrays.append(embedding)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)

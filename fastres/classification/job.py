@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +52,8 @@ class ClassifyJob:
     def begin(self, images: Images) -> tuple[Any, dict[str, Any]]:
         self._layout = layout_of(self._model, images.identity, self._top_k, self._embed)
         self._layout.check(self._suffix)
-        return self._columns(), self._settings()
-
-    def _columns(self) -> Any:
-        if self._suffix != PARQUET:
-            return self._layout.names
-        from .arrow_rows import schema_of
-
-        return schema_of(self._layout)
+        columns, self._formed = _form(self._layout, self._suffix)
+        return columns, self._settings()
 
     def pieces(self, images: Images, ranges: Sequence[range]) -> Generator[Batch, None, None]:
         return self._reading.batches(images, ranges, self._model.device)
@@ -66,13 +61,6 @@ class ClassifyJob:
     def rows(self, piece: Batch) -> Rows:
         rows = self._formed(classified(self._model, piece, self._reading.batch_size, self._layout))
         return Rows(piece.start, rows, sum(error is not None for error in piece.errors))
-
-    def _formed(self, results: Results) -> Any:
-        if self._suffix != PARQUET:
-            return lines_of(self._layout, results, self._suffix)
-        from .arrow_rows import rows_of
-
-        return rows_of(self._layout, results)
 
     def _settings(self) -> dict[str, Any]:
         model, layout = self._model, self._layout
@@ -87,6 +75,16 @@ class ClassifyJob:
             "image_column": self._image_column,
             "columns": layout.names,
         }
+
+
+def _form(layout: Layout, suffix: str) -> tuple[Any, Callable[[Results], Any]]:
+    """Return the columns as ``formats.open_writer`` wants them, and the function that makes the rows."""
+    if suffix != PARQUET:
+        return layout.names, partial(lines_of, layout, suffix)
+    from .arrow_rows import ArrowRows
+
+    rows = ArrowRows(layout)
+    return rows.schema, rows.of
 
 
 def layout_of(model: Model, identity: Kinds, top_k: int, embed: bool) -> Layout:

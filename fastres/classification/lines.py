@@ -60,7 +60,7 @@ def unpacked(content: bytes) -> Lines:
     return Lines(document["lines"], document["errors"])
 
 
-def lines_of(layout: Layout, results: Results, suffix: str) -> Lines:
+def lines_of(layout: Layout, suffix: str, results: Results) -> Lines:
     """Return the rows of N images. If an image has an error, all its columns except identity and error are null."""
     failed = [error is not None for error in results.errors]
     columns: dict[str, Sequence[Any]] = {**results.identity, "error": results.errors}

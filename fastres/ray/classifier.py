@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastres.arguments import whole_number
 from fastres.classification import CPU_BATCH, GPU_BATCH
-from fastres.classification.arrow_rows import rows_of, schema_of
+from fastres.classification.arrow_rows import ArrowRows
 from fastres.classification.batches import decode_into
 from fastres.classification.job import classified, layout_of
 from fastres.classification.parcels import Batch, black
@@ -82,6 +82,7 @@ class Classifier:
         self._model, self._decoder = model, decoder
         self._layout = layout_of(model, (), top_k, embed)
         self._layout.check(".parquet")
+        self._formed = ArrowRows(self._layout)
         self._image_column, self._drop_images = image_column, drop_images
         self._batch_size = batch_size or (GPU_BATCH if model.device.type == "cuda" else CPU_BATCH)
         self._largest = 0  # piece so far
@@ -111,7 +112,7 @@ class Classifier:
         if self._image_column is None:
             self._image_column = find_image_column(batch)
         found = images(batch, self._image_column)
-        added = pa.Table.from_batches(self._rows(found), schema_of(self._layout))
+        added = pa.Table.from_batches(self._rows(found), self._formed.schema)
         return with_columns(batch, added, self._image_column if self._drop_images else None)
 
     def _rows(self, found: Sequence[bytes | ImageError]) -> list[pa.RecordBatch]:
@@ -128,7 +129,7 @@ class Classifier:
             self._largest = max(self._largest, len(errors))
             piece = Batch(0, {}, pixels.to(self._model.device), errors)
             results = classified(self._model, piece, self._largest, self._layout)
-            rows.append(rows_of(self._layout, results))
+            rows.append(self._formed.of(results))
         return rows
 
     def _decoding(self, piece: Sequence[bytes | ImageError]) -> tuple[Tensor, list[Future[str | None]]]:

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pytest
 import torch
 
-from fastres.classification.arrow_rows import rows_of
+from fastres.classification.arrow_rows import ArrowRows
 from fastres.classification.formats import CSV, JSON_LINES, header
 from fastres.classification.lines import Lines, lines_of, number_text, packed, unpacked
 from fastres.classification.tables import Layout, Results
@@ -42,8 +42,8 @@ def layout(embedding: int) -> Layout:
 def test_csv_is_what_pyarrow_writes() -> None:
     given = results(layout(0))
     file = io.BytesIO()
-    pyarrow.csv.write_csv(pa.Table.from_batches([rows_of(layout(0), given)]), file)
-    lines = lines_of(layout(0), given, CSV)
+    pyarrow.csv.write_csv(pa.Table.from_batches([ArrowRows(layout(0)).of(given)]), file)
+    lines = lines_of(layout(0), CSV, given)
     assert header(layout(0).names, CSV) + "".join(lines.texts) == file.getvalue().decode()
     assert lines.failed == [1, 5]
 
@@ -51,8 +51,8 @@ def test_csv_is_what_pyarrow_writes() -> None:
 @pytest.mark.parametrize("embedding", [0, 2])
 def test_json_has_the_values_of_an_arrow_table(embedding: int) -> None:
     given = results(layout(embedding))
-    lines = lines_of(layout(embedding), given, JSON_LINES)
-    expected = rows_of(layout(embedding), given).to_pylist()
+    lines = lines_of(layout(embedding), JSON_LINES, given)
+    expected = ArrowRows(layout(embedding)).of(given).to_pylist()
     assert expected[0]["score_1"] != expected[0]["score_1"]
     expected[0]["score_1"] = "NaN"
     assert [json.loads(text) for text in lines.texts] == expected
@@ -76,7 +76,7 @@ def test_a_nested_column_is_refused() -> None:
 
 
 def test_parts_and_pieces_keep_the_errors() -> None:
-    lines = lines_of(layout(0), results(layout(0)), CSV)
+    lines = lines_of(layout(0), CSV, results(layout(0)))
     again = unpacked(packed([lines.slice(0, 2), lines.slice(2, 3), lines.slice(5, 4)]))
     assert again == lines
     assert lines.slice(4, 3) == Lines(lines.texts[4:7], [1])
