@@ -1,11 +1,7 @@
 """Parts: files of finished rows in the work folder.
 
 ``rows-1f0c9a77d24be860-000000000000-000000000512.json`` holds rows 0 to 512 of a CSV or JSON Lines file, as finished
-<<<<<<< HEAD
-lines; a part of a Parquet output is a Parquet file. The first number is a checksum of the run (its settings and
-=======
 lines. A part of a Parquet output is a Parquet file. The first number is a checksum of the run (its settings and
->>>>>>> csv
 images), of the two row numbers and of the file's content. A run takes over only parts whose checksums match, so that a
 damaged file or one of another run cannot become part of its output.
 
