@@ -20,8 +20,6 @@ from fastres.errors import ImageError, SourceError
 from fastres.terminal import is_terminal, json_text, progress_bar, say
 from fastres.text import path_text
 
-from .urls import fetched, is_url
-
 if TYPE_CHECKING:
     from fastres.model.predictions import Predictions
 
@@ -165,6 +163,8 @@ def images(given: Iterable[str], allow_urls: bool = False) -> Iterator[tuple[str
 
 
 def _from_url(url: str, allowed: bool) -> io.BytesIO | ImageError:
+    from .urls import fetched, is_url
+
     if not is_url(url):
         return ImageError(
             f"{url!r} is not a URL that predict downloads; give http:// or https://, or run 'fastres classify', which "
