@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,9 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f} ms"
 
 
+@functools.cache
 def document() -> dict[str, Any]:
+    """Return what the run measured, with the machine and the versions."""
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
     return found
 

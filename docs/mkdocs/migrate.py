@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from results import had_empty_caches
+
 from fastres.bench.report import results
 from fastres.bench.report.results import Row
 from fastres.bench.report.standing import EAGER, FASTRES, median, timed
@@ -65,7 +67,7 @@ def _verdict(runs: Iterable[results.Results], engine: str) -> list[str]:
 
 def _machine(run: results.Results) -> str:
     facts = run.environment
-    cold = ", empty caches" if facts.get("first_call", "").startswith("empty") else ""
+    cold = ", empty caches" if had_empty_caches(run) else ""
     device = facts["gpu"] or f"{facts['cpu']}, {facts['threads']} threads"
     return f"{device}{cold}"
 

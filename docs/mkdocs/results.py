@@ -30,10 +30,15 @@ def measured() -> str:
     )
 
 
+def had_empty_caches(run: results.Results) -> bool:
+    """Return True if the run measured first calls with empty compilation caches."""
+    return str(run.environment.get("first_call", "")).startswith("empty")
+
+
 def _section(run: results.Results, folder: Path, named: bool) -> str:
     """Return the section of a run; its heading is ``named`` after the networks if the device has several runs."""
     facts = run.environment
-    cold = ", with empty caches" if facts.get("first_call", "").startswith("empty") else ""
+    cold = ", with empty caches" if had_empty_caches(run) else ""
     networks = f": {', '.join(dict.fromkeys(row.model for row in run.rows))}{cold}" if named else ""
     command = todays_command(facts.get("command", "python -m bench.run"))
     headline, lost = standing.verdict(run.rows)

@@ -50,7 +50,6 @@ __all__ = [
     "GPU_BATCH",
     "HTML_PICTURES",
     "Report",
-    "check_dependencies",
     "classify",
     "join_shards",
     "plan_shards",

@@ -60,7 +60,7 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
         return lambda: 0
     _refuse_unknown_command(parser, arguments[0])
     options, left = parser.parse_known_args(arguments)
-    wording.options = vars(options)["options_of_command"]
+    wording.options = options.options_of_command
     if len(left) == 1 and not left[0].startswith("-") and getattr(options, "path", "") is None:
         options.path = left.pop()  # argparse gives up an optional path that comes after other options
     if left:
@@ -77,7 +77,7 @@ def _command(arguments: list[str], wording: Wording) -> Callable[[], int | None]
 
 def _refuse_unknown_command(parser: argparse.ArgumentParser, given: str) -> None:
     """End the program, with similar names, if ``given`` is no command."""
-    known = next(iter(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)))
+    known = completion.commands_of(parser)
     if not given.startswith("-") and given not in known:
         parser.error(f"there is no command {given!r}.{near_matches(given, known)} 'fastres --help' lists all")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from fastres.errors import MissingDependencyError
@@ -32,12 +33,16 @@ def run(options: argparse.Namespace) -> int:
 
 def complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell that asked for completions of ``parser``'s arguments, and end the process."""
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    for command in commands.choices.values():
+    for command in commands_of(parser).values():
         for action in command._actions:
             if action.dest in _OF_MODELS:
-                action.completer = _models
+                action.completer = _models  # type: ignore[attr-defined]
     _argcomplete().autocomplete(parser)
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands of ``parser`` by name."""
+    return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
 def _models(**kwargs: Any) -> list[str]:

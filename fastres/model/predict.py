@@ -89,12 +89,10 @@ def predict_each(
                 batch = torch.stack(good).to(model.device).contiguous(memory_format=torch.channels_last)
                 predictions = iter(top_predictions(model(batch), top_k, model.categories))
             for (name, source), image in zip(chunk, read, strict=True):
-                yield (
-                    name,
-                    image
-                    if isinstance(image, ImageError)
-                    else Predictions(next(predictions), kept_image(source, False)),
-                )
+                if isinstance(image, ImageError):
+                    yield name, image
+                else:
+                    yield name, Predictions(next(predictions), kept_image(source, False))
 
 
 def require_classifier(model: Classifier, what: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastres.classification.processes import devices
 from fastres.classification.requests import refuse_options_of_loaded
 from fastres.errors import DtypeError
 from fastres.extras import check_dependencies
@@ -105,8 +106,6 @@ def _loaded(
 
 def _devices(model: Model, device: torch.device | str | None) -> list[str]:
     """Return the device of each model process."""
-    from fastres.classification.processes import devices
-
     if model.dtype == torch.int8 and device is None:
         device = "cpu"
     found = devices(None if device is None else parse_device(device), None)
